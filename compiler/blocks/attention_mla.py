@@ -1,0 +1,79 @@
+"""Multi-head latent attention, expanded: keys and values of every head are computed from the latent."""
+
+from dsc.compiler.blocks.context import Context
+from dsc.compiler.blocks.rope import softmax_scale
+from dsc.compiler.graph.block import Block, Value
+from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.ops.attention import CausalAttention
+from dsc.compiler.ops.norm import RmsNorm
+from dsc.compiler.ops.projection import Linear
+from dsc.compiler.ops.rope import Rotate
+from dsc.compiler.ops.shape import AddHeadDim, Concat, ExpandHeads, FlattenHeads, Split, Unflatten
+from dsc.spec.attention import MlaAttention
+
+
+def build_mla(context: Context, spec: MlaAttention) -> Block:
+    constants, hidden, dtype = context.constants, context.hidden_size, context.dtype
+    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H")
+    latent = constants.dim("KV_LORA_RANK", spec.kv_lora_rank, "attention.kv_lora_rank", "L")
+    nope = constants.dim("QK_NOPE_HEAD_DIM", spec.qk_nope_head_dim, "attention.qk_nope_head_dim", "N")
+    rotary = constants.dim("QK_ROPE_HEAD_DIM", spec.qk_rope_head_dim, "attention.qk_rope_head_dim", "R")
+    value = constants.dim("V_HEAD_DIM", spec.v_head_dim, "attention.v_head_dim", "V")
+    head_dim = constants.derived("QK_HEAD_DIM", nope + rotary)
+    eps = constants.number("LATENT_NORM_EPS", spec.latent_norm_eps, "attention.latent_norm_eps")
+    softmax_scale(constants, spec.rope, "attention.rope", "QK_HEAD_DIM")
+
+    block = BlockBuilder("LatentAttention", class_doc=_doc(spec))
+    x, rope = block.input("x", context.hidden), block.input("rope", context.rope)
+
+    q = _queries(block, context, spec, x, heads, head_dim)
+    q = block.add("q", Unflatten((heads, head_dim)), q)
+    q_nope, q_rope = block.add_many(("q_nope", "q_rope"), Split((nope, rotary)), q)
+    q_rope = block.add("q_rope", Rotate(spec.rope.layout), q_rope, rope)
+    q = block.add("q", Concat(), q_nope, q_rope)
+
+    block.paragraph()
+    kv = block.add("kv", Linear("kv_a_proj_with_mqa", hidden, latent + rotary, dtype), x)
+    kv_latent, k_rope = block.add_many(("kv_latent", "k_rope"), Split((latent, rotary)), kv)
+    kv_latent = block.add("kv_latent", RmsNorm("kv_a_layernorm", latent, eps, dtype), kv_latent)
+    k_rope = block.add("k_rope", AddHeadDim(), k_rope)
+    k_rope = block.add("k_rope", Rotate(spec.rope.layout), k_rope, rope)
+    block.keep(kv_latent, context.cache_dtype)
+    block.keep(k_rope, context.cache_dtype)
+
+    block.paragraph()
+    kv = block.add("kv", Linear("kv_b_proj", latent, heads * (nope + value), dtype), kv_latent)
+    kv = block.add("kv", Unflatten((heads, nope + value)), kv)
+    k_nope, v = block.add_many(("k_nope", "v"), Split((nope, value)), kv)
+    k_rope = block.add("k_rope", ExpandHeads(heads), k_rope)
+    k = block.add("k", Concat(), k_nope, k_rope)
+
+    block.paragraph()
+    out = block.add("out", CausalAttention(_variant(spec)), q, k, v)
+    out = block.add("out", FlattenHeads(), out)
+    return block.finish(block.add("out", Linear("o_proj", heads * value, hidden, dtype), out))
+
+
+def _queries(block: BlockBuilder, context: Context, spec: MlaAttention, x: Value, heads: Dim, head_dim: Dim) -> Value:
+    """[B, S, H * head_dim], through a latent of their own where the spec has one."""
+    hidden, dtype = context.hidden_size, context.dtype
+    if spec.q_lora_rank is None:
+        return block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype), x)
+    rank = context.constants.dim("Q_LORA_RANK", spec.q_lora_rank, "attention.q_lora_rank", "Q")
+    q_latent = block.add("q_latent", Linear("q_a_proj", hidden, rank, dtype), x)
+    q_latent = block.add("q_latent", RmsNorm("q_a_layernorm", rank, "LATENT_NORM_EPS", dtype), q_latent)
+    return block.add("q", Linear("q_b_proj", rank, heads * head_dim, dtype), q_latent)
+
+
+def _variant(spec: MlaAttention) -> str:
+    """PyTorch's fused attention wants equal head dims: the narrower side is padded."""
+    qk = spec.qk_nope_head_dim + spec.qk_rope_head_dim
+    if qk == spec.v_head_dim:
+        return "equal"
+    return "padded_v" if qk > spec.v_head_dim else "padded_qk"
+
+
+def _doc(spec: MlaAttention) -> str:
+    queries = "" if spec.q_lora_rank is None else ", queries through a latent too"
+    return f"Multi-head latent attention in its expanded form{queries} (DeepSeek-V2, section 2.1)."

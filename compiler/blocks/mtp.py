@@ -1,0 +1,70 @@
+"""Multi-token prediction (DeepSeek-V3, section 2.2): one more layer for each token further ahead."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.blocks.context import Context
+from dsc.compiler.graph.block import Block, Value
+from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.ops.call import CallListed, CallModule, Signature
+from dsc.compiler.ops.norm import RmsNorm
+from dsc.compiler.ops.projection import Embedding, Linear
+from dsc.compiler.ops.shape import Concat, SkipFirst, SkipLast
+
+DOC = "Predicts one token further ahead from the depth before and the token between (DeepSeek-V3, section 2.2)."
+
+
+def build_mtp(context: Context, layer: Block) -> Block:
+    """eh_proj(concat(enorm(embedding), hnorm(hidden))), a layer, a norm: the input of the shared head."""
+    hidden, dtype, eps = context.hidden_size, context.dtype, "NORM_EPS"
+    block = BlockBuilder("MultiTokenPredictor", class_doc=DOC)
+    x = block.input("x", context.hidden)
+    ahead = block.input("ahead", context.hidden)
+    rope = block.input("rope", context.rope)
+    ahead = block.add("ahead", RmsNorm("enorm", hidden, eps, dtype), ahead)
+    x = block.add("x", RmsNorm("hnorm", hidden, eps, dtype), x)
+    x = block.add("x", Concat(), ahead, x)
+    x = block.add("x", Linear("eh_proj", hidden * 2, hidden, dtype), x)
+    names = ["x", *(value.name for value in layer.outputs[1:])]
+    x, *losses = block.add_many(names, CallModule(Signature.of(layer), "layer"), x, rope)
+    normed = block.add("hidden", RmsNorm("norm", hidden, eps, dtype), x)
+    return block.finish(normed, x, *losses) if _passes_raw_state(context) else block.finish(normed, *losses)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What the loss of one depth starts from, and what the next depth reads."""
+
+    state: Value
+    tokens: Value
+    labels: Value
+    rope: Value
+
+
+def add_depth(
+    block: BlockBuilder, context: Context, module: Block, depth: int, before: Depth
+) -> tuple[Depth, Value, list[Value]]:
+    """Runs one depth; returns the next one's start, the hidden state for the head, and the layer's losses.
+
+    Depth d (from 0) sees positions 0 .. S - d - 2: its input token lies d + 1 ahead of the position, its label one further.
+    """
+    assert context.spec.mtp is not None
+    count = context.constants.dim("MTP_DEPTH", context.spec.mtp.depth, "mtp.depth")
+    block.paragraph()
+    tokens = block.add("tokens", SkipFirst(1), before.tokens)
+    labels = block.add("labels", SkipFirst(1), before.labels)
+    rope = block.add("rope", SkipLast(1), before.rope)
+    state = block.add(before.state.name, SkipLast(1), before.state)
+    table = Embedding("embed_tokens", context.vocab_size, context.hidden_size, context.dtype)
+    ahead = block.add("ahead", table, tokens)
+    raw = [state.name] if _passes_raw_state(context) else []
+    losses = [f"mtp_{value.name}" for value in module.outputs[1 + len(raw) :]]
+    call = CallListed(Signature.of(module), "mtp", depth, count)
+    hidden, *rest = block.add_many(["hidden", *raw, *losses], call, state, ahead, rope)
+    state = rest.pop(0) if raw else hidden
+    return Depth(state, tokens, labels, rope), hidden, rest
+
+
+def _passes_raw_state(context: Context) -> bool:
+    """Whether a depth hands on its state from before the norm; the last one has nobody to hand it to."""
+    mtp = context.spec.mtp
+    return mtp is not None and mtp.hidden == "pre_norm" and mtp.depth > 1

@@ -1,0 +1,110 @@
+"""The router of a mixture of experts."""
+
+from dsc.compiler.blocks.context import Context
+from dsc.compiler.graph.block import Block, Value
+from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.ops.elementwise import Scale
+from dsc.compiler.ops.router import (
+    BiasedSelectionScores,
+    ClosedGroups,
+    CountExperts,
+    GatherWeights,
+    GroupExperts,
+    GroupScoreMax,
+    GroupScoreTop2Sum,
+    MaskGroups,
+    MeanProbability,
+    MeanShareOfScores,
+    NormaliseWeights,
+    NormaliseWeightsGuarded,
+    RecordLoad,
+    RouterLogits,
+    RouterLogitsModelDtype,
+    Score,
+    SelectionScores,
+    SequenceBalanceLoss,
+    TopExperts,
+    UpdateSelectionBias,
+)
+from dsc.spec.ffn import MoeFfn
+from dsc.spec.router import Router
+
+
+def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> Block:
+    """Ids and weights of the chosen experts, [B, S, K] each; with a sequence-wise loss, that loss too."""
+    spec, constants = moe.router, context.constants
+    block = BlockBuilder("Router", class_doc=_doc(spec))
+    x = block.input("x", context.hidden)
+    logits_op = RouterLogits if spec.compute_dtype == "float32" else RouterLogitsModelDtype
+    logits = block.add("logits", logits_op(context.hidden_size, experts, context.dtype), x)
+    scores = block.add("scores", Score(spec.score), logits)
+
+    block.paragraph()
+    choice_op = BiasedSelectionScores(experts) if spec.selection_bias else SelectionScores()
+    choice = block.add("choice", choice_op, scores)
+    if spec.topk_group < spec.n_group:
+        choice = _limit_groups(block, context, moe, choice, experts)
+    chosen = block.add("experts", TopExperts(top_k), choice)
+
+    block.paragraph()
+    weights = block.add("weights", GatherWeights(), scores, chosen)
+    if spec.norm_topk_prob:
+        normalise = NormaliseWeightsGuarded if spec.score == "sigmoid" else NormaliseWeights
+        weights = block.add("weights", normalise(), weights)
+    if spec.routed_scaling_factor != 1.0:
+        factor = constants.number(
+            "ROUTED_SCALING_FACTOR", float(spec.routed_scaling_factor), "ffn.moe.router.routed_scaling_factor"
+        )
+        weights = block.add("weights", Scale(factor), weights)
+    return block.finish(chosen, weights, *_balance(block, context, spec, scores, chosen, experts, top_k))
+
+
+def build_bias_update(context: Context, rate: float) -> Block:
+    """Router.update_selection_bias, called between steps."""
+    name = context.constants.number("BIAS_UPDATE_RATE", rate, "ffn.moe.router.balance.bias_update_rate")
+    doc = "Lower the bias of experts above the mean load, raise it below; the count starts again."
+    block = BlockBuilder("Router", doc, method="update_selection_bias")
+    block.add_many((), UpdateSelectionBias(name))
+    return block.finish()
+
+
+def _limit_groups(block: BlockBuilder, context: Context, moe: MoeFfn, choice: Value, experts: Dim) -> Value:
+    """Only experts of the best groups may be chosen."""
+    spec, constants = moe.router, context.constants
+    groups = constants.dim("NUM_GROUPS", spec.n_group, "ffn.moe.router.n_group", "G")
+    top_groups = constants.dim("TOP_GROUPS", spec.topk_group, "ffn.moe.router.topk_group")
+    grouped = block.add("groups", GroupExperts(groups, experts // groups), choice)
+    score = GroupScoreMax() if spec.group_score == "max" else GroupScoreTop2Sum()
+    group_scores = block.add("group_scores", score, grouped)
+    closed = block.add("closed", ClosedGroups(top_groups), group_scores)
+    return block.add("choice", MaskGroups(experts), grouped, closed)
+
+
+def _balance(
+    block: BlockBuilder, context: Context, spec: Router, scores: Value, chosen: Value, experts: Dim, top_k: Dim
+) -> tuple[Value, ...]:
+    """What training needs to keep the load even; nothing where the spec asks for nothing."""
+    balance = spec.balance
+    if balance.bias_update_rate is None and balance.sequence_aux_loss_alpha is None:
+        return ()
+    block.paragraph()
+    counts = block.add("counts", CountExperts(experts), chosen)
+    if balance.bias_update_rate is not None:
+        block.add_many((), RecordLoad(experts), counts)
+    if balance.sequence_aux_loss_alpha is None:
+        return ()
+    alpha = context.constants.number(
+        "SEQUENCE_AUX_LOSS_ALPHA", balance.sequence_aux_loss_alpha, "ffn.moe.router.balance.sequence_aux_loss_alpha"
+    )
+    share = block.add("share", MeanProbability() if spec.score == "softmax" else MeanShareOfScores(), scores)
+    return (block.add("balance_loss", SequenceBalanceLoss(alpha, experts, top_k), counts, share, chosen),)
+
+
+def _doc(spec: Router) -> str:
+    text = f"Top-k over {spec.score} scores"
+    if spec.topk_group < spec.n_group:
+        text += ", within the best groups"
+    if spec.selection_bias:
+        text += "; the bias chooses experts but never weighs them"
+    return text + "."

@@ -1,0 +1,56 @@
+"""The pipeline, as a line of calls: spec -> graph -> passes -> files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import BaseLoader
+
+import dsc.compiler.ops  # noqa: F401  registers the op kinds
+from dsc.compiler.blocks.model import build_graph
+from dsc.compiler.emit.package import emit_package
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.verify import verify
+from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
+
+Pass = Callable[[Graph], Graph]
+
+INFERENCE_PASSES: tuple[Pass, ...] = (for_inference, last_position, with_cache)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A spec, its graph for training, and the one for generation that follows from it."""
+
+    spec: ModelSpec
+    training: Graph
+    inference: Graph
+
+
+def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
+    """Passes in order, the graph verified after each."""
+    for one in passes:
+        graph = verify(one(graph))
+    return graph
+
+
+def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
+    training = run(verify(build_graph(spec)), training_passes)
+    inference = run(training, INFERENCE_PASSES)
+    return Program(spec, training, verify(as_functions(inference, training)))
+
+
+def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
+    """The package, every file by its path."""
+    return emit_package(program.spec, program.training, program.inference, templates)
+
+
+def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:
+    """A path or a zoo name to the files of its package."""
+    spec = load(source)
+    return spec, emit(build(spec))

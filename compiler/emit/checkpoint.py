@@ -1,0 +1,46 @@
+"""checkpoint.py of a package: what the graph's parameters are called in Hugging Face's files."""
+
+from __future__ import annotations
+
+from jinja2 import Environment
+
+from dsc.compiler.emit.header import header
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.hf import checkpoint_names, export_config, family
+from dsc.compiler.ops.moe import GroupedLinear
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
+
+TEMPLATE = "package/checkpoint.py"
+
+
+def checkpoint_file(templates: Environment, spec: ModelSpec, graph: Graph) -> str:
+    names = checkpoint_names(spec)
+    disk = {"gate_proj": names.expert_gate, "up_proj": names.expert_up, "down_proj": names.expert_down}
+    linear = spec.precision.linear
+    layers = [constant.name for constant in graph.constants if constant.origin.startswith("layers[")]
+    return templates.get_template(f"{TEMPLATE}.jinja").render(
+        header=header(spec, TEMPLATE),
+        model_names=[*(sorted([*layers, "MTP_DEPTH"]) if spec.mtp else []), "Model"],
+        num_layers=" + ".join(layers),
+        config_note="" if family(spec) else ": Hugging Face has no model type for this architecture",
+        config={key: repr(value) for key, value in saved_config(spec).items()},
+        expert_parts={name: tuple(disk[part] for part in parts) for name, parts in expert_parts(graph).items()},
+        moe_block=names.moe_block,
+        mtp=spec.mtp is not None,
+        fp8=linear.weight_block if isinstance(linear, Fp8BlockLinear) else None,
+        tied=spec.tie_word_embeddings,
+    )
+
+
+def saved_config(spec: ModelSpec) -> dict[str, object]:
+    """config.json beside the weights that `save_hf` writes, which are never quantised."""
+    if family(spec) is None:
+        return {"model_type": spec.package_name}
+    return {key: value for key, value in export_config(spec).items() if key != "quantization_config"}
+
+
+def expert_parts(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Stacked parameters of experts, and the projections that lie one above the other in each."""
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
+    return {op.name: op.parts for op in ops if isinstance(op, GroupedLinear)}

@@ -1,0 +1,87 @@
+"""Blocks to classes: which attributes a class makes, and its methods, ready to print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsc.compiler.emit.printer import Printer
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class Declaration:
+    name: str
+    expression: str
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    signature: str
+    returns: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Class:
+    name: str
+    doc: str
+    constructor: str
+    declarations: tuple[Declaration, ...]
+    construction: tuple[str, ...]
+    methods: tuple[Method, ...]
+
+
+def classes(graph: Graph, printer: Printer) -> list[str]:
+    """The printed classes, leaves first."""
+    names = dict.fromkeys(block.class_name for block in graph.blocks.values())
+    template = printer.templates.get_template("model/class.py.jinja")
+    return [template.render({"class": describe(graph, printer, name)}) for name in names]
+
+
+def describe(graph: Graph, printer: Printer, name: str) -> Class:
+    blocks = graph.methods(name)
+    arguments = {symbol.name: symbol for block in blocks for symbol in block.arguments}
+    return Class(
+        name=name,
+        doc=next((block.class_doc for block in blocks if block.class_doc), name),
+        constructor=", ".join(["self", *(f"{argument}: int" for argument in arguments)]),
+        declarations=declarations(blocks, printer),
+        construction=("self.init_weights()",) if name == graph.root else (),
+        methods=tuple(method(block, printer) for block in blocks),
+    )
+
+
+def declarations(blocks: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
+    """Each attribute once, in the order of first use; parts of a module list are joined in the order of the schedule."""
+    found: dict[str, list[str]] = {}
+    for block in blocks:
+        for node in block.nodes():
+            expression = printer.declaration(node.op)
+            name = node.op.attribute()
+            if expression is not None and name is not None and expression not in found.setdefault(name, []):
+                found[name].append(expression)
+    return tuple(Declaration(name, _joined(name, parts)) for name, parts in found.items())
+
+
+def _joined(name: str, parts: list[str]) -> str:
+    if parts[0].startswith("["):
+        return f"nn.ModuleList({' + '.join(parts)})"
+    assert len(parts) == 1, f"{name} is declared in two ways: {parts}"
+    return parts[0]
+
+
+def method(block: Block, printer: Printer) -> Method:
+    return Method(block.method, signature(printer.owner, block), returns(block), tuple(printer.body(block, block.doc)))
+
+
+def signature(first: str, block: Block) -> str:
+    return ", ".join([first, *(f"{value.name}: {value.type.annotation}" for value in block.inputs)])
+
+
+def returns(block: Block) -> str:
+    kinds = [value.type.annotation for value in block.outputs]
+    if not kinds:
+        return "None"
+    return kinds[0] if len(kinds) == 1 else f"tuple[{', '.join(kinds)}]"

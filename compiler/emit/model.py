@@ -1,0 +1,57 @@
+"""model.py of a package: the classes of the graph, the helpers that their lines call, the constants of both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dsc.compiler.emit.classes import classes
+from dsc.compiler.emit.printer import Printer
+from dsc.compiler.emit.pyfile import constants, imports, legend, used_names
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
+
+KERNELS = "kernels."  # a requirement of this kind is a module of the package, not a helper in the file
+
+
+def model_body(graph: Graph, printer: Printer) -> str:
+    definitions = [*helpers(graph, printer), *classes(graph, printer)]
+    return "\n\n\n".join(text.strip("\n") for text in definitions) + "\n"
+
+
+def requirements(graph: Graph) -> dict[str, Op]:
+    """Every helper that some line calls, with the op that wants it first, in order of need."""
+    found: dict[str, Op] = {}
+    for block in graph.blocks.values():
+        for node in block.nodes():
+            for name in node.op.requires:
+                found.setdefault(name, node.op)
+    return found
+
+
+def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> list[str]:
+    """The printed helper functions, less those that stand elsewhere; those that others build on first."""
+    needed = requirements(graph)
+    wanted = {name: op for name, op in needed.items() if not name.startswith(KERNELS) and name not in besides}
+    order = sorted(
+        wanted, key=lambda name: (name != "upcast", not name.startswith("rotary_table"), list(wanted).index(name))
+    )
+    return [printer.templates.get_template(f"helpers/{name}.py.jinja").render(op=wanted[name]) for name in order]
+
+
+def kernel_modules(graph: Graph) -> list[str]:
+    """The modules of the package's kernels/ folder that the graph needs."""
+    return sorted(name.removeprefix(KERNELS) for name in requirements(graph) if name.startswith(KERNELS))
+
+
+def model_file(graph: Graph, printer: Printer, name: str, header: str) -> str:
+    body = model_body(graph, printer)
+    used = used_names(body)
+    local = [(f".kernels.{kernel}", kernel) for kernel in kernel_modules(graph)]
+    return printer.templates.get_template("model/model.py.jinja").render(
+        header=header,
+        name=name,
+        legend=legend(graph.constants.symbols(), body),
+        imports=imports(used, local),
+        constants=constants(graph.constants, used),
+        body=body,
+    )

@@ -1,0 +1,88 @@
+"""Nodes to lines: the templates of templates/ops, one for each op kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+
+from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.op import Op
+
+WIDTH = 120
+INDENT = 8
+
+
+def environment(extra: BaseLoader | None = None) -> Environment:
+    """The templates of the package; `extra` is looked at first."""
+    package = PackageLoader("dsc.templates", "")
+    return Environment(
+        loader=ChoiceLoader([extra, package]) if extra else package,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Python, not HTML; every string of a spec that is printed matches NAME_PATTERN
+    )
+
+
+@dataclass(frozen=True)
+class Printer:
+    """Prints nodes, with `owner` as the name of the module that holds their parameters."""
+
+    templates: Environment
+    owner: str = "self"
+
+    def body(self, block: Block, doc: str) -> list[str]:
+        """The lines of a method, its return included; every line ends with the shapes of what it makes."""
+        lines = [f'"""{doc}"""'] if doc else []
+        nodes = block.nodes()
+        returned = bool(nodes) and nodes[-1].outputs == block.outputs and self._is_line(nodes[-1])
+        for node in nodes:
+            lines += [""] if node.paragraph else []
+            lines += self._statement(block, node, returned and node is nodes[-1])
+        if block.outputs and not returned:
+            lines.append(f"return {', '.join(value.name for value in block.outputs)}")
+        return lines
+
+    def declaration(self, op: Op) -> str | None:
+        """The expression that makes the op's attribute, if it has one."""
+        return self._block(op, "declare", {}) if op.attribute() is not None else None
+
+    def _is_line(self, node: Node) -> bool:
+        return "line" in self._template(node.op).blocks
+
+    def _statement(self, block: Block, node: Node, returned: bool) -> list[str]:
+        used = {value for other in block.nodes() for value in other.inputs} | set(block.outputs)
+        single = len(node.outputs) == 1
+        outs = [value.name if single or value in used else "_" for value in node.outputs]
+        names = [value.name for value in node.inputs]
+        context = {
+            **dict(zip(node.op.operands, names, strict=True)),
+            "inputs": names,
+            "outs": outs,
+            "out": ", ".join(outs),
+        }
+        if not self._is_line(node):
+            return self._block(node.op, "statement", context).strip("\n").split("\n")
+        expression = self._block(node.op, "line", context)
+        start = "return" if returned else f"{context['out']} ="
+        return _commented(f"{start} {expression}", [value.type.shape_text() for value in node.outputs])
+
+    def _template(self, op: Op) -> Template:
+        return self.templates.get_template(f"ops/{op.kind}.py.jinja")
+
+    def _block(self, op: Op, name: str, context: Mapping[str, object]) -> str:
+        template = self._template(op)
+        values = template.new_context({"op": op, "module": self.owner, **context})
+        return "".join(template.blocks[name](values))
+
+
+def _commented(line: str, shapes: list[str]) -> list[str]:
+    """The shapes behind the line, or above it where both together would make the formatter break the line."""
+    text = ", ".join(shape for shape in shapes if shape)
+    if all(shape in ("", "[]") for shape in shapes):
+        return [line]
+    together = f"{line}  # {text}"
+    return [together] if len(together) + INDENT <= WIDTH else [f"# {text}", line]

@@ -1,0 +1,232 @@
+"""Symbolic sizes: named constants of the model, run-time symbols such as B and S, and arithmetic on them.
+
+A `Dim` keeps the form it was written in, because that form is printed into the emitted code; two dims are the
+same size when their expanded polynomials are equal, however they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+# A sum of products: {("B", "S"): 2} is 2 B S.
+Polynomial = Mapping[tuple[str, ...], Fraction]
+
+
+class Dim:
+    """A size, or a cost made of sizes."""
+
+    def __add__(self, other: Dim | int) -> Dim:
+        return simplify_sum(self, as_dim(other))
+
+    def __radd__(self, other: int) -> Dim:
+        return simplify_sum(as_dim(other), self)
+
+    def __mul__(self, other: Dim | int) -> Dim:
+        return simplify_product(self, as_dim(other))
+
+    def __rmul__(self, other: int) -> Dim:
+        return simplify_product(as_dim(other), self)
+
+    def __sub__(self, other: Dim | int) -> Dim:
+        return self + as_dim(other) * -1
+
+    def __floordiv__(self, divisor: Dim | int) -> Dim:
+        return Quotient(self, as_dim(divisor))
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        """The number, with run-time symbols bound by name; a missing or inexact one is an assertion of ours."""
+        total = Fraction(0)
+        for names, coefficient in self.polynomial().items():
+            product = coefficient
+            for name in names:
+                assert bindings and name in bindings, f"{name} is not bound in {self}"
+                product *= bindings[name]
+            total += product
+        assert total.denominator == 1, f"{self} = {total} is not whole"
+        return int(total)
+
+    def polynomial(self) -> Polynomial:
+        """Expanded over run-time symbols, constants replaced by their numbers; zero terms left out."""
+        raise TypeError(type(self))
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        """The same size with some symbols replaced."""
+        raise TypeError(type(self))
+
+    def same(self, other: Dim | int) -> bool:
+        return self.polynomial() == as_dim(other).polynomial()
+
+    def shape_text(self) -> str:
+        """As written in a shape comment: one-letter names where the symbol has one."""
+        raise TypeError(type(self))
+
+
+@dataclass(frozen=True)
+class Int(Dim):
+    number: int
+
+    def polynomial(self) -> Polynomial:
+        return {(): Fraction(self.number)} if self.number else {}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return self
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+    def shape_text(self) -> str:
+        return str(self.number)
+
+
+@dataclass(frozen=True)
+class Symbol(Dim):
+    """A named size: known now (`size`), made of others (`definition`), or known at run time (neither)."""
+
+    name: str
+    size: int | None = None
+    definition: Dim | None = None
+    letter: str | None = None
+
+    def polynomial(self) -> Polynomial:
+        if self.definition is not None:
+            return self.definition.polynomial()
+        return Int(self.size).polynomial() if self.size is not None else {(self.name,): Fraction(1)}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        if self.name in bindings or self.definition is None:
+            return bindings.get(self.name, self)
+        inner = self.definition.substitute(bindings)
+        return self if inner.same(self.definition) else inner
+
+    def __str__(self) -> str:
+        return self.name
+
+    def shape_text(self) -> str:
+        if self.letter is None and self.definition is not None:
+            return self.definition.shape_text()
+        return self.letter or self.name
+
+
+@dataclass(frozen=True)
+class Sum(Dim):
+    left: Dim
+    right: Dim
+
+    def polynomial(self) -> Polynomial:
+        terms = dict(self.left.polynomial())
+        for names, coefficient in self.right.polynomial().items():
+            terms[names] = terms.get(names, Fraction(0)) + coefficient
+        return {names: coefficient for names, coefficient in terms.items() if coefficient}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return self.left.substitute(bindings) + self.right.substitute(bindings)
+
+    def _text(self, left: str, right: Dim, right_text: str) -> str:
+        if isinstance(right, Int) and right.number < 0:
+            return f"{left} - {-right.number}"
+        return f"{left} + {right_text}"
+
+    def __str__(self) -> str:
+        return self._text(str(self.left), self.right, str(self.right))
+
+    def shape_text(self) -> str:
+        return self._text(self.left.shape_text(), self.right, self.right.shape_text())
+
+
+@dataclass(frozen=True)
+class Product(Dim):
+    left: Dim
+    right: Dim
+
+    def polynomial(self) -> Polynomial:
+        terms: dict[tuple[str, ...], Fraction] = {}
+        for left, a in self.left.polynomial().items():
+            for right, b in self.right.polynomial().items():
+                names = tuple(sorted(left + right))
+                terms[names] = terms.get(names, Fraction(0)) + a * b
+        return {names: coefficient for names, coefficient in terms.items() if coefficient}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return self.left.substitute(bindings) * self.right.substitute(bindings)
+
+    def __str__(self) -> str:
+        return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
+
+    def shape_text(self) -> str:
+        texts = [dim.shape_text() for dim in (self.left, self.right)]
+        return " * ".join(f"({text})" if " + " in text or " - " in text else text for text in texts)
+
+
+@dataclass(frozen=True)
+class Quotient(Dim):
+    """An exact division by a known number."""
+
+    numerator: Dim
+    divisor: Dim
+
+    def polynomial(self) -> Polynomial:
+        divisor = self.divisor.value()
+        return {names: coefficient / divisor for names, coefficient in self.numerator.polynomial().items()}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return Quotient(self.numerator.substitute(bindings), self.divisor)
+
+    def __str__(self) -> str:
+        text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
+        return f"{text} // {self.divisor}"
+
+    def shape_text(self) -> str:
+        text = self.numerator.shape_text()
+        text = f"({text})" if isinstance(self.numerator, Sum | Product) else text
+        return f"{text} / {self.divisor.shape_text()}"
+
+
+def as_dim(value: Dim | int) -> Dim:
+    return Int(value) if isinstance(value, int) else value
+
+
+def simplify_sum(left: Dim, right: Dim) -> Dim:
+    if isinstance(left, Int) and isinstance(right, Int):
+        return Int(left.number + right.number)
+    if right == Int(0):
+        return left
+    if left == Int(0):
+        return right
+    return Sum(left, right)
+
+
+def simplify_product(left: Dim, right: Dim) -> Dim:
+    if isinstance(left, Int) and isinstance(right, Int):
+        return Int(left.number * right.number)
+    if left == Int(1):
+        return right
+    if right == Int(1):
+        return left
+    if Int(0) in (left, right):
+        return Int(0)
+    return Product(left, right)
+
+
+def total(dims: list[Dim]) -> Dim:
+    """The sum; zero for none."""
+    result: Dim = Int(0)
+    for dim in dims:
+        result = result + dim
+    return result
+
+
+def product(dims: tuple[Dim, ...]) -> Dim:
+    """The product; one for none."""
+    result: Dim = Int(1)
+    for dim in dims:
+        result = result * dim
+    return result
+
+
+# Run-time sizes. T is what a mixture of experts sees when batch and sequence are flattened.
+B = Symbol("B", letter="B")
+S = Symbol("S", letter="S")
+C = Symbol("C", letter="C")
+T = Symbol("T", definition=B * S, letter="T")

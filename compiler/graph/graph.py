@@ -1,0 +1,87 @@
+"""The graph of a model: its blocks, each once however often it repeats, and how they call each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.constants import Constants
+from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.op import Op, Parameter, Types
+
+ROOT_CLASS = "Model"
+
+
+class Call(Op):
+    """An op that runs another block. How often, and with which sizes, is all that costs need to know."""
+
+    def callee(self) -> str:
+        """The key of the block, "Class.method"."""
+        raise TypeError(type(self))
+
+    def prefixes(self) -> tuple[str, ...]:
+        """The attribute paths of the modules that run, one for each repeat; "" for a method of the same class."""
+        raise TypeError(type(self))
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        """The callee's symbols in the caller's terms: constructor sizes and run-time sizes."""
+        raise TypeError(type(self))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Blocks by key in reading order, leaves first; `root` is the class of the model."""
+
+    blocks: Mapping[str, Block]
+    constants: Constants
+    root: str = ROOT_CLASS
+
+    def map(self, change: Callable[[Block], Block]) -> Graph:
+        """Every block changed by a function."""
+        return replace(self, blocks={key: change(block) for key, block in self.blocks.items()})
+
+    def methods(self, class_name: str) -> tuple[Block, ...]:
+        return tuple(block for block in self.blocks.values() if block.class_name == class_name)
+
+    def walk(self, key: str, prefix: str = "") -> Iterator[tuple[str, Node, Mapping[str, Dim]]]:
+        """Every node that runs when a block does, through all calls: (module path, node, sizes bound)."""
+        yield from self._walk(key, prefix, {})
+
+    def _walk(self, key: str, prefix: str, sizes: Mapping[str, Dim]) -> Iterator[tuple[str, Node, Mapping[str, Dim]]]:
+        for node in self.blocks[key].nodes():
+            yield prefix, node, sizes
+            if isinstance(node.op, Call):
+                bindings = node.op.bindings(node.input_types)
+                inner = {name: dim.substitute(sizes) for name, dim in bindings.items()}
+                for path in node.op.prefixes():
+                    yield from self._walk(node.op.callee(), f"{prefix}{path}." if path else prefix, inner)
+
+    def executions(self, key: str) -> Iterator[Block]:
+        """Every block that runs when one does, itself first, as often as it runs."""
+        yield self.blocks[key]
+        for node in self.blocks[key].nodes():
+            if isinstance(node.op, Call):
+                for _ in node.op.prefixes():
+                    yield from self.executions(node.op.callee())
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Every parameter of the model by its full name, shapes with the constructor's sizes filled in."""
+        found: dict[str, Parameter] = {}
+        for block in self.methods(self.root):
+            for prefix, node, sizes in self.walk(block.key):
+                for parameter in node.op.parameters():
+                    shape = tuple(dim.substitute(sizes) for dim in parameter.type.shape)
+                    found[prefix + parameter.name] = replace(parameter, type=replace(parameter.type, shape=shape))
+        return found
+
+    def flops(self, key: str) -> Dim:
+        """Forward FLOPs of a block and all that it calls, a formula in B and S."""
+        result: Dim = Int(0)
+        for node in self.blocks[key].nodes():
+            if isinstance(node.op, Call):
+                inner = self.flops(node.op.callee()).substitute(node.op.bindings(node.input_types))
+                result = result + inner * len(node.op.prefixes())
+            else:
+                result = result + node.flops()
+        return result

@@ -1,0 +1,111 @@
+"""The contract of an op kind: everything that the rest of the compiler may ask of one line of the model.
+
+An op kind is a frozen dataclass derived from `Op`, registered with `@register`, and one template
+`ops/<kind>.py.jinja` that prints it. Nothing else in the compiler names op kinds, except passes that rewrite them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
+
+from dsc.compiler.graph.dim import Dim, Int, total
+from dsc.compiler.graph.types import DType, TensorType, ValueType
+
+# How an op is computed: plain PyTorch as emitted, or a fused kernel. What it saves for backward differs.
+Lowering = Literal["torch", "triton"]
+
+Types = tuple[ValueType, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trained tensor, named relative to the class that holds it."""
+
+    name: str
+    type: TensorType
+    init: Literal["normal", "ones"] = "normal"
+    # Share of the elements that one token touches, as (chosen, all): routed experts use k of E.
+    active: tuple[Dim, Dim] = (Int(1), Int(1))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor kept from forward to backward: an input or output of the op by position, or one of its own."""
+
+    source: Literal["input", "output", "own"]
+    index: int = 0
+    type: TensorType | None = None
+
+
+@dataclass(frozen=True)
+class Op(ABC):
+    """One operation. Fields are its attributes; sizes among them are `Dim`s."""
+
+    kind: ClassVar[str]
+    is_view: ClassVar[bool] = False
+    """The outputs share the storage of the first input."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the inputs, as the template writes them."""
+        return ("x",)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Helper functions (templates/helpers) that the printed line calls."""
+        return ()
+
+    @abstractmethod
+    def infer(self, inputs: Types) -> Types:
+        """Output types. Asserts what the builder must have got right."""
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return ()
+
+    def attribute(self) -> str | None:
+        """The attribute of the class that the template's `declare` block makes, if any."""
+        return None
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Forward FLOPs by the field's convention: two for each use of a weight, attention's products, nothing else."""
+        return Int(0)
+
+    def backward_flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products for each one of forward: by the other operand, once for each gradient."""
+        return self.flops(inputs, outputs) * 2
+
+    def bytes_moved(self, inputs: Types, outputs: Types) -> Dim:
+        """Least forward traffic: every operand and parameter read once, every result written once."""
+        if self.is_view:
+            return Int(0)
+        tensors = [t.bytes for t in (*inputs, *outputs) if isinstance(t, TensorType)]
+        return total(tensors) + total([p.type.bytes for p in self.parameters()])
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        """What backward needs of forward, parameters left out."""
+        return ()
+
+
+OPS: dict[str, type[Op]] = {}
+
+
+OpClass = TypeVar("OpClass", bound=type[Op])
+
+
+def register(cls: OpClass) -> OpClass:
+    """Make an op kind known; its template is looked up by its kind."""
+    assert cls.kind not in OPS or OPS[cls.kind].__qualname__ == cls.__qualname__, f"two op kinds named {cls.kind}"
+    OPS[cls.kind] = cls
+    return cls
+
+
+def tensor(value: ValueType) -> TensorType:
+    assert isinstance(value, TensorType), value
+    return value
+
+
+def retyped(value: ValueType, *shape: Dim, dtype: DType | None = None) -> TensorType:
+    """A tensor of another shape, of the same element type unless said otherwise."""
+    return TensorType(tuple(shape), dtype or tensor(value).dtype)

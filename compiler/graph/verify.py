@@ -1,0 +1,60 @@
+"""Checks of our own work, run after building and after every pass: a failure is a bug of the compiler."""
+
+from __future__ import annotations
+
+from dsc.compiler.graph.block import INPUT, Block, Node, Value
+from dsc.compiler.graph.graph import Call, Graph
+from dsc.compiler.graph.op import OPS
+
+
+class VerifyError(AssertionError):
+    """The graph is not what a graph must be; says where and why."""
+
+
+def verify(graph: Graph) -> Graph:
+    """Returns the graph, so that passes and checks chain."""
+    for block in graph.blocks.values():
+        bound: dict[str, Value] = {value.name: value for value in block.inputs}
+        for node in block.nodes():
+            _check_node(graph, block, node, bound)
+            bound.update((value.name, value) for value in node.outputs)
+        for value in block.outputs:
+            _check_bound(block, "its result", value, bound)
+    return graph
+
+
+def _check_node(graph: Graph, block: Block, node: Node, bound: dict[str, Value]) -> None:
+    where = f"{block.key}: {node.id}"
+    if OPS.get(node.op.kind) is not type(node.op):
+        raise VerifyError(f"{where}: {node.op.kind} is not a registered op kind")
+    if len(node.inputs) != len(node.op.operands):
+        raise VerifyError(f"{where}: {node.op.kind} reads {node.op.operands}, got {len(node.inputs)} values")
+    for value in node.inputs:
+        _check_bound(block, node.id, value, bound)
+    inferred = node.op.infer(node.input_types)
+    if len(inferred) != len(node.outputs) or not all(
+        a.same(b) for a, b in zip(inferred, node.output_types, strict=True)
+    ):
+        raise VerifyError(f"{where}: its outputs are {node.output_types}, its op infers {inferred}")
+    if isinstance(node.op, Call):
+        _check_call(graph, where, node)
+
+
+def _check_bound(block: Block, reader: str, value: Value, bound: dict[str, Value]) -> None:
+    """A name may be bound again, but then nobody may still want what it held before."""
+    holds = bound.get(value.name)
+    if holds is None or (holds.producer, holds.index) != (value.producer, value.index):
+        producer = "an input" if value.producer == INPUT else value.producer
+        raise VerifyError(f"{block.key}: {reader} reads {value.name} of {producer}, which holds {holds} by then")
+    if not holds.type.same(value.type):
+        raise VerifyError(f"{block.key}: {reader} reads {value.name} as {value.type}, it is {holds.type}")
+
+
+def _check_call(graph: Graph, where: str, node: Node) -> None:
+    assert isinstance(node.op, Call)
+    callee = graph.blocks.get(node.op.callee())
+    if callee is None:
+        raise VerifyError(f"{where}: calls {node.op.callee()}, which is no block")
+    bound = node.op.bindings(node.input_types)
+    if missing := [symbol.name for symbol in callee.arguments if symbol.name not in bound]:
+        raise VerifyError(f"{where}: {callee.key} wants {missing}")

@@ -1,0 +1,165 @@
+"""A spec -> the config.json of the Hugging Face model type that computes the same."""
+
+import math
+from collections.abc import Callable
+
+from dsc.compiler.hf.families import Family, family, nearest_family
+from dsc.compiler.hf.fits import ModelType, first_moe_layer, moe_of, objections
+from dsc.compiler.hf.quantization import write_linear
+from dsc.compiler.hf.rope import write_rope
+from dsc.spec.attention import MlaAttention
+from dsc.spec.errors import DscError
+from dsc.spec.ffn import MoeFfn
+from dsc.spec.model import ModelSpec
+
+Config = dict[str, object]
+
+
+def export_config(spec: ModelSpec) -> Config:
+    """Sorted by key. Raises a DscError with every reason where no model type computes what the spec says.
+
+    A config has no room for router.balance.bias_update_rate, mtp.loss_weight, workload and cluster, nor for what
+    transformers decides: router.compute_dtype (the model's, or float32 in DeepSeek's types) and precision.kv_cache.
+    """
+    found = family(spec)
+    if found is None:
+        raise DscError(objections(spec, nearest_family(spec).model_type))
+    config = _of_every_type(spec, found) | _OF_TYPE[found.model_type](spec)
+    return dict(sorted(config.items()))
+
+
+def _of_every_type(spec: ModelSpec, found: Family) -> Config:
+    return {
+        "architectures": [found.architecture],
+        "attention_dropout": 0.0,
+        "bos_token_id": None,  # a spec knows no tokenizer; left out, transformers would make some up
+        "eos_token_id": None,
+        "hidden_act": "silu",
+        "hidden_size": spec.hidden_size,
+        "initializer_range": spec.initializer_range,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "model_type": found.model_type,
+        "num_attention_heads": spec.attention.num_attention_heads,
+        "num_hidden_layers": spec.num_layers,
+        "rms_norm_eps": spec.norm.eps,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "torch_dtype": "bfloat16" if spec.precision.parameters == "bf16" else "float32",
+        "use_cache": True,
+        "vocab_size": spec.vocab_size,
+        **write_rope(spec.attention.rope),
+        **write_linear(spec.precision.linear),
+        **_attention(spec),
+    }
+
+
+def _attention(spec: ModelSpec) -> Config:
+    attention = spec.attention
+    if isinstance(attention, MlaAttention):
+        dims: Config = attention.model_dump(exclude={"kind", "num_attention_heads", "latent_norm_eps", "rope"})
+        return {"attention_bias": False, "num_key_value_heads": attention.num_attention_heads, **dims}
+    return {"head_dim": attention.head_dim, "num_key_value_heads": attention.num_key_value_heads}
+
+
+def _dense(spec: ModelSpec) -> Config:
+    """Nothing where no layer is dense."""
+    has_dense = any(group.ffn == "dense" for group in spec.layers)
+    return {"intermediate_size": spec.dense().intermediate_size} if has_dense else {}
+
+
+def _deepseek(spec: ModelSpec) -> Config:
+    """The part that the two types share."""
+    config: Config = {"first_k_dense_replace": first_moe_layer(spec), **_dense(spec)}
+    moe = moe_of(spec)
+    return config if moe is None else config | _deepseek_experts(moe)
+
+
+def _deepseek_experts(moe: MoeFfn) -> Config:
+    router = moe.router
+    config: Config = {
+        "moe_intermediate_size": moe.moe_intermediate_size,
+        "moe_layer_freq": 1,
+        "n_group": router.n_group,
+        "n_routed_experts": moe.n_routed_experts,
+        "n_shared_experts": moe.n_shared_experts,
+        "norm_topk_prob": router.norm_topk_prob,
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "routed_scaling_factor": router.routed_scaling_factor,
+        "scoring_func": router.score,
+        "topk_group": router.topk_group,
+    }
+    if router.balance.sequence_aux_loss_alpha is not None:
+        config |= {"aux_loss_alpha": router.balance.sequence_aux_loss_alpha, "seq_aux": True}
+    return config
+
+
+def _deepseek_v2(spec: ModelSpec) -> Config:
+    moe = moe_of(spec)
+    topk_method = "group_limited_greedy" if moe is not None and moe.router.n_group > 1 else "greedy"
+    return {"mlp_bias": False, "topk_method": topk_method, **_deepseek(spec)}
+
+
+def _deepseek_v3(spec: ModelSpec) -> Config:
+    return {
+        "num_nextn_predict_layers": 0 if spec.mtp is None else spec.mtp.depth,
+        "rope_interleave": spec.attention.rope.layout == "interleaved",
+        "topk_method": "noaux_tc",
+        **_deepseek(spec),
+    }
+
+
+def _minicpm3(spec: ModelSpec) -> Config:
+    return {
+        "dim_model_base": round(spec.logit_multiplier * spec.hidden_size),
+        "mlp_bias": False,
+        "scale_depth": _scale_depth(spec.residual.multiplier, spec.num_layers),
+        "scale_emb": spec.embedding_multiplier,
+        **_dense(spec),
+    }
+
+
+def _scale_depth(multiplier: float, layers: int) -> float:
+    """The shortest decimal that gives the multiplier back: 1.4, not 1.4000000000000001."""
+    exact = multiplier * math.sqrt(layers)
+    rounded = (float(f"{exact:.{digits}g}") for digits in range(1, 17))
+    return next((value for value in rounded if value / math.sqrt(layers) == multiplier), exact)
+
+
+def _llama(spec: ModelSpec) -> Config:
+    return {"attention_bias": False, "mlp_bias": False, **_dense(spec)}
+
+
+def _mixtral(spec: ModelSpec) -> Config:
+    moe = spec.moe()
+    return {
+        "intermediate_size": moe.moe_intermediate_size,
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "num_local_experts": moe.n_routed_experts,
+        "sliding_window": None,
+    }
+
+
+def _qwen3_moe(spec: ModelSpec) -> Config:
+    moe = spec.moe()
+    kinds = [group.ffn for group in spec.layers for _ in range(group.repeat)]
+    return {
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [index for index, kind in enumerate(kinds) if kind == "dense"],
+        "moe_intermediate_size": moe.moe_intermediate_size,
+        "norm_topk_prob": moe.router.norm_topk_prob,
+        "num_experts": moe.n_routed_experts,
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        **_dense(spec),
+    }
+
+
+_OF_TYPE: dict[ModelType, Callable[[ModelSpec], Config]] = {
+    "deepseek_v2": _deepseek_v2,
+    "deepseek_v3": _deepseek_v3,
+    "minicpm3": _minicpm3,
+    "llama": _llama,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
+}

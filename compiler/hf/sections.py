@@ -1,0 +1,243 @@
+"""From the keys of a config to attention, ffn, layers and mtp of a spec, for each model type."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from dsc.compiler.hf.fits import LATENT_NORM_EPS
+from dsc.compiler.hf.reader import ConfigReader
+from dsc.compiler.hf.rope import read_rope
+
+Sections = dict[str, object]
+
+_MOST_LAYERS = 10_000
+_WHOLE_CONTEXT = "attention is over the whole context"
+
+
+def read_deepseek_v2(config: ConfigReader) -> Sections:
+    return {
+        "attention": _mla(config, "interleaved", q_lora_rank=1536, v_head_dim=128),
+        **_dense_then_moe(config, dense_layers=0, n_shared_experts=2, read_router=_v2_router),
+    }
+
+
+def read_deepseek_v3(config: ConfigReader) -> Sections:
+    layout = "interleaved" if config.flag("rope_interleave", True) else "half"
+    blocks = _dense_then_moe(config, dense_layers=3, n_shared_experts=1, read_router=_v3_router)
+    sections: Sections = {"attention": _mla(config, layout, q_lora_rank=1536, v_head_dim=128), **blocks}
+    has_experts = "moe" in blocks["ffn"]
+    if depth := config.integer("num_nextn_predict_layers", 1 if has_experts else 0):
+        sections["mtp"] = {"depth": depth, "hidden": "post_norm"}
+        if not has_experts:
+            message = "multi-token prediction has experts, the layers have none"
+            config.refuse("num_nextn_predict_layers", message, "set it to 0")
+    return sections
+
+
+def read_minicpm3(config: ConfigReader) -> Sections:
+    layers, heads = _layer_count(config), config.integer("num_attention_heads")
+    hidden_size = config.integer("hidden_size")
+    root = math.sqrt(layers)
+    depth = config.number("scale_depth", root if config.is_null("scale_depth") else 1.4)
+    base = config.integer("dim_model_base", hidden_size if config.is_null("dim_model_base") else 256)
+    return {
+        "embedding_multiplier": config.number("scale_emb", 12.0),
+        "logit_multiplier": base / max(hidden_size, 1),
+        "residual": {"kind": "add", "multiplier": depth / root},
+        "attention": _mla(config, "half", q_lora_rank=768, v_head_dim=hidden_size // max(heads, 1)),
+        **_all_dense(config, layers),
+    }
+
+
+def read_llama(config: ConfigReader) -> Sections:
+    heads = config.integer("num_attention_heads")
+    config.only("sliding_window", (), _WHOLE_CONTEXT)
+    return {"attention": _gqa(config, kv_heads=heads, theta=10000.0), **_all_dense(config, _layer_count(config))}
+
+
+def read_mixtral(config: ConfigReader) -> Sections:
+    config.only("sliding_window", (), _WHOLE_CONTEXT)
+    config.only("router_jitter_noise", (0,), "the router has no noise")
+    _no_batch_loss(config)
+    moe: dict[str, object] = {
+        "n_routed_experts": config.integer("num_local_experts"),
+        "num_experts_per_tok": config.integer("num_experts_per_tok"),
+        "moe_intermediate_size": config.integer("intermediate_size"),
+        "router": {"score": "softmax", "norm_topk_prob": True, "compute_dtype": "model"},
+    }
+    return {
+        "attention": _gqa(config, kv_heads=8, theta=1000000.0),
+        "ffn": {"moe": moe},
+        "layers": [{"repeat": _layer_count(config), "ffn": "moe"}],
+    }
+
+
+def read_qwen3_moe(config: ConfigReader) -> Sections:
+    config.ignore("sliding_window", "max_window_layers")
+    if config.flag("use_sliding_window", False) and config.has("sliding_window"):
+        config.refuse("sliding_window", "sliding_window is in use", _WHOLE_CONTEXT)
+    _no_batch_loss(config)
+    attention = _gqa(config, kv_heads=4, theta=10000.0)
+    attention["qk_norm"] = {"eps": config.number("rms_norm_eps", 1e-6)}
+    kinds = _qwen3_kinds(config)
+    ffn: Sections = {}
+    config.ignore("intermediate_size", "num_local_experts", "num_experts_per_tok")
+    config.ignore("moe_intermediate_size", "norm_topk_prob")
+    if "dense" in kinds:
+        ffn["dense"] = {"intermediate_size": config.integer("intermediate_size")}
+    if "moe" in kinds:
+        norm_topk_prob = config.flag("norm_topk_prob", False)
+        ffn["moe"] = {
+            "n_routed_experts": config.integer("num_local_experts"),
+            "num_experts_per_tok": config.integer("num_experts_per_tok"),
+            "moe_intermediate_size": config.integer("moe_intermediate_size"),
+            "router": {"score": "softmax", "norm_topk_prob": norm_topk_prob, "compute_dtype": "model"},
+        }
+    return {"attention": attention, "ffn": ffn, "layers": _schedule(kinds)}
+
+
+def _mla(config: ConfigReader, layout: str, q_lora_rank: int, v_head_dim: int) -> Sections:
+    config.ignore("head_dim", "qk_head_dim")  # follow from the other dims
+    heads = config.integer("num_attention_heads")
+    if config.integer("num_key_value_heads", heads) != heads:
+        help = "leave num_key_value_heads out, or set it to num_attention_heads"
+        config.refuse("num_key_value_heads", "latent attention has as many key heads as query heads", help)
+    has_query_latent = not config.is_null("q_lora_rank")
+    config.ignore("q_lora_rank")
+    return {
+        "kind": "mla",
+        "num_attention_heads": heads,
+        "q_lora_rank": config.integer("q_lora_rank", q_lora_rank) if has_query_latent else None,
+        "kv_lora_rank": config.integer("kv_lora_rank"),
+        "qk_nope_head_dim": config.integer("qk_nope_head_dim"),
+        "qk_rope_head_dim": config.integer("qk_rope_head_dim"),
+        "v_head_dim": config.integer("v_head_dim", v_head_dim),
+        "latent_norm_eps": LATENT_NORM_EPS,
+        "rope": read_rope(config, layout, 10000.0, config.integer("max_position_embeddings"), mla=True),
+    }
+
+
+def _gqa(config: ConfigReader, kv_heads: int, theta: float) -> Sections:
+    heads, is_null = config.integer("num_attention_heads"), config.is_null("num_key_value_heads")
+    return {
+        "kind": "gqa",
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.integer("num_key_value_heads", heads if is_null else kv_heads),
+        "head_dim": config.integer("head_dim", config.integer("hidden_size") // max(heads, 1)),
+        "rope": read_rope(config, "half", theta, config.integer("max_position_embeddings"), mla=False),
+    }
+
+
+def _all_dense(config: ConfigReader, layers: int) -> Sections:
+    return {
+        "ffn": {"dense": {"intermediate_size": config.integer("intermediate_size")}},
+        "layers": [{"repeat": layers, "ffn": "dense"}],
+    }
+
+
+def _dense_then_moe(
+    config: ConfigReader, dense_layers: int, n_shared_experts: int, read_router: Callable[[ConfigReader], Sections]
+) -> dict[str, Sections | list[Sections]]:
+    """DeepSeek's schedule: the first layers dense, mixtures of experts from there on."""
+    config.only("moe_layer_freq", (1,), "every layer after the dense ones has experts")
+    config.ignore("output_router_logits")  # there is no loss on them in these types
+    layers = _layer_count(config)
+    dense = min(config.integer("first_k_dense_replace", dense_layers), layers)
+    kinds = ["dense"] * dense + ["moe"] * (layers - dense)
+    ffn: Sections = {}
+    config.ignore("intermediate_size", *_MOE_KEYS)
+    if config.is_null("n_shared_experts"):
+        n_shared_experts = 0
+    if "dense" in kinds:
+        ffn["dense"] = {"intermediate_size": config.integer("intermediate_size")}
+    if "moe" in kinds:
+        ffn["moe"] = {
+            "n_routed_experts": config.integer("n_routed_experts"),
+            "num_experts_per_tok": config.integer("num_experts_per_tok"),
+            "moe_intermediate_size": config.integer("moe_intermediate_size"),
+            "n_shared_experts": config.integer("n_shared_experts", n_shared_experts),
+            "router": read_router(config),
+        }
+    return {"ffn": ffn, "layers": _schedule(kinds)}
+
+
+_MOE_KEYS = (
+    *("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "scoring_func"),
+    *("topk_method", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "seq_aux", "aux_loss_alpha"),
+)
+
+
+def _v2_router(config: ConfigReader) -> Sections:
+    config.only("scoring_func", ("softmax",), "deepseek_v2 scores by softmax")
+    config.only("topk_method", ("greedy", "group_limited_greedy"), "known are greedy and group_limited_greedy")
+    # DeepSeek's own code normalises instead of scaling, transformers ignores the key: no telling what is meant.
+    config.only("norm_topk_prob", (False,), "transformers never normalises in deepseek_v2: set it to false")
+    groups: Sections = {}
+    if config.text("topk_method", "greedy") == "group_limited_greedy":
+        groups = _groups(config.integer("n_group"), config.integer("topk_group"), "max")
+    return {
+        "score": "softmax",
+        **groups,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": config.number("routed_scaling_factor", 1.0),
+        **_balance(config),
+    }
+
+
+def _v3_router(config: ConfigReader) -> Sections:
+    config.only("scoring_func", ("sigmoid",), "deepseek_v3 scores by sigmoid")
+    config.only("topk_method", ("noaux_tc",), "deepseek_v3 chooses by score and bias in the best groups")
+    return {
+        "score": "sigmoid",
+        "selection_bias": True,
+        **_groups(config.integer("n_group", 8), config.integer("topk_group", 4), "top2_sum"),
+        "norm_topk_prob": config.flag("norm_topk_prob", True),
+        "routed_scaling_factor": config.number("routed_scaling_factor", 2.5),
+        **_balance(config),
+    }
+
+
+def _groups(n_group: int, topk_group: int, group_score: str) -> Sections:
+    if n_group == topk_group == 1:
+        return {}
+    groups: Sections = {"n_group": n_group, "topk_group": topk_group}
+    return groups | ({"group_score": group_score} if topk_group < n_group else {})
+
+
+def _balance(config: ConfigReader) -> Sections:
+    """What DeepSeek's training code reads; transformers has no such loss."""
+    alpha = config.number("aux_loss_alpha", 0.0)
+    if not alpha:
+        return {}
+    config.only("seq_aux", (True,), "the auxiliary loss is over sequences")
+    return {"balance": {"sequence_aux_loss_alpha": alpha}}
+
+
+def _no_batch_loss(config: ConfigReader) -> None:
+    """transformers adds an auxiliary loss over the whole batch where it also returns the router's logits."""
+    if config.flag("output_router_logits", False) and config.number("router_aux_loss_coef", 0.001):
+        message = "an auxiliary loss over the batch (router_aux_loss_coef) is not supported"
+        config.refuse("output_router_logits", message, "set it to false; see ffn.moe.router.balance")
+    config.ignore("router_aux_loss_coef")
+
+
+def _qwen3_kinds(config: ConfigReader) -> list[str]:
+    """The kind of each layer."""
+    dense, step = set(config.integers("mlp_only_layers")), config.integer("decoder_sparse_step", 1)
+    if step < 1:
+        config.refuse("decoder_sparse_step", f"decoder_sparse_step is {step}", "every step-th layer has experts")
+        step = 1
+    return ["moe" if i not in dense and (i + 1) % step == 0 else "dense" for i in range(_layer_count(config))]
+
+
+def _schedule(kinds: Sequence[str]) -> list[Sections]:
+    return [{"repeat": len(list(run)), "ffn": kind} for kind, run in itertools.groupby(kinds)]
+
+
+def _layer_count(config: ConfigReader) -> int:
+    """Where the count is wrong, layers enough for any schedule: nothing else is wrong because of it."""
+    layers = config.integer("num_hidden_layers", stand_in=_MOST_LAYERS)
+    if 1 <= layers <= _MOST_LAYERS:
+        return layers
+    config.refuse("num_hidden_layers", f"{layers} layers are not supported", f"1 to {_MOST_LAYERS} are")
+    return _MOST_LAYERS

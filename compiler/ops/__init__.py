@@ -1,0 +1,31 @@
+"""The op kinds. Importing this package registers all of them."""
+
+from dsc.compiler.ops import (
+    attention,
+    cache,
+    call,
+    elementwise,
+    init,
+    loss,
+    moe,
+    norm,
+    projection,
+    rope,
+    router,
+    shape,
+)
+
+__all__ = [
+    "attention",
+    "cache",
+    "call",
+    "elementwise",
+    "init",
+    "loss",
+    "moe",
+    "norm",
+    "projection",
+    "rope",
+    "router",
+    "shape",
+]

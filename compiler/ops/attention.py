@@ -1,0 +1,69 @@
+"""Scaled dot-product attention over heads, causal."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class CausalAttention(Op):
+    """softmax(q k^T * scale, causal) v: [B, S, H, E], [B, S, G, E], [B, S, G, V] -> [B, S, H, V].
+
+    `variant` names the helper: which dims are padded to which, and whether key heads are shared, is decided here
+    at compile time (PyTorch's fused kernels want equal head dims).
+    """
+
+    kind = "causal_attention"
+    variant: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("q", "k", "v")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"causal_attention_{self.variant}",)
+
+    def infer(self, inputs: Types) -> Types:
+        q, k, v = (tensor(t) for t in inputs)
+        assert q.shape[-1].same(k.shape[-1]) and k.shape[-2].same(v.shape[-2]), (q, k, v)
+        return (retyped(q, *q.shape[:-1], v.shape[-1]),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products of half a square each: S^2 H (qk + v)."""
+        q, v = tensor(inputs[0]), tensor(inputs[2])
+        return q.shape[0] * q.shape[1] * q.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3])
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        q = tensor(inputs[0])
+        logsumexp = TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32)
+        return (Saved("input", 0), Saved("input", 1), Saved("input", 2), Saved("output", 0), Saved("own", 0, logsumexp))
+
+
+@register
+@dataclass(frozen=True)
+class CachedAttention(Op):
+    """The same for S new tokens against all C that the cache holds; query s sees the keys up to its own position."""
+
+    kind = "cached_attention"
+    variant: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("q", "k", "v")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"cached_attention_{self.variant}",)
+
+    def infer(self, inputs: Types) -> Types:
+        q, v = tensor(inputs[0]), tensor(inputs[2])
+        return (retyped(q, *q.shape[:-1], v.shape[-1]),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products with every cached token: 2 S C H (qk + v), causal or not."""
+        q, k, v = (tensor(t) for t in inputs)
+        return q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3]) * 2

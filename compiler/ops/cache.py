@@ -1,0 +1,25 @@
+"""The cache of a layer at inference."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import C
+from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
+from dsc.compiler.graph.types import CacheType
+
+
+@register
+@dataclass(frozen=True)
+class CacheAppend(Op):
+    """Keep the new tokens' rows and read all so far: [B, S, ...] -> [B, C, ...]."""
+
+    kind = "cache_append"
+    slot: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "cache")
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        assert isinstance(inputs[1], CacheType)
+        return (retyped(x, x.shape[0], C, *x.shape[2:]),)

@@ -1,0 +1,215 @@
+"""Running another block: a submodule, a layer schedule, another method of the same class."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dsc.compiler.graph.block import Block, Value
+from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.graph import ROOT_CLASS, Call
+from dsc.compiler.graph.op import Types, register, tensor
+from dsc.compiler.graph.types import TensorType, ValueType
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a caller must know of a block."""
+
+    class_name: str
+    method: str
+    names: tuple[str, ...]
+    inputs: Types
+    outputs: Types
+
+    @classmethod
+    def of(cls, block: Block) -> "Signature":
+        names, inputs = zip(*((v.name, v.type) for v in block.inputs), strict=True) if block.inputs else ((), ())
+        return cls(block.class_name, block.method, names, inputs, tuple(v.type for v in block.outputs))
+
+    def narrow(self, kept: tuple[int, ...]) -> "Signature":
+        return replace(self, outputs=tuple(self.outputs[index] for index in kept))
+
+    def bindings(self, actual: Types) -> dict[str, Dim]:
+        """The run-time symbols of the block, in the caller's terms."""
+        found: dict[str, Dim] = {}
+        for formal, given in zip(self.inputs, actual, strict=True):
+            if isinstance(formal, TensorType):
+                for dim, size in zip(formal.shape, tensor(given).shape, strict=True):
+                    if isinstance(dim, Symbol) and dim.size is None and dim.definition is None:
+                        found.setdefault(dim.name, size)
+        return found
+
+    def results(self, actual: Types, sizes: Mapping[str, Dim]) -> Types:
+        """The output types, in the caller's terms."""
+        bindings = {**self.bindings(actual), **sizes}
+        return tuple(_substitute(result, bindings) for result in self.outputs)
+
+
+def _substitute(value: ValueType, bindings: Mapping[str, Dim]) -> ValueType:
+    if not isinstance(value, TensorType):
+        return value
+    return TensorType(tuple(dim.substitute(bindings) for dim in value.shape), value.dtype)
+
+
+@dataclass(frozen=True)
+class _Call(Call):
+    signature: Signature
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return self.signature.names
+
+    def callee(self) -> str:
+        return f"{self.signature.class_name}.{self.signature.method}"
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        return {**self.signature.bindings(inputs), **self.sizes()}
+
+    def sizes(self) -> Mapping[str, Dim]:
+        return {}
+
+    def infer(self, inputs: Types) -> Types:
+        return self.signature.results(inputs, self.sizes())
+
+    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple["_Call", tuple[Value, ...]]:
+        """The call of a callee that returns only some of its results, and the inputs that it still wants."""
+        return replace(self, signature=self.signature.narrow(kept)), inputs
+
+    def retarget(self, signature: Signature) -> "_Call":
+        """The same call of a block that has changed."""
+        return replace(self, signature=signature)
+
+
+@register
+@dataclass(frozen=True)
+class CallModule(_Call):
+    """self.name(...), a submodule made with the given sizes."""
+
+    kind = "call_module"
+    name: str
+    arguments: tuple[tuple[str, Dim], ...] = ()
+
+    def sizes(self) -> Mapping[str, Dim]:
+        return dict(self.arguments)
+
+    def attribute(self) -> str:
+        return self.name
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+@register
+@dataclass(frozen=True)
+class CallListed(_Call):
+    """self.name[index](...), one of `count` submodules in a list."""
+
+    kind = "call_listed"
+    name: str
+    index: int
+    count: Dim
+
+    def attribute(self) -> str:
+        return self.name
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (f"{self.name}.{self.index}",)
+
+
+@register
+@dataclass(frozen=True)
+class CallMethod(_Call):
+    """self.method(...), of the same class."""
+
+    kind = "call_method"
+
+    def prefixes(self) -> tuple[str, ...]:
+        return ("",)
+
+
+@dataclass(frozen=True)
+class _Layers(_Call):
+    """A run of layers out of self.layers: x = layer(x, ...) for each. `slice` selects them, [a:b] or empty for all."""
+
+    count: Dim
+    first: int
+    slice: str
+
+    def attribute(self) -> str:
+        return "layers"
+
+    def prefixes(self) -> tuple[str, ...]:
+        return tuple(f"layers.{self.first + i}" for i in range(self.count.value()))
+
+
+@register
+@dataclass(frozen=True)
+class RepeatLayers(_Layers):
+    kind = "repeat_layers"
+
+
+@register
+@dataclass(frozen=True)
+class RepeatLayersSum(_Layers):
+    """Layers that also return a loss, which is added up: the last operand is the sum so far."""
+
+    kind = "repeat_layers_sum"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return (*self.signature.names, "total")
+
+    def infer(self, inputs: Types) -> Types:
+        return self.signature.results(inputs[:-1], {})
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        return self.signature.bindings(inputs[:-1])
+
+    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
+        """Without its loss the sum is not wanted either."""
+        if kept != (0,):
+            return self, inputs
+        return RepeatLayers(self.signature.narrow(kept), self.count, self.first, self.slice), inputs[:-1]
+
+
+@register
+@dataclass(frozen=True)
+class RepeatLayersCached(_Layers):
+    """Layers as functions, each with its own part of the caches, which are the last operand."""
+
+    kind = "repeat_layers_cached"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return (*self.signature.names[:-1], "caches")
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+
+@register
+@dataclass(frozen=True)
+class CallFunction(_Call):
+    """function(self.name, ...): a block printed as a function of the module that holds its parameters."""
+
+    kind = "call_function"
+    name: str
+    """The attribute that holds the module; empty where the callee is another method of the same class."""
+
+    @property
+    def path(self) -> str:
+        return f".{self.name}" if self.name else ""
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (self.name,) if self.name else ("",)
+
+
+def function_name(class_name: str, method: str) -> str:
+    """LatentAttention.forward -> latent_attention, Model.backbone -> model_backbone, Model.forward -> model_forward."""
+    snake = re.sub("(?<!^)(?=[A-Z])", "_", class_name).lower()
+    return snake if method == "forward" and class_name != ROOT_CLASS else f"{snake}_{method}"

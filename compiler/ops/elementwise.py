@@ -1,0 +1,52 @@
+"""Arithmetic on single elements."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, tensor
+
+
+@register
+@dataclass(frozen=True)
+class Add(Op):
+    kind = "add"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "y")
+
+    def infer(self, inputs: Types) -> Types:
+        assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} + {inputs[1]}"
+        return (inputs[0],)
+
+
+@register
+@dataclass(frozen=True)
+class Scale(Op):
+    """Times a constant of the model."""
+
+    kind = "scale"
+    factor: str
+    """Name of the constant."""
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+
+@register
+@dataclass(frozen=True)
+class Swiglu(Op):
+    """silu(gate) * up (arXiv 2002.05202)."""
+
+    kind = "swiglu"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("gate", "up")
+
+    def infer(self, inputs: Types) -> Types:
+        assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} against {inputs[1]}"
+        return (inputs[0],)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        both = (Saved("input", 0), Saved("input", 1))
+        return (*both, Saved("own", 0, tensor(inputs[0]))) if lowering == "torch" else both

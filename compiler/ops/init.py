@@ -1,0 +1,21 @@
+"""Fresh weights."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.op import Op, Types, register
+
+
+@register
+@dataclass(frozen=True)
+class InitWeights(Op):
+    """Matrices from a normal distribution, norms (the only vectors) one, buffers (biases and counts) zero."""
+
+    kind = "init_weights"
+    std: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ()
+
+    def infer(self, inputs: Types) -> Types:
+        return ()

@@ -1,0 +1,73 @@
+"""From logits to the numbers that training minimises and reports."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, tensor
+from dsc.compiler.graph.types import DType, PartsType, TensorType
+
+SCALAR = TensorType((), DType.FP32)
+
+
+@register
+@dataclass(frozen=True)
+class CrossEntropy(Op):
+    """Mean over the labels that are not -100, in float32 or wider: [B, S, V], [B, S] -> []."""
+
+    kind = "cross_entropy"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("logits", "labels")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("cross_entropy", "upcast")
+
+    def infer(self, inputs: Types) -> Types:
+        logits, labels = tensor(inputs[0]), tensor(inputs[1])
+        assert all(a.same(b) for a, b in zip(logits.shape[:2], labels.shape, strict=True)), (logits, labels)
+        return (SCALAR,)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("own", 0, TensorType(tensor(inputs[0]).shape, DType.FP32)), Saved("input", 1))
+
+
+@register
+@dataclass(frozen=True)
+class ZeroLoss(Op):
+    """Where a sum of losses begins."""
+
+    kind = "zero_loss"
+
+    def infer(self, inputs: Types) -> Types:
+        return (SCALAR,)
+
+
+@register
+@dataclass(frozen=True)
+class WeighMtpLoss(Op):
+    """lambda / depth of multi-token prediction's loss (DeepSeek-V3, equation 25)."""
+
+    kind = "weigh_mtp_loss"
+    weight: str
+    depth: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        return (SCALAR,)
+
+
+@register
+@dataclass(frozen=True)
+class LossParts(Op):
+    """A dict of the named losses."""
+
+    kind = "loss_parts"
+    names: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return self.names
+
+    def infer(self, inputs: Types) -> Types:
+        return (PartsType(),)

@@ -1,0 +1,35 @@
+"""RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight, over the last dim."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, tensor
+from dsc.compiler.graph.types import DType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class RmsNorm(Op):
+    kind = "rms_norm"
+    name: str
+    dim: Dim
+    eps: str
+    """Name of the constant."""
+    dtype: DType
+    """Of the weight."""
+
+    def infer(self, inputs: Types) -> Types:
+        assert tensor(inputs[0]).shape[-1].same(self.dim), f"{self.name}: {inputs[0]} against {self.dim}"
+        return (inputs[0],)
+
+    def attribute(self) -> str:
+        return self.name
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (Parameter(f"{self.name}.weight", TensorType((self.dim,), self.dtype), init="ones"),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return tensor(inputs[0]).numel * 2
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)

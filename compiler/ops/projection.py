@@ -1,0 +1,85 @@
+"""Products with a weight: projections and the head."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class Linear(Op):
+    """x @ weight.T, [..., in] -> [..., out]."""
+
+    kind = "linear"
+    name: str
+    in_features: Dim
+    out_features: Dim
+    dtype: DType
+    """Of the weight."""
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        assert x.shape[-1].same(self.in_features), f"{self.name} wants {self.in_features}, got {x.shape_text()}"
+        return (retyped(x, *x.shape[:-1], self.out_features),)
+
+    def attribute(self) -> str:
+        return self.name
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (Parameter(f"{self.name}.weight", TensorType((self.out_features, self.in_features), self.dtype)),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return tensor(inputs[0]).numel * self.out_features * 2
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
+
+
+@register
+@dataclass(frozen=True)
+class TiedHead(Op):
+    """Logits from the embedding's own weight, [..., D] -> [..., V]."""
+
+    kind = "tied_head"
+    embedding: str
+    vocab_size: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-1], self.vocab_size),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return tensor(inputs[0]).numel * self.vocab_size * 2
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
+
+
+@register
+@dataclass(frozen=True)
+class Embedding(Op):
+    """Rows of a table by token, [B, S] -> [B, S, D]. A look-up, so no FLOPs."""
+
+    kind = "embedding"
+    name: str
+    vocab_size: Dim
+    hidden_size: Dim
+    dtype: DType
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("tokens",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (TensorType((*tensor(inputs[0]).shape, self.hidden_size), self.dtype),)
+
+    def attribute(self) -> str:
+        return self.name
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (Parameter(f"{self.name}.weight", TensorType((self.vocab_size, self.hidden_size), self.dtype)),)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)

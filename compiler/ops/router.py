@@ -1,0 +1,316 @@
+"""The router: scores, the choice of experts, their weights, and what balances their load."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class RouterLogits(Op):
+    """x @ weight.T in float32 or wider: [B, S, D] -> [B, S, E]."""
+
+    kind = "router_logits"
+    hidden_size: Dim
+    num_experts: Dim
+    dtype: DType
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("upcast",)
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-1], self.num_experts, dtype=DType.FP32),)
+
+    def attribute(self) -> str | None:
+        return "weight"
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (Parameter("weight", TensorType((self.num_experts, self.hidden_size), self.dtype)),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return tensor(inputs[0]).numel * self.num_experts * 2
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
+
+
+@register
+@dataclass(frozen=True)
+class RouterLogitsModelDtype(RouterLogits):
+    """The same product in the model's own type, widened afterwards."""
+
+    kind = "router_logits_model_dtype"
+
+
+@register
+@dataclass(frozen=True)
+class Score(Op):
+    """Softmax or sigmoid over the experts."""
+
+    kind = "score"
+    function: Literal["softmax", "sigmoid"]
+
+    @property
+    def arguments(self) -> str:
+        return "-1" if self.function == "softmax" else ""
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("output", 0),)
+
+
+@register
+@dataclass(frozen=True)
+class SelectionScores(Op):
+    """Scores as the choice sees them: no gradient flows through a choice."""
+
+    kind = "selection_scores"
+    is_view = True
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+
+@register
+@dataclass(frozen=True)
+class BiasedSelectionScores(Op):
+    """The same with the selection bias, which takes part in the choice only (DeepSeek-V3, equation 16)."""
+
+    kind = "biased_selection_scores"
+    num_experts: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+    def attribute(self) -> str:
+        return "e_score_correction_bias"
+
+
+@register
+@dataclass(frozen=True)
+class GroupExperts(Op):
+    """[B, S, E] -> [B, S, G, E / G]."""
+
+    kind = "group_experts"
+    is_view = True
+    groups: Dim
+    group_size: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-1], self.groups, self.group_size),)
+
+
+@register
+@dataclass(frozen=True)
+class GroupScoreMax(Op):
+    """A group is as good as its best expert (DeepSeek-V2)."""
+
+    kind = "group_score_max"
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-1]),)
+
+
+@register
+@dataclass(frozen=True)
+class GroupScoreTop2Sum(GroupScoreMax):
+    """A group is as good as its two best experts together (DeepSeek-V3)."""
+
+    kind = "group_score_top2_sum"
+
+
+@register
+@dataclass(frozen=True)
+class ClosedGroups(Op):
+    """True for every group that is not among the best: [B, S, G]."""
+
+    kind = "closed_groups"
+    top_groups: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+
+@register
+@dataclass(frozen=True)
+class MaskGroups(Op):
+    """-inf for the experts of closed groups: [B, S, G, E / G] -> [B, S, E]. Not zero: biased scores may be negative."""
+
+    kind = "mask_groups"
+    num_experts: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("groups", "closed")
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-2], self.num_experts),)
+
+
+@register
+@dataclass(frozen=True)
+class TopExperts(Op):
+    """Ids of the K best, [B, S, E] -> [B, S, K]."""
+
+    kind = "top_experts"
+    top_k: Dim
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, *x.shape[:-1], self.top_k, dtype=DType.INT64),)
+
+
+@register
+@dataclass(frozen=True)
+class GatherWeights(Op):
+    """The chosen experts' own scores, without the bias: [B, S, K]."""
+
+    kind = "gather_weights"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("scores", "experts")
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], *tensor(inputs[1]).shape),)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 1),)
+
+
+@register
+@dataclass(frozen=True)
+class NormaliseWeights(Op):
+    """Divide by the sum over the chosen experts."""
+
+    kind = "normalise_weights"
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        x = tensor(inputs[0])
+        return (Saved("input", 0), Saved("own", 0, retyped(x, *x.shape[:-1], Int(1))))
+
+
+@register
+@dataclass(frozen=True)
+class NormaliseWeightsGuarded(NormaliseWeights):
+    """The same where all chosen scores may underflow (sigmoid): the sum has 1e-20 added."""
+
+    kind = "normalise_weights_guarded"
+
+
+@register
+@dataclass(frozen=True)
+class CountExperts(Op):
+    """How many tokens of each sequence chose each expert: [B, S, K] -> [B, E]."""
+
+    kind = "count_experts"
+    num_experts: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("experts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], tensor(inputs[0]).shape[0], self.num_experts),)
+
+
+@register
+@dataclass(frozen=True)
+class RecordLoad(Op):
+    """In training, add the counts to `expert_load`, which the bias update reads and clears."""
+
+    kind = "record_load"
+    num_experts: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("counts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+    def attribute(self) -> str:
+        return "expert_load"
+
+
+@register
+@dataclass(frozen=True)
+class MeanProbability(Op):
+    """P of the sequence-wise loss: scores as shares of one, mean over the sequence, [B, S, E] -> [B, E]."""
+
+    kind = "mean_probability"
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        return (retyped(x, x.shape[0], x.shape[2]),)
+
+
+@register
+@dataclass(frozen=True)
+class MeanShareOfScores(MeanProbability):
+    """The same for scores that do not sum to one (sigmoid): divided by their sum first (DeepSeek-V3, equation 19)."""
+
+    kind = "mean_share_of_scores"
+
+
+@register
+@dataclass(frozen=True)
+class SequenceBalanceLoss(Op):
+    """alpha * mean over sequences of sum_e f_e P_e, f_e = count_e E / (K S) (DeepSeek-V3, equations 17 and 18)."""
+
+    kind = "sequence_balance_loss"
+    alpha: str
+    num_experts: Dim
+    top_k: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("counts", "share", "experts")
+
+    def infer(self, inputs: Types) -> Types:
+        return (TensorType((), DType.FP32),)
+
+
+@register
+@dataclass(frozen=True)
+class UpdateSelectionBias(Op):
+    """b += rate * sign(mean load - load); the load starts again at zero (DeepSeek-V3, section 2.1.2)."""
+
+    kind = "update_selection_bias"
+    rate: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ()
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
+class UpdateEveryRouter(Op):
+    """The bias update of each router of the model."""
+
+    kind = "update_every_router"
+    class_name: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ()
+
+    def infer(self, inputs: Types) -> Types:
+        return ()

@@ -1,0 +1,20 @@
+"""What every section of the language shares: closed, immutable, strictly typed."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """One mapping of a spec file. Unknown keys, wrong types, NaN and infinities are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+# The upper bound keeps every product of a few sizes far away from what arithmetic on them could choke on.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NonNegativeCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]

@@ -1,0 +1,261 @@
+"""What the schema cannot say: rules across keys. One small function per rule, with the arithmetic in its message.
+
+Each refuses a model that could not run, or that would run and not be the model that was meant; several are accepted
+without a word by other implementations.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from keyword import iskeyword
+from math import isqrt
+
+from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.errors import Finding
+from dsc.spec.ffn import MoeFfn
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
+from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
+from dsc.spec.words import nearest, one_of, shown
+from dsc.spec.zoo import CLUSTERS, names
+
+MAX_LAYERS = 10_000  # far beyond any model; what is laid out per layer stays small
+
+# What emitted packages import, and so must not be hidden by one.
+IMPORTED = frozenset(("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"))
+
+ROPE = ("attention", "rope")
+SCALING = (*ROPE, "scaling")
+MOE = ("ffn", "moe")
+ROUTER = (*MOE, "router")
+
+
+def check(spec: ModelSpec) -> list[Finding]:
+    """Every rule that a spec breaks. Findings name keys, not positions: a spec may come from elsewhere than a file."""
+    findings = [finding for rule in MODEL_RULES for finding in rule(spec)]
+    findings += [finding for rule in ROPE_RULES for finding in rule(spec.attention.rope)]
+    if spec.ffn.moe is not None:
+        findings += [finding for rule in MOE_RULES for finding in rule(spec.ffn.moe)]
+    return findings
+
+
+def _name(spec: ModelSpec) -> Iterator[Finding]:
+    package = spec.package_name
+    if iskeyword(package):
+        message = f"the package of {spec.name!r} would be named {package!r}, a keyword of Python"
+    elif package in IMPORTED:
+        message = f"the package of {spec.name!r} would hide the library {package!r}, which emitted code imports"
+    elif package in sys.stdlib_module_names:
+        message = f"the package of {spec.name!r} would hide {package!r} of Python's standard library"
+    else:
+        return
+    yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+
+
+def _grouped_heads(spec: ModelSpec) -> Iterator[Finding]:
+    if not isinstance(spec.attention, GqaAttention):
+        return
+    heads, kv_heads = spec.attention.num_attention_heads, spec.attention.num_key_value_heads
+    if heads % kv_heads:
+        message = f"{heads} heads cannot share {kv_heads} key-value heads: {heads} % {kv_heads} = {heads % kv_heads}"
+        help = f"write a divisor of num_attention_heads, such as {_divisor_near(heads, kv_heads)}"
+        yield Finding("DSC050", message, ("attention", "num_key_value_heads"), help)
+
+
+def _even_rope_dim(spec: ModelSpec) -> Iterator[Finding]:
+    if isinstance(spec.attention, MlaAttention):
+        name, dim = "qk_rope_head_dim", spec.attention.qk_rope_head_dim
+    else:
+        name, dim = "head_dim", spec.attention.head_dim
+    if dim % 2:
+        message = f"{name} is {dim}: a rotary embedding turns pairs of components, and {dim} is odd"
+        yield Finding("DSC051", message, ("attention", name), f"write an even number, such as {dim + 1}")
+
+
+def _original_positions(spec: ModelSpec) -> Iterator[Finding]:
+    scaling = spec.attention.rope.scaling
+    if not isinstance(scaling, YarnScaling | Llama3Scaling):
+        return
+    original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
+    if original > positions:
+        message = f"the context before the stretch, {original}, is longer than max_position_embeddings, {positions}"
+        help = f"write at most {positions}, or raise max_position_embeddings"
+        yield Finding("DSC053", message, (*SCALING, "original_max_position_embeddings"), help)
+
+
+def _fp8_blocks(spec: ModelSpec) -> Iterator[Finding]:
+    linear = spec.precision.linear
+    if isinstance(linear, Fp8BlockLinear) and linear.activation_block[1] != linear.weight_block[1]:
+        activation, weight = linear.activation_block[1], linear.weight_block[1]
+        message = f"activations have one scale per {activation} inputs, weights one per {weight}"
+        help = f"write [{linear.activation_block[0]}, {weight}]"
+        yield Finding("DSC055", message, ("precision", "linear", "activation_block"), help)
+
+
+def _described_ffn(spec: ModelSpec) -> Iterator[Finding]:
+    for index, group in enumerate(spec.layers):
+        if getattr(spec.ffn, group.ffn) is None:
+            message = f"these layers have the feed-forward {group.ffn!r}, which the spec does not describe"
+            yield Finding("DSC060", message, ("layers", index, "ffn"), f"describe it under `ffn: {group.ffn}:`")
+
+
+def _used_ffn(spec: ModelSpec) -> Iterator[Finding]:
+    used = {group.ffn for group in spec.layers}
+    for name in ("dense", "moe"):
+        if getattr(spec.ffn, name) is not None and name not in used:
+            message = f"the feed-forward {name!r} is described and no layer has it"
+            yield Finding("DSC061", message, ("ffn", name), f"remove it, or add a layer with `ffn: {name}`")
+
+
+def _number_of_layers(spec: ModelSpec) -> Iterator[Finding]:
+    if spec.num_layers > MAX_LAYERS:
+        message = f"the {len(spec.layers)} groups of layers have {spec.num_layers} layers together"
+        yield Finding("DSC062", message, ("layers",), f"write at most {MAX_LAYERS}")
+
+
+def _workload_length(spec: ModelSpec) -> Iterator[Finding]:
+    length, positions = spec.workload.sequence_length, spec.max_position_embeddings
+    if length <= positions:
+        return
+    message = f"workload.sequence_length is {length}, beyond max_position_embeddings, {positions}"
+    if "sequence_length" in spec.workload.model_fields_set:
+        yield Finding("DSC063", message, ("workload", "sequence_length"), f"write at most {positions}")
+    else:
+        help = f"add `workload: {{sequence_length: {positions}}}`"
+        yield Finding("DSC063", f"{message} ({length} is the default)", ("max_position_embeddings",), help)
+
+
+def _mtp_depth(spec: ModelSpec) -> Iterator[Finding]:
+    length = spec.workload.sequence_length
+    if spec.mtp is not None and spec.mtp.depth >= length:
+        depth = spec.mtp.depth
+        message = f"multi-token prediction looks {depth} tokens further ahead, in sequences of {length}"
+        yield Finding("DSC064", message, ("mtp", "depth"), "lower depth, or raise workload.sequence_length")
+
+
+def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
+    known = names(CLUSTERS)
+    if spec.cluster is not None and spec.cluster.kind not in known:
+        close = nearest(spec.cluster.kind, known)
+        help = f"one of {one_of(known)}" if close is None else f"did you mean {close!r}?"
+        yield Finding("DSC065", f"no cluster is named {shown(spec.cluster.kind)}", ("cluster", "kind"), help)
+
+
+def _theta(rope: Rope) -> Iterator[Finding]:
+    if rope.theta <= 1:
+        message = f"rope.theta is {rope.theta:g}: the pairs would not turn more and more slowly"
+        yield Finding("DSC054", message, (*ROPE, "theta"), "write a number above 1, such as 10000.0")
+
+
+def _yarn_bounds(rope: Rope) -> Iterator[Finding]:
+    scaling = rope.scaling
+    if isinstance(scaling, YarnScaling) and scaling.beta_fast < scaling.beta_slow:
+        message = f"beta_fast is {scaling.beta_fast:g}, below beta_slow, {scaling.beta_slow:g}: the ramp is reversed"
+        key = "beta_fast" if "beta_fast" in scaling.model_fields_set else "beta_slow"
+        yield Finding("DSC052", message, (*SCALING, key), "write beta_fast >= beta_slow, such as 32.0 and 1.0")
+
+
+def _llama3_bounds(rope: Rope) -> Iterator[Finding]:
+    scaling = rope.scaling
+    if isinstance(scaling, Llama3Scaling) and scaling.high_freq_factor <= scaling.low_freq_factor:
+        high, low = scaling.high_freq_factor, scaling.low_freq_factor
+        message = f"high_freq_factor is {high:g}, not above low_freq_factor, {low:g}: no band is left between them"
+        help = "write high_freq_factor > low_freq_factor, such as 4.0 and 1.0"
+        yield Finding("DSC052", message, (*SCALING, "high_freq_factor"), help)
+
+
+def _even_groups(moe: MoeFfn) -> Iterator[Finding]:
+    experts, groups = moe.n_routed_experts, moe.router.n_group
+    if experts % groups:
+        message = f"{experts} experts do not form {groups} equal groups: {experts} % {groups} = {experts % groups}"
+        help = f"write a divisor of n_routed_experts, such as {_divisor_near(experts, groups)}"
+        yield Finding("DSC020", message, (*ROUTER, "n_group"), help)
+
+
+def _allowed_groups(moe: MoeFfn) -> Iterator[Finding]:
+    router = moe.router
+    if router.topk_group > router.n_group:
+        message = f"the best {router.topk_group} of {router.n_group} groups cannot be chosen"
+        yield Finding("DSC021", message, (*ROUTER, "topk_group"), f"write at most n_group, {router.n_group}")
+
+
+def _enough_experts(moe: MoeFfn) -> Iterator[Finding]:
+    router, chosen = moe.router, moe.num_experts_per_tok
+    if moe.n_routed_experts % router.n_group or router.topk_group > router.n_group:
+        return  # reported by the two rules above
+    per_group = moe.n_routed_experts // router.n_group
+    allowed = per_group * router.topk_group
+    if chosen > allowed:
+        message = f"each token chooses {chosen} of {allowed} experts"
+        if router.n_group > 1:
+            message += f": {router.topk_group} of {router.n_group} groups are open to it, with {per_group} experts each"
+        yield Finding("DSC022", message, (*MOE, "num_experts_per_tok"), f"write at most {allowed}")
+
+
+def _needed_group_score(moe: MoeFfn) -> Iterator[Finding]:
+    router = moe.router
+    if router.topk_group < router.n_group and router.group_score is None:
+        message = f"no group_score says which {router.topk_group} of {router.n_group} groups are the best"
+        help = "add `group_score: top2_sum` (DeepSeek-V3) or `group_score: max` (DeepSeek-V2)"
+        yield Finding("DSC023", message, (*ROUTER, "group_score"), help)
+
+
+def _two_experts_per_group(moe: MoeFfn) -> Iterator[Finding]:
+    experts, router = moe.n_routed_experts, moe.router
+    limited = router.topk_group < router.n_group
+    if limited and router.group_score == "top2_sum" and experts < 2 * router.n_group:
+        message = f"top2_sum adds the two best experts of a group, and {router.n_group} groups share {experts} experts"
+        yield Finding("DSC024", message, (*ROUTER, "group_score"), "write max, or fewer groups")
+
+
+def _idle_group_score(moe: MoeFfn) -> Iterator[Finding]:
+    router = moe.router
+    if router.group_score is not None and router.topk_group == router.n_group:
+        message = f"group_score has no effect: {router.topk_group} of {router.n_group} groups are chosen"
+        yield Finding("DSC025", message, (*ROUTER, "group_score"), "remove it, or write topk_group < n_group")
+
+
+def _bias_to_update(moe: MoeFfn) -> Iterator[Finding]:
+    router = moe.router
+    if router.balance.bias_update_rate is not None and not router.selection_bias:
+        message = "bias_update_rate moves a bias that the router does not have"
+        key = (*ROUTER, "balance", "bias_update_rate")
+        yield Finding("DSC026", message, key, "add `selection_bias: true` to the router, or remove bias_update_rate")
+
+
+def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
+    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1:
+        message = "norm_topk_prob divides the one chosen weight by itself: it is always 1, and the router cannot learn"
+        help = "write false, or choose two experts per token or more"
+        yield Finding("DSC027", message, (*ROUTER, "norm_topk_prob"), help)
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    """The largest divisor up to `wanted`, found in sqrt(number) steps."""
+    pairs = [(small, number // small) for small in range(1, isqrt(number) + 1) if number % small == 0]
+    return max(divisor for pair in pairs for divisor in pair if divisor <= wanted)
+
+
+MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
+    _name,
+    _grouped_heads,
+    _even_rope_dim,
+    _original_positions,
+    _fp8_blocks,
+    _described_ffn,
+    _used_ffn,
+    _number_of_layers,
+    _workload_length,
+    _mtp_depth,
+    _known_cluster,
+)
+ROPE_RULES = (_theta, _yarn_bounds, _llama3_bounds)
+MOE_RULES = (
+    _even_groups,
+    _allowed_groups,
+    _enough_experts,
+    _needed_group_score,
+    _two_experts_per_group,
+    _idle_group_score,
+    _bias_to_update,
+    _weight_of_one,
+)

@@ -1,0 +1,28 @@
+"""Feed-forward kinds: a dense SwiGLU and a mixture of SwiGLU experts."""
+
+from dsc.spec.base import Count, NonNegativeCount, Section
+from dsc.spec.router import Router
+
+
+class DenseFfn(Section):
+    """down(silu(gate(x)) * up(x))."""
+
+    intermediate_size: Count
+
+
+class MoeFfn(Section):
+    """Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066)."""
+
+    n_routed_experts: Count
+    num_experts_per_tok: Count
+    moe_intermediate_size: Count
+    n_shared_experts: NonNegativeCount = 0
+    """Shared experts form one SwiGLU of width n_shared_experts * moe_intermediate_size."""
+    router: Router
+
+
+class Ffn(Section):
+    """The feed-forward kinds that the layer schedule may name."""
+
+    dense: DenseFfn | None = None
+    moe: MoeFfn | None = None

@@ -1,0 +1,85 @@
+"""A spec file -> ModelSpec, or a DscError with everything that is wrong in it.
+
+The steps, each of which only sees what the one before let through: text, yaml, validate, checks.
+"""
+
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from dsc.spec.base import Section
+from dsc.spec.checks import check
+from dsc.spec.errors import DscError, Finding, Position
+from dsc.spec.model import ModelSpec
+from dsc.spec.text import MAX_BYTES, decode
+from dsc.spec.validate import validate
+from dsc.spec.words import nearest, shown
+from dsc.spec.yaml import read
+from dsc.spec.zoo import MODELS, names, path_of
+
+S = TypeVar("S", bound=Section)
+
+
+def load(source: str | Path) -> ModelSpec:
+    """The spec at a path, or the spec of the zoo with that name; a file goes before a name."""
+    path = Path(source)
+    try:
+        data = _read_file(path)
+    except FileNotFoundError:
+        found = path_of(str(source), MODELS)
+        if found is None:
+            raise _unreadable(source, "no such file, and no model of the zoo", _suggestion(source)) from None
+        path, data = found, _read_file(found)
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _unreadable(source, reason.lower(), "name a file that can be read, or a model of the zoo") from None
+    return loads(data, str(path))
+
+
+def loads(text: str | bytes, file: str) -> ModelSpec:
+    """The spec that a text holds; `file` is what findings call it."""
+    return load_section(ModelSpec, text, file, check)
+
+
+def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:
+    """Any file that is one section of the schema; `check` says what is wrong across its keys."""
+    document = read(decode(text, file), file)
+    value, wrong = validate(section, document)
+    if value is not None:
+        wrong = check(value)
+    findings = [*document.findings]
+    for finding in wrong:
+        if document.readable(finding.key):
+            findings.append(replace(finding, position=document.position(finding.key)))
+    if findings:
+        raise DscError(sorted(findings, key=_place))
+    assert value is not None
+    return value
+
+
+def _read_file(path: Path) -> bytes:
+    """At most one byte more than a spec may have. Pipes and devices could block or never end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError(0, "a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise OSError(0, "not a regular file")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _unreadable(source: str | Path, reason: str, help: str) -> DscError:
+    message = f"cannot read {shown(str(source))}: {reason}"
+    return DscError([Finding("DSC001", message, help=help, position=Position(str(source), 1, 1))])
+
+
+def _suggestion(source: str | Path) -> str:
+    close = nearest(Path(source).stem if str(source).endswith((".yaml", ".yml")) else str(source), names(MODELS))
+    return "`dsc zoo` lists the models" if close is None else f"did you mean {close!r}?"
+
+
+def _place(finding: Finding) -> tuple[int, int, str]:
+    assert finding.position is not None
+    return finding.position.line, finding.position.column, finding.code

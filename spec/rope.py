@@ -1,0 +1,50 @@
+"""Rotary position embedding: how pairs are laid out, how fast they turn, how they stretch to longer contexts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsc.spec.base import Count, NonNegativeFloat, PositiveFloat, Section
+
+
+class NoScaling(Section):
+    """Plain rotary frequencies, theta ** (-2 i / dim)."""
+
+    kind: Literal["none"] = "none"
+
+
+class YarnScaling(Section):
+    """YaRN (arXiv 2309.00071): interpolate the slow frequencies, keep the fast ones, ramp in between.
+
+    cos and sin are multiplied by m(mscale) / m(mscale_all_dim) and the softmax scale by m(mscale_all_dim) ** 2,
+    where m(s) = 0.1 s ln(factor) + 1.
+    """
+
+    kind: Literal["yarn"]
+    factor: Annotated[float, Field(ge=1.0)]
+    """How many times longer than the original context."""
+    original_max_position_embeddings: Count
+    """Context length before the stretch, tokens."""
+    beta_fast: PositiveFloat = 32.0
+    """Frequencies that turn more often than this in the original context are kept."""
+    beta_slow: PositiveFloat = 1.0
+    """Frequencies that turn less often than this are divided by the factor."""
+    mscale: NonNegativeFloat = 1.0
+    mscale_all_dim: NonNegativeFloat = 0.0
+
+
+class Llama3Scaling(Section):
+    """Llama 3.1's stretch: by wavelength, with a smooth band between the two bounds."""
+
+    kind: Literal["llama3"]
+    factor: Annotated[float, Field(ge=1.0)]
+    low_freq_factor: PositiveFloat
+    high_freq_factor: PositiveFloat
+    original_max_position_embeddings: Count
+
+
+class Rope(Section):
+    layout: Literal["interleaved", "half"]
+    """Which components form a pair: (0, 1), (2, 3), ... or (0, dim / 2), (1, dim / 2 + 1), ..."""
+    theta: PositiveFloat = 10000.0
+    scaling: Annotated[NoScaling | YarnScaling | Llama3Scaling, Field(discriminator="kind")] = NoScaling()

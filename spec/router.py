@@ -1,0 +1,33 @@
+"""The router: how tokens choose experts. Every rule on which implementations disagree is a field of its own."""
+
+from typing import Literal
+
+from dsc.spec.base import Count, NonNegativeFloat, PositiveFloat, Section
+
+
+class Balance(Section):
+    """How load is spread over experts in training; both may be used together (DeepSeek-V3 does). Left out: not at all."""
+
+    bias_update_rate: PositiveFloat | None = None
+    """gamma of b += gamma * sign(mean load - load) after each step (DeepSeek-V3, section 2.1.2)."""
+    sequence_aux_loss_alpha: PositiveFloat | None = None
+    """alpha of the sequence-wise auxiliary loss (DeepSeek-V3, equation 17)."""
+
+
+class Router(Section):
+    score: Literal["softmax", "sigmoid"]
+    """Over all experts, before the choice."""
+    selection_bias: bool = False
+    """A bias per expert that takes part in the choice and never in the weights (e_score_correction_bias)."""
+    n_group: Count = 1
+    topk_group: Count = 1
+    """Experts are chosen in the best topk_group of n_group groups."""
+    group_score: Literal["max", "top2_sum"] | None = None
+    """A group's score: its best expert (DeepSeek-V2) or the sum of its two best (DeepSeek-V3); needed if topk_group < n_group."""
+    norm_topk_prob: bool
+    """Divide the chosen weights by their sum."""
+    routed_scaling_factor: NonNegativeFloat = 1.0
+    """Multiplies the weights, after normalisation."""
+    compute_dtype: Literal["float32", "model"] = "float32"
+    """What the gate's product is computed in; scores are always float32 or wider."""
+    balance: Balance = Balance()

@@ -1,0 +1,43 @@
+"""How values and keys read in an error, and the nearest name to a misspelt one."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+LONGEST_NAME = 64  # difflib's time grows with the square of the length; no name of the language is longer
+LONGEST_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value of the file, short and printable. YAML's null, true and false keep their spelling."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value[: LONGEST_SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def dotted(key: Iterable[str | int]) -> str:
+    """attention.rope.theta, layers[0].repeat."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in key)
+    return text.removeprefix(".")
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt word most likely stands for."""
+    if not isinstance(word, str) or len(word) > LONGEST_NAME:
+        return None
+    matches = get_close_matches(word.lower(), list(known), n=1)
+    return matches[0] if matches else None
+
+
+def one_of(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _printable(key: str) -> str:
+    return key if key.isprintable() and len(key) <= LONGEST_NAME else shown(key)

@@ -1,0 +1,8 @@
+"""What the model is asked to do; costs per token are counted at these sizes."""
+
+from dsc.spec.base import Count, Section
+
+
+class Workload(Section):
+    sequence_length: Count = 4096
+    """Tokens per sequence."""

@@ -1,0 +1,296 @@
+"""What a bad spec is told: every folder of tests/errors is a spec and the text that `dsc check` prints about it.
+
+The folder's name starts with the code that the spec is there for. After a change of wording, `DSC_ACCEPT=1 pytest
+tests/test_errors.py` writes the expectations anew; the diff of the stderr.txt files is then what to review.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from dsc.spec.errors import Code, DscError, Finding, Position
+from dsc.spec.loader import load, loads
+from dsc.spec.model import ModelSpec
+from dsc.spec.pages import PAGES
+from dsc.spec.report import render, sources_of
+from dsc.spec.yaml import MAX_DEPTH, read
+
+ERRORS = Path(__file__).parent / "errors"
+# Codes of other inputs than specs, whose tests are elsewhere: config.json (DSC03x) and emitted packages (DSC04x).
+ELSEWHERE = {"DSC030", "DSC031", "DSC040", "DSC041"}
+VALID = (ERRORS / "valid.yaml").read_text()
+CASES = sorted(path.parent.name for path in ERRORS.glob("*/spec.yaml"))
+
+
+def findings(text: str | bytes, file: str = "spec.yaml") -> list[Finding]:
+    """What is wrong with a spec; nothing where it loads."""
+    try:
+        loads(text, file)
+    except DscError as error:
+        return list(error.findings)
+    return []
+
+
+def assert_only(text: str | bytes, code: str, line: int, column: int, part: str) -> None:
+    """One finding, at its place, quickly."""
+    start = time.perf_counter()
+    (finding,) = findings(text)
+    assert time.perf_counter() - start < 5
+    assert (finding.code, finding.position) == (code, Position("spec.yaml", line, column))
+    assert part in finding.message
+    assert finding.help
+
+
+def test_the_base_of_the_cases_is_valid() -> None:
+    assert findings(VALID) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case: str) -> None:
+    text = (ERRORS / case / "spec.yaml").read_bytes()
+    found = findings(text)
+    assert case.split("-")[0] in {finding.code for finding in found}
+    assert all(finding.help and finding.position for finding in found)
+    report = render(found, "human", {"spec.yaml": text.decode()})
+    expected = ERRORS / case / "stderr.txt"
+    if os.environ.get("DSC_ACCEPT"):
+        expected.write_text(report)
+    assert report == expected.read_text()
+
+
+def test_every_code_has_a_page_and_a_case() -> None:
+    codes = set(get_args(Code))
+    assert codes == set(PAGES)
+    # Files that a repository does not hold well, such as huge and binary ones, are made by the tests below.
+    assert codes == {case.split("-")[0] for case in CASES} | {"DSC001", "DSC002"} | ELSEWHERE
+
+
+@pytest.mark.parametrize("code", sorted(PAGES.keys() - ELSEWHERE))
+def test_pages_show_what_they_say(code: Code) -> None:
+    page = PAGES[code]
+    if code in ("DSC001", "DSC002"):
+        return  # these show command lines and what cannot be shown; the tests of files and paths below hold them
+    if code < "DSC010":
+        assert code in {finding.code for finding in findings(page.wrong)}
+        assert code not in {finding.code for finding in findings(page.right)}
+    else:
+        assert {finding.code for finding in findings(laid_over_valid(page.wrong))} == {code}
+        assert findings(laid_over_valid(page.right)) == []
+
+
+def laid_over_valid(fragment: str) -> str:
+    """The valid spec with the keys of a fragment replaced; JSON is YAML."""
+    return json.dumps(overlay(read(VALID, "").root, read(fragment, "").root), indent=1)
+
+
+def overlay(base: Any, over: Any) -> Any:
+    """Mappings merge; an empty one, and one of another kind, replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        merges = isinstance(value, dict) and isinstance(below, dict) and value
+        if merges and value.get("kind", below.get("kind")) == below.get("kind"):
+            merged[key] = overlay(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# Files: what the text of a spec may not be.
+
+
+def test_bytes_that_are_not_utf8() -> None:
+    assert_only(b"name: valid\nvocab_size: \xff\n", "DSC002", 2, 13, "0xFF")
+    assert_only(VALID.encode("utf-16"), "DSC002", 1, 1, "UTF-16")
+    assert_only(b"name: caf\xc3", "DSC002", 1, 10, "0xC3")
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x07", "\x1b", "\x85", "\u2028", "\u202e", "\ufeff", "\ud800"])
+def test_characters_that_hide(character: str) -> None:
+    assert_only(f"name: valid\nvo{character}cab_size: 512\n", "DSC002", 2, 3, f"U+{ord(character):04X}")
+
+
+def test_a_byte_order_mark_and_any_line_ends_are_accepted() -> None:
+    for text in (
+        "\ufeff" + VALID,
+        VALID.replace("\n", "\r\n"),
+        VALID.replace("\n", "\r"),
+        "--- # spec\n" + VALID + "...\n",
+    ):
+        assert loads(text.encode(), "spec.yaml") == loads(VALID, "spec.yaml")
+
+
+def test_positions_count_characters_and_any_line_ends() -> None:
+    assert_only(VALID.replace("valid\n", "valid # caf\u00e9\r\n").replace("256", "x").encode(), "DSC010", 4, 1, "'x'")
+    assert_only(VALID.replace("\n", "\r").replace("  kind: h800", "  kind: h80"), "DSC065", 60, 3, "'h80'")
+
+
+def test_large_files() -> None:
+    assert_only("# " + "x" * 2**20, "DSC004", 1, 1, "256 KiB")
+    assert_only(b"\xff" * (2**20 + 1), "DSC004", 1, 1, "256 KiB")
+    assert_only("name: valid\n# " + "x" * 5000, "DSC004", 2, 1, "5002 characters")
+    assert_only("a:\n" + "- 1\n" * 50_000, "DSC004", 4996, 3, "5000 values")
+
+
+@pytest.mark.parametrize("opening", ["[", "- ", "? ", "{a: ", "{? "])
+def test_deep_files(opening: str) -> None:
+    last = findings(opening * 1000)[-1]
+    assert last.code == "DSC004" and "32 levels" in last.message
+    assert last.position is not None and last.position.column <= len(opening) * (MAX_DEPTH + 2)
+
+
+def test_deep_files_of_many_lines() -> None:
+    assert_only("[\n" * 60_000, "DSC004", MAX_DEPTH + 2, 1, "32 levels")
+
+
+def test_a_billion_laughs() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    found = [finding for finding in findings(bomb) if finding.code != "DSC014" and finding.code != "DSC013"]
+    assert {finding.code for finding in found} == {"DSC005"}
+    assert len(found) == 9 + 16
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "-" + "9" * 5000, "0x" + "f" * 4000, "0o" + "7" * 4000, "1." + "0" * 4000]
+)
+def test_numbers_of_thousands_of_digits(number: str) -> None:
+    number = number[:4000]
+    assert_only(VALID.replace("512", number), "DSC004", 3, 1, "a number of 4000 characters")
+    assert_only(VALID.replace("512", f'"{number}"'), "DSC010", 3, 1, "not a whole number")
+    assert {finding.code for finding in findings(f"%YAML {number}.1\n---\n{VALID}")} == {"DSC003"}
+
+
+def test_slow_tokens_stop_in_time() -> None:
+    long_line = "x" * 4000
+    for text in (
+        "!" * 4000,
+        ("- " + "!" * 4000 + "\n") * 60,
+        f'"{long_line}',
+        ("%A b\n") * 50_000,
+        "a: |\n" + "  x\n" * 60_000,
+    ):
+        start = time.perf_counter()
+        assert findings(text)
+        assert time.perf_counter() - start < 5
+
+
+def test_many_findings_take_no_time() -> None:
+    start = time.perf_counter()
+    found = findings("".join(f"zebra_{number}: 1\n" for number in range(2400)))
+    assert time.perf_counter() - start < 5
+    assert len(found) == 2400 + 8
+
+
+# Numbers and words as YAML 1.2 reads them.
+
+
+@pytest.mark.parametrize("text", ["512", "+512", "0512", "0x200", "0o1000"])
+def test_integers(text: str) -> None:
+    assert loads(VALID.replace("vocab_size: 512", f"vocab_size: {text}"), "spec.yaml").vocab_size == 512
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "1E-06", ".000001", "+1.e-6"])
+def test_floats(text: str) -> None:
+    assert loads(VALID.replace("eps: 1.0e-6", f"eps: {text}"), "spec.yaml").norm.eps == 1e-6
+
+
+@pytest.mark.parametrize("text", ["", "~", "null", "Null", "NULL"])
+def test_null(text: str) -> None:
+    spec = loads(VALID.replace("q_lora_rank: 128", f"q_lora_rank: {text}"), "spec.yaml")
+    assert spec.attention.kind == "mla" and spec.attention.q_lora_rank is None
+
+
+# Paths.
+
+
+def unreadable(source: str | Path) -> Finding:
+    with pytest.raises(DscError) as raised:
+        load(source)
+    (finding,) = raised.value.findings
+    assert finding.code == "DSC001" and finding.help and finding.position == Position(str(source), 1, 1)
+    return finding
+
+
+def test_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(VALID)
+    assert load("spec.yaml") == load(tmp_path / "spec.yaml")
+    assert load("deepseek-v3").name == "deepseek-v3"
+    Path("deepseek-v3").write_text(VALID)
+    assert load("deepseek-v3").name == "valid"
+
+
+def test_nearest_name_of_the_zoo() -> None:
+    assert unreadable("deepsek-v3").help == "did you mean 'deepseek-v3'?"
+    assert unreadable("models/deepsek-v3.yaml").help == "did you mean 'deepseek-v3'?"
+    assert unreadable("zebra").help == "`dsc zoo` lists the models"
+    for source in ("../models/tiny", "tiny.yaml", "*", ""):
+        unreadable(source)
+
+
+def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    assert "a folder" in unreadable(tmp_path).message
+    assert "not a regular file" in unreadable(tmp_path / "pipe").message
+    assert "not a regular file" in unreadable("/dev/zero").message
+    assert "not a directory" in unreadable(tmp_path / "file" / "spec.yaml").message
+    for source in (tmp_path / "loop", "a\x00b", "x" * 5000):
+        unreadable(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(VALID)
+    (tmp_path / "spec.yaml").chmod(0)
+    assert "permission denied" in unreadable(tmp_path / "spec.yaml").message
+
+
+# Reports.
+
+FINDING = Finding("DSC014", "unknown key 'a'", ("ffn", "a"), "50% of\nall, or so", Position("a,b:c.yaml", 2, 3))
+
+
+def test_json() -> None:
+    (record,) = json.loads(render([FINDING], "json", {}))["findings"]
+    assert record["key"] == ["ffn", "a"]
+    assert (record["file"], record["line"], record["column"]) == ("a,b:c.yaml", 2, 3)
+    (record,) = json.loads(render([Finding("DSC001", "no")], "json", {}))["findings"]
+    assert record == {
+        "code": "DSC001",
+        "message": "no",
+        "help": None,
+        "key": [],
+        "file": None,
+        "line": None,
+        "column": None,
+    }
+
+
+def test_github() -> None:
+    expected = "::error file=a%2Cb%3Ac.yaml,line=2,col=3,title=DSC014::unknown key 'a'%0Ahelp: 50%25 of%0Aall, or so\n"
+    assert render([FINDING], "github", {}) == expected
+
+
+def test_human_shows_part_of_a_long_line_and_nothing_that_moves_the_cursor() -> None:
+    finding = Finding("DSC014", "bad", ("key",), None, Position("a\x1bb", 1, 2001))
+    first, line, caret = render([finding], "human", {"a\x1bb": "x" * 2000 + "key\x1b\t" + "y" * 2000}).splitlines()
+    assert first == "a?b:1:2001: error[DSC014]: bad"
+    assert line == " 1 | " + "x" * 50 + "key? " + "y" * 45
+    assert caret == "   | " + " " * 50 + "^^^"
+
+
+def test_sources_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: \xff\n")
+    at = [Finding("DSC002", "no", position=Position(str(file), 1, 7)) for file in (path, tmp_path, "a\x00b", "none")]
+    assert sources_of(at) == {str(path): "name: \ufffd\n"}
+
+
+def test_a_spec_loads_into_the_model() -> None:
+    assert isinstance(loads(VALID, "spec.yaml"), ModelSpec)
