@@ -1,4 +1,8 @@
-"""The machines: one file of spec/clusters/ per kind of node. Decimal units; peaks are dense, bandwidths one way per GPU."""
+"""The machines: a file of spec/clusters/ for each kind of node. Decimal units, dense peaks, bandwidths one way."""
+
+from typing import Annotated
+
+from pydantic import Field
 
 from dsc.spec.base import Count, PositiveFloat, Section
 
@@ -7,7 +11,7 @@ class Cluster(Section):
     name: str
     gpu: str
     gpus_per_node: Count
-    hbm_bytes: int
+    hbm_bytes: Annotated[int, Field(gt=0)]
     """Memory of one GPU, bytes."""
     hbm_bandwidth: PositiveFloat
     """Bytes per second."""

@@ -23,15 +23,15 @@ S = TypeVar("S", bound=Section)
 
 
 def load(source: str | Path) -> ModelSpec:
-    """The spec at a path, or the spec of the zoo with that name; a file goes before a name."""
+    """The spec at a path, or the spec of the zoo with that name. A file goes before a name, a name before a folder."""
     path = Path(source)
+    named = path_of(str(source), MODELS)
+    if named is not None and not path.is_file():
+        path = named
     try:
         data = _read_file(path)
     except FileNotFoundError:
-        found = path_of(str(source), MODELS)
-        if found is None:
-            raise _unreadable(source, "no such file, and no model of the zoo", _suggestion(source)) from None
-        path, data = found, _read_file(found)
+        raise _unreadable(source, "no such file, and no model of the zoo", _suggestion(source)) from None
     except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(source, reason.lower(), "name a file that can be read, or a model of the zoo") from None

@@ -10,6 +10,6 @@ from dsc.spec.base import NonNegativeFloat, Section
 class Mtp(Section):
     depth: Annotated[int, Field(ge=1, le=16)]
     hidden: Literal["post_norm", "pre_norm"] = "post_norm"
-    """Which hidden state of the layers before enters: after the final norm (Hugging Face, vLLM) or before it (torchtitan)."""
+    """Which hidden state enters: after the final norm (Hugging Face, vLLM) or before it (torchtitan)."""
     loss_weight: NonNegativeFloat = 0.3
     """lambda of lambda / depth * sum of the depths' losses (equation 25)."""

@@ -18,8 +18,8 @@ class Fp8BlockLinear(Section):
     """
 
     kind: Literal["fp8_block"]
-    weight_block: Annotated[list[Count], Field(min_length=2, max_length=2)] = [128, 128]
-    activation_block: Annotated[list[Count], Field(min_length=2, max_length=2)] = [1, 128]
+    weight_block: list[Count] = Field(default=[128, 128], min_length=2, max_length=2)
+    activation_block: list[Count] = Field(default=[1, 128], min_length=2, max_length=2)
     scale: Literal["float32", "ue8m0"] = "float32"
 
 

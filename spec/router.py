@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from dsc.spec.base import Count, NonNegativeFloat, PositiveFloat, Section
+from dsc.spec.base import Count, PositiveFloat, Section
 
 
 class Balance(Section):
-    """How load is spread over experts in training; both may be used together (DeepSeek-V3 does). Left out: not at all."""
+    """How load is spread over experts in training: by either, by both (DeepSeek-V3), or, left out, not at all."""
 
     bias_update_rate: PositiveFloat | None = None
     """gamma of b += gamma * sign(mean load - load) after each step (DeepSeek-V3, section 2.1.2)."""
@@ -23,10 +23,10 @@ class Router(Section):
     topk_group: Count = 1
     """Experts are chosen in the best topk_group of n_group groups."""
     group_score: Literal["max", "top2_sum"] | None = None
-    """A group's score: its best expert (DeepSeek-V2) or the sum of its two best (DeepSeek-V3); needed if topk_group < n_group."""
+    """A group is as good as its best expert (DeepSeek-V2) or its two best (V3); needed if topk_group < n_group."""
     norm_topk_prob: bool
     """Divide the chosen weights by their sum."""
-    routed_scaling_factor: NonNegativeFloat = 1.0
+    routed_scaling_factor: PositiveFloat = 1.0
     """Multiplies the weights, after normalisation."""
     compute_dtype: Literal["float32", "model"] = "float32"
     """What the gate's product is computed in; scores are always float32 or wider."""

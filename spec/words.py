@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST_NAME = 64  # difflib's time grows with the square of the length; no name of the language is longer
 LONGEST_SHOWN = 60
 
 
@@ -29,7 +28,7 @@ def dotted(key: Iterable[str | int]) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """The known name that a misspelt word most likely stands for."""
-    if not isinstance(word, str) or len(word) > LONGEST_NAME:
+    if not isinstance(word, str):
         return None
     matches = get_close_matches(word.lower(), list(known), n=1)
     return matches[0] if matches else None
@@ -40,4 +39,4 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def _printable(key: str) -> str:
-    return key if key.isprintable() and len(key) <= LONGEST_NAME else shown(key)
+    return key if key.isprintable() and len(key) <= LONGEST_SHOWN else shown(key)

@@ -49,6 +49,25 @@ def test_the_base_of_the_cases_is_valid() -> None:
     assert findings(VALID) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("sequence_length: 4096", "sequence_length: 8192"),
+        ("original_max_position_embeddings: 1024", "original_max_position_embeddings: 8192"),
+        ("beta_fast: 32.0", "beta_fast: 1.0"),
+        ("num_experts_per_tok: 4", "num_experts_per_tok: 8"),
+        ("n_group: 4", "n_group: 8"),
+        ("repeat: 4", "repeat: 9999"),
+        ("sequence_length: 4096", "sequence_length: 2"),
+        ("name: valid", "name: model"),
+        ("name: valid", "name: match"),
+    ],
+)
+def test_what_just_fits_is_accepted(given: str, instead: str) -> None:
+    assert given in VALID
+    assert findings(VALID.replace(given, instead)) == []
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: str) -> None:
     text = (ERRORS / case / "spec.yaml").read_bytes()
@@ -171,11 +190,16 @@ def test_slow_tokens_stop_in_time() -> None:
         ("- " + "!" * 4000 + "\n") * 60,
         f'"{long_line}',
         ("%A b\n") * 50_000,
-        "a: |\n" + "  x\n" * 60_000,
+        "mtp: |\n" + "  x\n" * 60_000,
     ):
         start = time.perf_counter()
         assert findings(text)
         assert time.perf_counter() - start < 5
+
+
+def test_escapes_beyond_unicode() -> None:
+    for escape in ("\\U00110000", "\\UFFFFFFFF"):
+        assert_only(f'name: "{escape}"', "DSC003", 1, 1, "not YAML")
 
 
 def test_many_findings_take_no_time() -> None:
@@ -220,6 +244,8 @@ def test_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("spec.yaml").write_text(VALID)
     assert load("spec.yaml") == load(tmp_path / "spec.yaml")
     assert load("deepseek-v3").name == "deepseek-v3"
+    Path("tiny").mkdir()  # where `dsc compile tiny` writes
+    assert load("tiny").name == "tiny"
     Path("deepseek-v3").write_text(VALID)
     assert load("deepseek-v3").name == "valid"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dsc.compiler.hf import checkpoint_names, export_config, family, import_config, import_path
 from dsc.compiler.hf.importer import spec_name
 from dsc.compiler.hf.reader import NOT_SUPPORTED, NOT_UNDERSTOOD

@@ -42,7 +42,7 @@ GQA = {
     },
 }
 
-fuzzed = settings(deadline=None, max_examples=8000, suppress_health_check=list(HealthCheck))
+fuzzed = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
 
 
 def holds(text: str | bytes) -> ModelSpec | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from dsc.spec.cluster import Cluster
 from dsc.spec.loader import load, load_section
 from dsc.spec.model import ModelSpec

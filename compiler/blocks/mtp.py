@@ -45,7 +45,7 @@ def add_depth(
 ) -> tuple[Depth, Value, list[Value]]:
     """Runs one depth; returns the next one's start, the hidden state for the head, and the layer's losses.
 
-    Depth d (from 0) sees positions 0 .. S - d - 2: its input token lies d + 1 ahead of the position, its label one further.
+    Depth d (from 0) sees positions 0 .. S - d - 2: its input token lies d + 1 ahead, its label one further.
     """
     assert context.spec.mtp is not None
     count = context.constants.dim("MTP_DEPTH", context.spec.mtp.depth, "mtp.depth")

@@ -54,7 +54,7 @@ def describe(graph: Graph, printer: Printer, name: str) -> Class:
 
 
 def declarations(blocks: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
-    """Each attribute once, in the order of first use; parts of a module list are joined in the order of the schedule."""
+    """Each attribute once, in the order of first use; parts of a module list in the order of the schedule."""
     found: dict[str, list[str]] = {}
     for block in blocks:
         for node in block.nodes():

@@ -124,4 +124,5 @@ def connect(nodes: tuple[Node, ...]) -> nx.DiGraph[str]:
         for value in node.inputs:
             if value.producer != INPUT:
                 graph.add_edge(value.producer, node.id, type=value.type)
-    return nx.freeze(graph)
+    frozen: nx.DiGraph[str] = nx.freeze(graph)
+    return frozen

@@ -89,7 +89,7 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
     for node in block.nodes():
         if isinstance(node.op, _Call):
             signature = Signature.of(done[node.op.callee()])
-            wants = [t for t in signature.inputs[len(node.op.signature.inputs) :]]
+            wants = signature.inputs[len(node.op.signature.inputs) :]
             op: _Call = node.op.retarget(signature)
             inputs = node.inputs
             if wants and isinstance(op, RepeatLayers):
