@@ -34,8 +34,8 @@ def build_gqa(context: Context, spec: GqaAttention) -> Block:
         eps = constants.number("QK_NORM_EPS", spec.qk_norm.eps, "attention.qk_norm.eps")
         q = block.add("q", RmsNorm("q_norm", head_dim, eps, dtype), q)
         k = block.add("k", RmsNorm("k_norm", head_dim, eps, dtype), k)
-    q = block.add("q", Rotate(spec.rope.layout), q, rope)
-    k = block.add("k", Rotate(spec.rope.layout), k, rope)
+    q = block.add("q", Rotate(spec.rope.layout, head_dim), q, rope)
+    k = block.add("k", Rotate(spec.rope.layout, head_dim), k, rope)
     block.keep(k, context.cache_dtype)
     block.keep(v, context.cache_dtype)
 

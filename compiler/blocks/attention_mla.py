@@ -30,7 +30,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     q = _queries(block, context, spec, x, heads, head_dim)
     q = block.add("q", Unflatten((heads, head_dim)), q)
     q_nope, q_rope = block.add_many(("q_nope", "q_rope"), Split((nope, rotary)), q)
-    q_rope = block.add("q_rope", Rotate(spec.rope.layout), q_rope, rope)
+    q_rope = block.add("q_rope", Rotate(spec.rope.layout, rotary), q_rope, rope)
     q = block.add("q", Concat(), q_nope, q_rope)
 
     block.paragraph()
@@ -38,7 +38,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     kv_latent, k_rope = block.add_many(("kv_latent", "k_rope"), Split((latent, rotary)), kv)
     kv_latent = block.add("kv_latent", RmsNorm("kv_a_layernorm", latent, eps, dtype), kv_latent)
     k_rope = block.add("k_rope", AddHeadDim(), k_rope)
-    k_rope = block.add("k_rope", Rotate(spec.rope.layout), k_rope, rope)
+    k_rope = block.add("k_rope", Rotate(spec.rope.layout, rotary), k_rope, rope)
     block.keep(kv_latent, context.cache_dtype)
     block.keep(k_rope, context.cache_dtype)
 

@@ -46,12 +46,13 @@ def kernel_modules(graph: Graph) -> list[str]:
 def model_file(graph: Graph, printer: Printer, name: str, header: str) -> str:
     body = model_body(graph, printer)
     used = used_names(body)
+    table = constants(graph.constants, used)
     local = [(f".kernels.{kernel}", kernel) for kernel in kernel_modules(graph)]
     return printer.templates.get_template("model/model.py.jinja").render(
         header=header,
         name=name,
         legend=legend(graph.constants.symbols(), body),
-        imports=imports(used, local),
-        constants=constants(graph.constants, used),
+        imports=imports(used | used_names(table), local),
+        constants=table,
         body=body,
     )

@@ -86,9 +86,10 @@ def _sections(entries: dict[str, Constant], wanted: set[str]) -> list[list[str]]
 
 def legend(symbols: Iterable[Symbol], body: str) -> str:
     """What the letters in the shape comments stand for."""
-    comments = " ".join(re.findall(r"#.*\[.*\]|\"\"\"[^\"]*\[[^\"]*\"\"\"", body))
-    letters = set(re.findall(r"\b[A-Z]\b", comments))
-    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}"}
+    prose = " ".join(re.findall(r"#.*|\"\"\"[^\"]*\"\"\"", body))
+    letters = {letter for shape in re.findall(r"\[[^\]]*\]", prose) for letter in re.findall(r"\b[A-Z]\b", shape)}
+    cached = "C cached positions with the new ones"
+    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached}
     parts = [text for letter, text in runtime.items() if letter in letters]
     parts += [f"{symbol.letter} {symbol.name}" for symbol in symbols if symbol.letter in letters]
     return textwrap.fill(f"Shapes: {', '.join(parts)}.", WIDTH, subsequent_indent="    ")

@@ -87,6 +87,10 @@ class Op(ABC):
         """What backward needs of forward, parameters left out."""
         return ()
 
+    def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType, ...]:
+        """What each output stands on: an input by position whose memory it shares, or a tensor of its own."""
+        return tuple(0 if self.is_view else output for output in outputs)
+
 
 OPS: dict[str, type[Op]] = {}
 

@@ -38,9 +38,18 @@ class CausalAttention(Op):
         return q.shape[0] * q.shape[1] * q.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3])
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        q = tensor(inputs[0])
-        logsumexp = TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32)
-        return (Saved("input", 0), Saved("input", 1), Saved("input", 2), Saved("output", 0), Saved("own", 0, logsumexp))
+        """PyTorch's fused attention keeps what it was given, padded where it was padded; no kernel keeps S x S."""
+        q, k, v = (tensor(t) for t in inputs)
+        logsumexp = Saved("own", 0, TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32))
+        given: tuple[Saved, ...] = (Saved("input", 0), Saved("input", 1), Saved("input", 2))
+        result = Saved("output", 0)
+        if lowering == "torch" and self.variant == "padded_v":
+            given = (*given[:2], Saved("own", 1, retyped(v, *v.shape[:-1], q.shape[-1])))
+            result = Saved("own", 2, q)
+        if lowering == "torch" and self.variant == "padded_qk":
+            wide = (retyped(t, *t.shape[:-1], v.shape[-1]) for t in (q, k))
+            given = (*(Saved("own", 1 + index, type) for index, type in enumerate(wide)), given[2])
+        return (*given, result, logsumexp)
 
 
 @register

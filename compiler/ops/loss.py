@@ -30,7 +30,9 @@ class CrossEntropy(Op):
         return (SCALAR,)
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        return (Saved("own", 0, TensorType(tensor(inputs[0]).shape, DType.FP32)), Saved("input", 1))
+        """The log-probabilities, and the labels once more, because they come as a slice of the tokens."""
+        logits, labels = (tensor(t) for t in inputs)
+        return (Saved("own", 0, TensorType(logits.shape, DType.FP32)), Saved("own", 1, labels))
 
 
 @register
@@ -68,6 +70,10 @@ class LossParts(Op):
     @property
     def operands(self) -> tuple[str, ...]:
         return self.names
+
+    def items(self, values: list[str]) -> list[str]:
+        """The entries of the dict, as they are printed."""
+        return [f'"{name}": {value}' for name, value in zip(self.names, values, strict=True)]
 
     def infer(self, inputs: Types) -> Types:
         return (PartsType(),)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
-from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 
 @register
@@ -68,6 +68,10 @@ class SlotSource(Op):
     def infer(self, inputs: Types) -> Types:
         return (retyped(inputs[0], *tensor(inputs[0]).shape, self.hidden_size),)
 
+    def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType, ...]:
+        """One number for each slot, however many components it is expanded to."""
+        return (inputs[0],)
+
 
 @register
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ class GatherRows(Op):
         return (retyped(inputs[0], *tensor(inputs[1]).shape),)
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        return (Saved("input", 1),)
+        """PyTorch keeps what it gathered from too, only to know its shape."""
+        index = Saved("input", 1)
+        return (Saved("input", 0), index) if lowering == "torch" else (index,)
 
 
 @register

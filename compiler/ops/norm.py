@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, tensor
+from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -32,4 +32,11 @@ class RmsNorm(Op):
         return tensor(inputs[0]).numel * 2
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        return (Saved("input", 0),)
+        """PyTorch's norm on a CPU also keeps the normed x, in float32 like all that it computes; fused ones do not."""
+        x = tensor(inputs[0])
+        inverse_rms = Saved("own", 0, retyped(x, *x.shape[:-1], Int(1), dtype=DType.FP32))
+        if lowering == "triton":
+            return (Saved("input", 0), inverse_rms)
+        wide = TensorType(x.shape, DType.FP32)
+        source = Saved("input", 0) if x.dtype is DType.FP32 else Saved("own", 1, wide)
+        return (source, inverse_rms, Saved("own", 2, wide))

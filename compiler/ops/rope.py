@@ -65,6 +65,7 @@ class Rotate(Op):
 
     kind = "rotate"
     layout: Literal["interleaved", "half"]
+    rotary_dim: Dim
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ class Rotate(Op):
 
     def infer(self, inputs: Types) -> Types:
         x, rope = tensor(inputs[0]), tensor(inputs[1])
-        assert x.shape[-1].same(rope.shape[-1]), f"{x.shape_text()} by {rope.shape_text()}"
+        assert x.shape[-1].same(self.rotary_dim) and rope.shape[-1].same(self.rotary_dim), f"{x.shape_text()} by {rope.shape_text()}"
         return (x,)
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:

@@ -36,7 +36,12 @@ class RouterLogits(Op):
         return tensor(inputs[0]).numel * self.num_experts * 2
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        return (Saved("input", 0),)
+        """Both factors as they were multiplied: a narrower x and weight are kept as widened copies."""
+        x = tensor(inputs[0])
+        if x.dtype is DType.FP32:
+            return (Saved("input", 0),)
+        wide = (x.shape, (self.num_experts, self.hidden_size))
+        return tuple(Saved("own", index, TensorType(shape, DType.FP32)) for index, shape in enumerate(wide))
 
 
 @register
@@ -45,6 +50,9 @@ class RouterLogitsModelDtype(RouterLogits):
     """The same product in the model's own type, widened afterwards."""
 
     kind = "router_logits_model_dtype"
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
 
 
 @register
@@ -185,7 +193,9 @@ class GatherWeights(Op):
         return (retyped(inputs[0], *tensor(inputs[1]).shape),)
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        return (Saved("input", 1),)
+        """PyTorch keeps what it gathered from too, only to know its shape."""
+        index = Saved("input", 1)
+        return (Saved("input", 0), index) if lowering == "torch" else (index,)
 
 
 @register
@@ -265,6 +275,10 @@ class MeanShareOfScores(MeanProbability):
 
     kind = "mean_share_of_scores"
 
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        x = tensor(inputs[0])
+        return (Saved("input", 0), Saved("own", 0, retyped(x, *x.shape[:-1], Int(1))))
+
 
 @register
 @dataclass(frozen=True)
@@ -282,6 +296,9 @@ class SequenceBalanceLoss(Op):
 
     def infer(self, inputs: Types) -> Types:
         return (TensorType((), DType.FP32),)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
 
 
 @register

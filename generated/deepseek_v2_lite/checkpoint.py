@@ -103,8 +103,11 @@ def open_checkpoint(folder: Path, stack: ExitStack) -> dict[str, Any]:
         if (folder / INDEX).exists()
         else [SINGLE]
     )
-    opened = [stack.enter_context(safe_open(folder / shard, framework="pt")) for shard in shards]
-    return {name: file for file in opened for name in file.keys()}
+    files: dict[str, Any] = {}
+    for shard in shards:
+        file = stack.enter_context(safe_open(folder / shard, framework="pt"))
+        files.update(dict.fromkeys(file.keys(), file))
+    return files
 
 
 def is_expected_besides(name: str) -> bool:
@@ -114,8 +117,9 @@ def is_expected_besides(name: str) -> bool:
 
 @torch.no_grad()
 def load_hf(model: Model, folder: str | Path) -> None:
-    """Fill a model from a checkpoint folder, cast to the model's own types. A model on the meta device moves to the CPU.
+    """Fill a model from a checkpoint folder, cast to the model's own types.
 
+    A model on the meta device moves to the CPU.
     Raises ValueError if tensors are missing, left over or of another shape, and names them.
     """
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -6,6 +6,8 @@ Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_H
     QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K, F EXPERT_SIZE.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -291,8 +293,5 @@ class Model(nn.Module):
         main_loss = cross_entropy(logits, labels)
 
         loss = main_loss + balance_loss
-        parts = {
-            "main": main_loss,
-            "balance": balance_loss,
-        }
+        parts = {"main": main_loss, "balance": balance_loss}
         return loss, parts

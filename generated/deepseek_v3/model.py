@@ -184,7 +184,7 @@ class Router(nn.Module):
 
         counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
         if self.training:
-            self.expert_load += counts.sum(0)
+            self.expert_load.add_(counts.sum(0))
         share = (scores / scores.sum(-1, keepdim=True)).mean(1)  # [B, E]
         balance_loss = (
             SEQUENCE_AUX_LOSS_ALPHA * NUM_EXPERTS / (TOP_K * experts.shape[1]) * (counts * share).sum(-1).mean()
@@ -194,7 +194,7 @@ class Router(nn.Module):
     def update_selection_bias(self) -> None:
         """Lower the bias of experts above the mean load, raise it below; the count starts again."""
         load = self.expert_load.float()
-        self.e_score_correction_bias += BIAS_UPDATE_RATE * (load.mean() - load).sign()
+        self.e_score_correction_bias.add_(BIAS_UPDATE_RATE * (load.mean() - load).sign())
         self.expert_load.zero_()
 
 
@@ -356,11 +356,7 @@ class Model(nn.Module):
 
         loss = main_loss + mtp_loss
         loss = loss + balance_loss
-        parts = {
-            "main": main_loss,
-            "mtp": mtp_loss,
-            "balance": balance_loss,
-        }
+        parts = {"main": main_loss, "mtp": mtp_loss, "balance": balance_loss}
         return loss, parts
 
     def update_selection_bias(self) -> None:

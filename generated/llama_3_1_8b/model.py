@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """llama-3.1-8b: a decoder-only language model.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
+Shapes: B batch, S sequence, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
 """
 
 import math
@@ -38,24 +38,24 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
+    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, N / 2].
 
     Llama 3.1: pairs that turn often in the original context are kept, rare ones turn ROPE_FACTOR times slower.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(HEAD_DIM // 2, dtype=dtype, device=x.device)
-    inv_freq = ROPE_THETA ** (pair * -2 / HEAD_DIM)  # [R / 2]
+    inv_freq = ROPE_THETA ** (pair * -2 / HEAD_DIM)  # [N / 2]
     turns = ROPE_ORIGINAL_LENGTH * inv_freq / (2 * math.pi)
     fast = ((turns - ROPE_LOW_FREQ_FACTOR) / (ROPE_HIGH_FREQ_FACTOR - ROPE_LOW_FREQ_FACTOR)).clamp(0, 1)
     inv_freq = inv_freq * (fast + (1 - fast) / ROPE_FACTOR)
-    angle = torch.outer(torch.arange(length, dtype=dtype, device=x.device), inv_freq)  # [length, R / 2]
+    angle = torch.outer(torch.arange(length, dtype=dtype, device=x.device), inv_freq)  # [length, N / 2]
     return torch.stack((angle.cos(), angle.sin()))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + R / 2]) of [B, S, heads, R] by their position's angles."""
-    cos, sin = rope.unsqueeze(-2)  # [S, 1, R] each
-    swapped = x.roll(x.shape[-1] // 2, -1)  # x[R / 2], ..., x[0], ...
+    """Rotate the pairs (x[i], x[i + N / 2]) of [B, S, heads, N] by their position's angles."""
+    cos, sin = rope.unsqueeze(-2)  # [S, 1, N] each
+    swapped = x.roll(x.shape[-1] // 2, -1)  # x[N / 2], ..., x[0], ...
     return (x * cos + swapped * sin).to(x.dtype)
 
 
@@ -67,8 +67,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def spread_pairs(rope: Tensor) -> Tensor:
-    """cos, ..., cos, ... and -sin, ..., sin, ... for the pairs (x[i], x[i + R / 2]): [2, S, R / 2] -> [2, S, R]."""
-    cos, sin = rope  # [S, R / 2] each
+    """cos, ..., cos, ... and -sin, ..., sin, ... for the pairs (x[i], x[i + N / 2]): [2, S, N / 2] -> [2, S, N]."""
+    cos, sin = rope  # [S, N / 2] each
     return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
 
 
@@ -182,7 +182,5 @@ class Model(nn.Module):
         logits = self.lm_head(hidden)  # [B, S, W]
         main_loss = cross_entropy(logits, labels)
 
-        parts = {
-            "main": main_loss,
-        }
+        parts = {"main": main_loss}
         return main_loss, parts

@@ -2,8 +2,9 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K, F EXPERT_SIZE. C cached positions, the new ones included.
+Shapes: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, R
+    QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K, F
+    EXPERT_SIZE.
 """
 
 import torch

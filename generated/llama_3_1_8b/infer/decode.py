@@ -2,7 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS. C cached positions, the new ones included.
+Shapes: B batch, S sequence, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS,
+    J NUM_KV_HEADS.
 """
 
 import torch

@@ -1,0 +1,106 @@
+"""What training keeps from forward to backward: the memory behind the tensors that the ops of a block save.
+
+Memory counts once however many tensors share it: a view stands on what it was cut from, all of it, and a tensor that
+two ops save is one. Parameters are not among it, nor scalars' few bytes of bookkeeping inside an op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dsc.compiler.graph.block import Node, Value
+from dsc.compiler.graph.dim import Dim, total
+from dsc.compiler.graph.graph import Call, Graph
+from dsc.compiler.graph.op import Lowering
+from dsc.compiler.graph.types import TensorType, ValueType
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory by the place that makes it: an argument, the output of a node, or what an op keeps to itself."""
+
+    place: str
+    type: TensorType
+
+
+def saved_storages(graph: Graph, key: str, lowering: Lowering) -> tuple[Storage, ...]:
+    """All that is kept when a block has run, with all that it calls, in the order of saving; sizes in B and S."""
+    run = _Run(graph, lowering)
+    block = graph.blocks[key]
+    run.block(key, [_stored(value.name, value.type, {}) for value in block.inputs], "", {})
+    return tuple(run.kept)
+
+
+def saved_bytes(graph: Graph, key: str, lowering: Lowering) -> Dim:
+    return total([storage.type.bytes for storage in saved_storages(graph, key, lowering)])
+
+
+def _stored(place: str, type: ValueType, sizes: Mapping[str, Dim]) -> Storage | None:
+    """None for what is no tensor."""
+    if not isinstance(type, TensorType):
+        return None
+    return Storage(place, TensorType(tuple(dim.substitute(sizes) for dim in type.shape), type.dtype))
+
+
+@dataclass
+class _Run:
+    """One forward, followed op by op through all calls."""
+
+    graph: Graph
+    lowering: Lowering
+    kept: dict[Storage, None] = field(default_factory=dict)
+
+    def block(
+        self, key: str, arguments: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
+    ) -> list[Storage | None]:
+        """What the results of a block stand on; `sizes` are the block's symbols in the terms of the whole run."""
+        block = self.graph.blocks[key]
+        held: dict[Value, Storage | None] = dict(zip(block.inputs, arguments, strict=True))
+        for node in block.nodes():
+            inputs = [held[value] for value in node.inputs]
+            outputs = self._call(node, inputs, prefix, sizes) if isinstance(node.op, Call) else None
+            if outputs is None:
+                outputs = self._memory(node, inputs, prefix, sizes)
+                self._save(node, inputs, outputs, prefix, sizes)
+            held.update(zip(node.outputs, outputs, strict=True))
+        return [held[value] for value in block.outputs]
+
+    def _call(
+        self, node: Node, inputs: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
+    ) -> list[Storage | None]:
+        """Repeats follow each other: the first result of one is the first argument of the next."""
+        assert isinstance(node.op, Call)
+        bindings = node.op.bindings(node.input_types)
+        inner = {name: dim.substitute(sizes) for name, dim in bindings.items()}
+        arguments = inputs[: len(self.graph.blocks[node.op.callee()].inputs)]
+        outputs: list[Storage | None] = []
+        for path in node.op.prefixes():
+            outputs = self.block(node.op.callee(), arguments, f"{prefix}{path}." if path else prefix, inner)
+            arguments = [*outputs[:1], *arguments[1:]]
+        return outputs
+
+    def _memory(
+        self, node: Node, inputs: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
+    ) -> list[Storage | None]:
+        memory = node.op.memory(node.input_types, node.output_types)
+        return [
+            inputs[of] if isinstance(of, int) else _stored(f"{prefix}{node.id}[{index}]", of, sizes)
+            for index, of in enumerate(memory)
+        ]
+
+    def _save(
+        self,
+        node: Node,
+        inputs: list[Storage | None],
+        outputs: list[Storage | None],
+        prefix: str,
+        sizes: Mapping[str, Dim],
+    ) -> None:
+        for saved in node.op.saved(node.input_types, node.output_types, self.lowering):
+            if saved.type is not None:
+                storage = _stored(f"{prefix}{node.id}.saved[{saved.index}]", saved.type, sizes)
+            else:
+                storage = (inputs if saved.source == "input" else outputs)[saved.index]
+            assert storage is not None, f"{node.id} saves what is no tensor"
+            self.kept[storage] = None

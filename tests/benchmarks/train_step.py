@@ -1,0 +1,171 @@
+"""One training step of the emitted model against transformers', side by side in one process.
+
+    python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--profile] [--out FILE.jsonl]
+
+Both are eager, in float32, start from the same weights (written by transformers' save_pretrained and read by the emitted
+load_hf) and do the same: forward, cross-entropy, backward, fused AdamW. transformers runs with scaled_dot_product_attention
+and its grouped_mm experts. The balance and multi-token losses that transformers lacks are left out of the spec.
+Rounds alternate which model goes first; the figure is the median over rounds of transformers' time / ours.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsc.compiler.driver import build, emit
+from dsc.compiler.emit.write import write
+from dsc.compiler.hf import export_config
+from dsc.spec.loader import loads
+
+SPEC = """
+name: benchmark-{size}
+vocab_size: {vocab}
+hidden_size: {hidden}
+max_position_embeddings: 4096
+norm: {{eps: 1.0e-6}}
+attention:
+  kind: mla
+  num_attention_heads: {heads}
+  q_lora_rank: {q_rank}
+  kv_lora_rank: {kv_rank}
+  qk_nope_head_dim: {nope}
+  qk_rope_head_dim: {rope}
+  v_head_dim: {nope}
+  rope: {{layout: interleaved, theta: 10000.0}}
+ffn:
+  dense: {{intermediate_size: {dense}}}
+  moe:
+    n_routed_experts: 16
+    num_experts_per_tok: 4
+    moe_intermediate_size: {expert}
+    n_shared_experts: 1
+    router:
+      score: sigmoid
+      selection_bias: true
+      n_group: 4
+      topk_group: 2
+      group_score: top2_sum
+      norm_topk_prob: true
+      routed_scaling_factor: 2.5
+layers:
+  - {{repeat: 1, ffn: dense}}
+  - {{repeat: 5, ffn: moe}}
+precision: {{parameters: fp32, kv_cache: fp32}}
+"""
+
+LARGE = {"vocab": 4096, "hidden": 512, "heads": 8, "q_rank": 192, "kv_rank": 128, "nope": 64, "rope": 32}
+SMALL = {"vocab": 1024, "hidden": 128, "heads": 4, "q_rank": 48, "kv_rank": 32, "nope": 32, "rope": 16}
+SIZES = {
+    "large": ({**LARGE, "dense": 1024, "expert": 256}, (4, 256)),
+    "small": ({**SMALL, "dense": 256, "expert": 64}, (1, 64)),
+}
+
+Step = Callable[[], Tensor]
+
+
+def models(size: str, folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The emitted model and transformers', with the same weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    spec = loads(SPEC.format(size=size, **SIZES[size][0]), "benchmark.yaml")
+    write(emit(build(spec)), folder / spec.package_name)
+    config = AutoConfig.for_model(**export_config(spec))
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", experts_implementation="grouped_mm")
+    theirs.save_pretrained(folder / "weights")
+    sys.path.insert(0, str(folder))
+    ours = importlib.import_module(f"{spec.package_name}.model").Model()
+    importlib.import_module(f"{spec.package_name}.checkpoint").load_hf(ours, folder / "weights")
+    return ours.train(), theirs.train()
+
+
+def step(model: torch.nn.Module, logits: Callable[[Any], Tensor], tokens: Tensor, labels: Tensor) -> Step:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def run() -> Tensor:
+        loss = F.cross_entropy(logits(model(tokens)).flatten(0, 1), labels.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return run
+
+
+def measure(ours: Step, theirs: Step, rounds: int, clock: Callable[[], float]) -> list[float]:
+    """transformers' time / ours, a figure for each round."""
+    ratios = []
+    for index in range(rounds):
+        seconds = {}
+        for run in (ours, theirs) if index % 2 else (theirs, ours):
+            start = clock()
+            run()
+            seconds[run] = clock() - start
+        ratios.append(seconds[theirs] / seconds[ours])
+    return ratios
+
+
+def profile(name: str, run: Step) -> None:
+    with torch.profiler.profile() as recorded:
+        run()
+    print(f"\n{name}\n{recorded.key_averages().table('self_cpu_time_total', row_limit=18, max_name_column_width=40)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="large")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="process time instead of wall time, for a busy machine")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, help="append the result as a line of JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    with tempfile.TemporaryDirectory() as folder:
+        our_model, their_model = models(arguments.size, Path(folder))
+    tokens = torch.randint(SIZES[arguments.size][0]["vocab"], SIZES[arguments.size][1])
+    labels = tokens.roll(-1, 1)
+    ours = step(our_model, lambda logits: logits, tokens, labels)
+    theirs = step(their_model, lambda output: output.logits, tokens, labels)
+    first = [run().item() for run in (ours, theirs)]
+    assert abs(first[0] - first[1]) < 1e-5 * first[1], f"the models differ: {first}"
+
+    measure(ours, theirs, 5, time.perf_counter)
+    ratios = measure(ours, theirs, arguments.rounds, time.process_time if arguments.cpu_time else time.perf_counter)
+    low, median, high = statistics.quantiles(ratios, n=4)
+    result = {
+        "benchmark": "train_step",
+        "size": arguments.size,
+        "transformers_over_ours": round(median, 3),
+        "quartiles": [round(low, 3), round(high, 3)],
+        "rounds": arguments.rounds,
+        "threads": arguments.threads,
+        "clock": "process" if arguments.cpu_time else "wall",
+        "torch": torch.__version__,
+        "transformers": importlib.import_module("transformers").__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+    print(json.dumps(result))
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    if arguments.profile:
+        profile("ours", ours)
+        profile("transformers", theirs)
+
+
+if __name__ == "__main__":
+    main()

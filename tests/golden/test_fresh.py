@@ -1,0 +1,51 @@
+"""generated/ holds what the compiler emits today, to the byte: no file is stale, missing or left over."""
+
+import runpy
+from collections.abc import Mapping
+from difflib import unified_diff
+from pathlib import Path
+
+import pytest
+from dsc.compiler.driver import compile_spec
+
+GENERATED = Path(__file__).parents[2] / "generated"
+SPECS: tuple[str, ...] = runpy.run_path(str(Path(__file__).parents[1] / "accept_goldens.py"))["SPECS"]
+REMEDY = "If the change is meant, accept it with `make goldens` and review the diff."
+
+
+def files_under(folder: Path) -> dict[str, str]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(paths)}
+
+
+def differences(golden: Mapping[str, str], emitted: Mapping[str, str]) -> str:
+    """A unified diff from what stands in generated/ to what is emitted; empty if they are the same."""
+    diffs = [f"only in generated/: {name}" for name in golden.keys() - emitted.keys()]
+    for name, text in emitted.items():
+        if name not in golden:
+            diffs.append(f"missing in generated/: {name}")
+        elif golden[name] != text:
+            lines = golden[name].splitlines(), text.splitlines()
+            diffs += unified_diff(*lines, f"generated/{name}", f"emitted/{name}", lineterm="")
+    return "\n".join(diffs)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_golden_is_what_is_emitted(name: str) -> None:
+    spec, emitted = compile_spec(name)
+    if found := differences(files_under(GENERATED / spec.package_name), emitted):
+        pytest.fail(f"{found}\n\n{REMEDY}", pytrace=False)
+
+
+def test_every_folder_is_a_golden() -> None:
+    names = {name.replace("-", "_").replace(".", "_") for name in SPECS}
+    assert {path.name for path in GENERATED.iterdir()} == names, REMEDY
+
+
+def test_a_stale_a_missing_and_an_extra_file_are_each_named() -> None:
+    golden = {"same.py": "a = 1\n", "stale.py": "a = 1\n", "extra.py": ""}
+    found = differences(golden, {"same.py": "a = 1\n", "stale.py": "a = 2\n", "missing.py": ""})
+    assert "same.py" not in found
+    assert "-a = 1\n+a = 2" in found and "generated/stale.py" in found
+    assert "only in generated/: extra.py" in found
+    assert "missing in generated/: missing.py" in found
