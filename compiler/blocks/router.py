@@ -34,7 +34,8 @@ from dsc.spec.router import Router
 def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> Block:
     """Ids and weights of the chosen experts, [B, S, K] each; with a sequence-wise loss, that loss too."""
     spec, constants = moe.router, context.constants
-    block = BlockBuilder("Router", class_doc=_doc(spec))
+    base = "ExactBuffers" if spec.selection_bias else "nn.Module"
+    block = BlockBuilder("Router", class_doc=_doc(spec), base=base)
     x = block.input("x", context.hidden)
     logits_op = RouterLogits if spec.compute_dtype == "float32" else RouterLogitsModelDtype
     logits = block.add("logits", logits_op(context.hidden_size, experts, context.dtype), x)

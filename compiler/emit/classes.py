@@ -26,6 +26,7 @@ class Method:
 @dataclass(frozen=True)
 class Class:
     name: str
+    base: str
     doc: str
     constructor: str
     declarations: tuple[Declaration, ...]
@@ -45,6 +46,7 @@ def describe(graph: Graph, printer: Printer, name: str) -> Class:
     arguments = {symbol.name: symbol for block in blocks for symbol in block.arguments}
     return Class(
         name=name,
+        base=blocks[0].base,
         doc=next((block.class_doc for block in blocks if block.class_doc), name),
         constructor=", ".join(["self", *(f"{argument}: int" for argument in arguments)]),
         declarations=declarations(blocks, printer),

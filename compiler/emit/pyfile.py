@@ -14,6 +14,8 @@ from dsc.compiler.graph.dim import Symbol, T
 # What a name in the body needs at the top of the file; the order is the order of printing.
 IMPORTS = (
     ("math", "import math", 0),
+    ("Callable", "from collections.abc import Callable", 0),
+    ("Self", "from typing import Self", 0),
     ("torch", "import torch", 1),
     ("F", "import torch.nn.functional as F", 1),
     ("Tensor", "from torch import Tensor", 1),

@@ -94,6 +94,10 @@ class BiasedSelectionScores(Op):
     kind = "biased_selection_scores"
     num_experts: Dim
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("exact_buffers",)
+
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
 

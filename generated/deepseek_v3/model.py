@@ -7,6 +7,8 @@ Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_H
 """
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,19 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
+class ExactBuffers(nn.Module):
+    """A module whose buffers keep their type when its parameters are cast: bfloat16 would round a bias's steps away."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
 def spread_pairs(rope: Tensor) -> Tensor:
     """cos, cos, ... and -sin, sin, ... for the pairs (x0, x1), (x2, x3), ...: [2, S, R / 2] -> [2, S, R]."""
     cos, sin = rope  # [S, R / 2] each
@@ -157,13 +172,13 @@ class FeedForward(nn.Module):
         return self.down_proj(h)  # [B, S, D]
 
 
-class Router(nn.Module):
+class Router(ExactBuffers):
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE))
-        self.e_score_correction_bias = nn.Buffer(torch.zeros(NUM_EXPERTS))
+        self.e_score_correction_bias = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.float32))
         self.expert_load = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
