@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import networkx as nx
 
@@ -71,6 +72,10 @@ class Block:
 
     def nodes(self) -> tuple[Node, ...]:
         """In the order of emission: dependencies first, ties as the builder said them."""
+        return self._order
+
+    @cached_property
+    def _order(self) -> tuple[Node, ...]:
         rank = {name: data["rank"] for name, data in self.dataflow.nodes(data=True)}
         order = nx.lexicographical_topological_sort(self.dataflow, key=rank.__getitem__)
         return tuple(self.dataflow.nodes[name]["node"] for name in order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.constants import Constants
@@ -67,12 +68,31 @@ class Graph:
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter of the model by its full name, shapes with the constructor's sizes filled in."""
+        return dict(self._parameters)
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
+        known: dict[str, dict[str, Parameter]] = {}
         found: dict[str, Parameter] = {}
         for block in self.methods(self.root):
-            for prefix, node, sizes in self.walk(block.key):
-                for parameter in node.op.parameters():
-                    shape = tuple(dim.substitute(sizes) for dim in parameter.type.shape)
-                    found[prefix + parameter.name] = replace(parameter, type=replace(parameter.type, shape=shape))
+            found.update(self._parameters_of(block.key, known))
+        return found
+
+    def _parameters_of(self, key: str, known: dict[str, dict[str, Parameter]]) -> dict[str, Parameter]:
+        """Those of a block and all that it calls; each block is looked through once, however often it repeats."""
+        if key in known:
+            return known[key]
+        found: dict[str, Parameter] = {}
+        for node in self.blocks[key].nodes():
+            found.update((parameter.name, parameter) for parameter in node.op.parameters())
+            if isinstance(node.op, Call):
+                sizes = node.op.bindings(node.input_types)
+                inner = self._parameters_of(node.op.callee(), known)
+                bound = {name: parameter.substitute(sizes) for name, parameter in inner.items()}
+                for path in node.op.prefixes():
+                    prefix = f"{path}." if path else ""
+                    found.update((prefix + name, parameter) for name, parameter in bound.items())
+        known[key] = found
         return found
 
     def flops(self, key: str) -> Dim:

@@ -7,7 +7,8 @@ An op kind is a frozen dataclass derived from `Op`, registered with `@register`,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
 from dsc.compiler.graph.dim import Dim, Int, total
@@ -28,6 +29,11 @@ class Parameter:
     init: Literal["normal", "ones"] = "normal"
     # Share of the elements that one token touches, as (chosen, all): routed experts use k of E.
     active: tuple[Dim, Dim] = (Int(1), Int(1))
+
+    def substitute(self, sizes: Mapping[str, Dim]) -> Parameter:
+        """The same tensor with symbols of its shape replaced."""
+        shape = tuple(dim.substitute(sizes) for dim in self.type.shape)
+        return replace(self, type=replace(self.type, shape=shape))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ class Rotate(Op):
 
     def infer(self, inputs: Types) -> Types:
         x, rope = tensor(inputs[0]), tensor(inputs[1])
-        assert x.shape[-1].same(self.rotary_dim) and rope.shape[-1].same(self.rotary_dim), f"{x.shape_text()} by {rope.shape_text()}"
+        assert x.shape[-1].same(self.rotary_dim) and rope.shape[-1].same(self.rotary_dim), (
+            f"{x.shape_text()} by {rope.shape_text()}"
+        )
         return (x,)
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
