@@ -61,11 +61,11 @@ def _forward_flops(graph: Graph, length: int) -> dict[str, Fraction]:
 
 
 def _part_of_parameter(name: str, parameter: Parameter) -> str:
-    """Norms are the vectors, routed experts what a token uses a share of; the name's modules tell the rest."""
-    chosen, all_of_them = parameter.active
+    """Norms are the vectors, routed experts what a token chooses among; the name's modules tell the rest."""
+    _, choices = parameter.active
     if len(parameter.type.shape) == 1:
         return NORMS
-    if not chosen.same(all_of_them):
+    if choices.value() > 1:
         return ROUTED
     inside = [MODULES[module] for module in name.split(".") if module in MODULES]
     return inside[-1] if inside else OF_MODEL.get(name.split(".")[0], OTHER)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
 CLUSTERS = Path(__file__).parent / "clusters"
+STARTER = Path(__file__).parent / "starter.yaml"
+"""The commented spec that `dsc init` writes."""
 
 
 def names(folder: Path) -> list[str]:

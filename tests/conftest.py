@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from dsc.spec.model import ModelSpec
 
 Importer = Callable[[str], ModuleType]

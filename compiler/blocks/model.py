@@ -164,7 +164,7 @@ def _head(block: BlockBuilder, context: Context, hidden: Value) -> Value:
     spec = context.spec
     if spec.logit_multiplier != 1.0:
         factor = context.constants.number("LOGIT_MULTIPLIER", spec.logit_multiplier, "logit_multiplier")
-        hidden = block.add("hidden", Scale(factor), hidden)
+        hidden = block.add("scaled", Scale(factor), hidden)  # not "hidden": multi-token prediction reads that later
     head = Linear("lm_head", context.hidden_size, context.vocab_size, context.dtype)
     return block.add(
         "logits", TiedHead("embed_tokens", context.vocab_size) if spec.tie_word_embeddings else head, hidden
@@ -205,7 +205,7 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
     balance: list[Value] = []
     for index in range(context.spec.mtp.depth):
         depth, hidden, losses = add_depth(block, context, module, index, depth)
-        balance = [block.add("balance_loss", Add(), *balance, *losses)] if balance else losses
+        balance = [block.add("mtp_balance_loss", Add(), *balance, *losses)] if balance else losses
         loss = block.add(
             "mtp_loss" if index == 0 else "depth_loss", CrossEntropy(), _head(block, context, hidden), depth.labels
         )

@@ -57,7 +57,7 @@ def add_depth(
     table = Embedding("embed_tokens", context.vocab_size, context.hidden_size, context.dtype)
     ahead = block.add("ahead", table, tokens)
     raw = [state.name] if _passes_raw_state(context) else []
-    losses = [f"mtp_{value.name}" for value in module.outputs[1 + len(raw) :]]
+    losses = [f"{'depth' if depth else 'mtp'}_{value.name}" for value in module.outputs[1 + len(raw) :]]
     call = CallListed(Signature.of(module), "mtp", depth, count)
     hidden, *rest = block.add_many(["hidden", *raw, *losses], call, state, ahead, rope)
     state = rest.pop(0) if raw else hidden

@@ -7,6 +7,7 @@ from jinja2 import Environment
 from dsc.compiler.emit.header import header
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import checkpoint_names, export_config, family
+from dsc.compiler.hf.fits import moe_of
 from dsc.compiler.ops.moe import GroupedLinear
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
@@ -30,7 +31,15 @@ def checkpoint_file(templates: Environment, spec: ModelSpec, graph: Graph) -> st
         mtp=spec.mtp is not None,
         fp8=linear.weight_block if isinstance(linear, Fp8BlockLinear) else None,
         tied=spec.tie_word_embeddings,
+        empty_shared_experts=has_empty_shared_experts(spec),
     )
+
+
+def has_empty_shared_experts(spec: ModelSpec) -> bool:
+    """Whether transformers makes shared experts of width 0: DeepSeek's types have them in every mixture of experts."""
+    found, moe = family(spec), moe_of(spec)
+    is_deepseek = found is not None and found.model_type in ("deepseek_v2", "deepseek_v3")
+    return is_deepseek and moe is not None and moe.n_shared_experts == 0
 
 
 def saved_config(spec: ModelSpec) -> dict[str, object]:

@@ -62,14 +62,16 @@ def write(files: Mapping[str, str], folder: Path, force: bool = False) -> Change
     if changes.edited and not force:
         raise DscError([Finding("DSC040", _edited_message(folder, name), help=_EDITED_HELP) for name in changes.edited])
     wanted = {*changes.new, *changes.changed, *changes.edited} & files.keys()
+    unwanted = {*changes.stale, *changes.edited} - files.keys()
+    paths = {name: _inside(folder, name) for name in sorted(wanted | unwanted)}
     for name in sorted(wanted, key=lambda name: (name == LOCK, name)):
-        _write_atomically(_inside(folder, name), files[name])
-    for name in {*changes.stale, *changes.edited} - files.keys():
-        _inside(folder, name).unlink()
+        _write_atomically(paths[name], files[name])
+    for name in unwanted:
+        paths[name].unlink()
     return changes
 
 
-_EDITED_HELP = "keep your edit and leave this file out of the next compile, or overwrite it with --force"
+_EDITED_HELP = "look at the difference with --check; overwrite it with --force, or emit to another folder with -o"
 
 
 def _edited_message(folder: Path, name: str) -> str:

@@ -102,10 +102,13 @@ class Block:
     def rewrite(self, rule: Callable[[Node], Iterable[Node]], replacements: Mapping[Value, Value]) -> Block:
         """Each node replaced by what `rule` makes of it, then read values replaced, then all types inferred anew."""
         nodes = tuple(new for node in self.nodes() for new in rule(node))
-        return self.with_nodes(nodes).reinfer(replacements)
+        return self._inferred(nodes, replacements, ())
 
     def reinfer(self, replacements: Mapping[Value, Value], leave: tuple[str, ...] = ()) -> Block:
         """The same nodes with `replacements` read instead (but not by nodes in `leave`), all types inferred again."""
+        return self._inferred(self.nodes(), replacements, leave)
+
+    def _inferred(self, body: tuple[Node, ...], replacements: Mapping[Value, Value], leave: tuple[str, ...]) -> Block:
         current: dict[Value, Value] = {}
 
         def read(value: Value, reader: str = "") -> Value:
@@ -113,19 +116,21 @@ class Block:
             return current.get(value, value)
 
         nodes = []
-        for node in self.nodes():
+        for node in body:
             inputs = tuple(read(value, node.id) for value in node.inputs)
             types = node.op.infer(tuple(value.type for value in inputs))
             outputs = tuple(replace(v, type=t) for v, t in zip(node.outputs, types, strict=True))
             current.update(zip(node.outputs, outputs, strict=True))
             nodes.append(replace(node, inputs=inputs, outputs=outputs))
-        return self.with_nodes(nodes, tuple(read(value) for value in self.outputs))
+        cached = tuple((read(value), dtype) for value, dtype in self.cached)
+        return replace(self, cached=cached).with_nodes(nodes, tuple(read(value) for value in self.outputs))
 
 
 def connect(nodes: tuple[Node, ...]) -> nx.DiGraph[str]:
     """The networkx graph of some nodes, frozen; an edge carries the type that flows along it."""
     graph: nx.DiGraph[str] = nx.DiGraph()
     for rank, node in enumerate(nodes):
+        assert node.id not in graph, f"two nodes named {node.id}"
         graph.add_node(node.id, node=node, rank=rank)
     for node in nodes:
         for value in node.inputs:

@@ -20,6 +20,10 @@ def verify(graph: Graph) -> Graph:
             bound.update((value.name, value) for value in node.outputs)
         for value in block.outputs:
             _check_bound(block, "its result", value, bound)
+        made = {value for node in block.nodes() for value in node.outputs}
+        for value, _ in block.cached:
+            if value not in made:
+                raise VerifyError(f"{block.key}: caches {value.name} of {value.producer}, which makes no such value")
     return graph
 
 

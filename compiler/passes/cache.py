@@ -72,8 +72,9 @@ def _append_and_attend(block: Block) -> Block:
             if value in kept:
                 op = CacheAppend(value.name)
                 (type,) = op.infer((value.type, cache.type))
-                appended[value] = Value(f"{node.id}.cached", 0, value.name, type)
-                nodes.append(Node(f"{node.id}.cached", op, (value, cache), (appended[value],)))
+                name = f"{node.id}.cached.{value.index}"
+                appended[value] = Value(name, 0, value.name, type)
+                nodes.append(Node(name, op, (value, cache), (appended[value],)))
     extended = replace(block, inputs=(*block.inputs, cache)).with_nodes(nodes)
     return extended.reinfer(appended, leave=tuple(value.producer for value in appended.values()))
 

@@ -6,6 +6,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 import pytest
+
 from dsc.compiler.driver import compile_spec
 
 GENERATED = Path(__file__).parents[2] / "generated"

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.stats import compute_stats
 from dsc.spec.loader import load

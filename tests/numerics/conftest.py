@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 sys.path.append(str(Path(__file__).parents[1]))  # tests import their helpers as numerics.*
 
 from numerics.families import CASES, Case
 from numerics.harness import Oracle, Package, compile_package, make_oracle
+
+transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

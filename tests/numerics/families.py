@@ -139,10 +139,9 @@ def _cases(family: str, variants: Mapping[str, Config]) -> list[Case]:
     return [Case(family, "base"), *(Case(family, name, changes) for name, changes in variants.items())]
 
 
-ODD_LATENT = {
+ODD_DENSE_LATENT = {
     "hidden_size": 37,
     "intermediate_size": 29,
-    "moe_intermediate_size": 13,
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
     "q_lora_rank": 9,
@@ -151,6 +150,7 @@ ODD_LATENT = {
     "qk_rope_head_dim": 6,
     "v_head_dim": 7,
 }
+ODD_LATENT = {**ODD_DENSE_LATENT, "moe_intermediate_size": 13}
 ODD_GROUPED = {"hidden_size": 33, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 29}
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
 # Without a scaling, mscale has nothing to scale.
@@ -175,6 +175,7 @@ DEEPSEEK_VARIANTS: dict[str, Config] = {
     "all_open_experts_chosen": {"num_experts_per_tok": 4},
     "all_layers_moe": {"first_k_dense_replace": 0},
     "all_layers_dense": {"first_k_dense_replace": 3},
+    "no_shared_experts": {"n_shared_experts": 0},
     "one_moe_layer": {"first_k_dense_replace": 2},
     "tied": {"tie_word_embeddings": True},
 }
@@ -184,8 +185,8 @@ CASES: list[Case] = [
         "deepseek_v2",
         {
             **DEEPSEEK_VARIANTS,
-            # transformers' deepseek_v2 wants hidden_size to be a multiple of the heads.
-            "odd": {**ODD_LATENT, "hidden_size": 39},
+            # transformers' deepseek_v2 wants heads that divide hidden_size, and rotated parts at even offsets.
+            "odd": {**ODD_LATENT, "hidden_size": 39, "kv_lora_rank": 10, "qk_nope_head_dim": 4},
             "greedy": {"topk_method": "greedy"},
             "groups_of_one_expert": {"n_group": 8, "topk_group": 3, "num_experts_per_tok": 2},
             "one_shared_expert": {"n_shared_experts": 1},
@@ -248,7 +249,7 @@ CASES: list[Case] = [
         {
             **LATENT_SHAPES,
             "untied": {"tie_word_embeddings": False},
-            "odd": {**ODD_LATENT, "hidden_size": 39},
+            "odd": {**ODD_DENSE_LATENT, "hidden_size": 39},
             "no_multipliers": {"scale_emb": 1, "scale_depth": None, "dim_model_base": None},
             "yarn": yarn(),
             "mscale_unlike_mscale_all_dim": yarn(mscale=0.6, mscale_all_dim=1.3),

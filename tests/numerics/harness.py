@@ -81,7 +81,7 @@ def compile_package(text: str, folder: Path) -> Package:
 def import_package(spec: ModelSpec, folder: Path) -> Package:
     """A package folder under a name of its own, whatever the folder is called."""
     name = f"emitted_{next(_numbers)}"
-    found = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[folder])
+    found = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
     assert found is not None and found.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
@@ -106,13 +106,20 @@ def randomise(model: nn.Module, bias: tuple[float, float] = (-0.3, 0.3), seed: i
         elif isinstance(tensor, nn.Parameter) and tensor.dim() == 1:
             tensor.uniform_(0.5, 1.5, generator=generator)
         elif isinstance(tensor, nn.Parameter):
-            std = 0.5 if "embed" in name else 1.5 * tensor.shape[-1] ** -0.5
+            std = 0.5 if "embed" in name else 0.7 * max(tensor.shape[-1], 1) ** -0.5
             tensor.normal_(0.0, std, generator=generator)
 
 
 def imported_text(oracle: Oracle) -> str:
     """The spec that a user gets from a checkpoint's config.json."""
     return import_path(oracle.folder)
+
+
+def random_model(package: Package, dtype: torch.dtype = torch.float64, seed: int = 1) -> nn.Module:
+    """A model with large random weights."""
+    model: nn.Module = package.model.Model().to(dtype)
+    randomise(model, seed=seed)
+    return model
 
 
 def some_tokens(batch: int = 2, length: int = LENGTH, vocabulary: int = VOCABULARY, seed: int = 2) -> Tensor:
@@ -148,7 +155,8 @@ def outputs_of_oracle(oracle: Oracle, tokens: Tensor, folder: Path) -> Tensors:
     result = oracle.model(tokens, labels=tokens, use_cache=False)
     result.loss.backward()
     holding_gradients(oracle.model).save_pretrained(folder)
-    gradients = {name: t for name, t in load_file(folder / SINGLE).items() if not is_bias(name)}
+    saved = load_file(folder / SINGLE).items()
+    gradients = {name: t for name, t in saved if t.numel() and not is_bias(name)}
     return {"logits": result.logits.detach(), "loss": result.loss.detach(), **gradients}
 
 
@@ -158,9 +166,13 @@ def outputs_of_package(package: Package, model: nn.Module, tokens: Tensor) -> Te
     logits = model(tokens)
     loss, parts = model.loss(tokens, next_tokens(tokens))
     parts["main"].backward()
+    return {"logits": logits.detach(), "loss": parts["main"].detach(), **gradients_of(package, model)}
+
+
+def gradients_of(package: Package, model: nn.Module) -> Tensors:
+    """A model's gradients under the names of its checkpoint."""
     trained = package.tensors(holding_gradients(model))
-    gradients = {name: t for name, t in trained.items() if not is_bias(name)}
-    return {"logits": logits.detach(), "loss": parts["main"].detach(), **gradients}
+    return {name: tensor for name, tensor in trained.items() if not is_bias(name)}
 
 
 def holding_gradients(model: nn.Module) -> nn.Module:

@@ -1,0 +1,78 @@
+"""dsc compile."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from dsc.compiler.cli.arguments import PATH, spec_argument
+from dsc.compiler.cli.console import report, say, show_diff
+from dsc.compiler.cli.exits import Exit
+from dsc.compiler.diff import unified
+from dsc.compiler.driver import compile_spec
+from dsc.compiler.emit.write import Changes, compare, write
+from dsc.spec.errors import DscError
+
+
+@click.command("compile")
+@spec_argument
+@click.option("-o", "--output", type=PATH, help="The package's folder.  [default: ./<name_with_underscores>]")
+@click.option("--check", is_flag=True, help="Write nothing; show what differs, and exit with 1 if anything does.")
+@click.option("--force", is_flag=True, help="Overwrite files that were edited by hand, too.")
+@click.pass_context
+def compile_command(ctx: click.Context, spec: str, output: str | None, check: bool, force: bool) -> None:
+    """Write the package of a spec.
+
+    Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
+    code is 1.
+    """
+    loaded, files = compile_spec(spec)
+    folder = Path(output or loaded.package_name)
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"{folder} is a file, not a folder")
+    changes = compare(files, folder)
+    if check:
+        _show_drift(changes, files, folder)
+        if changes.drift:
+            say(f"fix: {_command(spec, output, force=bool(changes.edited))}")
+            ctx.exit(Exit.SAID_NO)
+        return
+    try:
+        write(files, folder, force)
+    except DscError as error:
+        report(error.findings)
+        ctx.exit(Exit.SAID_NO)
+    say(f"{folder.as_posix()}: {_summary(changes, 'written', 'deleted')}")
+    if not folder.resolve().name.isidentifier():
+        say(f"note: Python cannot import a folder named {folder.resolve().name!r}; rename or copy it", stderr=True)
+
+
+def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
+    """A diff of the files that stand on both sides; those that stand on one are named."""
+    for name in sorted({*changes.changed, *changes.edited} & files.keys()):
+        current = (folder / name).read_text(encoding="utf-8", errors="replace")
+        show_diff(unified(current, files[name], (folder / name).as_posix()))
+    wording = {"missing": changes.new, "stale": changes.stale, "changed": changes.changed}
+    for word, names in {**wording, "edited by hand": changes.edited}.items():
+        for name in names:
+            say(f"{word}: {(folder / name).as_posix()}")
+    say(_summary(changes, "to write", "to delete"))
+
+
+def _summary(changes: Changes, written: str, deleted: str) -> str:
+    """3 files to write, 2 unchanged, 1 edited by hand."""
+    count = len(changes.new) + len(changes.changed)
+    parts = [f"{count} file{'' if count == 1 else 's'} {written}", f"{len(changes.unchanged)} unchanged"]
+    if changes.stale:
+        parts.append(f"{len(changes.stale)} {deleted}")
+    if changes.edited:
+        parts.append(f"{len(changes.edited)} edited by hand")
+    return ", ".join(parts)
+
+
+def _command(spec: str, output: str | None, force: bool) -> str:
+    words = ["dsc", "compile", spec, *(["-o", output] if output else []), *(["--force"] if force else [])]
+    return shlex.join(words)

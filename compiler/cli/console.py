@@ -1,0 +1,70 @@
+"""All that dsc prints: texts as they are, tables and colours through rich (which knows NO_COLOR, FORCE_COLOR, pipes)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dsc.spec.errors import Finding
+from dsc.spec.report import render, sources_of
+
+WIDE = 200  # columns, where no terminal says how wide it is
+
+# In a report of findings, what stands out: the code, the carets, the cure.
+HIGHLIGHTS = {r"(?m)^(?:\S.*?: )?(error\[DSC\d+\])": "bold red", r"(?m)^ +\| +(\^+)$": "red", r"(?m)^(help:)": "cyan"}
+
+DIFF_STYLES = {"---": "bold", "+++": "bold", "@@": "cyan", "+": "green", "-": "red"}
+
+
+def console(stderr: bool = False) -> Console:
+    """Made anew for each use, because the stream and the environment may be a test's."""
+    found = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = WIDE
+    return found
+
+
+def say(text: str | Text, stderr: bool = False, end: str = "\n") -> None:
+    """One line or more, never wrapped."""
+    console(stderr).print(text, soft_wrap=True, end=end)
+
+
+def show(table: Table) -> None:
+    console().print(table)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def deliver(text: str, output: str | None) -> None:
+    """A text to a file, or to standard output."""
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        Path(output).write_text(text, encoding="utf-8", newline="\n")
+        say(f"wrote {output}")
+
+
+def report(findings: Sequence[Finding]) -> None:
+    """Findings for a person, on standard error."""
+    text = Text(render(findings, "human", sources_of(findings)), end="")
+    for pattern, style in HIGHLIGHTS.items():
+        for found in re.finditer(pattern, text.plain):
+            text.stylize(style, *found.span(1))
+    say(text, stderr=True, end="")
+
+
+def show_diff(diff: str) -> None:
+    text = Text(end="")
+    for line in diff.splitlines(True):
+        style = next((style for start, style in DIFF_STYLES.items() if line.startswith(start)), "")
+        text.append(line, style)
+    say(text, end="")

@@ -1,0 +1,73 @@
+"""dsc doctor."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+from rich import box
+from rich.table import Table
+
+from dsc.compiler.cli.arguments import json_option
+from dsc.compiler.cli.console import print_json, say, show
+from dsc.compiler.cli.exits import Exit
+from dsc.compiler.requirements import RUFF, pinned
+
+COMPILER = ("dsc-compiler", "click", "jinja2", "networkx", "pydantic", "rich", "ruamel.yaml", "ruff")
+EMITTED = {
+    "torch": "runs emitted packages",
+    "triton": "kernels on a GPU",
+    "safetensors": "checkpoints",
+    "numpy": "token files",
+    "tokenizers": "optional: text in and out",
+    "transformers": "optional: the oracle of the tests",
+}
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Versions and environment. Exits with 1 if this installation would not emit what others do."""
+    record = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "compiler": {name: _version(name) for name in COMPILER},
+        "emitted_code": {name: _version(name) for name in EMITTED},
+        "gpus": _gpus(),
+    }
+    wanted = pinned(RUFF)
+    problem = None if version(RUFF) == wanted else f"ruff is {version(RUFF)}, emitted code is formatted by {wanted}"
+    if as_json:
+        print_json({**record, "problem": problem})
+    else:
+        _show(record)
+    if problem is not None:
+        say(f"problem: {problem}; pip install ruff=={wanted}", stderr=True)
+        ctx.exit(Exit.SAID_NO)
+
+
+def _version(distribution: str) -> str | None:
+    """Of an installed distribution, from its metadata: nothing is imported."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    """What NVIDIA's driver lists: name, memory, compute capability."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return found.stdout.splitlines() if found.returncode == 0 else []

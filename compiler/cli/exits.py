@@ -1,0 +1,12 @@
+"""What a verb's exit says to a script."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """0 is fine."""
+
+    SAID_NO = 1
+    """The check said no: drift, edited files, a failed verification."""
+    BAD_INPUT = 2
+    """A bad spec, or bad usage (click's own code for it)."""

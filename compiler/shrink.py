@@ -1,0 +1,165 @@
+"""The same architecture at toy dims: every kind, switch and relation between sizes stays, the sizes themselves go.
+
+No size grows, and a spec that is valid stays so. Sizes that a mix-up could swap (latents, heads, widths) differ.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.base import Section
+from dsc.spec.checks import check
+from dsc.spec.ffn import Ffn, MoeFfn
+from dsc.spec.model import LayerGroup, ModelSpec
+from dsc.spec.rope import NoScaling, Rope
+from dsc.spec.router import Router
+
+SUFFIX = "-shrunk"
+LONGEST_NAME = 64
+
+VOCAB_SIZE, HIDDEN_SIZE, SEQUENCE_LENGTH, POSITIONS = 256, 64, 64, 1024
+ORIGINAL_POSITIONS = 256  # before a stretch: enough for its fast, slow and blended frequencies to differ
+HEADS, QK_NOPE_DIM, QK_ROPE_DIM, V_DIM, HEAD_DIM = 4, 32, 16, 40, 32
+Q_LORA_RANK, KV_LORA_RANK = 48, 24
+DENSE_SIZE, EXPERT_SIZE = 96, 56
+EXPERTS, GROUPS, EXPERTS_PER_GROUP, OPEN_GROUPS, CHOSEN_EXPERTS, SHARED_EXPERTS = 8, 4, 4, 2, 3, 2
+LAYER_GROUPS, REPEATS, MTP_DEPTH = 3, 2, 2
+
+S = TypeVar("S", bound=Section)
+
+
+def shrunk(spec: ModelSpec) -> ModelSpec:
+    """Named after the spec, with -shrunk behind; without its cluster."""
+    hidden_size = min(spec.hidden_size, HIDDEN_SIZE)
+    length = min(spec.workload.sequence_length, SEQUENCE_LENGTH)
+    attention, positions = _attention(spec, length)
+    small = _changed(
+        spec,
+        name=_name(spec.name),
+        vocab_size=min(spec.vocab_size, VOCAB_SIZE),
+        hidden_size=hidden_size,
+        max_position_embeddings=positions,
+        attention=attention,
+        ffn=_ffn(spec.ffn),
+        layers=_layers(spec.layers),
+        workload=_changed(spec.workload, sequence_length=length),
+        cluster=None,
+    )
+    if spec.logit_multiplier != 1:
+        # MiniCPM's is a whole number / hidden_size, and config.json has only that number.
+        base = max(1, round(spec.logit_multiplier * hidden_size))
+        small = _changed(small, logit_multiplier=base / hidden_size)
+    if spec.mtp is not None:
+        small = _changed(small, mtp=_changed(spec.mtp, depth=min(spec.mtp.depth, MTP_DEPTH)))
+    assert not check(small), check(small)
+    return small
+
+
+def _name(name: str) -> str:
+    """Once only, and no longer than a name may be."""
+    return name.removesuffix(SUFFIX)[: LONGEST_NAME - len(SUFFIX)].rstrip("._-") + SUFFIX
+
+
+def _attention(spec: ModelSpec, length: int) -> tuple[MlaAttention | GqaAttention, int]:
+    """And max_position_embeddings, because a stretch ties the two together."""
+    attention = spec.attention
+    rope, positions = _rope(attention.rope, spec.max_position_embeddings, length)
+    if isinstance(attention, MlaAttention):
+        return _changed(_mla(attention), rope=rope), positions
+    return _changed(_gqa(attention), rope=rope), positions
+
+
+def _mla(attention: MlaAttention) -> MlaAttention:
+    """Values stay as wide as the part of a key without position, as wide as a key, wider or narrower."""
+    nope, rope_dim = min(attention.qk_nope_head_dim, QK_NOPE_DIM), min(attention.qk_rope_head_dim, QK_ROPE_DIM)
+    key_dim = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+    if attention.v_head_dim >= key_dim:
+        v_head_dim = nope + rope_dim + min(attention.v_head_dim - key_dim, V_DIM)
+    elif attention.v_head_dim == attention.qk_nope_head_dim:
+        v_head_dim = nope
+    else:
+        v_head_dim = min(attention.v_head_dim, V_DIM, nope + rope_dim - 1)
+    small = _changed(
+        attention,
+        num_attention_heads=min(attention.num_attention_heads, HEADS),
+        kv_lora_rank=min(attention.kv_lora_rank, KV_LORA_RANK),
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope_dim,
+        v_head_dim=v_head_dim,
+    )
+    if attention.q_lora_rank is None:
+        return small
+    return _changed(small, q_lora_rank=min(attention.q_lora_rank, Q_LORA_RANK))
+
+
+def _gqa(attention: GqaAttention) -> GqaAttention:
+    """Multi-head stays multi-head, multi-query multi-query; between them, two heads share each key-value head."""
+    heads, kv_heads = min(attention.num_attention_heads, HEADS), attention.num_key_value_heads
+    if kv_heads == attention.num_attention_heads:
+        kv_heads = heads
+    elif kv_heads > 1:
+        kv_heads = HEADS // 2
+    return _changed(
+        attention,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=min(attention.head_dim, HEAD_DIM),
+    )
+
+
+def _rope(rope: Rope, positions: int, length: int) -> tuple[Rope, int]:
+    """A stretched rope keeps its factor, and the ratio of the contexts before and after."""
+    scaling = rope.scaling
+    if isinstance(scaling, NoScaling):
+        return rope, max(min(positions, POSITIONS), length)
+    before = scaling.original_max_position_embeddings
+    small = min(before, ORIGINAL_POSITIONS)
+    changed = _changed(scaling, original_max_position_embeddings=small)
+    return _changed(rope, scaling=changed), max(positions * small // before, length)
+
+
+def _ffn(ffn: Ffn) -> Ffn:
+    small = ffn
+    if ffn.dense is not None:
+        size = min(ffn.dense.intermediate_size, DENSE_SIZE)
+        small = _changed(small, dense=_changed(ffn.dense, intermediate_size=size))
+    return small if ffn.moe is None else _changed(small, moe=_moe(ffn.moe))
+
+
+def _moe(moe: MoeFfn) -> MoeFfn:
+    router = _router(moe.router)
+    if router.n_group > 1:
+        per_group = min(moe.n_routed_experts // moe.router.n_group, EXPERTS_PER_GROUP)
+    else:
+        per_group = min(moe.n_routed_experts, EXPERTS)
+    return _changed(
+        moe,
+        n_routed_experts=router.n_group * per_group,
+        num_experts_per_tok=min(moe.num_experts_per_tok, CHOSEN_EXPERTS, router.topk_group * per_group),
+        moe_intermediate_size=min(moe.moe_intermediate_size, EXPERT_SIZE),
+        n_shared_experts=min(moe.n_shared_experts, SHARED_EXPERTS),
+        router=router,
+    )
+
+
+def _router(router: Router) -> Router:
+    """A choice among groups stays one."""
+    n_group = min(router.n_group, GROUPS)
+    limited = router.topk_group < router.n_group
+    return _changed(router, n_group=n_group, topk_group=min(router.topk_group, OPEN_GROUPS) if limited else n_group)
+
+
+def _layers(layers: list[LayerGroup]) -> list[LayerGroup]:
+    """The first groups, and the first one of each kind that is not among them."""
+    kept = layers[:LAYER_GROUPS]
+    for group in layers[LAYER_GROUPS:]:
+        if group.ffn not in {one.ffn for one in kept}:
+            kept = [*kept, group]
+    return [_changed(group, repeat=min(group.repeat, REPEATS)) for group in kept]
+
+
+def _changed(section: S, **values: object) -> S:
+    """With other values; those that are the default and were left out stay out."""
+    new = {name: value for name, value in values.items() if value != getattr(section, name)}
+    return section.model_copy(update=new)

@@ -1,0 +1,169 @@
+"""Writing a package: only what differs, each file whole or not at all, never over an edit, never outside the folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dsc.compiler.emit.lock import LOCK, sha256
+from dsc.compiler.emit.write import compare, write
+from dsc.spec.errors import DscError
+
+
+def package(**files: str) -> dict[str, str]:
+    """Some files and the lock that belongs to them; `a_py` is a.py, `infer__b_py` infer/b.py."""
+    named = {name.replace("__", "/").replace("_py", ".py"): text for name, text in files.items()}
+    lock = {"files": {name: {"sha256": sha256(text)} for name, text in named.items()}}
+    return {**named, LOCK: json.dumps(lock)}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A package of three files as it was emitted, all of them long ago."""
+    target = tmp_path / "package"
+    write(package(a_py="a = 1\n", b_py="b = 1\n", infer__c_py="c = 1\n"), target)
+    for path in target.rglob("*"):
+        os.utime(path, (1, 1))
+    return target
+
+
+def test_a_first_write_creates_everything(tmp_path: Path) -> None:
+    files = package(a_py="a = 1\n", infer__c_py="c = 1\n")
+    changes = write(files, tmp_path / "not" / "there")
+    assert contents(tmp_path / "not" / "there") == files
+    assert set(changes.new) == set(files) and changes.drift
+
+
+def test_writing_again_touches_nothing(folder: Path) -> None:
+    changes = write(contents(folder), folder)
+    assert not changes.drift and len(changes.unchanged) == 4
+    assert {path.stat().st_mtime for path in folder.rglob("*") if path.is_file()} == {1}
+
+
+def test_only_what_differs_is_written(folder: Path) -> None:
+    files = package(a_py="a = 2\n", b_py="b = 1\n", infer__c_py="c = 1\n")
+    changes = write(files, folder)
+    assert changes.changed == ("a.py", LOCK)
+    assert contents(folder) == files
+    assert {path.name for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime == 1} == {"b.py", "c.py"}
+
+
+def test_comparing_writes_nothing(folder: Path) -> None:
+    before = contents(folder)
+    assert compare(package(a_py="a = 2\n", d_py="d = 1\n"), folder).drift
+    assert contents(folder) == before
+
+
+def test_what_is_not_emitted_any_more_is_removed(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    changes = write(package(a_py="a = 1\n"), folder)
+    assert changes.stale == ("b.py", "infer/c.py")
+    assert set(contents(folder)) == {"a.py", "notes.txt", LOCK}
+
+
+@pytest.mark.parametrize("edited", ["b.py", "infer/c.py"])
+def test_an_edited_file_stops_the_whole_write(folder: Path, edited: str) -> None:
+    (folder / edited).write_text("mine = 1\n")
+    before = contents(folder)
+    files = package(a_py="a = 2\n", b_py="b = 1\n")  # infer/c.py would be removed
+    with pytest.raises(DscError) as error:
+        write(files, folder)
+    assert [finding.code for finding in error.value.findings] == ["DSC040"]
+    assert edited in error.value.findings[0].message
+    assert contents(folder) == before
+
+    write(files, folder, force=True)
+    assert contents(folder) == files
+
+
+def test_every_edited_file_is_named(folder: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (folder / name).write_text("mine = 1\n")
+    with pytest.raises(DscError) as error:
+        write(package(a_py="a = 2\n", b_py="b = 2\n"), folder)
+    assert len(error.value.findings) == 2
+
+
+def test_a_file_that_was_never_ours_is_an_edit(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("mine = 1\n")
+    with pytest.raises(DscError):
+        write(package(a_py="a = 1\n"), tmp_path)
+    assert contents(tmp_path) == {"a.py": "mine = 1\n"}
+
+
+@pytest.mark.parametrize("lock", ["", "[]", "{}", '{"files": 3}', '{"files": {"a.py": 7}}', "\udcff"])
+def test_a_broken_lock_makes_every_difference_an_edit(folder: Path, lock: str) -> None:
+    (folder / LOCK).write_bytes(lock.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DscError):
+        write(package(a_py="a = 2\n"), folder)
+
+
+def test_a_crash_leaves_the_old_file_and_no_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(folder)
+
+    def crash(source: str, target: str) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="no space left"):
+        write(package(a_py="a = 2\n", b_py="b = 1\n", infer__c_py="c = 1\n"), folder)
+    assert contents(folder) == before
+
+
+def test_the_lock_is_written_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So after a crash the folder differs from its lock, and the next write goes on."""
+    written: list[str] = []
+    replace = os.replace
+
+    def note(source: str, target: Path) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", note)
+    write(package(z_py="z = 1\n", a_py="a = 2\n", b_py="b = 1\n", infer__c_py="c = 1\n"), folder)
+    assert written == ["a.py", "z.py", LOCK]
+
+
+def test_files_are_readable_by_everyone(folder: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
+
+
+@pytest.mark.parametrize("name", ["a.py", "infer", "b.py"])
+def test_a_link_out_of_the_folder_is_refused_before_anything_is_written(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "c.py").write_text("c = 1\n")
+    inside = folder / name
+    target = outside if inside.is_dir() else outside / "c.py"
+    for path in sorted(inside.rglob("*")) if inside.is_dir() else [inside]:
+        path.unlink()
+    if inside.is_dir():
+        inside.rmdir()
+    inside.symlink_to(target)
+    before = contents(folder)
+    with pytest.raises(DscError) as error:
+        write(package(a_py="a = 2\n", b_py="b = 2\n", infer__c_py="c = 2\n"), folder, force=True)
+    assert {finding.code for finding in error.value.findings} == {"DSC041"}
+    assert (outside / "c.py").read_text() == "c = 1\n"
+    assert contents(folder) == before
+
+
+def test_a_lock_cannot_remove_files_outside(folder: Path) -> None:
+    outside = folder.parent / "precious.txt"
+    outside.write_text("mine")
+    (folder / LOCK).write_text(json.dumps({"files": {"../precious.txt": {"sha256": sha256("mine")}}}))
+    with pytest.raises(DscError):
+        write(contents(folder), folder, force=True)
+    assert outside.read_text() == "mine"
+
+
+def test_a_folder_reached_by_a_link_is_fine(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    write(package(a_py="a = 2\n"), link)
+    assert (folder / "a.py").read_text() == "a = 2\n"

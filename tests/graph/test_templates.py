@@ -1,0 +1,77 @@
+"""Templates print and do not decide: what is emitted was settled by which ops the builders chose."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dsc.templates
+from dsc.compiler.driver import Program, build
+from dsc.compiler.graph.op import OPS
+from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
+from dsc.spec.zoo import MODELS, names
+
+ROOT = Path(str(dsc.templates.__file__)).parent
+EVERY = sorted(ROOT.rglob("*.jinja"))
+CONDITION = re.compile(r"\{%-?\s*(?:el)?if\b(.*?)%\}|\{\{[^}]*?\sif\s(.*?)\}\}")
+KIND = re.compile(r"\b(mla|gqa|mha|mqa|latent|grouped|dense|moe|swiglu|attention|ffn|kind)\b", re.IGNORECASE)
+
+
+def conditions(text: str) -> list[str]:
+    return [statement or expression for statement, expression in CONDITION.findall(text)]
+
+
+def stems(folder: str) -> set[str]:
+    return {path.name.removesuffix(".py.jinja") for path in (ROOT / folder).glob("*.jinja")}
+
+
+@pytest.mark.parametrize("folder", ["ops", "helpers", "model"])
+def test_there_are_no_conditions(folder: str) -> None:
+    found = {path.name: conditions(path.read_text()) for path in (ROOT / folder).glob("*.jinja")}
+    assert found and not any(found.values()), found
+
+
+def test_no_condition_asks_for_a_kind_of_attention_or_feed_forward() -> None:
+    asked = {path.name: [text for text in conditions(path.read_text()) if KIND.search(text)] for path in EVERY}
+    assert not any(asked.values()), asked
+
+
+def test_conditions_are_found() -> None:
+    text = '{% if op.kind == "mla" %}{%- elif x %}{{ "a" if spec.moe else "b" }}{% endif %}\nif python: pass'
+    assert [bool(KIND.search(condition)) for condition in conditions(text)] == [True, False, True]
+
+
+def test_every_op_kind_has_a_template_and_every_template_an_op_kind() -> None:
+    assert stems("ops") == set(OPS)
+
+
+def with_dims(name: str, nope: int, rope: int, value: int) -> ModelSpec:
+    data = load(name).model_dump()
+    data["attention"] |= {"qk_nope_head_dim": nope, "qk_rope_head_dim": rope, "v_head_dim": value}
+    return ModelSpec.model_validate(data)
+
+
+def multi_head() -> ModelSpec:
+    data = load("llama-3.1-8b").model_dump()
+    data["attention"]["num_key_value_heads"] = data["attention"]["num_attention_heads"]
+    return ModelSpec.model_validate(data)
+
+
+@pytest.fixture(scope="module")
+def programs() -> list[Program]:
+    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and ones with wider v."""
+    specs = [load(name) for name in names(MODELS)]
+    return [build(spec) for spec in [*specs, with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]]
+
+
+def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
+    graphs = [graph for program in programs for graph in (program.training, program.inference)]
+    used = {node.op.kind for graph in graphs for block in graph.blocks.values() for node in block.nodes()}
+    assert used == set(OPS)
+
+
+def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
+    graphs = [graph for program in programs for graph in (program.training, program.inference)]
+    needed = {h for graph in graphs for b in graph.blocks.values() for node in b.nodes() for h in node.op.requires}
+    assert {f"kernels.{name}" for name in stems("kernels")} | stems("helpers") == needed

@@ -1,0 +1,86 @@
+"""Generation with caches equals the full forward: token by token, in chunks, and whole prompts."""
+
+import pytest
+import torch
+from numerics.families import CASES, LENGTH, Case
+from numerics.harness import Compile, OracleOf, Package, imported_text, random_model, relative_error, some_tokens
+from numerics.specs import SPECS
+from torch import Tensor, nn
+
+TOLERANCE = 1e-12
+CHUNKS = {
+    "token_by_token": [1] * LENGTH,
+    "whole_prompt": [LENGTH],
+    "prompt_then_tokens": [LENGTH - 4, 1, 1, 1, 1],
+    "chunks": [5, 7, 1, 6, 2],
+}
+WITHOUT_TRANSFORMERS = [
+    "latent_eps_unlike_norm_eps",
+    "dense_after_moe",
+    "experts_beside_grouped_attention",
+    "multipliers",
+    "everything",
+]
+VARIANTS = [
+    case
+    for case in CASES
+    if case.variant in ("values_wider_than_keys", "values_as_wide_as_keys", "no_query_latent", "one_kv_head", "tied")
+]
+
+
+def last_logits(package: Package, model: nn.Module, tokens: Tensor, chunks: list[int]) -> tuple[Tensor, list[int]]:
+    """The logits after each chunk [B, chunks, V], and the positions they stand at."""
+    caches = [package.decode.LayerCache() for _ in model.layers]
+    found, positions, start = [], [], 0
+    with torch.no_grad():
+        for size in chunks:
+            found.append(package.decode.model_forward(model, tokens[:, start : start + size], caches))
+            start += size
+            positions.append(start - 1)
+            assert all(cache.length == start for cache in caches)
+    return torch.cat(found, 1), positions
+
+
+def decode_error(package: Package, chunks: list[int]) -> float:
+    model, tokens = random_model(package), some_tokens()
+    decoded, positions = last_logits(package, model, tokens, chunks)
+    return relative_error(decoded, model(tokens)[:, positions])
+
+
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_families(family: Case, chunks: list[int], oracle_of: OracleOf, compiled: Compile) -> None:
+    assert decode_error(compiled(imported_text(oracle_of(family))), chunks) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_variants(case: Case, oracle_of: OracleOf, compiled: Compile) -> None:
+    assert decode_error(compiled(imported_text(oracle_of(case))), CHUNKS["chunks"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", WITHOUT_TRANSFORMERS)
+def test_specs(name: str, compiled: Compile) -> None:
+    assert decode_error(compiled(SPECS[name]), CHUNKS["chunks"]) < TOLERANCE
+
+
+def test_caches_hold_what_the_plan_counts(family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
+    """Latents and one rotary key for latent attention, keys and values of the shared heads otherwise."""
+    package = compiled(imported_text(oracle_of(family)))
+    model, tokens, attention = random_model(package), some_tokens(), package.spec.attention
+    caches = [package.decode.LayerCache() for _ in model.layers]
+    with torch.no_grad():
+        package.decode.model_forward(model, tokens, caches)
+    if attention.kind == "mla":
+        width = attention.kv_lora_rank + attention.qk_rope_head_dim
+    else:
+        width = 2 * attention.num_key_value_heads * attention.head_dim
+    for cache in caches:
+        assert sum(slot[0, 0].numel() for slot in cache.slots.values()) == width
+
+
+def test_decoding_leaves_the_model_alone(compiled: Compile) -> None:
+    package = compiled(SPECS["everything"])
+    model = random_model(package)
+    before = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    last_logits(package, model, some_tokens(), CHUNKS["chunks"])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(tensor, before[name]), f"{name}: generation counts no load and moves no bias"

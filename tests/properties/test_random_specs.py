@@ -1,0 +1,166 @@
+"""Any valid spec compiles to a model that trains: random ones over every axis of the language.
+
+`test_some` draws the same few examples each time; `test_many` is the long search.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dsc.compiler.driver import Program, build, emit
+from dsc.compiler.graph.saved import saved_bytes
+from dsc.compiler.graph.verify import verify
+from dsc.compiler.stats import compute_stats
+from dsc.spec.attention import MlaAttention
+from dsc.spec.checks import check
+from dsc.spec.loader import loads
+from dsc.spec.model import ModelSpec
+
+Importer = Callable[[str], ModuleType]
+Emitted = Callable[[Mapping[str, str]], Importer]
+Specs = st.SearchStrategy[ModelSpec]
+
+FIXED = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+def test_some(random_specs: Specs, emitted: Emitted) -> None:
+    @settings(FIXED, max_examples=25)
+    @given(random_specs)
+    def examples(spec: ModelSpec) -> None:
+        holds(spec, emitted)
+
+    examples()
+
+
+@pytest.mark.slow
+def test_many(random_specs: Specs, emitted: Emitted) -> None:
+    @settings(deadline=None, max_examples=600, suppress_health_check=list(HealthCheck))
+    @given(random_specs)
+    def examples(spec: ModelSpec) -> None:
+        holds(spec, emitted)
+
+    examples()
+
+
+def test_written_in_any_order_they_are_the_same(random_specs: Specs) -> None:
+    @settings(FIXED, max_examples=8)
+    @given(random_specs, st.randoms(use_true_random=False))
+    def examples(spec: ModelSpec, order: random.Random) -> None:
+        text = json.dumps(shuffled(spec.model_dump(exclude_unset=True), order))
+        assert emit(build(loads(text, "shuffled"))) == emit(build(spec))
+
+    examples()
+
+
+def holds(spec: ModelSpec, emitted: Emitted) -> None:
+    """Everything that must be true of a spec."""
+    assert not check(spec)
+    program = build(spec)
+    verify(program.training)
+    verify(program.inference)
+    package = emitted(emit(program))
+    model = package("model").Model()
+    counts_agree(program, model)
+    decodes(package, spec)
+    trains(model, spec)
+
+
+def counts_agree(program: Program, model: torch.nn.Module) -> None:
+    """Parameters: by the graph, in the emitted model, and by arithmetic on the spec."""
+    graph = {name: [dim.value() for dim in p.type.shape] for name, p in program.training.parameters().items()}
+    assert graph == {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    stats = compute_stats(program.spec, program.training).parameters
+    assert (stats.total, stats.mtp) == closed_form(program.spec)
+    assert 0 < stats.active <= stats.total
+    fused, plain = (saved_bytes(program.training, "Model.loss", lowering) for lowering in ("triton", "torch"))
+    assert 0 < fused.value({"B": 1, "S": 8}) <= plain.value({"B": 1, "S": 8})
+
+
+def closed_form(spec: ModelSpec) -> tuple[int, int]:
+    """Parameters of the model, and of multi-token prediction beside it."""
+    hidden = spec.hidden_size
+    layers = {kind: layer_parameters(spec, kind) for kind in {group.ffn for group in spec.layers}}
+    body = sum(group.repeat * layers[group.ffn] for group in spec.layers)
+    tables = spec.vocab_size * hidden * (1 if spec.tie_word_embeddings else 2)
+    depth = spec.mtp.depth if spec.mtp else 0
+    return body + tables + hidden, depth * (layers[spec.layers[-1].ffn] + 2 * hidden * hidden + 3 * hidden)
+
+
+def layer_parameters(spec: ModelSpec, kind: str) -> int:
+    hidden = spec.hidden_size
+    if kind == "dense":
+        return attention_parameters(spec) + 2 * hidden + 3 * hidden * spec.dense().intermediate_size
+    moe = spec.moe()
+    experts = 3 * hidden * moe.moe_intermediate_size * (moe.n_routed_experts + moe.n_shared_experts)
+    return attention_parameters(spec) + 2 * hidden + experts + hidden * moe.n_routed_experts
+
+
+def attention_parameters(spec: ModelSpec) -> int:
+    a, hidden = spec.attention, spec.hidden_size
+    if not isinstance(a, MlaAttention):
+        heads = 2 * a.num_attention_heads + 2 * a.num_key_value_heads
+        return hidden * heads * a.head_dim + (2 * a.head_dim if a.qk_norm else 0)
+    query_dim = a.num_attention_heads * (a.qk_nope_head_dim + a.qk_rope_head_dim)
+    rank = a.q_lora_rank
+    queries = hidden * query_dim if rank is None else hidden * rank + rank + rank * query_dim
+    latent = hidden * (a.kv_lora_rank + a.qk_rope_head_dim) + a.kv_lora_rank
+    expanded = a.kv_lora_rank * a.num_attention_heads * (a.qk_nope_head_dim + a.v_head_dim)
+    return queries + latent + expanded + a.num_attention_heads * a.v_head_dim * hidden
+
+
+def decodes(package: Importer, spec: ModelSpec) -> None:
+    """With the cache, in two pieces, the logits are those of the whole; in float64, where no choice of experts flips."""
+    torch.manual_seed(1)
+    model = package("model").Model().double().eval()
+    decode = package("infer.decode")
+    tokens = torch.randint(0, spec.vocab_size, (2, 7))
+    caches = [decode.LayerCache() for _ in model.layers]
+    with torch.no_grad():
+        decode.model_forward(model, tokens[:, :4], caches)
+        logits = decode.model_forward(model, tokens[:, 4:], caches)
+        torch.testing.assert_close(logits[:, 0], model(tokens)[:, -1], rtol=1e-9, atol=1e-9)
+
+
+def trains(model: torch.nn.Module, spec: ModelSpec) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, spec.vocab_size, (2, 13))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        loss, parts = model.loss(tokens[:, :-1], tokens[:, 1:])
+        assert loss.isfinite() and all(part.isfinite() for part in parts.values())
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        optimizer.step()
+        optimizer.zero_grad()
+        if hasattr(model, "update_selection_bias"):
+            model.update_selection_bias()
+
+
+def shuffled(value: object, order: random.Random) -> object:
+    if isinstance(value, dict):
+        keys = list(value)
+        order.shuffle(keys)
+        return {key: shuffled(value[key], order) for key in keys}
+    return [shuffled(item, order) for item in value] if isinstance(value, list) else value
+
+
+def test_a_miscount_is_noticed(random_specs: Specs, emitted: Emitted) -> None:
+    """The checks above can fail: a graph with a parameter too few is told apart from its model."""
+    program = build(random_specs.example())
+    model = emitted(emit(program))("model").Model()
+    blocks = dict(program.training.blocks)
+    root = blocks["Model.forward"]
+    blocks["Model.forward"] = root.with_nodes(n for n in root.nodes() if n.op.kind != "rms_norm")
+    loss = blocks["Model.loss"]
+    blocks["Model.loss"] = loss.with_nodes(n for n in loss.nodes() if n.op.kind != "rms_norm")
+    less = dataclasses.replace(program, training=dataclasses.replace(program.training, blocks=blocks))
+    with pytest.raises(AssertionError):
+        counts_agree(less, model)
