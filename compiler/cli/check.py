@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dsc.compiler.cli.arguments import SPEC
+from dsc.compiler.cli.arguments import complete_spec
 from dsc.compiler.cli.console import report, say
 from dsc.compiler.cli.exits import Exit
 from dsc.spec.errors import DscError, Finding
@@ -13,7 +13,7 @@ from dsc.spec.report import Format, render
 
 
 @click.command()
-@click.argument("specs", metavar="SPEC...", type=SPEC, nargs=-1, required=True)
+@click.argument("specs", metavar="SPEC...", nargs=-1, required=True, shell_complete=complete_spec)
 @click.option(
     "--format",
     "format_",

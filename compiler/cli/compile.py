@@ -43,6 +43,8 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
     try:
         write(files, folder, force)
     except DscError as error:
+        if force or not changes.edited:
+            raise
         report(error.findings)
         ctx.exit(Exit.SAID_NO)
     say(f"{folder.as_posix()}: {_summary(changes, 'written', 'deleted')}")

@@ -1,4 +1,4 @@
-"""All that dsc prints: texts as they are, tables and colours through rich (which knows NO_COLOR, FORCE_COLOR, pipes)."""
+"""All that dsc prints. Tables and colours go through rich, which honours NO_COLOR, FORCE_COLOR and pipes."""
 
 from __future__ import annotations
 

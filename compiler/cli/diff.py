@@ -8,7 +8,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from dsc.compiler.cli.arguments import SPEC, json_option
+from dsc.compiler.cli.arguments import complete_spec, json_option
 from dsc.compiler.cli.console import print_json, say, show, show_diff
 from dsc.compiler.cli.exits import Exit
 from dsc.compiler.cli.measured import Measured, measure
@@ -19,8 +19,8 @@ from dsc.spec.words import dotted
 
 
 @click.command()
-@click.argument("first", metavar="A", type=SPEC)
-@click.argument("second", metavar="B", type=SPEC)
+@click.argument("first", metavar="A", shell_complete=complete_spec)
+@click.argument("second", metavar="B", shell_complete=complete_spec)
 @click.option("--files", "show_files", is_flag=True, help="Show the unified diff of the emitted files, too.")
 @json_option
 @click.pass_context

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import click
 from rich import box
@@ -15,7 +15,6 @@ from rich.table import Table
 from dsc.compiler.cli.arguments import json_option
 from dsc.compiler.cli.console import print_json, say, show
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.requirements import RUFF, pinned
 
 COMPILER = ("dsc-compiler", "click", "jinja2", "networkx", "pydantic", "rich", "ruamel.yaml", "ruff")
 EMITTED = {
@@ -33,7 +32,19 @@ EMITTED = {
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Versions and environment. Exits with 1 if this installation would not emit what others do."""
-    record = {
+    installed, pinned = version("ruff"), _pinned("ruff")
+    problem = None if installed == pinned else f"ruff is {installed}, and emitted code is formatted by {pinned}"
+    if as_json:
+        print_json({**_record(), "problem": problem})
+    else:
+        _show()
+    if problem is not None:
+        say(f"problem: {problem}; pip install ruff=={pinned}", stderr=True)
+        ctx.exit(Exit.SAID_NO)
+
+
+def _record() -> dict[str, object]:
+    return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "executable": sys.executable,
@@ -41,15 +52,28 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         "emitted_code": {name: _version(name) for name in EMITTED},
         "gpus": _gpus(),
     }
-    wanted = pinned(RUFF)
-    problem = None if version(RUFF) == wanted else f"ruff is {version(RUFF)}, emitted code is formatted by {wanted}"
-    if as_json:
-        print_json({**record, "problem": problem})
-    else:
-        _show(record)
-    if problem is not None:
-        say(f"problem: {problem}; pip install ruff=={wanted}", stderr=True)
-        ctx.exit(Exit.SAID_NO)
+
+
+def _show() -> None:
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_row("python", platform.python_version(), sys.executable)
+    table.add_row("platform", platform.platform(), "")
+    table.add_section()
+    for name in COMPILER:
+        table.add_row(name, _version(name) or "not installed", "")
+    table.add_section()
+    for name, purpose in EMITTED.items():
+        table.add_row(name, _version(name) or "not installed", purpose)
+    table.add_section()
+    for gpu in _gpus() or ["none that nvidia-smi lists"]:
+        table.add_row("GPU", gpu, "")
+    show(table)
+
+
+def _pinned(distribution: str) -> str:
+    """The one version that we ask for."""
+    wanted = f"{distribution}=="
+    return next(line.removeprefix(wanted) for line in requires("dsc-compiler") or () if line.startswith(wanted))
 
 
 def _version(distribution: str) -> str | None:

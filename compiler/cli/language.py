@@ -5,35 +5,17 @@ from __future__ import annotations
 import textwrap
 
 import click
-from click.shell_completion import CompletionItem
 from rich.text import Text
 
 from dsc.compiler.cli.console import print_json, say
 from dsc.spec.errors import Code
 from dsc.spec.model import ModelSpec
 from dsc.spec.pages import PAGES
-from dsc.spec.words import nearest
 
 # Editors know draft 7; nothing that pydantic makes of our sections is beyond it.
 DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#", "$id": "urn:dsc:spec"}
 
 WIDTH = 100
-
-
-class CodeType(click.ParamType):
-    """An error's code, in any case."""
-
-    name = "code"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Code:
-        for code in PAGES:
-            if code == value.upper():
-                return code
-        close = nearest(value.upper(), []) or nearest(value, PAGES) or min(PAGES)
-        self.fail(f"no such code: {value!r}; codes look like {close!r}", param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(code, help=page.title) for code, page in PAGES.items() if code.startswith(incomplete)]
 
 
 @click.command()
@@ -43,7 +25,7 @@ def schema() -> None:
 
 
 @click.command()
-@click.argument("code", type=CodeType())
+@click.argument("code", metavar="CODE", type=click.Choice([*PAGES], case_sensitive=False))
 def explain(code: Code) -> None:
     """What an error code means, with an example of wrong and right."""
     page = PAGES[code]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dsc.compiler.cli.arguments import SPEC, json_option, spec_argument
+from dsc.compiler.cli.arguments import complete_spec, json_option, spec_argument
 from dsc.compiler.cli.console import print_json, say, show
 from dsc.compiler.cli.measured import measure
 from dsc.compiler.cli.stats_table import difference, table
@@ -12,7 +12,7 @@ from dsc.compiler.cli.stats_table import difference, table
 
 @click.command()
 @spec_argument
-@click.option("--compare", metavar="SPEC2", type=SPEC, help="A second model, beside the first one.")
+@click.option("--compare", metavar="SPEC2", shell_complete=complete_spec, help="A second model, beside the first one.")
 @json_option
 def stats(spec: str, compare: str | None, as_json: bool) -> None:
     """Parameters, FLOPs and cache bytes of a model, or of two side by side.

@@ -33,9 +33,9 @@ def table(models: Sequence[Measured]) -> Table:
     _row(made, "forward FLOPs per token", FLOPS, [one.flops_per_token.forward for one in stats])
     made.add_section()
     _row(made, "cache per token", EXACT_BYTES, [one.kv_cache_bytes_per_token for one in stats])
-    _row(made, "cache per token, of multi-token prediction", EXACT_BYTES, [one.kv_cache_bytes_per_token_mtp for one in stats])
-    predicts = any(one.parameters.mtp for one in stats)
-    _row(made, "weights" + ", multi-token prediction included" * predicts, BYTES, [one.weight_bytes for one in stats])
+    of_mtp = [one.kv_cache_bytes_per_token_mtp for one in stats]
+    _row(made, "cache per token, multi-token prediction", EXACT_BYTES, of_mtp)
+    _row(made, "weights in memory", BYTES, [one.weight_bytes for one in stats])
     _row(made, "layers", PLAIN, [one.num_layers for one in stats])
     return made
 

@@ -40,7 +40,7 @@ def compare(files: Mapping[str, str], folder: Path) -> Changes:
         if not path.exists():
             new.append(name)
             continue
-        current = path.read_text(encoding="utf-8", errors="replace")
+        current = _text(path)
         if current == text:
             unchanged.append(name)
         elif name == LOCK or emitted.get(name) == sha256(current):
@@ -48,7 +48,7 @@ def compare(files: Mapping[str, str], folder: Path) -> Changes:
         else:
             edited.append(name)
     stale = [name for name in emitted if name not in files and (folder / name).exists()]
-    edited_stale = [name for name in stale if sha256((folder / name).read_text(encoding="utf-8")) != emitted[name]]
+    edited_stale = [name for name in stale if sha256(_text(folder / name)) != emitted[name]]
     stale = [name for name in stale if name not in edited_stale]
     return Changes(*(tuple(sorted(group)) for group in (new, changed, [*edited, *edited_stale], stale, unchanged)))
 
@@ -76,6 +76,11 @@ _EDITED_HELP = "look at the difference with --check; overwrite it with --force, 
 
 def _edited_message(folder: Path, name: str) -> str:
     return f"{(folder / name).as_posix()} was edited by hand since it was emitted"
+
+
+def _text(path: Path) -> str:
+    """Whatever somebody put there."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _emitted_before(folder: Path) -> dict[str, str]:

@@ -134,7 +134,7 @@ def connect(nodes: tuple[Node, ...]) -> nx.DiGraph[str]:
         graph.add_node(node.id, node=node, rank=rank)
     for node in nodes:
         for value in node.inputs:
-            if value.producer != INPUT:
+            if value.producer in graph:  # not an input; a producer that is missing is for verify() to report
                 graph.add_edge(value.producer, node.id, type=value.type)
     frozen: nx.DiGraph[str] = nx.freeze(graph)
     return frozen

@@ -99,6 +99,13 @@ def test_a_value_that_nobody_makes(graph: Graph) -> None:
         verify(change(graph, "q", lambda node: replace(node, inputs=(ghost,))))
 
 
+def test_the_result_of_a_node_that_is_gone(graph: Graph) -> None:
+    block = graph.blocks[KEY]
+    changed = block.with_nodes(node for node in block.nodes() if node.id != "kv")
+    with pytest.raises(VerifyError, match="kv_latent reads kv of kv, which holds None by then"):
+        verify(replace(graph, blocks={**graph.blocks, KEY: changed}))
+
+
 def test_a_call_of_a_missing_block(graph: Graph) -> None:
     blocks = {key: block for key, block in graph.blocks.items() if key != KEY}
     with pytest.raises(VerifyError, match=r"calls LatentAttention\.forward, which is no block"):

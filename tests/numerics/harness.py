@@ -11,15 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from numerics.families import LENGTH, VOCABULARY, Case
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
 from dsc.compiler.hf import import_path
 from dsc.spec.loader import loads
 from dsc.spec.model import ModelSpec
-from numerics.families import LENGTH, VOCABULARY, Case
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 Tensors = dict[str, Tensor]
 
@@ -81,7 +81,9 @@ def compile_package(text: str, folder: Path) -> Package:
 def import_package(spec: ModelSpec, folder: Path) -> Package:
     """A package folder under a name of its own, whatever the folder is called."""
     name = f"emitted_{next(_numbers)}"
-    found = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    found = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert found is not None and found.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
@@ -146,27 +148,6 @@ def errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
     """The relative error of each tensor. Both sides must have the same ones."""
     assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
     return {name: relative_error(actual[name], expected[name]) for name in expected}
-
-
-def outputs_of_oracle(oracle: Oracle, tokens: Tensor, folder: Path) -> Tensors:
-    """Logits, loss and every gradient under its checkpoint name, which transformers itself gives: it saves a copy
-    of the model that holds gradients in the place of weights."""
-    oracle.model.zero_grad()
-    result = oracle.model(tokens, labels=tokens, use_cache=False)
-    result.loss.backward()
-    holding_gradients(oracle.model).save_pretrained(folder)
-    saved = load_file(folder / SINGLE).items()
-    gradients = {name: t for name, t in saved if t.numel() and not is_bias(name)}
-    return {"logits": result.logits.detach(), "loss": result.loss.detach(), **gradients}
-
-
-def outputs_of_package(package: Package, model: nn.Module, tokens: Tensor) -> Tensors:
-    """The same of an emitted model."""
-    model.zero_grad()
-    logits = model(tokens)
-    loss, parts = model.loss(tokens, next_tokens(tokens))
-    parts["main"].backward()
-    return {"logits": logits.detach(), "loss": parts["main"].detach(), **gradients_of(package, model)}
 
 
 def gradients_of(package: Package, model: nn.Module) -> Tensors:

@@ -1,4 +1,4 @@
-"""The formulas of the papers, written once more and as plainly as they stand there: loops, explicit masks, complex numbers.
+"""The formulas of the papers, once more and as plainly as they stand there: loops, explicit masks, complex numbers.
 
 Everything is computed in the type of the weights given, which tests choose to be float64. Weights come by the names of
 a checkpoint, so nothing here knows how an emitted module is built.
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.router import Router
-from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 
@@ -107,7 +108,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def latent_attention(x: Tensor, weights: Weights, spec: MlaAttention) -> Tensor:
-    """Multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434), equations 37 to 47; softmax scale of section 3.1.4."""
+    """Latent attention, DeepSeek-V2 (arXiv 2405.04434), equations 37 to 47; the softmax scale of section 3.1.4."""
     length, heads = x.shape[0], spec.num_attention_heads
     if spec.q_lora_rank is None:
         q = x @ weights["q_proj.weight"].T
@@ -267,7 +268,9 @@ def logits(tokens: Tensor, weights: Weights, spec: ModelSpec) -> Tensor:
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> list[Tensor]:
     """-log softmax of each label that is not -100, of one sequence."""
     return [
-        torch.logsumexp(row, 0) - row[label] for row, label in zip(logits, labels.tolist(), strict=True) if label != -100
+        torch.logsumexp(row, 0) - row[label]
+        for row, label in zip(logits, labels.tolist(), strict=True)
+        if label != -100
     ]
 
 
@@ -302,7 +305,9 @@ def losses(tokens: Tensor, labels: Tensor, weights: Weights, spec: ModelSpec) ->
     return Losses(torch.stack(main).mean(), mtp, balance)
 
 
-def predict_ahead(tokens: Tensor, state: Tensor, weights: Weights, spec: ModelSpec) -> tuple[list[Tensor], list[Routed]]:
+def predict_ahead(
+    tokens: Tensor, state: Tensor, weights: Weights, spec: ModelSpec
+) -> tuple[list[Tensor], list[Routed]]:
     """The logits of each depth: h' = M [norm(h_i); norm(Emb(t_{i+k}))], a layer, the shared head (DeepSeek-V3,
     equations 21 to 23). In checkpoints M's first half belongs to the embedding (deepseek-ai/DeepSeek-V3,
     README_WEIGHTS.md and vLLM's deepseek_mtp.py), and each depth ends in a norm of its own, shared_head.norm.

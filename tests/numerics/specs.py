@@ -117,7 +117,9 @@ SPECS: dict[str, str] = {
         mtp=MTP, tie_word_embeddings=True, logit_multiplier=0.25, residual={"multiplier": 0.4}
     ),
     "mtp_beside_grouped_attention": spec_text(mtp={**MTP, "depth": 2}, attention=GROUPED),
-    "mtp_with_dense_last_layer": spec_text(mtp=MTP, layers=[{"repeat": 1, "ffn": "moe"}, {"repeat": 1, "ffn": "dense"}]),
+    "mtp_with_dense_last_layer": spec_text(
+        mtp=MTP, layers=[{"repeat": 1, "ffn": "moe"}, {"repeat": 1, "ffn": "dense"}]
+    ),
     "sequence_balance_loss": balanced(sequence_aux_loss_alpha=0.7),
     "sequence_balance_loss_of_softmax": spec_text(
         ffn__moe__router={"score": "softmax", "norm_topk_prob": False, "balance": {"sequence_aux_loss_alpha": 0.7}}

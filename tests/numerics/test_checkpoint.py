@@ -50,9 +50,7 @@ def test_round_trip_is_exact(family: Case, oracle_of: OracleOf, compiled: Compil
     assert_same(all_tensors(tmp_path), all_tensors(oracle.folder))
 
 
-def test_transformers_reads_what_we_write(
-    family: Case, oracle_of: OracleOf, compiled: Compile, tmp_path: Path
-) -> None:
+def test_transformers_reads_what_we_write(family: Case, oracle_of: OracleOf, compiled: Compile, tmp_path: Path) -> None:
     package = compiled(imported_text(oracle_of(family)))
     model, tokens = random_model(package, torch.float32, seed=5), some_tokens()
     package.checkpoint.save_hf(model, tmp_path)
@@ -129,7 +127,10 @@ def test_mtp_is_stored_as_further_layers(compiled: Compile, tmp_path: Path) -> N
         own = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
         layer = {name.removeprefix("model.layers.2.") for name in stored if name.startswith("model.layers.2.")}
         further = {"enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"}
-        shared = {"embed_tokens.weight": stored["model.embed_tokens.weight"], "shared_head.head.weight": stored["lm_head.weight"]}
+        shared = {
+            "embed_tokens.weight": stored["model.embed_tokens.weight"],
+            "shared_head.head.weight": stored["lm_head.weight"],
+        }
         assert own.keys() == layer | further | shared.keys()
         assert all(torch.equal(own[name], tensor) for name, tensor in shared.items())
         module = model.mtp[depth]

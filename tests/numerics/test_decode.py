@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from numerics.checks import decode_error, last_logits
 from numerics.families import CASES, LENGTH, Case
-from numerics.harness import Compile, OracleOf, Package, imported_text, random_model, relative_error, some_tokens
+from numerics.harness import Compile, OracleOf, imported_text, random_model, some_tokens
 from numerics.specs import SPECS
-from torch import Tensor, nn
 
 TOLERANCE = 1e-12
 CHUNKS = {
@@ -26,25 +26,6 @@ VARIANTS = [
     for case in CASES
     if case.variant in ("values_wider_than_keys", "values_as_wide_as_keys", "no_query_latent", "one_kv_head", "tied")
 ]
-
-
-def last_logits(package: Package, model: nn.Module, tokens: Tensor, chunks: list[int]) -> tuple[Tensor, list[int]]:
-    """The logits after each chunk [B, chunks, V], and the positions they stand at."""
-    caches = [package.decode.LayerCache() for _ in model.layers]
-    found, positions, start = [], [], 0
-    with torch.no_grad():
-        for size in chunks:
-            found.append(package.decode.model_forward(model, tokens[:, start : start + size], caches))
-            start += size
-            positions.append(start - 1)
-            assert all(cache.length == start for cache in caches)
-    return torch.cat(found, 1), positions
-
-
-def decode_error(package: Package, chunks: list[int]) -> float:
-    model, tokens = random_model(package), some_tokens()
-    decoded, positions = last_logits(package, model, tokens, chunks)
-    return relative_error(decoded, model(tokens)[:, positions])
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)

@@ -22,9 +22,7 @@ from numerics.harness import (
 from numerics.specs import BASE, MTP, spec_text
 from torch import nn
 
-EVERYTHING = spec_text(
-    mtp=MTP, ffn__moe__router__balance={"bias_update_rate": 0.01, "sequence_aux_loss_alpha": 0.01}
-)
+EVERYTHING = spec_text(mtp=MTP, ffn__moe__router__balance={"bias_update_rate": 0.01, "sequence_aux_loss_alpha": 0.01})
 SCALINGS = [
     case
     for case in CASES
@@ -148,7 +146,9 @@ def test_one_package_under_two_names(compiled: Compile, tmp_path: Path) -> None:
     same = import_package(package.spec, folder)
     source = (folder / "model.py").read_text()
     edited_folder = shutil.copytree(folder, tmp_path / "edited", ignore=shutil.ignore_patterns("__pycache__"))
-    (edited_folder / "model.py").write_text(source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0"))
+    (edited_folder / "model.py").write_text(
+        source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0")
+    )
     edited = import_package(package.spec, edited_folder)
     tokens, original = some_tokens(), random_model(package)
     before = original(tokens)

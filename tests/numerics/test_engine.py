@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from numerics.checks import RAGGED, greedy
 from numerics.families import Case
 from numerics.harness import Compile, OracleOf, Package, imported_text, random_model
 from numerics.specs import SPECS
 from torch import nn
-
-RAGGED = [[3, 14, 15, 9], [26], [5, 35, 8, 9, 7, 9, 32], [38, 46]]
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +19,7 @@ def model(package: Package) -> nn.Module:
     return random_model(package)
 
 
-def greedy(model: nn.Module, prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    with torch.no_grad():
-        for _ in range(count):
-            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
-    return tokens[len(prompt) :]
-
-
-def test_greedy_is_the_argmax_of_the_full_forward(
-    family: Case, oracle_of: OracleOf, compiled: Compile
-) -> None:
+def test_greedy_is_the_argmax_of_the_full_forward(family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
     package = compiled(imported_text(oracle_of(family)))
     model = random_model(package)
     generated = package.engine.Engine(model).generate(RAGGED, max_new_tokens=8)
@@ -77,9 +66,7 @@ def test_an_empty_prompt_is_refused(package: Package, model: nn.Module) -> None:
 
 def test_a_seed_reproduces_and_another_does_not(package: Package, model: nn.Module) -> None:
     engine = package.engine.Engine(model)
-    first, again, other = (
-        engine.generate(RAGGED, max_new_tokens=12, temperature=1.0, seed=seed) for seed in (7, 7, 8)
-    )
+    first, again, other = (engine.generate(RAGGED, max_new_tokens=12, temperature=1.0, seed=seed) for seed in (7, 7, 8))
     assert first == again
     assert first != other
 

@@ -77,7 +77,7 @@ def test_ties_are_broken_as_in_transformers(bias_range: tuple[float, float], com
 
 
 def test_ties_never_leave_the_open_groups(compiled: Compile) -> None:
-    """All scores equal and all biased ones negative: any choice is right that stays in two groups and repeats nobody."""
+    """All scores equal, all biased ones negative: any choice is right that stays in two groups and repeats nobody."""
     package = compiled(BASE)
     router = router_of(package, torch.zeros(EXPERTS, HIDDEN), torch.full((EXPERTS,), -1.0))
     experts, weights = chosen(router, torch.randn(64, HIDDEN))

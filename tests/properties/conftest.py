@@ -67,7 +67,7 @@ def moe(draw: Draw) -> Section:
         "topk_group": open_groups,
         "group_score": pick(draw, *scores) if open_groups < groups else None,
         "norm_topk_prob": top_k > 1 and draw(st.booleans()),
-        "routed_scaling_factor": pick(draw, 1.0, 2.5, 0.0),
+        "routed_scaling_factor": pick(draw, 1.0, 2.5, 16.0),
         "compute_dtype": pick(draw, "float32", "model"),
         "balance": {"bias_update_rate": rate, "sequence_aux_loss_alpha": alpha},
     }

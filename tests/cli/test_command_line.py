@@ -1,0 +1,142 @@
+"""The command line as a whole: its verbs and options are frozen, it starts quickly and fails politely."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from dsc.compiler.cli import main
+from dsc.compiler.cli.group import VERBS
+
+# What scripts are written against. A change here is a change of the contract.
+OPTIONS = {
+    "init": {"FILE", "--force"},
+    "check": {"SPECS", "--format"},
+    "stats": {"SPEC", "--compare", "--json"},
+    "diff": {"FIRST", "SECOND", "--files", "--json"},
+    "compile": {"SPEC", "-o", "--output", "--check", "--force"},
+    "verify": {"SPEC", "--json"},
+    "shrink": {"SPEC", "-o", "--output"},
+    "import": {"PATH", "-o", "--output"},
+    "export": {"SPEC", "-o", "--output"},
+    "zoo": {"--json"},
+    "schema": set(),
+    "explain": {"CODE"},
+    "doctor": {"--json"},
+    "completion": {"SHELL"},
+}
+
+
+def command(verb: str) -> click.Command:
+    found = main.get_command(click.Context(main), verb)
+    assert found is not None
+    return found
+
+
+def names(parameter: click.Parameter) -> list[str]:
+    return [str(parameter.name).upper()] if isinstance(parameter, click.Argument) else list(parameter.opts)
+
+
+def test_verbs_and_options_are_frozen() -> None:
+    assert {verb: {name for p in command(verb).params for name in names(p)} for verb in VERBS} == OPTIONS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(run: Any, verb: str) -> None:
+    assert command(verb).name == verb
+    assert run(verb, "-h").stdout.startswith(f"Usage: dsc {verb}" if False else "Usage: ")
+    assert f"  {verb} " in run("--help").stdout
+
+
+def test_version(run: Any) -> None:
+    assert run("--version").stdout.startswith("dsc ")
+
+
+def test_a_misspelt_verb_is_told_the_nearest(run: Any) -> None:
+    assert "did you mean 'compile'?" in run("compil", code=2).stderr
+    assert "`dsc --help` lists the verbs" in run("zzzz", code=2).stderr
+
+
+def test_bad_input_has_one_report_and_no_traceback(run: Any, bad_spec: Path) -> None:
+    for arguments in (
+        ("stats", bad_spec),
+        ("stats", "tiny", "--compare", bad_spec),
+        ("compile", bad_spec),
+        ("diff", "tiny", bad_spec),
+        ("shrink", bad_spec),
+        ("verify", bad_spec),
+        ("export", bad_spec),
+    ):
+        result = run(*arguments, code=2)
+        assert "error[DSC065]" in result.stderr and not result.stdout
+    assert "did you mean 'tiny'?" in run("stats", "tinny", code=2).stderr
+    assert "error[DSC001]" in run("stats", "/", code=2).stderr
+
+
+def test_unwritable_output_is_bad_input(run: Any) -> None:
+    for arguments in (("compile", "tiny"), ("shrink", "tiny"), ("export", "tiny")):
+        result = run(*arguments, "-o", "/proc/no/such", code=2)
+        assert result.stderr.startswith("error: /proc/no") and result.stderr.count("\n") == 1
+
+
+def dsc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As a process of its own, its output piped."""
+    program = "import sys; from dsc.compiler.cli import main; main(sys.argv[1:], prog_name='dsc')"
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
+
+
+def test_colours_follow_the_terminal_and_the_environment(bad_spec: Path) -> None:
+    arguments = ("check", str(bad_spec))
+    assert "\x1b" not in dsc(*arguments).stderr
+    assert "\x1b[1;31merror[DSC065]" in dsc(*arguments, FORCE_COLOR="1", TERM="xterm").stderr
+    # NO_COLOR takes colours away; bold is no colour.
+    assert "31m" not in dsc(*arguments, FORCE_COLOR="1", NO_COLOR="1", TERM="xterm").stderr
+
+
+def imported(*arguments: str, folder: Path) -> set[str]:
+    """The top-level modules, and dsc's own, that a run has loaded."""
+    program = (
+        "import sys; from dsc.compiler.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print('\\nmodules', *sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=folder
+    )
+    return set(ran.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
+    for arguments in (
+        ("compile", "tiny"),
+        ("stats", "tiny"),
+        ("diff", "tiny", "deepseek-v3", "--json"),
+        ("shrink", "tiny"),
+        ("export", "tiny"),
+        ("zoo",),
+        ("doctor", "--json"),
+    ):
+        if arguments[0] == "diff":
+            arguments = ("diff", "tiny", "tiny")
+        assert not {"torch", "triton", "safetensors", "numpy", "transformers"} & imported(*arguments, folder=tmp_path)
+
+
+def test_help_and_check_import_little(tmp_path: Path) -> None:
+    heavy = {"networkx", "jinja2", "rich.table", "dsc.compiler.driver", "dsc.compiler.graph.graph"}
+    assert not heavy & imported("check", "tiny", folder=tmp_path)
+    program = "import sys; import dsc.compiler.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not (heavy | {"rich", "pydantic", "ruamel.yaml"}) & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(run: Any, shell: str) -> None:
+    assert "_DSC_COMPLETE" in run("completion", shell).stdout
+    completed = dsc(_DSC_COMPLETE="fish_complete", COMP_WORDS="dsc stats deepseek-v3", COMP_CWORD="deepseek-v3")
+    assert "plain,deepseek-v3" in completed.stdout
