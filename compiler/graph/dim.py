@@ -36,16 +36,8 @@ class Dim:
         return Quotient(self, as_dim(divisor))
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
-        """The number, with run-time symbols bound by name; a missing or inexact one is an assertion of ours."""
-        total = Fraction(0)
-        for names, coefficient in self.polynomial().items():
-            product = coefficient
-            for name in names:
-                assert bindings and name in bindings, f"{name} is not bound in {self}"
-                product *= bindings[name]
-            total += product
-        assert total.denominator == 1, f"{self} = {total} is not whole"
-        return int(total)
+        """The number, with run-time symbols bound by name; a missing one or an inexact division is a fault of ours."""
+        raise TypeError(type(self))
 
     def polynomial(self) -> Polynomial:
         """Expanded over run-time symbols, constants replaced by their numbers; zero terms left out."""
@@ -56,7 +48,7 @@ class Dim:
         raise TypeError(type(self))
 
     def same(self, other: Dim | int) -> bool:
-        return self.polynomial() == as_dim(other).polynomial()
+        return self == other or self.polynomial() == as_dim(other).polynomial()
 
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
@@ -66,6 +58,9 @@ class Dim:
 @dataclass(frozen=True)
 class Int(Dim):
     number: int
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return self.number
 
     def polynomial(self) -> Polynomial:
         return {(): Fraction(self.number)} if self.number else {}
@@ -88,6 +83,14 @@ class Symbol(Dim):
     size: int | None = None
     definition: Dim | None = None
     letter: str | None = None
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        if self.definition is not None:
+            return self.definition.value(bindings)
+        if self.size is not None:
+            return self.size
+        assert bindings and self.name in bindings, f"{self.name} is not bound"
+        return bindings[self.name]
 
     def polynomial(self) -> Polynomial:
         if self.definition is not None:
@@ -113,6 +116,9 @@ class Symbol(Dim):
 class Sum(Dim):
     left: Dim
     right: Dim
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return self.left.value(bindings) + self.right.value(bindings)
 
     def polynomial(self) -> Polynomial:
         terms = dict(self.left.polynomial())
@@ -140,6 +146,9 @@ class Product(Dim):
     left: Dim
     right: Dim
 
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return self.left.value(bindings) * self.right.value(bindings)
+
     def polynomial(self) -> Polynomial:
         terms: dict[tuple[str, ...], Fraction] = {}
         for left, a in self.left.polynomial().items():
@@ -165,6 +174,11 @@ class Quotient(Dim):
 
     numerator: Dim
     divisor: Dim
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        whole, rest = divmod(self.numerator.value(bindings), self.divisor.value(bindings))
+        assert rest == 0, f"{self} is not whole"
+        return whole
 
     def polynomial(self) -> Polynomial:
         divisor = self.divisor.value()

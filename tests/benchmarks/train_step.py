@@ -2,8 +2,8 @@
 
     python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--profile] [--out FILE.jsonl]
 
-Both are eager, in float32, start from the same weights (written by transformers' save_pretrained and read by the emitted
-load_hf) and do the same: forward, cross-entropy, backward, fused AdamW. transformers runs with scaled_dot_product_attention
+Both are eager, in float32, start from the same weights (written by transformers' save_pretrained and read by the
+emitted load_hf) and do the same: forward, cross-entropy, backward, fused AdamW. transformers runs with sdpa attention
 and its grouped_mm experts. The balance and multi-token losses that transformers lacks are left out of the spec.
 Rounds alternate which model goes first; the figure is the median over rounds of transformers' time / ours.
 """

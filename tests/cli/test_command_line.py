@@ -48,7 +48,7 @@ def test_verbs_and_options_are_frozen() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(run: Any, verb: str) -> None:
     assert command(verb).name == verb
-    assert run(verb, "-h").stdout.startswith(f"Usage: dsc {verb}" if False else "Usage: ")
+    assert run(verb, "-h").stdout.startswith("Usage: ")
     assert f"  {verb} " in run("--help").stdout
 
 
@@ -116,19 +116,17 @@ def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
     for arguments in (
         ("compile", "tiny"),
         ("stats", "tiny"),
-        ("diff", "tiny", "deepseek-v3", "--json"),
+        ("diff", "tiny", "tiny"),
         ("shrink", "tiny"),
         ("export", "tiny"),
         ("zoo",),
         ("doctor", "--json"),
     ):
-        if arguments[0] == "diff":
-            arguments = ("diff", "tiny", "tiny")
         assert not {"torch", "triton", "safetensors", "numpy", "transformers"} & imported(*arguments, folder=tmp_path)
 
 
 def test_help_and_check_import_little(tmp_path: Path) -> None:
-    heavy = {"networkx", "jinja2", "rich.table", "dsc.compiler.driver", "dsc.compiler.graph.graph"}
+    heavy = {"networkx", "jinja2", "dsc.compiler.driver", "dsc.compiler.graph.graph"}
     assert not heavy & imported("check", "tiny", folder=tmp_path)
     program = "import sys; import dsc.compiler.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -123,7 +123,7 @@ DECODING = [
     Fault("llama-base", "newest first", "torch.cat((before, x), 1)", "torch.cat((x, before), 1)", DECODE),
     Fault("mixtral-base", "keys kept unturned", "k = rotate(k, rope)", "pass", DECODE),
     Fault("qwen3_moe-base", "the first position's logits", "x[:, -1:]", "x[:, :1]", DECODE),
-    Fault("deepseek_v2-base", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
+    Fault("everything", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
 ]
 GENERATION = [
     Fault("everything", "longer prompts one token late", "length >= len(prompt)", "length > len(prompt)", ENGINE),

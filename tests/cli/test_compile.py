@@ -1,0 +1,101 @@
+"""dsc compile: what it writes, what it refuses, what --check says."""
+
+from pathlib import Path
+from typing import Any
+
+from dsc.compiler.driver import compile_spec
+
+FILES = compile_spec("tiny")[1]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_writes_the_package_and_says_so(run: Any) -> None:
+    assert run("compile", "tiny").stdout == f"tiny: {len(FILES)} files written, 0 unchanged\n"
+    assert contents(Path("tiny")) == FILES
+    assert run("compile", "tiny").stdout == f"tiny: 0 files written, {len(FILES)} unchanged\n"
+
+
+def test_output_folder_of_any_name(run: Any) -> None:
+    result = run("compile", "tiny", "-o", "a/tiny-2")
+    assert contents(Path("a/tiny-2")) == FILES
+    assert "cannot import a folder named 'tiny-2'" in result.stderr
+    assert not run("compile", "tiny", "-o", "a/tiny_2").stderr
+
+
+def test_output_is_a_file(run: Any) -> None:
+    Path("notes").write_text("mine")
+    assert "notes is a file, not a folder" in run("compile", "tiny", "-o", "notes", code=2).stderr
+
+
+def test_edits_are_refused_until_forced(run: Any) -> None:
+    run("compile", "tiny")
+    for name in ("model.py", "infer/engine.py"):
+        with (Path("tiny") / name).open("a") as file:
+            file.write("# mine\n")
+    Path("tiny/checkpoint.py").unlink()
+    result = run("compile", "tiny", code=1)
+    for name in ("model.py", "infer/engine.py"):
+        assert f"error[DSC040]: tiny/{name} was edited by hand" in result.stderr
+    assert "--force" in result.stderr
+    assert not Path("tiny/checkpoint.py").exists(), "nothing is written"
+    assert f"1 file written, {len(FILES) - 3} unchanged, 2 edited by hand" in run("compile", "tiny", "--force").stdout
+    assert contents(Path("tiny")) == FILES
+
+
+def test_a_link_out_of_the_folder_is_bad_input(run: Any) -> None:
+    Path("elsewhere").mkdir()
+    Path("tiny").mkdir()
+    Path("tiny/infer").symlink_to(Path("elsewhere").resolve())
+    assert "error[DSC041]" in run("compile", "tiny", "--force", code=2).stderr
+    assert not list(Path("elsewhere").iterdir())
+
+
+def test_check_is_quiet_about_a_package_that_is_up_to_date(run: Any) -> None:
+    run("compile", "tiny")
+    assert run("compile", "tiny", "--check").stdout == f"0 files to write, {len(FILES)} unchanged\n"
+
+
+def test_check_of_a_package_that_is_not_there(run: Any) -> None:
+    result = run("compile", "tiny", "--check", code=1)
+    for name in FILES:
+        assert f"missing: tiny/{name}\n" in result.stdout
+    assert f"{len(FILES)} files to write, 0 unchanged\nfix: dsc compile tiny\n" in result.stdout
+    assert not Path("tiny").exists()
+
+
+def test_check_names_every_drift_and_writes_nothing(run: Any) -> None:
+    run("shrink", "tiny", "-o", "spec.yaml")
+    run("compile", "spec.yaml", "-o", "my package")
+    spec = Path("spec.yaml")
+    spec.write_text(spec.read_text().replace("hidden_size: 64", "hidden_size: 72"))
+    package = Path("my package")
+    (package / "train" / "data.py").unlink()
+    (package / "checkpoint.py").write_text("# mine\n")
+    before = contents(package)
+    result = run("compile", "spec.yaml", "-o", "my package", "--check", code=1)
+    assert "-HIDDEN_SIZE = 64  # hidden_size\n+HIDDEN_SIZE = 72  # hidden_size\n" in result.stdout
+    assert "missing: my package/train/data.py\n" in result.stdout
+    assert "changed: my package/model.py\n" in result.stdout
+    assert "edited by hand: my package/checkpoint.py\n" in result.stdout
+    assert result.stdout.endswith("fix: dsc compile spec.yaml -o 'my package' --force\n")
+    assert contents(package) == before
+
+
+def test_files_that_are_no_longer_emitted_are_stale_and_deleted(run: Any) -> None:
+    run("compile", "tiny", "-o", "package")  # a mixture of experts, with a kernel
+    result = run("compile", "llama-3.1-8b", "-o", "package", "--check", code=1)
+    assert "stale: package/kernels/grouped_mm.py\n" in result.stdout
+    assert "2 to delete" in result.stdout
+    assert "2 deleted" in run("compile", "llama-3.1-8b", "-o", "package").stdout
+    assert not Path("package/kernels/grouped_mm.py").exists()
+
+
+def test_files_of_the_user_are_no_drift(run: Any) -> None:
+    run("compile", "tiny")
+    Path("tiny/notes.bin").write_bytes(b"\xff")
+    run("compile", "tiny", "--check")
+    run("compile", "tiny", "--force")
+    assert Path("tiny/notes.bin").exists()
