@@ -45,11 +45,8 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
         layers=_layers(spec.layers),
         workload=_changed(spec.workload, sequence_length=length),
         cluster=None,
+        logit_multiplier=_logit_multiplier(spec, hidden_size),
     )
-    if spec.logit_multiplier != 1:
-        # MiniCPM's is a whole number / hidden_size, and config.json has only that number.
-        base = max(1, round(spec.logit_multiplier * hidden_size))
-        small = _changed(small, logit_multiplier=base / hidden_size)
     if spec.mtp is not None:
         small = _changed(small, mtp=_changed(spec.mtp, depth=min(spec.mtp.depth, MTP_DEPTH)))
     assert not check(small), check(small)
@@ -59,6 +56,14 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
 def _name(name: str) -> str:
     """Once only, and no longer than a name may be."""
     return name.removesuffix(SUFFIX)[: LONGEST_NAME - len(SUFFIX)].rstrip("._-") + SUFFIX
+
+
+def _logit_multiplier(spec: ModelSpec, hidden_size: int) -> float:
+    """MiniCPM's is a whole number / hidden_size, and its config.json can say nothing else: it stays one, and not 1."""
+    base = round(spec.logit_multiplier * spec.hidden_size)
+    small = max(1, round(spec.logit_multiplier * hidden_size))
+    whole = base / spec.hidden_size == spec.logit_multiplier
+    return small / hidden_size if whole and small != hidden_size else spec.logit_multiplier
 
 
 def _attention(spec: ModelSpec, length: int) -> tuple[MlaAttention | GqaAttention, int]:

@@ -71,15 +71,13 @@ class Verbs(click.Group):
         """Errors of the user end in one report, never in a traceback."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly when the reader of a pipe has gone
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None:  # no file's: the reader of a pipe has gone, which click ends quietly
                 raise
             click.echo(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", err=True)
             ctx.exit(Exit.BAD_INPUT)
         except DscError as error:
-            from dsc.compiler.cli.console import report  # here, for the sake of starts that fail in nothing
+            from dsc.compiler.cli.console import report  # here, because most runs report nothing
 
             report(error.findings)
             ctx.exit(Exit.BAD_INPUT)

@@ -29,7 +29,9 @@ class RmsNorm(Op):
         return (Parameter(f"{self.name}.weight", TensorType((self.dim,), self.dtype), init="ones"),)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
-        return tensor(inputs[0]).numel * 2
+        """Two for each weight and token. A norm that all heads share counts once, as its weight does."""
+        batch, sequence = tensor(inputs[0]).shape[:2]
+        return batch * sequence * self.dim * 2
 
     def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
         """PyTorch's norm on a CPU also keeps the normed x, in float32 like all that it computes; fused ones do not."""

@@ -113,8 +113,9 @@ def spread_pairs(rope: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels that are not -100, in float32 or wider: [B, S, V], [B, S] -> []."""
-    return F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten())
+    """Mean over the labels that are not -100, zero if all are, in float32 or wider: [B, S, W], [B, S] -> []."""
+    total = F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)
 
 
 class LatentAttention(nn.Module):

@@ -51,6 +51,7 @@ def test_a_link_out_of_the_folder_is_bad_input(run: Any) -> None:
     Path("tiny/infer").symlink_to(Path("elsewhere").resolve())
     assert "error[DSC041]" in run("compile", "tiny", "--force", code=2).stderr
     assert not list(Path("elsewhere").iterdir())
+    assert [path.name for path in Path("tiny").iterdir()] == ["infer"], "nothing is written"
 
 
 def test_check_is_quiet_about_a_package_that_is_up_to_date(run: Any) -> None:

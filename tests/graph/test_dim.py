@@ -25,6 +25,7 @@ def grown(dims: st.SearchStrategy[Dim]) -> st.SearchStrategy[Dim]:
         st.builds(lambda a, b: a * b, dims, dims),
         st.builds(lambda a, by: (a * by) // by, dims, divisors),
         st.builds(lambda a, by: (by * a) // by, dims, divisors),
+        st.builds(lambda a, b, by: (a * by + b * by) // by, dims, dims, divisors),
     )
 
 

@@ -11,7 +11,7 @@ import transformers
 sys.path.append(str(Path(__file__).parents[1]))  # tests import their helpers as numerics.*
 
 from numerics.families import CASES, Case
-from numerics.harness import Oracle, Package, compile_package, make_oracle
+from numerics.harness import Compile, Oracle, OracleOf, Package, compile_package, make_oracle
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -26,7 +26,7 @@ def _one_thread_and_a_seed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     """Packages by the text of their spec, each compiled once in a session."""
     packages: dict[str, Package] = {}
 
@@ -39,7 +39,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyp
 
 
 @pytest.fixture(scope="session")
-def oracle_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def oracle_of(tmp_path_factory: pytest.TempPathFactory) -> OracleOf:
     """transformers' model of a case with its checkpoint, each made once in a session."""
     oracles: dict[Case, Oracle] = {}
 
@@ -54,4 +54,5 @@ def oracle_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
 @pytest.fixture(params=[case for case in CASES if case.is_base], ids=str)
 def family(request: pytest.FixtureRequest) -> Case:
     """One case of each family."""
-    return request.param
+    case: Case = request.param
+    return case

@@ -70,6 +70,7 @@ def holds(spec: ModelSpec, emitted: Emitted) -> None:
     package = emitted(emit(program))
     model = package("model").Model()
     counts_agree(program, model)
+    flops_agree(program)
     decodes(package, spec)
     trains(model, spec)
 
@@ -80,9 +81,29 @@ def counts_agree(program: Program, model: torch.nn.Module) -> None:
     assert graph == {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     stats = compute_stats(program.spec, program.training).parameters
     assert (stats.total, stats.mtp) == closed_form(program.spec)
-    assert 0 < stats.active <= stats.total
+    assert stats.active == stats.total - idle_parameters(program.spec)
     fused, plain = (saved_bytes(program.training, "Model.loss", lowering) for lowering in ("triton", "torch"))
     assert 0 < fused.value({"B": 1, "S": 8}) <= plain.value({"B": 1, "S": 8})
+
+
+def idle_parameters(spec: ModelSpec) -> int:
+    """Of the experts that one token does not choose."""
+    moe = spec.ffn.moe
+    if moe is None:
+        return 0
+    layers = sum(group.repeat for group in spec.layers if group.ffn == "moe")
+    idle = moe.n_routed_experts - moe.num_experts_per_tok
+    return layers * idle * 3 * spec.hidden_size * moe.moe_intermediate_size
+
+
+def flops_agree(program: Program) -> None:
+    """Training: six for each parameter that a token touches, and three products of half a square in each layer."""
+    spec, stats = program.spec, compute_stats(program.spec, program.training)
+    a, length = spec.attention, spec.workload.sequence_length
+    dims = a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim if isinstance(a, MlaAttention) else 2 * a.head_dim
+    attention = 3 * length * a.num_attention_heads * dims * spec.num_layers
+    expected = 6 * stats.parameters.active_without_embedding + attention
+    assert stats.flops_per_token.training == expected
 
 
 def closed_form(spec: ModelSpec) -> tuple[int, int]:
