@@ -80,7 +80,7 @@ def compile_package(text: str, folder: Path) -> Package:
 
 def import_package(spec: ModelSpec, folder: Path) -> Package:
     """A package folder under a name of its own, whatever the folder is called."""
-    name = f"emitted_{next(_numbers)}"
+    name = f"compared_{next(_numbers)}"
     found = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
