@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, let it write (about 4 minutes)
-	$(BIN)/python docs/demo.py
+	$(BIN)/python .ci/demo.py
 
 test: lint types ## all checks and the tests that are not slow
 	$(BIN)/pytest -m 'not slow'

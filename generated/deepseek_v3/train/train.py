@@ -60,8 +60,9 @@ def compute_loss(
 
 @torch.no_grad()
 def evaluate(model: Model, held_out: Batches, device: torch.device, dtype: torch.dtype) -> float:
+    """Next-token cross-entropy alone, so that models with other losses beside it can be compared."""
     model.eval()
-    losses = [compute_loss(model, held_out.batch(k), device, dtype)[0] for k in range(EVAL_BATCHES)]
+    losses = [compute_loss(model, held_out.batch(k), device, dtype)[1]["main"] for k in range(EVAL_BATCHES)]
     model.train()
     return torch.stack(losses).mean().item()
 
