@@ -208,6 +208,8 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
         return left
     if left == Int(0):
         return right
+    if isinstance(left, Sum) and isinstance(left.right, Int) and isinstance(right, Int):
+        return simplify_sum(left.left, Int(left.right.number + right.number))
     return Sum(left, right)
 
 
