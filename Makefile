@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]' '$(TORCH)'
 	@touch $@
 
-demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, let it write (about 4 minutes)
+demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, let it write (some minutes)
 	$(BIN)/python .ci/demo.py
 
 test: lint types ## all checks and the tests that are not slow
