@@ -1,0 +1,24 @@
+"""One launch of a kernel at real sizes, with what it is compared against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    """What runs, at which sizes: "add_rms_norm 4096 x 7168"."""
+    run: Callable[[], object]
+    """The kernel, its inputs bound."""
+    reference: Callable[[], object]
+    """The plain PyTorch of the same file on the same inputs; torch.compile of it is measured too."""
+    bytes: int
+    """Least traffic with memory: every input read once, every output written once."""
+    flops: int = 0
+    """Products and sums of the matrix units; 0 where memory is the floor."""
+    library: Callable[[], object] | None = None
+    """PyTorch's own operator for the same, where there is one."""
+    bound: float = 1e-5
+    """Largest calc_diff from the reference that counts as correct."""

@@ -1,0 +1,48 @@
+"""RMSNorm at every width of the model, forward and backward, with and without the residual add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+
+from dsc.compiler.bench.case import Case
+
+EPS = 1e-6
+
+
+def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
+    for width in kernel.FORWARD:
+        sizes = f"{tokens} x {width}"
+        x, residual, dy, dz = (torch.randn(tokens, width, device=device, dtype=torch.bfloat16) for _ in range(4))
+        weight = torch.randn(width, device=device, dtype=torch.bfloat16)
+        rstd = torch.rand(tokens, device=device)
+        row = 2 * width * tokens
+        yield Case(
+            f"rms_norm {sizes}",
+            partial(kernel._forward, x, weight, EPS),
+            partial(kernel.reference, x, None, weight, EPS),
+            bytes=2 * row,
+            library=partial(F.rms_norm, x, (width,), weight, EPS),
+        )
+        yield Case(
+            f"add_rms_norm {sizes}",
+            partial(kernel._add_forward, x, residual, weight, EPS),
+            partial(kernel.reference, x, residual, weight, EPS),
+            bytes=4 * row,
+        )
+        yield Case(
+            f"rms_norm_backward {sizes}",
+            partial(kernel._backward, dy, None, x, weight, rstd),
+            partial(kernel.reference_backward, dy, None, x, weight, rstd),
+            bytes=3 * row,
+        )
+        yield Case(
+            f"add_rms_norm_backward {sizes}",
+            partial(kernel._backward, dy, dz, x, weight, rstd),
+            partial(kernel.reference_backward, dy, dz, x, weight, rstd),
+            bytes=4 * row,
+        )

@@ -1,0 +1,32 @@
+"""The processors that kernels are written for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU architecture, as far as it decides how a kernel is cut."""
+
+    arch: str
+    """CUDA's compute capability (sm_90) or AMD's name (gfx942)."""
+    shared_memory: int
+    """Most bytes of shared memory that one program may take (CUDA C++ Programming Guide, table of compute
+    capabilities, less the 1 KiB that the system keeps; LDS of CDNA's instruction set guides)."""
+    num_sms: int
+    """Processors that programs are spread over."""
+    fp8: bool
+    """Whether its matrix units multiply float8_e4m3fn."""
+
+
+TARGETS = {
+    target.arch: target
+    for target in (
+        Target("sm_80", 166_912, 108, fp8=False),
+        Target("sm_90", 232_448, 132, fp8=True),
+        Target("sm_100", 232_448, 148, fp8=True),
+        Target("gfx942", 65_536, 304, fp8=False),  # its float8 is another format (e4m3fnuz)
+        Target("gfx950", 163_840, 256, fp8=True),
+    )
+}
