@@ -30,10 +30,15 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, let it write (some minutes)
 	$(BIN)/python .ci/demo.py
 
+# Triton's interpreter and its compiler cannot share a process.
+INTERPRETED := TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
+
 test: lint types ## all checks and the tests that are not slow
+	$(INTERPRETED) -m 'not slow'
 	$(BIN)/pytest -m 'not slow'
 
 test-all: lint types ## all checks and all tests
+	$(INTERPRETED)
 	$(BIN)/pytest
 
 lint: $(INSTALLED) ## ruff, and the order of the rooms

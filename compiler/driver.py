@@ -13,7 +13,9 @@ from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.emit.package import emit_package
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
+from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.fuse.choose import choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -25,9 +27,10 @@ INFERENCE_PASSES: tuple[Pass, ...] = (for_inference, last_position, with_cache)
 
 @dataclass(frozen=True)
 class Program:
-    """A spec, its graph for training, and the one for generation that follows from it."""
+    """A spec, the GPU that it names, its graph for training, and the one for generation that follows from it."""
 
     spec: ModelSpec
+    target: Target | None
     training: Graph
     inference: Graph
 
@@ -40,14 +43,18 @@ def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
 
 
 def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
-    training = run(verify(build_graph(spec)), training_passes)
-    inference = run(training, INFERENCE_PASSES)
-    return Program(spec, training, verify(as_functions(inference, training)))
+    """Both graphs; each gets the kernels of the target last, so that other passes see plain ops."""
+    target = target_of(spec)
+    kernels = choose_kernels(target)
+    plain = run(verify(build_graph(spec)), training_passes)
+    training = run(plain, kernels)
+    inference = run(plain, (*INFERENCE_PASSES, *kernels))
+    return Program(spec, target, training, verify(as_functions(inference, training)))
 
 
 def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
     """The package, every file by its path."""
-    return emit_package(program.spec, program.training, program.inference, templates)
+    return emit_package(program.spec, program.target, program.training, program.inference, templates)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

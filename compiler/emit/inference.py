@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dsc.compiler.emit.classes import returns, signature
 from dsc.compiler.emit.header import header
-from dsc.compiler.emit.model import helpers, kernel_modules, requirements
+from dsc.compiler.emit.model import helpers, kernel_functions, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import defined_names, imports, legend, used_names
 from dsc.compiler.graph.block import Block
@@ -45,4 +45,4 @@ def function_text(block: Block, printer: Printer) -> str:
 
 
 def _kernels(graph: Graph) -> list[tuple[str, str]]:
-    return [(f"..kernels.{name}", name) for name in kernel_modules(graph)]
+    return [(f"..kernels.{module}", name) for module, name in kernel_functions(graph)]

@@ -10,7 +10,7 @@ from dsc.compiler.emit.pyfile import constants, imports, legend, used_names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 
-KERNELS = "kernels."  # a requirement of this kind is a module of the package, not a helper in the file
+KERNELS = "kernels."  # a requirement of this kind, kernels.<module>.<function>, is no helper in the file
 
 
 def model_body(graph: Graph, printer: Printer) -> str:
@@ -38,16 +38,17 @@ def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> li
     return [printer.templates.get_template(f"helpers/{name}.py.jinja").render(op=wanted[name]) for name in order]
 
 
-def kernel_modules(graph: Graph) -> list[str]:
-    """The modules of the package's kernels/ folder that the graph needs."""
-    return sorted(name.removeprefix(KERNELS) for name in requirements(graph) if name.startswith(KERNELS))
+def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
+    """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
+    wanted = sorted(name.removeprefix(KERNELS) for name in requirements(graph) if name.startswith(KERNELS))
+    return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
 def model_file(graph: Graph, printer: Printer, name: str, header: str) -> str:
     body = model_body(graph, printer)
     used = used_names(body)
     table = constants(graph.constants, used)
-    local = [(f".kernels.{kernel}", kernel) for kernel in kernel_modules(graph)]
+    local = [(f".kernels.{module}", name) for module, name in kernel_functions(graph)]
     return printer.templates.get_template("model/model.py.jinja").render(
         header=header,
         name=name,

@@ -8,11 +8,13 @@ from dsc.compiler.emit.checkpoint import checkpoint_file
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.header import header
 from dsc.compiler.emit.inference import inference_files
+from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_file
-from dsc.compiler.emit.model import kernel_modules, model_file
+from dsc.compiler.emit.model import model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
 MODEL = "model/model.py"
@@ -21,24 +23,27 @@ PACKAGES = ("", "train/", "infer/")  # folders that are importable
 
 
 def emit_package(
-    spec: ModelSpec, training: Graph, inference: Graph, templates: BaseLoader | None = None
+    spec: ModelSpec,
+    target: Target | None,
+    training: Graph,
+    inference: Graph,
+    templates: BaseLoader | None = None,
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted; `templates` are looked at before our own."""
     printer = Printer(environment(templates))
     updates_bias = "Model.update_selection_bias" in training.blocks
     model = model_file(training, printer, spec.name, header(spec, MODEL))
+    kernels = kernel_files(printer.templates, (training, inference), spec, target)
     files = {
         "model.py": model,
         "checkpoint.py": checkpoint_file(printer.templates, spec, training),
-        "README.md": readme_file(printer.templates, spec, training),
+        "README.md": readme_file(printer.templates, spec, training, kernels),
         **inference_files(printer, spec, inference, training, model),
         **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},
         **{f"{folder}__init__.py": header(spec, "package/__init__.py") + "\n" for folder in PACKAGES},
     }
-    kernels = [f"kernels/{name}.py" for name in kernel_modules(training)]
     if kernels:
-        files["kernels/__init__.py"] = header(spec, "package/__init__.py") + "\n"
-        files.update((name, _print(printer.templates, spec, name)) for name in kernels)
+        files |= {"kernels/__init__.py": header(spec, "package/__init__.py") + "\n", **kernels}
     files = format_files(files)
     files[LOCK] = lock_file(spec, files)
     return dict(sorted(files.items()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping
+
 from jinja2 import Environment
 
-from dsc.compiler.emit.model import kernel_modules
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.stats import compute_stats
 from dsc.spec.model import ModelSpec
@@ -17,14 +19,15 @@ PURPOSES = {
 }
 
 
-def readme_file(templates: Environment, spec: ModelSpec, graph: Graph) -> str:
-    kernels = {f"kernels/{name}.py": f"`{name}` as a custom operator" for name in kernel_modules(graph)}
+def readme_file(templates: Environment, spec: ModelSpec, graph: Graph, kernels: Mapping[str, str]) -> str:
+    """`kernels` are the files of kernels/; what each is for is the first line of its docstring."""
+    purposes = {path: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for path, text in kernels.items()}
     return templates.get_template("package/readme.md.jinja").render(
         name=spec.name,
         package=spec.package_name,
         vocab_size=spec.vocab_size,
         facts=facts(spec, graph),
-        files=[*PURPOSES.items(), *kernels.items(), ("dsc.lock.json", "versions and hashes")],
+        files=[*PURPOSES.items(), *sorted(purposes.items()), ("dsc.lock.json", "versions and hashes")],
     )
 
 

@@ -5,5 +5,5 @@ from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
 
-def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
+def values(graph: Graph, spec: ModelSpec, target: Target | None) -> dict[str, object]:
     return {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsc.spec.model import ModelSpec
+
 
 @dataclass(frozen=True)
 class Target:
@@ -30,3 +32,19 @@ TARGETS = {
         Target("gfx950", 163_840, 256, fp8=True),
     )
 }
+
+ARCHITECTURES = {
+    "a100": "sm_80",
+    "h100": "sm_90",
+    "h200": "sm_90",
+    "h800": "sm_90",
+    "b200": "sm_100",
+    "gb200": "sm_100",
+    "gb300": "sm_100",
+    "mi300x": "gfx942",
+}
+
+
+def target_of(spec: ModelSpec) -> Target | None:
+    """The target of the spec's cluster; none without one."""
+    return TARGETS.get(ARCHITECTURES.get(spec.cluster.kind, "")) if spec.cluster else None

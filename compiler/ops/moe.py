@@ -150,7 +150,7 @@ class GroupedLinear(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.grouped_mm",)
+        return ("kernels.grouped_mm.grouped_mm",)
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])

@@ -7,7 +7,11 @@ import pytest
 
 import dsc.templates
 from dsc.compiler.driver import Program, build
+from dsc.compiler.emit.kernels import kernel_files
+from dsc.compiler.emit.model import KERNELS
+from dsc.compiler.emit.printer import environment
 from dsc.compiler.graph.op import OPS
+from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import MODELS, names
@@ -58,11 +62,19 @@ def multi_head() -> ModelSpec:
     return ModelSpec.model_validate(data)
 
 
+def on_gpus(spec: ModelSpec) -> ModelSpec:
+    return spec.model_copy(update={"cluster": Machines(kind="h100", nodes=1)})
+
+
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
-    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and ones with wider v."""
-    specs = [load(name) for name in names(MODELS)]
-    return [build(spec) for spec in [*specs, with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]]
+    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and ones with wider v.
+
+    All of them in plain PyTorch, and the zoo with the kernels of a GPU.
+    """
+    specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
+    odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]
+    return [build(spec) for spec in [*specs, *odd, *map(on_gpus, specs)]]
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
@@ -74,4 +86,11 @@ def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
 def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
     graphs = [graph for program in programs for graph in (program.training, program.inference)]
     needed = {h for graph in graphs for b in graph.blocks.values() for node in b.nodes() for h in node.op.requires}
-    assert {f"kernels.{name}" for name in stems("kernels")} | stems("helpers") == needed
+    assert stems("helpers") == {name for name in needed if not name.startswith(KERNELS)}
+
+
+def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
+    templates = environment()
+    files = [kernel_files(templates, (p.training, p.inference), p.spec, p.target) for p in programs]
+    printed = {Path(path).stem for kernels in files for path in kernels}
+    assert printed == stems("kernels")

@@ -13,7 +13,6 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
 if INTERPRETED:
     import torch
-
     from kernels import repair
 
     repair.install()

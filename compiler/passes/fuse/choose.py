@@ -1,0 +1,16 @@
+"""Which fusions a model gets: those that its target has kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.target import Target
+from dsc.compiler.passes.fuse.norms import fuse_norms
+
+
+def choose_kernels(target: Target | None) -> tuple[Callable[[Graph], Graph], ...]:
+    """The passes in order; none where no GPU is named: plain PyTorch runs anywhere."""
+    if target is None:
+        return ()
+    return (fuse_norms,)
