@@ -28,6 +28,7 @@ VERBS = {
     "diff": Verb("diff", "diff", "What differs between two specs, down to the emitted files."),
     "compile": Verb("compile", "compile_command", "Write the package of a spec."),
     "verify": Verb("verify", "verify", "Shrink, emit and run a spec here: does the code do what the graph says?"),
+    "bench": Verb("bench", "bench", "Measure the kernels of a package on this GPU."),
     "shrink": Verb("shrink", "shrink", "The same architecture at toy dims."),
     "import": Verb("huggingface", "import_command", "Hugging Face config.json -> spec."),
     "export": Verb("huggingface", "export_command", "Spec -> Hugging Face config.json."),

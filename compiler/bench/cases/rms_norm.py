@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dsc.compiler.bench.case import Case
 
@@ -15,6 +16,14 @@ EPS = 1e-6
 
 
 def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
+    def norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> Tensor:
+        y: Tensor = kernel.reference(x, residual, weight, EPS)[0]
+        return y
+
+    def add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y, z, _ = kernel.reference(x, residual, weight, EPS)
+        return z, y
+
     for width in kernel.FORWARD:
         sizes = f"{tokens} x {width}"
         x, residual, dy, dz = (torch.randn(tokens, width, device=device, dtype=torch.bfloat16) for _ in range(4))
@@ -23,15 +32,15 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
         row = 2 * width * tokens
         yield Case(
             f"rms_norm {sizes}",
-            partial(kernel._forward, x, weight, EPS),
-            partial(kernel.reference, x, None, weight, EPS),
+            partial(kernel.rms_norm, x, weight, EPS),
+            partial(norm, x, None, weight),
             bytes=2 * row,
             library=partial(F.rms_norm, x, (width,), weight, EPS),
         )
         yield Case(
             f"add_rms_norm {sizes}",
-            partial(kernel._add_forward, x, residual, weight, EPS),
-            partial(kernel.reference, x, residual, weight, EPS),
+            partial(kernel.add_rms_norm, x, residual, weight, EPS),
+            partial(add_norm, x, residual, weight),
             bytes=4 * row,
         )
         yield Case(

@@ -1,0 +1,47 @@
+"""How long something takes on a device, with its caches cold."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+COLD_BYTES = 256 << 20  # more than any GPU's L2: written between runs, so that inputs come from memory
+WARM_UP, RUNS = 3, 20
+BUDGET = 0.5  # seconds of runs after the warm-up; slow things run fewer times
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """The median of one run."""
+    return _on_gpu(run, device) if device.startswith("cuda") else _on_cpu(run)
+
+
+def _on_gpu(run: Callable[[], object], device: str) -> float:
+    flush = torch.empty(COLD_BYTES, dtype=torch.int8, device=device)
+    for _ in range(WARM_UP):
+        run()
+    once = _timed_on_gpu(run, flush)
+    count = max(3, min(RUNS, int(BUDGET / once)))
+    return statistics.median(_timed_on_gpu(run, flush) for _ in range(count))
+
+
+def _timed_on_gpu(run: Callable[[], object], flush: torch.Tensor) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def _on_cpu(run: Callable[[], object]) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    first = once()
+    return statistics.median(once() for _ in range(max(1, min(RUNS, int(BUDGET / max(first, 1e-6))))))

@@ -1,0 +1,116 @@
+"""dsc bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.table import Table
+
+from dsc.compiler.cli.arguments import PATH
+from dsc.compiler.cli.console import console, say, show
+from dsc.compiler.cli.exits import Exit
+from dsc.compiler.verify import missing_libraries
+
+if TYPE_CHECKING:
+    from dsc.compiler.bench.machine import Machine
+    from dsc.compiler.bench.run import Result
+
+
+@click.command()
+@click.argument("package", type=PATH)
+@click.option("--tokens", type=click.IntRange(min=1), multiple=True, help="Rows of the inputs.  [default: 4096]")
+@click.option("--kernel", "only", multiple=True, help="Only this kernel; may be given more than once.")
+@click.option("--device", help="Where to run.  [default: cuda]", default="cuda")
+@click.option("--compile/--no-compile", "compiled", default=True, help="Measure torch.compile of the reference too.")
+@click.option("-o", "--output", type=PATH, help="Append the results to this file, one JSON object a line.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    package: str,
+    tokens: tuple[int, ...],
+    only: tuple[str, ...],
+    device: str,
+    compiled: bool,
+    output: str | None,
+) -> None:
+    """Measure the kernels of a package on this GPU, at the sizes of its model.
+
+    Each against its reference first (exit code 1 if one is wrong), then its speed against the machine's own copy and
+    matrix product, the plain PyTorch of the same file, torch.compile of it, and PyTorch's operator where there is one.
+    On `--device cpu` kernels run their reference: that shows only that everything runs.
+    """
+    folder = Path(package)
+    if not (folder / "kernels").is_dir():
+        raise click.UsageError(f"{package} is no package with kernels: give the folder that `dsc compile` wrote")
+    if missing_libraries():
+        say("error: this runs emitted code, which needs torch", stderr=True)
+        ctx.exit(Exit.BAD_INPUT)
+    import torch  # here, because the other verbs do without
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        say("error: no GPU that torch can use; --device cpu runs the references", stderr=True)
+        ctx.exit(Exit.BAD_INPUT)
+    from dsc.compiler.bench.machine import measure_machine
+    from dsc.compiler.bench.run import kernel_modules
+
+    machine = measure_machine(device)
+    modules = kernel_modules(folder)
+    if unknown := sorted({*only} - modules.keys()):
+        raise click.UsageError(f"no such kernel in {package}: {', '.join(unknown)}; it has {', '.join(modules)}")
+    chosen = {name: module for name, module in modules.items() if name in only or not only}
+    results = []
+    with Path(output).open("a", encoding="utf-8") if output else nullcontext() as file:
+        for result in _results(chosen, tokens or (4096,), machine, device, compiled):
+            results.append(result)
+            if file is not None:
+                file.write(json.dumps(_record(result, machine)) + "\n")
+                file.flush()
+    _show(results, machine)
+    if not all(result.correct for result in results):
+        ctx.exit(Exit.SAID_NO)
+
+
+def _results(
+    modules: dict[str, Any], tokens: tuple[int, ...], machine: Machine, device: str, compiled: bool
+) -> Iterator[Result]:
+    from dsc.compiler.bench.run import measure
+
+    with console(stderr=True).status("measuring") as status:
+        for count in tokens:
+            for name, module in modules.items():
+                status.update(f"measuring {name}, {count} tokens")
+                yield from measure(name, module, count, machine, device, compiled)
+
+
+def _record(result: Result, machine: Machine) -> dict[str, Any]:
+    return {"date": date.today().isoformat(), **asdict(machine), **asdict(result)}
+
+
+def _show(results: list[Result], machine: Machine) -> None:
+    copy, matmul = machine.bytes_per_second / 1e12, machine.flops_per_second / 1e12
+    say(f"{machine.device}, torch {machine.torch}, triton {machine.triton}")
+    say(f"ceilings: copy {copy:.2f} TB/s, matmul {matmul:.0f} TFLOP/s")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for column in ("us", "TB/s", "TFLOP/s", "of ceiling", "reference", "compiled", "library", "error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in results:
+        others = (one.reference_time, one.compiled_time, one.library_time)
+        table.add_row(
+            one.case,
+            f"{one.time * 1e6:.1f}",
+            f"{one.bytes_per_second / 1e12:.2f}",
+            f"{one.flops_per_second / 1e12:.0f}" if one.flops_per_second else "-",
+            f"{one.of_ceiling:.0%}",
+            *(f"{other / one.time:.2f}x" if other else "-" for other in others),
+            f"{one.difference:.0e}" if one.correct else f"WRONG {one.difference:.0e}",
+        )
+    show(table)
