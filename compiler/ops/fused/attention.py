@@ -1,0 +1,42 @@
+"""Multi-head latent attention as kernels/mla_attention.py computes it."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class MlaAttention(Op):
+    """q [B, S, H, N + R] before its rotation, k_nope and v as they lie [B, S, H, N + V], k_rope [B, S, 1, R] after it.
+
+    No key of width N + R exists, and no rotated copy of q: [B, S, H, V].
+    """
+
+    kind = "mla_attention"
+    nope: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("q", "kv", "k_rope", "rope")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.mla_attention.mla_attention",)
+
+    def infer(self, inputs: Types) -> Types:
+        q, kv, k_rope, _ = (tensor(t) for t in inputs)
+        assert q.shape[-1].same(self.nope + k_rope.shape[-1]), (q, k_rope)
+        return (retyped(q, *q.shape[:-1], kv.shape[-1] - self.nope),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products of half a square each: S^2 H (N + R + V)."""
+        q, out = tensor(inputs[0]), tensor(outputs[0])
+        return q.shape[0] * q.shape[1] * q.shape[1] * q.shape[2] * (q.shape[3] + out.shape[3])
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        q = tensor(inputs[0])
+        logsumexp = Saved("own", 0, TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32))
+        return (*(Saved("input", index) for index in range(4)), Saved("output", 0), logsumexp)

@@ -1,0 +1,34 @@
+"""Element-wise work as kernels/swiglu.py and kernels/rope.py do it."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.op import Lowering, Saved, Types, register
+from dsc.compiler.ops.elementwise import Swiglu
+from dsc.compiler.ops.rope import Rotate
+
+
+@register
+@dataclass(frozen=True)
+class FusedSwiglu(Swiglu):
+    """silu(gate) * up, written once."""
+
+    kind = "fused_swiglu"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.swiglu.swiglu",)
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        return (Saved("input", 0), Saved("input", 1))
+
+
+@register
+@dataclass(frozen=True)
+class FusedRotate(Rotate):
+    """Turn pairs in one pass over x."""
+
+    kind = "fused_rotate"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.rope.rotate_rope",)

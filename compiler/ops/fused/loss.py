@@ -1,0 +1,68 @@
+"""The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: no logits are written."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType
+from dsc.compiler.ops.loss import SCALAR
+from dsc.compiler.ops.projection import Linear, TiedHead
+
+
+@register
+@dataclass(frozen=True)
+class LinearCrossEntropy(Op):
+    """Mean cross-entropy of x @ weight.T over the labels that are not -100: [B, S, D], [B, S] -> []."""
+
+    kind = "linear_cross_entropy"
+    head: Linear
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "labels")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.linear_cross_entropy.linear_cross_entropy",)
+
+    def infer(self, inputs: Types) -> Types:
+        self.head.infer(inputs[:1])
+        return (SCALAR,)
+
+    def attribute(self) -> str | None:
+        return self.head.attribute()
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.head.parameters()
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return self.head.flops(inputs[:1], self.head.infer(inputs[:1]))
+
+    def backward_flops(self, inputs: Types, outputs: Types) -> Dim:
+        """The two gradients' products, and the logits once more."""
+        return self.flops(inputs, outputs) * 3
+
+    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+        """The labels once more, because they come as a slice of the tokens."""
+        x, labels = (tensor(t) for t in inputs)
+        return (
+            Saved("input", 0),
+            Saved("own", 0, retyped(x, *x.shape[:-1], dtype=DType.FP32)),
+            Saved("own", 1, labels),
+        )
+
+
+@register
+@dataclass(frozen=True)
+class TiedLinearCrossEntropy(Op):
+    """The same with the embedding's own weight."""
+
+    kind = "tied_linear_cross_entropy"
+    head: TiedHead
+
+    operands = LinearCrossEntropy.operands
+    requires = LinearCrossEntropy.requires
+    infer = LinearCrossEntropy.infer
+    flops = LinearCrossEntropy.flops
+    backward_flops = LinearCrossEntropy.backward_flops
+    saved = LinearCrossEntropy.saved

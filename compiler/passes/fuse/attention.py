@@ -1,0 +1,36 @@
+"""Multi-head latent attention: split, rotate, concat and attend become one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.attention import CausalAttention
+from dsc.compiler.ops.fused.attention import MlaAttention
+from dsc.compiler.ops.rope import Rotate
+from dsc.compiler.ops.shape import Concat, ExpandHeads, Split
+from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by
+
+
+def fuse_latent_attention(graph: Graph) -> Graph:
+    return each_node(graph, CausalAttention, _fuse)
+
+
+def _fuse(block: Block, attention: Node) -> Block:
+    """q = concat(q_nope, rotate(q_rope)), k = concat(k_nope, expand(k_rope)), v beside k_nope: all of it or nothing."""
+    q, k, v = attention.inputs
+    joined_q, joined_k = made_by(block, q, Concat), made_by(block, k, Concat)
+    if joined_q is None or joined_k is None:
+        return block
+    q_nope, q_turned = joined_q[0].inputs
+    k_nope, k_expanded = joined_k[0].inputs
+    turn, expand = made_by(block, q_turned, Rotate), made_by(block, k_expanded, ExpandHeads)
+    split_q, split_kv = made_by(block, q_nope, Split), made_by(block, v, Split)
+    if turn is None or expand is None or split_q is None or split_kv is None:
+        return block
+    assert split_kv[0].outputs == (k_nope, v) and split_q[0].outputs == (q_nope, turn[0].inputs[0])
+    inputs = (*split_q[0].inputs, *split_kv[0].inputs, *expand[0].inputs, turn[0].inputs[1])
+    parts = (joined_q, joined_k, turn, expand, split_q, split_kv)
+    fused = replace(attention, op=MlaAttention(split_q[1].sizes[0]), inputs=inputs)
+    return collapse(block, [attention, *(node for node, _ in parts)], fused)

@@ -1,0 +1,50 @@
+"""Finding several nodes that stand for one, and putting the one in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from dsc.compiler.graph.block import Block, Node, Value
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
+
+O = TypeVar("O", bound=Op)  # noqa: E741  an op
+
+
+def made_by(block: Block, value: Value, kind: type[O]) -> tuple[Node, O] | None:
+    """The node that makes a value, with its op, if it is of that kind."""
+    if value.producer not in block.dataflow:
+        return None
+    node = block.node(value.producer)
+    return (node, node.op) if isinstance(node.op, kind) else None
+
+
+def collapse(block: Block, removed: Collection[Node], node: Node) -> Block:
+    """The block with `node` where the last of the removed nodes, of the same id, stood.
+
+    What the others make must not be wanted by anybody else, which the graph's verification checks.
+    """
+    assert node.id in {one.id for one in removed}, node.id
+    ids = {one.id for one in removed} - {node.id}
+    nodes = [node if one.id == node.id else one for one in block.nodes() if one.id not in ids]
+    return block.with_nodes(nodes)
+
+
+def used_outside(block: Block, value: Value, inside: Collection[Node]) -> bool:
+    """Whether anything but some nodes wants a value."""
+    ids = {node.id for node in inside}
+    kept = value in block.outputs or value in {cached for cached, _ in block.cached}
+    return kept or any(node.id not in ids for node in block.consumers(value))
+
+
+def each_node(graph: Graph, kind: type[Op], change: Callable[[Block, Node], Block]) -> Graph:
+    """Every block, changed at each of its nodes of a kind."""
+
+    def rewrite(block: Block) -> Block:
+        for node in block.nodes():
+            if type(node.op) is kind:
+                block = change(block, node)
+        return block
+
+    return graph.map(rewrite)
