@@ -33,6 +33,8 @@ class Program:
     target: Target | None
     training: Graph
     inference: Graph
+    notes: tuple[str, ...] = ()
+    """What was decided otherwise than the spec has it."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
@@ -45,16 +47,17 @@ def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
 def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     """Both graphs; each gets the kernels of the target last, so that other passes see plain ops."""
     target = target_of(spec)
-    kernels = choose_kernels(target)
+    kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    training = run(plain, kernels)
-    inference = run(plain, (*INFERENCE_PASSES, *kernels))
-    return Program(spec, target, training, verify(as_functions(inference, training)))
+    training = run(plain, kernels.passes)
+    inference = run(plain, (*INFERENCE_PASSES, *kernels.passes))
+    return Program(spec, target, training, verify(as_functions(inference, training)), kernels.notes)
 
 
 def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
     """The package, every file by its path."""
-    return emit_package(program.spec, program.target, program.training, program.inference, templates)
+    spec, target = program.spec, program.target
+    return emit_package(spec, target, program.training, program.inference, program.notes, templates)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

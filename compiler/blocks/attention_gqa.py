@@ -22,9 +22,9 @@ def build_gqa(context: Context, spec: GqaAttention) -> Block:
     block = BlockBuilder("GroupedQueryAttention", class_doc=_doc(spec))
     x, rope = block.input("x", context.hidden), block.input("rope", context.rope)
 
-    q = block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype), x)
-    k = block.add("k", Linear("k_proj", hidden, kv_heads * head_dim, dtype), x)
-    v = block.add("v", Linear("v_proj", hidden, kv_heads * head_dim, dtype), x)
+    q = block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype, "attention"), x)
+    k = block.add("k", Linear("k_proj", hidden, kv_heads * head_dim, dtype, "attention"), x)
+    v = block.add("v", Linear("v_proj", hidden, kv_heads * head_dim, dtype, "attention"), x)
     q = block.add("q", Unflatten((heads, head_dim)), q)
     k = block.add("k", Unflatten((kv_heads, head_dim)), k)
     v = block.add("v", Unflatten((kv_heads, head_dim)), v)
@@ -43,7 +43,7 @@ def build_gqa(context: Context, spec: GqaAttention) -> Block:
     variant = "equal" if spec.num_attention_heads == spec.num_key_value_heads else "grouped"
     out = block.add("out", CausalAttention(variant), q, k, v)
     out = block.add("out", FlattenHeads(), out)
-    return block.finish(block.add("out", Linear("o_proj", heads * head_dim, hidden, dtype), out))
+    return block.finish(block.add("out", Linear("o_proj", heads * head_dim, hidden, dtype, "attention"), out))
 
 
 def _doc(spec: GqaAttention) -> str:

@@ -34,7 +34,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     q = block.add("q", Concat(), q_nope, q_rope)
 
     block.paragraph()
-    kv = block.add("kv", Linear("kv_a_proj_with_mqa", hidden, latent + rotary, dtype), x)
+    kv = block.add("kv", Linear("kv_a_proj_with_mqa", hidden, latent + rotary, dtype, "attention"), x)
     kv_latent, k_rope = block.add_many(("kv_latent", "k_rope"), Split((latent, rotary)), kv)
     kv_latent = block.add("kv_latent", RmsNorm("kv_a_layernorm", latent, eps, dtype), kv_latent)
     k_rope = block.add("k_rope", AddHeadDim(), k_rope)
@@ -43,7 +43,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     block.keep(k_rope, context.cache_dtype)
 
     block.paragraph()
-    kv = block.add("kv", Linear("kv_b_proj", latent, heads * (nope + value), dtype), kv_latent)
+    kv = block.add("kv", Linear("kv_b_proj", latent, heads * (nope + value), dtype, "attention"), kv_latent)
     kv = block.add("kv", Unflatten((heads, nope + value)), kv)
     k_nope, v = block.add_many(("k_nope", "v"), Split((nope, value)), kv)
     k_rope = block.add("k_rope", ExpandHeads(heads), k_rope)
@@ -52,18 +52,18 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     block.paragraph()
     out = block.add("out", CausalAttention(_variant(spec)), q, k, v)
     out = block.add("out", FlattenHeads(), out)
-    return block.finish(block.add("out", Linear("o_proj", heads * value, hidden, dtype), out))
+    return block.finish(block.add("out", Linear("o_proj", heads * value, hidden, dtype, "attention"), out))
 
 
 def _queries(block: BlockBuilder, context: Context, spec: MlaAttention, x: Value, heads: Dim, head_dim: Dim) -> Value:
     """[B, S, H * head_dim], through a latent of their own where the spec has one."""
     hidden, dtype = context.hidden_size, context.dtype
     if spec.q_lora_rank is None:
-        return block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype), x)
+        return block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype, "attention"), x)
     rank = context.constants.dim("Q_LORA_RANK", spec.q_lora_rank, "attention.q_lora_rank", "Q")
-    q_latent = block.add("q_latent", Linear("q_a_proj", hidden, rank, dtype), x)
+    q_latent = block.add("q_latent", Linear("q_a_proj", hidden, rank, dtype, "attention"), x)
     q_latent = block.add("q_latent", RmsNorm("q_a_layernorm", rank, "LATENT_NORM_EPS", dtype), q_latent)
-    return block.add("q", Linear("q_b_proj", rank, heads * head_dim, dtype), q_latent)
+    return block.add("q", Linear("q_b_proj", rank, heads * head_dim, dtype, "attention"), q_latent)
 
 
 def _variant(spec: MlaAttention) -> str:

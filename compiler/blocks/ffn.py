@@ -14,7 +14,7 @@ def build_feed_forward(context: Context) -> Block:
     hidden, dtype = context.hidden_size, context.dtype
     block = BlockBuilder("FeedForward", class_doc="SwiGLU (arXiv 2002.05202).", arguments=(WIDTH,))
     x = block.input("x", context.hidden)
-    gate = block.add("gate", Linear("gate_proj", hidden, WIDTH, dtype), x)
-    up = block.add("up", Linear("up_proj", hidden, WIDTH, dtype), x)
+    gate = block.add("gate", Linear("gate_proj", hidden, WIDTH, dtype, "feed_forward"), x)
+    up = block.add("up", Linear("up_proj", hidden, WIDTH, dtype, "feed_forward"), x)
     h = block.add("h", Swiglu(), gate, up)
-    return block.finish(block.add("out", Linear("down_proj", WIDTH, hidden, dtype), h))
+    return block.finish(block.add("out", Linear("down_proj", WIDTH, hidden, dtype, "feed_forward"), h))

@@ -12,9 +12,10 @@ from dsc.compiler.cli.arguments import PATH, spec_argument
 from dsc.compiler.cli.console import report, say, show_diff
 from dsc.compiler.cli.exits import Exit
 from dsc.compiler.diff import unified
-from dsc.compiler.driver import compile_spec
+from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import Changes, compare, write
 from dsc.spec.errors import DscError
+from dsc.spec.loader import load
 
 
 @click.command("compile")
@@ -29,7 +30,11 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
     Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
     code is 1.
     """
-    loaded, files = compile_spec(spec)
+    loaded = load(spec)
+    program = build(loaded)
+    files = emit(program)
+    for note in program.notes:
+        say(f"note: {note}", stderr=True)
     folder = Path(output or loaded.package_name)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"{folder} is a file, not a folder")

@@ -27,6 +27,7 @@ def emit_package(
     target: Target | None,
     training: Graph,
     inference: Graph,
+    notes: tuple[str, ...] = (),
     templates: BaseLoader | None = None,
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted; `templates` are looked at before our own."""
@@ -37,7 +38,7 @@ def emit_package(
     files = {
         "model.py": model,
         "checkpoint.py": checkpoint_file(printer.templates, spec, training),
-        "README.md": readme_file(printer.templates, spec, training, kernels),
+        "README.md": readme_file(printer.templates, spec, training, kernels, notes),
         **inference_files(printer, spec, inference, training, model),
         **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},
         **{f"{folder}__init__.py": header(spec, "package/__init__.py") + "\n" for folder in PACKAGES},

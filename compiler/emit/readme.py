@@ -19,7 +19,9 @@ PURPOSES = {
 }
 
 
-def readme_file(templates: Environment, spec: ModelSpec, graph: Graph, kernels: Mapping[str, str]) -> str:
+def readme_file(
+    templates: Environment, spec: ModelSpec, graph: Graph, kernels: Mapping[str, str], notes: tuple[str, ...]
+) -> str:
     """`kernels` are the files of kernels/; what each is for is the first line of its docstring."""
     purposes = {path: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for path, text in kernels.items()}
     return templates.get_template("package/readme.md.jinja").render(
@@ -27,6 +29,7 @@ def readme_file(templates: Environment, spec: ModelSpec, graph: Graph, kernels: 
         package=spec.package_name,
         vocab_size=spec.vocab_size,
         facts=facts(spec, graph),
+        notes=notes,
         files=[*PURPOSES.items(), *sorted(purposes.items()), ("dsc.lock.json", "versions and hashes")],
     )
 

@@ -1,6 +1,7 @@
 """Products with a weight: projections and the head."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
@@ -18,6 +19,8 @@ class Linear(Op):
     out_features: Dim
     dtype: DType
     """Of the weight."""
+    role: Literal["attention", "feed_forward", "other"] = "other"
+    """What precision.linear calls it; `other` stays in the precision of parameters."""
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
