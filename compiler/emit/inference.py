@@ -6,7 +6,7 @@ from dsc.compiler.emit.classes import returns, signature
 from dsc.compiler.emit.header import header
 from dsc.compiler.emit.model import helpers, kernel_functions, requirements
 from dsc.compiler.emit.printer import Printer
-from dsc.compiler.emit.pyfile import defined_names, imports, legend, used_names
+from dsc.compiler.emit.pyfile import constants, defined_names, imports, legend, used_names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import function_name
@@ -29,10 +29,14 @@ def decode_file(printer: Printer, spec: ModelSpec, inference: Graph, training: G
     texts += [function_text(block, functions) for block in blocks]
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     used = used_names(body) | {"torch", "Tensor"}
+    defined = defined_names(model)
+    table = constants(inference.constants, used, set(defined))
+    used |= used_names(table)
     return printer.templates.get_template(f"{DECODE}.jinja").render(
         header=header(spec, DECODE),
         legend=legend(inference.constants.symbols(), body),
-        imports=imports(used, [("..model", name) for name in defined_names(model)] + _kernels(inference)),
+        imports=imports(used, [("..model", name) for name in defined] + _kernels(inference)),
+        constants=table,
         body=body,
     )
 

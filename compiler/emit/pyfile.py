@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dsc.compiler.emit.printer import WIDTH
 from dsc.compiler.graph.constants import Constant, Constants
@@ -59,14 +59,15 @@ def _kind(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
-def constants(table: Constants, used: set[str]) -> str:
-    """The constants used, and those that they are made of, in the order of the spec."""
+def constants(table: Constants, used: set[str], imported: Collection[str] = ()) -> str:
+    """The constants used, and those that they are made of, in the order of the spec, less those imported."""
     entries = {constant.name: constant for constant in table}
+    known = entries.keys() - imported
     wanted: set[str] = set()
-    frontier = used & entries.keys()
+    frontier = used & known
     while frontier:
         wanted |= frontier
-        frontier = {n for name in frontier for n in used_names(entries[name].text)} & entries.keys() - wanted
+        frontier = {n for name in frontier for n in used_names(entries[name].text)} & known - wanted
     return "\n".join(line for section in _sections(entries, wanted) for line in section)
 
 

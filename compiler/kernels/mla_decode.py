@@ -1,0 +1,35 @@
+"""What templates/kernels/mla_decode.py.jinja is told: how a row of the cache lies, and its tiles."""
+
+from __future__ import annotations
+
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels import latent_cache
+from dsc.compiler.kernels.target import Target
+from dsc.compiler.kernels.tuning import NoTile, Numbers, tiles
+from dsc.spec.attention import MlaAttention
+from dsc.spec.model import ModelSpec
+
+NAME = "mla_decode"
+
+
+def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
+    assert isinstance(spec.attention, MlaAttention)
+    latent, rope = spec.attention.kv_lora_rank, spec.attention.qk_rope_head_dim
+    for size in (latent, rope):
+        if size < 16 or size & (size - 1):
+            raise NoTile(f"{NAME}: latents of {latent} and {rope} rotary dims; both must be powers of two from 16 on")
+    known = latent_cache.values(graph, spec, target)
+    launch = "decode_fp8" if known["cache_rows"] == "fp8" else "decode"
+
+    def taken(tile: Numbers) -> int:
+        return shared_memory(tile, latent, rope)
+
+    (decode,) = tiles(NAME, launch, target, {}, taken)
+    (combine,) = tiles(NAME, "combine", target, {})
+    return {**known, "decode": decode, "combine": combine}
+
+
+def shared_memory(tile: Numbers, latent: int, rope: int) -> int:
+    """Bytes that one program takes in bfloat16: the queries, the stages of tokens, and a tile of weights."""
+    rows = tile["block_m"] + tile["num_stages"] * tile["block_n"]
+    return 2 * rows * (latent + rope) + 2 * tile["block_m"] * tile["block_n"]
