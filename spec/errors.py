@@ -51,6 +51,8 @@ Code = Literal[
     "DSC063",
     "DSC064",
     "DSC065",
+    # placement
+    "DSC070",
 ]
 
 

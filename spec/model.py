@@ -9,6 +9,7 @@ from dsc.spec.base import Count, NonNegativeFloat, PositiveFloat, Section
 from dsc.spec.cluster import Machines
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
+from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
 from dsc.spec.workload import Workload
 
@@ -58,6 +59,7 @@ class ModelSpec(Section):
     precision: Precision = Precision()
     workload: Workload = Workload()
     cluster: Machines | None = None
+    placement: Placement | None = None
 
     @property
     def num_layers(self) -> int:

@@ -274,4 +274,11 @@ PAGES: dict[Code, Page] = {
         "cluster: {kind: h8000, nodes: 4}",
         "cluster: {kind: h800, nodes: 4}",
     ),
+    "DSC070": Page(
+        "a placement that cannot be",
+        "What `placement` pins must multiply up to the GPUs of the cluster, divide the model's sizes and suit the "
+        "pipeline schedule. The message has the arithmetic.",
+        "cluster: {kind: h800, nodes: 128} # 1024 GPUs\nplacement: {pp: 16, dp: 8, tp: 16} # 2048",
+        "cluster: {kind: h800, nodes: 128}\nplacement: {pp: 16, dp: 8, tp: 8}",
+    ),
 }

@@ -11,16 +11,40 @@ class Bf16Linear(Section):
     kind: Literal["bf16"] = "bf16"
 
 
-class Fp8BlockLinear(Section):
-    """FP8 E4M3 with one scale per block (DeepSeek-V3, section 3.3): projections and experts.
+class Fp8Products(Section):
+    """Which products are computed in FP8, forward and both gradients (DeepSeek-V3, section 3.3.1 and figure 6).
 
-    Norms, router, embedding, head and MTP's eh_proj stay in the precision of `parameters`.
+    Everything else stays as it is: embedding, head, norms, attention itself and MTP's eh_proj in `parameters`, the
+    router in its own `compute_dtype`, softmax and sums in float32, gradients and optimizer as `optimizer` says.
     """
 
+    attention: Literal["fp8", "bf16"] = "fp8"
+    """Projections into and out of attention."""
+    feed_forward: Literal["fp8", "bf16"] = "fp8"
+    """Dense layers and shared experts."""
+    experts: Literal["fp8", "bf16"] = "fp8"
+    """Routed experts."""
+
+
+class Fp8BlockLinear(Section):
+    """FP8 E4M3 with one scale per block: checkpoints hold such weights, GPUs with FP8 units multiply them so."""
+
     kind: Literal["fp8_block"]
+    products: Fp8Products = Fp8Products()
     weight_block: list[Count] = Field(default=[128, 128], min_length=2, max_length=2)
     activation_block: list[Count] = Field(default=[1, 128], min_length=2, max_length=2)
     scale: Literal["float32", "ue8m0"] = "float32"
+
+
+class OptimizerState(Section):
+    """What training keeps of each parameter besides the parameter itself."""
+
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are accumulated in."""
+    master: Literal["fp32", "none"] = "fp32"
+    """The copy that the optimizer updates; parameters of fp32 are their own."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Adam's two running means."""
 
 
 class Precision(Section):
@@ -28,3 +52,4 @@ class Precision(Section):
     """Parameters and activations that no other line names."""
     linear: Annotated[Bf16Linear | Fp8BlockLinear, Field(discriminator="kind")] = Bf16Linear()
     kv_cache: Literal["bf16", "fp32"] = "bf16"
+    optimizer: OptimizerState = OptimizerState()

@@ -28,7 +28,7 @@ def _on_gpu(run: Callable[[], object], device: str) -> float:
 
 
 def _timed_on_gpu(run: Callable[[], object], flush: torch.Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     flush.zero_()
     start.record()
     run()

@@ -58,12 +58,11 @@ def describe(graph: Graph, printer: Printer, name: str) -> Class:
 def declarations(blocks: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
     """Each attribute once, in the order of first use; parts of a module list in the order of the schedule."""
     found: dict[str, list[str]] = {}
-    for block in blocks:
-        for node in block.nodes():
-            expression = printer.declaration(node.op)
-            name = node.op.attribute()
-            if expression is not None and name is not None and expression not in found.setdefault(name, []):
-                found[name].append(expression)
+    for op in (op for block in blocks for node in block.nodes() for op in node.op.holders()):
+        expression = printer.declaration(op)
+        name = op.attribute()
+        if expression is not None and name is not None and expression not in found.setdefault(name, []):
+            found[name].append(expression)
     return tuple(Declaration(name, _joined(name, parts)) for name, parts in found.items())
 
 

@@ -52,6 +52,9 @@ class Op(ABC):
     kind: ClassVar[str]
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
+    """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
+    work, which is why only that says so. Choices that span products follow from the graph (planner/recompute.py)."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -73,6 +76,10 @@ class Op(ABC):
     def attribute(self) -> str | None:
         """The attribute of the class that the template's `declare` block makes, if any."""
         return None
+
+    def holders(self) -> tuple[Op, ...]:
+        """The ops whose templates declare attributes for this one: itself, or those that it was made of."""
+        return (self,)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         """Forward FLOPs by the field's convention: two for each use of a weight, attention's products, nothing else."""

@@ -23,13 +23,35 @@ class Storage:
     place: str
     type: TensorType
 
+    def __hash__(self) -> int:
+        """Places are unique within a run, and types are long to hash."""
+        return hash(self.place)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a run: the module that runs it, what its operands and results stand on, and what it keeps."""
+
+    path: str
+    """Of the module, ending in a point unless empty."""
+    node: Node
+    inputs: tuple[Storage | None, ...]
+    outputs: tuple[Storage | None, ...]
+    saved: tuple[Storage, ...]
+    sizes: Mapping[str, Dim]
+    """The module's own symbols in the terms of the whole run."""
+
+
+def trace(graph: Graph, key: str, lowering: Lowering) -> tuple[Step, ...]:
+    """Every op that runs when a block does, through all calls, in order; sizes in B and S."""
+    run = _Run(graph, lowering)
+    run.block(key, [_stored(value.name, value.type, {}) for value in graph.blocks[key].inputs], "", {})
+    return tuple(run.steps)
+
 
 def saved_storages(graph: Graph, key: str, lowering: Lowering) -> tuple[Storage, ...]:
     """All that is kept when a block has run, with all that it calls, in the order of saving; sizes in B and S."""
-    run = _Run(graph, lowering)
-    block = graph.blocks[key]
-    run.block(key, [_stored(value.name, value.type, {}) for value in block.inputs], "", {})
-    return tuple(run.kept)
+    return tuple(dict.fromkeys(storage for step in trace(graph, key, lowering) for storage in step.saved))
 
 
 def saved_bytes(graph: Graph, key: str, lowering: Lowering) -> Dim:
@@ -49,7 +71,7 @@ class _Run:
 
     graph: Graph
     lowering: Lowering
-    kept: dict[Storage, None] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
 
     def block(
         self, key: str, arguments: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
@@ -62,7 +84,8 @@ class _Run:
             outputs = self._call(node, inputs, prefix, sizes) if isinstance(node.op, Call) else None
             if outputs is None:
                 outputs = self._memory(node, inputs, prefix, sizes)
-                self._save(node, inputs, outputs, prefix, sizes)
+                saved = self._saved(node, inputs, outputs, prefix, sizes)
+                self.steps.append(Step(prefix, node, tuple(inputs), tuple(outputs), saved, sizes))
             held.update(zip(node.outputs, outputs, strict=True))
         return [held[value] for value in block.outputs]
 
@@ -89,18 +112,20 @@ class _Run:
             for index, of in enumerate(memory)
         ]
 
-    def _save(
+    def _saved(
         self,
         node: Node,
         inputs: list[Storage | None],
         outputs: list[Storage | None],
         prefix: str,
         sizes: Mapping[str, Dim],
-    ) -> None:
+    ) -> tuple[Storage, ...]:
+        kept = []
         for saved in node.op.saved(node.input_types, node.output_types, self.lowering):
             if saved.type is not None:
                 storage = _stored(f"{prefix}{node.id}.saved[{saved.index}]", saved.type, sizes)
             else:
                 storage = (inputs if saved.source == "input" else outputs)[saved.index]
             assert storage is not None, f"{node.id} saves what is no tensor"
-            self.kept[storage] = None
+            kept.append(storage)
+        return tuple(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.mla_common import padded, widths
+from dsc.compiler.kernels.mla_common import loading, shared_memory, widths
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers, tiles
 from dsc.spec.model import ModelSpec
@@ -12,11 +12,12 @@ NAME = "mla_attention"
 
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    def shared_memory(tile: Numbers) -> int:
-        """Bytes: queries, and keys and values of every stage, in bfloat16."""
-        nope, rope, v = widths(spec)
-        return 2 * (tile["block_q"] * (nope + rope) + tile["num_stages"] * tile["block_k"] * (nope + rope + v))
+    width = widths(spec)
 
-    nope, rope, v = widths(spec)
-    (forward,) = tiles(NAME, "forward", target, {"nope": nope, "rope": rope, "v": v}, shared_memory)
-    return {"forward": forward, "padded": padded(spec)}
+    def bytes_of(tile: Numbers) -> int:
+        """The queries stay, keys and values stream through."""
+        resident, streamed = tile["block_q"] * (width["nope"] + width["rope"]), tile["block_k"] * sum(width.values())
+        return shared_memory(target, resident, streamed, tile["block_q"] * tile["block_k"], tile["num_stages"])
+
+    (forward,) = tiles(NAME, "forward", target, width, bytes_of)
+    return {"forward": forward, **loading(spec, target)}

@@ -1,4 +1,4 @@
-"""What templates/kernels/mla_common.py.jinja is told: which components of a head form a pair, and what needs padding."""
+"""What templates/kernels/mla_common.py.jinja is told: how tiles are loaded, and which components form a pair."""
 
 from __future__ import annotations
 
@@ -10,30 +10,46 @@ from dsc.spec.model import ModelSpec
 
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    interleaved = mla(spec).rope.layout == "interleaved"
-    if not interleaved and _tile_width(mla(spec).qk_rope_head_dim) != mla(spec).qk_rope_head_dim:
-        raise NoTile(f"mla_attention: halves of {mla(spec).qk_rope_head_dim} components do not fill a tile")
+    mla = _mla(spec)
+    interleaved = mla.rope.layout == "interleaved"
+    if not interleaved and _tile_width(mla.qk_rope_head_dim) != mla.qk_rope_head_dim:
+        raise NoTile(f"mla_attention: halves of {mla.qk_rope_head_dim} components do not fill a tile")
     pairs = "(x0, x1), (x2, x3), ..." if interleaved else "(x[i], x[i + R / 2])"
-    return {"interleaved": interleaved, "pairs": pairs, "padded": padded(spec)}
+    return {"interleaved": interleaved, "pairs": pairs, **loading(spec, target)}
 
 
-def mla(spec: ModelSpec) -> MlaAttention:
+def loading(spec: ModelSpec, target: Target) -> dict[str, bool]:
+    """`padded`: some head dim is no width of a tile, so that columns are masked. `tma`: tiles are loaded by tensor
+    descriptors, which need no registers for addresses but cannot mask columns."""
+    padded = widths(spec) != _dims(spec)
+    return {"padded": padded, "tma": target.arch in ("sm_90", "sm_100") and not padded}
+
+
+def widths(spec: ModelSpec) -> dict[str, int]:
+    """Columns of a tile of each part of a head."""
+    return {name: _tile_width(width) for name, width in _dims(spec).items()}
+
+
+def shared_memory(target: Target, resident: int, streamed: int, scores: int, stages: int) -> int:
+    """Bytes that a program takes at most, in bfloat16, for so many elements of each kind.
+
+    Resident tiles and those of every stage on NVIDIA, barriers beside them; Blackwell passes two float32 tiles of
+    scores through shared memory too. AMD keeps resident tiles in registers, and one stage less.
+    """
+    if target.arch.startswith("gfx"):
+        return 2 * ((stages - 1) * streamed + 2 * scores)
+    passed = 4 * scores if target.arch == "sm_100" else 0
+    return 2 * (resident + stages * streamed + passed) + 2048
+
+
+def _dims(spec: ModelSpec) -> dict[str, int]:
+    mla = _mla(spec)
+    return {"nope": mla.qk_nope_head_dim, "rope": mla.qk_rope_head_dim, "v": mla.v_head_dim}
+
+
+def _mla(spec: ModelSpec) -> MlaAttention:
     assert isinstance(spec.attention, MlaAttention)
     return spec.attention
-
-
-def widths(spec: ModelSpec) -> tuple[int, int, int]:
-    """Columns of a tile of k_nope, k_rope and v."""
-    return tuple(_tile_width(width) for width in _dims(spec))  # type: ignore[return-value]
-
-
-def padded(spec: ModelSpec) -> bool:
-    """Whether some head dim is no width of a tile, so that columns are masked."""
-    return widths(spec) != _dims(spec)
-
-
-def _dims(spec: ModelSpec) -> tuple[int, int, int]:
-    return mla(spec).qk_nope_head_dim, mla(spec).qk_rope_head_dim, mla(spec).v_head_dim
 
 
 def _tile_width(width: int) -> int:

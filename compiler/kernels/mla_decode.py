@@ -22,14 +22,19 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     launch = "decode_fp8" if known["cache_rows"] == "fp8" else "decode"
 
     def taken(tile: Numbers) -> int:
-        return shared_memory(tile, latent, rope)
+        return shared_memory(tile, latent, rope, target)
 
     (decode,) = tiles(NAME, launch, target, {}, taken)
     (combine,) = tiles(NAME, "combine", target, {})
     return {**known, "decode": decode, "combine": combine}
 
 
-def shared_memory(tile: Numbers, latent: int, rope: int) -> int:
-    """Bytes that one program takes in bfloat16: the queries, the stages of tokens, and a tile of weights."""
-    rows = tile["block_m"] + tile["num_stages"] * tile["block_n"]
-    return 2 * rows * (latent + rope) + 2 * tile["block_m"] * tile["block_n"]
+def shared_memory(tile: Numbers, latent: int, rope: int, target: Target) -> int:
+    """Bytes that one program takes at most, in bfloat16: the queries, the stages of tokens, and a tile of weights.
+
+    On sm_100 the two products run on their own, each with stages of latents of its own, and signal by barriers.
+    """
+    copies, barriers = (2, 1024) if target.arch == "sm_100" else (1, 0)
+    queries = tile["block_m"] * (latent + rope)
+    tokens = tile["num_stages"] * tile["block_n"] * (copies * latent + rope)
+    return 2 * (queries + tokens + tile["block_m"] * tile["block_n"]) + barriers

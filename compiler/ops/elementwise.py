@@ -38,6 +38,7 @@ class Swiglu(Op):
     """silu(gate) * up (arXiv 2002.05202)."""
 
     kind = "swiglu"
+    recompute = "swiglu"
 
     @property
     def operands(self) -> tuple[str, ...]:

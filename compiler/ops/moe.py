@@ -117,6 +117,7 @@ class WeighSlots(Op):
     """Each slot times its routing weight, before the last product, which is linear: [T * K, F] by [T * K, 1]."""
 
     kind = "weigh_slots"
+    recompute = "swiglu"
 
     @property
     def operands(self) -> tuple[str, ...]:

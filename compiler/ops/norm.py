@@ -11,6 +11,7 @@ from dsc.compiler.graph.types import DType, TensorType
 @dataclass(frozen=True)
 class RmsNorm(Op):
     kind = "rms_norm"
+    recompute = "norms"
     name: str
     dim: Dim
     eps: str

@@ -16,6 +16,13 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import MODELS, names
 
+# Kernels that are proved on their own and that no pass puts into a model so far.
+NOT_CHOSEN_YET = {
+    "expert_dispatch", "experts", "fp8_experts", "fp8_gemm", "fp8_grouped_gemm", "fp8_grouped_gemm_backward",
+    "fp8_quantize", "grouped_gemm", "grouped_gemm_backward", "latent_cache", "mla_decode", "router",
+    "swiglu_quantize", "weighted_swiglu",
+}  # fmt: skip
+
 ROOT = Path(str(dsc.templates.__file__)).parent
 EVERY = sorted(ROOT.rglob("*.jinja"))
 CONDITION = re.compile(r"\{%-?\s*(?:el)?if\b(.*?)%\}|\{\{[^}]*?\sif\s(.*?)\}\}")
@@ -27,7 +34,7 @@ def conditions(text: str) -> list[str]:
 
 
 def stems(folder: str) -> set[str]:
-    return {path.name.removesuffix(".py.jinja") for path in (ROOT / folder).glob("*.jinja")}
+    return {path.name.removesuffix(".py.jinja") for path in (ROOT / folder).glob("*.py.jinja")}
 
 
 @pytest.mark.parametrize("folder", ["ops", "helpers", "model"])
@@ -37,8 +44,9 @@ def test_there_are_no_conditions(folder: str) -> None:
 
 
 def test_no_condition_asks_for_a_kind_of_attention_or_feed_forward() -> None:
-    asked = {path.name: [text for text in conditions(path.read_text()) if KIND.search(text)] for path in EVERY}
-    assert not any(asked.values()), asked
+    models = [path for path in EVERY if path.parent.name != "kernels"]  # a kernel is for a kind
+    asked = {path.name: [text for text in conditions(path.read_text()) if KIND.search(text)] for path in models}
+    assert not any(asked.values()), {name: texts for name, texts in asked.items() if texts}
 
 
 def test_conditions_are_found() -> None:
@@ -93,4 +101,4 @@ def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
     templates = environment()
     files = [kernel_files(templates, (p.training, p.inference), p.spec, p.target) for p in programs]
     printed = {Path(path).stem for kernels in files for path in kernels}
-    assert printed == stems("kernels")
+    assert printed | NOT_CHOSEN_YET == stems("kernels") and not printed & NOT_CHOSEN_YET

@@ -31,4 +31,4 @@ class FusedRotate(Rotate):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.rope.rotate_rope",)
+        return ("kernels.rope.rotate",)

@@ -29,8 +29,8 @@ class LinearCrossEntropy(Op):
         self.head.infer(inputs[:1])
         return (SCALAR,)
 
-    def attribute(self) -> str | None:
-        return self.head.attribute()
+    def holders(self) -> tuple[Op, ...]:
+        return (self.head,)
 
     def parameters(self) -> tuple[Parameter, ...]:
         return self.head.parameters()

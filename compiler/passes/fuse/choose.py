@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
+from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.spec.model import ModelSpec
@@ -31,7 +32,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """
     if target is None:
         return Choice((), _without_fp8(spec, "plain PyTorch, for lack of a cluster"))
-    passes = (fuse_norms, fuse_latent_attention, fuse_linear_cross_entropy)
+    passes = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
     return Choice(passes)
 
 

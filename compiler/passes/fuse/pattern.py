@@ -31,6 +31,18 @@ def collapse(block: Block, removed: Collection[Node], node: Node) -> Block:
     return block.with_nodes(nodes)
 
 
+def ancestors(block: Block, node: Node, stop: Collection[Value]) -> tuple[Node, ...]:
+    """The nodes that a node stands on, in order, looking no further than some values."""
+    found: set[str] = set()
+    wanted = [value for value in node.inputs if value not in stop]
+    while wanted:
+        value = wanted.pop()
+        if value.producer in block.dataflow and value.producer not in found:
+            found.add(value.producer)
+            wanted += [one for one in block.node(value.producer).inputs if one not in stop]
+    return tuple(one for one in block.nodes() if one.id in found)
+
+
 def used_outside(block: Block, value: Value, inside: Collection[Node]) -> bool:
     """Whether anything but some nodes wants a value."""
     ids = {node.id for node in inside}

@@ -1,0 +1,40 @@
+"""Sorting slots by expert, and summing rows back into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+
+import torch
+
+from dsc.compiler.bench.case import Case
+
+
+def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
+    num_experts, top_k, width = kernel.SIZES
+    experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices
+    _, position, _ = kernel.reference_sort(experts, num_experts)
+    rows, shared = (torch.empty(n, width, device=device, dtype=torch.bfloat16) for n in (tokens * top_k, tokens))
+    if device != "cpu":
+        rows.normal_()
+        shared.normal_()
+    sizes = f"{tokens} x {top_k} of {num_experts}"
+    yield Case(
+        f"sort_by_expert {sizes}",
+        partial(kernel.sort_by_expert, experts, num_experts),
+        partial(kernel.reference_sort, experts, num_experts),
+        bytes=tokens * top_k * (8 + 4 + 4),
+    )
+    yield Case(
+        f"combine {sizes}, {width}",
+        partial(kernel.combine, rows, position, shared),
+        partial(kernel.reference_combine, rows, position, shared),
+        bytes=2 * width * tokens * (top_k + 2),
+    )
+    yield Case(
+        f"combine_backward {sizes}, {width}",
+        partial(kernel._spread, shared, position),
+        partial(kernel.reference_spread, shared, position),
+        bytes=2 * width * tokens * (top_k + 1),
+    )

@@ -1,0 +1,43 @@
+"""The write into the paged latent cache: a decode step of 128 sequences, and `tokens` tokens of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dsc.compiler.bench.case import Case
+
+STEP = 128  # tokens of a decode step
+MAX_POSITIONS = 4096
+
+
+def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
+    latent, rotary, fp8 = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM, hasattr(kernel, "GROUP")
+    widths = (latent + rotary, *((kernel.Q_LORA_RANK,) if hasattr(kernel, "Q_LORA_RANK") else ()))
+    for count in (STEP, tokens):
+        random = partial(torch.randn, device=device, dtype=torch.bfloat16)
+        kv, *q_latent = (random(count, width) for width in widths)
+        kv_weight, *q_weight = (random(width) for width in (latent, *widths[1:]))
+        rope = torch.randn(2, MAX_POSITIONS, rotary // 2, device=device)
+        positions = torch.arange(count, device=device) % MAX_POSITIONS
+        slots = torch.randperm(count, device=device)
+        pages = -(-count // kernel.PAGE_SIZE)
+        cache = kernel.empty_cache(pages, device) if fp8 else kernel.empty_cache(pages, device, torch.bfloat16)
+        cache.zero_()
+        arguments = (kv, kv_weight, *q_latent, *q_weight, rope, positions, slots)
+        written = count * cache.shape[-1] * cache.itemsize
+        yield Case(
+            f"write_latent_cache {count}",
+            partial(_written, kernel._write, cache, *arguments),
+            partial(_written, kernel.reference, cache.clone(), *arguments),
+            bytes=written + kv.nbytes + sum(2 * q.nbytes for q in q_latent),
+        )
+
+
+def _written(write: Callable[..., Tensor | None], cache: Tensor, *arguments: Tensor) -> tuple[Tensor | None, Tensor]:
+    """What a call returns, and what it leaves in the cache."""
+    return write(*arguments, cache), cache

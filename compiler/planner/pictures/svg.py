@@ -1,0 +1,74 @@
+"""What the pictures share: numbers, colours, axes, the frame of a file. Plain SVG: no scripts, no fonts to fetch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from xml.sax.saxutils import escape
+
+INK, MUTED, LINE, GROUND = "#1b1f24", "#57606a", "#d0d7de", "#f3f5f7"
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
+
+
+def number(value: float) -> str:
+    """To a tenth of a pixel, in as few characters."""
+    text = f"{value:.1f}"
+    return text[:-2] if text.endswith(".0") else text
+
+
+def text(x: float, y: float, content: str, css: str = "", anchor: str = "") -> str:
+    """One line of text, its baseline at y."""
+    attributes = f' class="{css}"' if css else ""
+    attributes += f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text x="{number(x)}" y="{number(y)}"{attributes}>{escape(content)}</text>'
+
+
+def rectangle(x: float, y: float, width: float, height: float) -> str:
+    """A piece of a path's `d`: many of one colour make one element."""
+    return f"M{number(x)} {number(y)}h{number(width)}v{number(height)}h{number(-width)}z"
+
+
+def path(d: str, fill: str, extra: str = "") -> str:
+    return f'<path fill="{fill}"{extra} d="{d}"/>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    return f'<path class="{css}" d="M{number(x1)} {number(y1)}L{number(x2)} {number(y2)}"/>'
+
+
+def mix(colour: str, strength: float, other: str = "#ffffff") -> str:
+    """`strength` of one colour and the rest of another; both "#rrggbb"."""
+    channels = (
+        round(strength * int(colour[i : i + 2], 16) + (1 - strength) * int(other[i : i + 2], 16)) for i in (1, 3, 5)
+    )
+    return "#" + "".join(f"{channel:02x}" for channel in channels)
+
+
+def ticks(low: float, high: float, at_most: int) -> list[float]:
+    """Round values in [low, high]: multiples of 1, 2 or 5 times a power of ten, at most so many."""
+    span = (high - low) / max(at_most, 1)
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [step * index for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def seconds(value: float, longest: float, digits: int = 4) -> str:
+    """A time in the unit that suits the longest on the same axis."""
+    scale, unit = (1.0, "s") if longest >= 1 else (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
+    return f"{value * scale:.{digits}g} {unit}"
+
+
+def document(width: float, height: float, title: str, style: str, body: Iterable[str]) -> str:
+    """A whole file on a white ground; the title is also what a screen reader says."""
+    size = f"{number(width)} {number(height)}"
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{number(width)}" '
+        f'height="{number(height)}" role="img" font-family="{FONT}">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{style}</style>",
+        f'<rect width="{number(width)}" height="{number(height)}" fill="#ffffff"/>',
+        *body,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"

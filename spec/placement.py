@@ -1,0 +1,36 @@
+"""Pins of the plan: what the planner may not choose. Left out, a choice is the planner's."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsc.spec.base import Count, Section
+
+
+class Placement(Section):
+    """How the GPUs share the model; the sizes multiply up to the cluster: pp * dp * cp * tp GPUs."""
+
+    pp: Count | None = None
+    """Pipeline parallelism: ranks that each hold some of the layers."""
+    vpp: Count | None = None
+    """Stages of each pipeline rank."""
+    schedule: Literal["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe-v"] | None = None
+    """In which order a pipeline's ranks work through micro-batches."""
+    tp: Count | None = None
+    """Tensor parallelism, with sequence parallelism between the products."""
+    cp: Count | None = None
+    """Context parallelism: ranks that each hold a part of every sequence."""
+    ep: Count | None = None
+    """Expert parallelism: ranks that each hold some of the experts."""
+    etp: Count | None = None
+    """Expert tensor parallelism: ranks that each hold a part of every expert."""
+    dp: Count | None = None
+    """Data parallelism."""
+    zero: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What data parallelism shards: 0 nothing, 1 the optimizer, 2 gradients too, 3 parameters too (FSDP)."""
+    micro_batch: Count | None = None
+    """Sequences."""
+    recompute: list[Literal["experts", "full", "mla_up_proj", "norms", "swiglu"]] | None = None
+    """What backward computes again instead of keeping it."""
+    activations: Literal["bf16", "fp8"] | None = None
+    """What dispatched tokens and SwiGLU's inputs are kept as (DeepSeek-V3, section 3.3.3)."""

@@ -1,0 +1,60 @@
+"""What the tests of the paged latent cache share: kernels for both kinds of rows, and caches full of poison."""
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from kernels.lab import package, spec_with
+from torch import Tensor
+
+from dsc.compiler.driver import build
+from dsc.compiler.emit.formatting import format_files
+from dsc.compiler.emit.kernels import kernel_file
+from dsc.compiler.emit.printer import environment
+from dsc.compiler.kernels.target import TARGETS
+
+NAMES = ("latent_cache", "mla_decode")
+
+
+@cache
+def texts(rows: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> dict[str, str]:
+    """Both kernel files for a model of the zoo with rows "plain" or "fp8"; `changes` are spec keys with __ for the dot.
+
+    The spec cannot say fp8 rows yet, so it is said behind the schema's back.
+    """
+    spec = spec_with(zoo, {key.replace("__", "."): value for key, value in changes.items()})
+    graph = build(spec).training
+    if rows == "fp8":
+        precision = spec.precision.model_copy(update={"kv_cache": "fp8"})
+        spec = spec.model_copy(update={"precision": precision})
+    templates = environment()
+    files = {f"{name}.py": kernel_file(templates, name, graph, spec, TARGETS[arch]) for name in ("launch", *NAMES)}
+    return format_files(files)
+
+
+@cache
+def kernels(rows: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> list[ModuleType]:
+    return package(texts(rows, zoo, arch, **changes), NAMES)
+
+
+def mutated(name: str, old: str, new: str, rows: str, **changes: Any) -> list[ModuleType]:
+    """Both modules, with one planted fault in one of them: `old`, there exactly once, becomes `new`."""
+    files = texts(rows, **changes)
+    text = files[f"{name}.py"]
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
+    return package({**files, f"{name}.py": text.replace(old, new)}, NAMES)
+
+
+def poisoned_cache(write: ModuleType, num_pages: int, dtype: torch.dtype) -> Tensor:
+    """A cache of NaNs: of bytes that are NaN as float8, bfloat16 and float32 alike where the rows are bytes."""
+    fp8 = hasattr(write, "GROUP")
+    cache = write.empty_cache(num_pages, "cpu") if fp8 else write.empty_cache(num_pages, "cpu", dtype)
+    return cache.fill_(255 if fp8 else float("nan"))
+
+
+def turns(num_positions: int, rotary: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """cos and sin of positions: [2, P, R / 2]."""
+    frequency = 10000.0 ** (torch.arange(0, rotary, 2, dtype=torch.float64) / -rotary)
+    angle = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequency)
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)
