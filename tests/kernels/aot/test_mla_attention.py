@@ -3,6 +3,7 @@
 from types import ModuleType
 
 import pytest
+import torch
 from kernels.ahead import check_budget, compile_launches
 from kernels.lab import kernels
 
@@ -43,3 +44,22 @@ def stated(modules: list[ModuleType], launch: str, target: Target) -> int:
         return shared_memory(target, k * 320, q * 320, q * k, stages)
     q, k, stages = backward.QUERIES_BLOCK_Q, backward.QUERIES_BLOCK_K, backward.QUERIES_STAGES
     return shared_memory(target, q * 320, k * 320, q * k, stages)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_float32_lowers(arch: str) -> None:
+    """Tiles of half the size still hold the 16 rows that a product needs."""
+    modules = kernels(NAMES, "tiny", arch)
+    q, kv, k_rope, rope = (
+        torch.empty(1, 64, 8, 48),
+        torch.empty(1, 64, 8, 64),
+        torch.empty(1, 64, 16),
+        torch.empty(2, 64, 16),
+    )
+    out, lse = torch.empty(1, 64, 8, 32), torch.empty(1, 8, 64)
+
+    def launch() -> None:
+        modules[0]._forward(q, kv, k_rope, rope, None)
+        modules[1].backward(out, q, kv, k_rope, rope, None, out, lse)
+
+    assert len(compile_launches(modules, launch, arch)) == 4
