@@ -9,12 +9,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dsc.spec.model import ModelSpec
 
 Importer = Callable[[str], ModuleType]
 Emitted = Callable[[Mapping[str, str]], Importer]
 Shrink = Callable[[ModelSpec], ModelSpec]
+
+# How fast a busy machine draws examples says nothing about them.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _numbers = itertools.count()
 

@@ -192,7 +192,7 @@ def refusals(config: Config) -> set[str]:
 
 def without_training(spec: ModelSpec) -> ModelSpec:
     """What is left of a spec when everything is dropped that only says how to train it."""
-    data = spec.model_dump(exclude={"workload", "cluster"})
+    data = spec.model_dump(exclude={"workload": True, "cluster": True, "precision": {"optimizer"}})
     if data["ffn"]["moe"]:
         del data["ffn"]["moe"]["router"]["balance"]
     if data["mtp"]:
@@ -201,8 +201,8 @@ def without_training(spec: ModelSpec) -> ModelSpec:
 
 
 def carried(spec: ModelSpec) -> ModelSpec:
-    """The spec without what a config has no room for: the bias update rate, MTP's loss weight and the workload."""
-    data = spec.model_dump(exclude={"workload", "cluster"})
+    """The spec without what a config has no room for: the bias update rate, MTP's loss weight, optimizer state, workload."""
+    data = spec.model_dump(exclude={"workload": True, "cluster": True, "precision": {"optimizer"}})
     if data["ffn"]["moe"]:
         data["ffn"]["moe"]["router"]["balance"]["bias_update_rate"] = None
     if data["mtp"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import NoTile
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
 
@@ -12,10 +11,17 @@ from dsc.spec.model import ModelSpec
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     mla = _mla(spec)
     interleaved = mla.rope.layout == "interleaved"
-    if not interleaved and _tile_width(mla.qk_rope_head_dim) != mla.qk_rope_head_dim:
-        raise NoTile(f"mla_attention: halves of {mla.qk_rope_head_dim} components do not fill a tile")
+    assert refusal(spec) is None
     pairs = "(x0, x1), (x2, x3), ..." if interleaved else "(x[i], x[i + R / 2])"
     return {"interleaved": interleaved, "pairs": pairs, **loading(spec, target)}
+
+
+def refusal(spec: ModelSpec) -> str | None:
+    """Why the kernels cannot attend in these dims."""
+    mla = _mla(spec)
+    if mla.rope.layout == "interleaved" or _tile_width(mla.qk_rope_head_dim) == mla.qk_rope_head_dim:
+        return None
+    return f"halves of {mla.qk_rope_head_dim} rotary components do not fill a tile"
 
 
 def loading(spec: ModelSpec, target: Target) -> dict[str, bool]:

@@ -51,7 +51,7 @@ class Arena:
 
 
 def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
-    """From the op that makes a value to the last that reads it; results of the whole run stay to its end.
+    """From the op that makes a value to the last that reads it.
 
     What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls,
     and what is appended to the cache lies in the cache's pages.
@@ -68,9 +68,6 @@ def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
             if one is not None and one not in given:
                 first.setdefault(one, index)
                 last[one] = index
-    end = len(steps) - 1
-    results = steps[-1].outputs if steps else ()
-    last.update((one, end) for one in results if one in last)
     return tuple(Interval(one.place, size(one.type), first[one], last[one]) for one in first)
 
 

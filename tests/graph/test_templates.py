@@ -18,8 +18,8 @@ from dsc.spec.zoo import MODELS, names
 
 # Kernels that are proved on their own and that no pass puts into a model so far.
 NOT_CHOSEN_YET = {
-    "expert_dispatch", "experts", "fp8_experts", "fp8_gemm", "fp8_grouped_gemm", "fp8_grouped_gemm_backward",
-    "fp8_quantize", "grouped_gemm", "grouped_gemm_backward", "latent_cache", "mla_decode", "router",
+    "fp8_experts", "fp8_gemm", "fp8_grouped_gemm", "fp8_grouped_gemm_backward",
+    "fp8_quantize", "latent_cache", "mla_decode",
     "swiglu_quantize", "weighted_swiglu",
 }  # fmt: skip
 

@@ -6,20 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels import mla_common
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
+from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
+from dsc.compiler.passes.fuse.router import fuse_router
+from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
+
+Pass = Callable[[Graph], Graph]
 
 BLOCKS = ([128, 128], [1, 128])  # of weights and activations, that the FP8 kernels multiply
 
 
 @dataclass(frozen=True)
 class Choice:
-    passes: tuple[Callable[[Graph], Graph], ...]
+    passes: tuple[Pass, ...]
     """In order; they come after all other passes."""
     notes: tuple[str, ...] = ()
     """What the target cannot do as the spec has it, and what is done instead."""
@@ -32,8 +38,15 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """
     if target is None:
         return Choice((), _without_fp8(spec, "plain PyTorch, for lack of a cluster"))
-    passes = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
-    return Choice(passes)
+    passes: list[Pass] = [fuse_norms]
+    notes = []
+    if isinstance(spec.attention, MlaAttention):
+        if (reason := mla_common.refusal(spec)) is None:
+            passes.append(fuse_latent_attention)
+        else:
+            notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
+    passes += [fuse_router, fuse_experts, fuse_elementwise, fuse_linear_cross_entropy]
+    return Choice(tuple(passes), tuple(notes))
 
 
 def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:

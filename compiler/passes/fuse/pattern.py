@@ -20,6 +20,12 @@ def made_by(block: Block, value: Value, kind: type[O]) -> tuple[Node, O] | None:
     return (node, node.op) if isinstance(node.op, kind) else None
 
 
+def find(block: Block, kind: type[O]) -> tuple[Node, O]:
+    """The one node of a kind, with its op."""
+    ((node, op),) = ((node, node.op) for node in block.nodes() if isinstance(node.op, kind))
+    return node, op
+
+
 def collapse(block: Block, removed: Collection[Node], node: Node) -> Block:
     """The block with `node` where the last of the removed nodes, of the same id, stood.
 

@@ -64,27 +64,28 @@ class Memory:
 
 def memory_of(timeline: Timeline, rank: int, static: int, bytes_per_micro_batch: Sequence[int]) -> Memory:
     """Activations are held from the start of F to the end of W, as `schedule.in_flight` counts them."""
-    events: list[tuple[float, int, int, int]] = []  # time, what comes before what goes, stage, bytes
+    events: list[tuple[float, int, int]] = []  # time, stage, bytes
     for action, start, end in zip(timeline.actions[rank], timeline.start[rank], timeline.end[rank], strict=True):
         for member in action.members:
             size = bytes_per_micro_batch[member.stage]
             if member.kind == "F":
-                events.append((start, 1, member.stage, size))
+                events.append((start, member.stage, size))
             elif member.kind != "B":
-                events.append((end, 0, member.stage, -size))
-    events.sort()  # at one moment what goes is gone before what comes
-    stages = tuple(sorted({stage for _, _, stage, _ in events}))
+                events.append((end, member.stage, -size))
+    events.sort()
+    stages = tuple(sorted({stage for _, stage, _ in events}))
     column = {stage: index for index, stage in enumerate(stages)}
     now = [0] * len(stages)
     times, held = [0.0], [tuple(now)]
-    for (time, _, stage, size), following in zip(events, [*events[1:], None], strict=True):
+    for (time, stage, size), following in zip(events, [*events[1:], None], strict=True):
         now[column[stage]] += size
-        if following is None or following[0] != time:
-            if time == times[-1]:
-                held[-1] = tuple(now)
-            else:
-                times.append(time)
-                held.append(tuple(now))
+        if following is not None and following[0] == time:
+            continue  # what goes at a moment is gone before what comes
+        if time == times[-1]:
+            held[-1] = tuple(now)
+        else:
+            times.append(time)
+            held.append(tuple(now))
     return Memory(tuple(times), tuple(held), stages, static)
 
 
