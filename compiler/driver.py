@@ -50,7 +50,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
-    inference = run(plain, (*INFERENCE_PASSES, *kernels.passes))
+    inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     return Program(spec, target, training, verify(as_functions(inference, training)), kernels.notes)
 
 

@@ -201,7 +201,7 @@ def without_training(spec: ModelSpec) -> ModelSpec:
 
 
 def carried(spec: ModelSpec) -> ModelSpec:
-    """The spec without what a config has no room for: the bias update rate, MTP's loss weight, optimizer state, workload."""
+    """The spec without what a config has no room for: bias update rate, MTP's loss weight, optimizer, workload."""
     data = spec.model_dump(exclude={"workload": True, "cluster": True, "precision": {"optimizer"}})
     if data["ffn"]["moe"]:
         data["ffn"]["moe"]["router"]["balance"]["bias_update_rate"] = None

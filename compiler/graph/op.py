@@ -100,8 +100,8 @@ class Op(ABC):
         """What backward needs of forward, parameters left out."""
         return ()
 
-    def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType, ...]:
-        """What each output stands on: an input by position whose memory it shares, or a tensor of its own."""
+    def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
+        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

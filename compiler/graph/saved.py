@@ -58,7 +58,7 @@ def saved_bytes(graph: Graph, key: str, lowering: Lowering) -> Dim:
     return total([storage.type.bytes for storage in saved_storages(graph, key, lowering)])
 
 
-def _stored(place: str, type: ValueType, sizes: Mapping[str, Dim]) -> Storage | None:
+def _stored(place: str, type: ValueType | None, sizes: Mapping[str, Dim]) -> Storage | None:
     """None for what is no tensor."""
     if not isinstance(type, TensorType):
         return None

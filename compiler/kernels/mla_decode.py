@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels import latent_cache
 from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import NoTile, Numbers, tiles
+from dsc.compiler.kernels.tuning import Numbers, tiles
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
 
@@ -15,9 +15,7 @@ NAME = "mla_decode"
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     assert isinstance(spec.attention, MlaAttention)
     latent, rope = spec.attention.kv_lora_rank, spec.attention.qk_rope_head_dim
-    for size in (latent, rope):
-        if size < 16 or size & (size - 1):
-            raise NoTile(f"{NAME}: latents of {latent} and {rope} rotary dims; both must be powers of two from 16 on")
+    assert refusal(spec) is None
     known = latent_cache.values(graph, spec, target)
     launch = "decode_fp8" if known["cache_rows"] == "fp8" else "decode"
 
@@ -27,6 +25,15 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     (decode,) = tiles(NAME, launch, target, {}, taken)
     (combine,) = tiles(NAME, "combine", target, {})
     return {**known, "decode": decode, "combine": combine}
+
+
+def refusal(spec: ModelSpec) -> str | None:
+    """Why the kernel cannot attend in these dims."""
+    assert isinstance(spec.attention, MlaAttention)
+    latent, rope = spec.attention.kv_lora_rank, spec.attention.qk_rope_head_dim
+    if all(size >= 16 and size & (size - 1) == 0 for size in (latent, rope)):
+        return None
+    return f"a latent of {latent} and {rope} rotary dims; it takes powers of two from 16 on"
 
 
 def shared_memory(tile: Numbers, latent: int, rope: int, target: Target) -> int:

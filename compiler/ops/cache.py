@@ -19,6 +19,10 @@ class CacheAppend(Op):
     def operands(self) -> tuple[str, ...]:
         return ("x", "cache")
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("layer_cache",)
+
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
         assert isinstance(inputs[1], CacheType)

@@ -7,7 +7,7 @@ them, a fixed number of slots a GPU (DeepSeek-V3 report, section 3.4). Nothing i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Storing:
-    """How weights and cache are kept, and how attention reads the cache."""
+    """How weights and cache are kept."""
 
     fp8_weights: bool = False
     """As checkpoints of precision.linear fp8_block have them; else as the graph's parameters are."""
@@ -95,8 +95,6 @@ class Storing:
     """Of the cache: in its own type, or as FP8 codes with scales and a bfloat16 rotary part."""
     page: int = 64
     """Tokens."""
-    absorbed: bool = False
-    """Attention on the latent itself (kernels/mla_decode); else as the graph has it."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class ServingMemory:
         pages_each = share(request.context, storing.page)
 
         def other(sequences: int) -> tuple[Arena, tuple[Line, ...]]:
-            arena = place(self.values(serving, request, storing, request.stepping(sequences)))
+            arena = place(self.values(serving, request, request.stepping(sequences)))
             return arena, tuple(self._beside(serving, request, arena, sequences, pages_each))
 
         def fits(sequences: int) -> bool:
@@ -201,35 +199,16 @@ class ServingMemory:
             return self.token_bytes // self.layers
         return share(self.token_bytes // self.layers, serving.tp)
 
-    def values(self, serving: Serving, request: Request, storing: Storing, sequences: int) -> tuple[Interval, ...]:
+    def values(self, serving: Serving, request: Request, sequences: int) -> tuple[Interval, ...]:
         """What a step makes on one GPU, and for how long."""
         sizes = {"B": sequences, "S": request.new_tokens, CACHED: request.context}
 
         def size(type: TensorType) -> int:
             names = sizes_in(type)
-            if storing.absorbed and CACHED in names:
-                return 0
             divided = "B" in names and ("S" in names or names & HEADS)
             return share(type.bytes.value(sizes), serving.tp if divided else 1)
 
-        values = lifetimes(self.steps, size)
-        if not storing.absorbed:
-            return values
-        return (*(one for one in values if one.bytes), *self._absorbed(serving, sizes))
-
-    def _absorbed(self, serving: Serving, sizes: Mapping[str, int]) -> Iterator[Interval]:
-        """Queries in the space of the latent, and what attention gives there, where the graph attends to the cache."""
-        attention = self.spec.attention
-        if not isinstance(attention, MlaAttention):
-            return
-        heads = share(attention.num_attention_heads, serving.tp)
-        bytes = sizes["B"] * sizes["S"] * heads * attention.kv_lora_rank * DType.BF16.bytes
-        for index, step in enumerate(self.steps):
-            grows = [CACHED in sizes_in(one.type) for one in step.inputs if one is not None]
-            made = [CACHED in sizes_in(one.type) for one in step.outputs if one is not None]
-            if any(grows) and not any(made):
-                yield Interval(f"{step.path}{step.node.id} absorbed queries", bytes, index, index)
-                yield Interval(f"{step.path}{step.node.id} latent outputs", bytes, index, index)
+        return lifetimes(self.steps, size)
 
     def _beside(
         self, serving: Serving, request: Request, arena: Arena, sequences: int, pages_each: int

@@ -19,7 +19,7 @@ from dsc.spec.zoo import MODELS, names
 # Kernels that are proved on their own and that no pass puts into a model so far.
 NOT_CHOSEN_YET = {
     "fp8_experts", "fp8_gemm", "fp8_grouped_gemm", "fp8_grouped_gemm_backward",
-    "fp8_quantize", "latent_cache", "mla_decode",
+    "fp8_quantize",
     "swiglu_quantize", "weighted_swiglu",
 }  # fmt: skip
 

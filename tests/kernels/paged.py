@@ -49,12 +49,15 @@ def mutated(name: str, old: str, new: str, rows: str, **changes: Any) -> list[Mo
 def poisoned_cache(write: ModuleType, num_pages: int, dtype: torch.dtype) -> Tensor:
     """A cache of NaNs: of bytes that are NaN as float8, bfloat16 and float32 alike where the rows are bytes."""
     fp8 = hasattr(write, "GROUP")
-    cache = write.empty_cache(num_pages, "cpu") if fp8 else write.empty_cache(num_pages, "cpu", dtype)
-    return cache.fill_(255 if fp8 else float("nan"))
+    return write.empty_cache(num_pages, torch.empty(0, dtype=dtype)).fill_(255 if fp8 else float("nan"))
 
 
-def turns(num_positions: int, rotary: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """cos and sin of positions: [2, P, R / 2]."""
+def turns(write: ModuleType, num_positions: int, half: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    """cos and signed sin of positions for both components of each pair: [2, P, R]."""
+    rotary = write.QK_ROPE_HEAD_DIM
     frequency = 10000.0 ** (torch.arange(0, rotary, 2, dtype=torch.float64) / -rotary)
     angle = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequency)
-    return torch.stack((angle.cos(), angle.sin())).to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    if half:
+        return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))).to(dtype)
+    return torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1))).flatten(-2).to(dtype)

@@ -16,17 +16,17 @@ MAX_POSITIONS = 4096
 
 
 def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    latent, rotary, fp8 = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM, hasattr(kernel, "GROUP")
+    latent, rotary = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM
     widths = (latent + rotary, *((kernel.Q_LORA_RANK,) if hasattr(kernel, "Q_LORA_RANK") else ()))
     for count in (STEP, tokens):
         random = partial(torch.randn, device=device, dtype=torch.bfloat16)
         kv, *q_latent = (random(count, width) for width in widths)
         kv_weight, *q_weight = (random(width) for width in (latent, *widths[1:]))
-        rope = torch.randn(2, MAX_POSITIONS, rotary // 2, device=device)
+        rope = torch.randn(2, MAX_POSITIONS, rotary, device=device)
         positions = torch.arange(count, device=device) % MAX_POSITIONS
         slots = torch.randperm(count, device=device)
         pages = -(-count // kernel.PAGE_SIZE)
-        cache = kernel.empty_cache(pages, device) if fp8 else kernel.empty_cache(pages, device, torch.bfloat16)
+        cache = kernel.empty_cache(pages, kv)
         cache.zero_()
         arguments = (kv, kv_weight, *q_latent, *q_weight, rope, positions, slots)
         written = count * cache.shape[-1] * cache.itemsize

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels import mla_common
+from dsc.compiler.kernels import mla_common, mla_decode
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
@@ -25,8 +26,10 @@ BLOCKS = ([128, 128], [1, 128])  # of weights and activations, that the FP8 kern
 
 @dataclass(frozen=True)
 class Choice:
-    passes: tuple[Pass, ...]
+    passes: tuple[Pass, ...] = ()
     """In order; they come after all other passes."""
+    inference: tuple[Pass, ...] = ()
+    """For the graph of generation alone, before them."""
     notes: tuple[str, ...] = ()
     """What the target cannot do as the spec has it, and what is done instead."""
 
@@ -37,16 +40,21 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
     """
     if target is None:
-        return Choice((), _without_fp8(spec, "plain PyTorch, for lack of a cluster"))
+        return Choice(notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
     passes: list[Pass] = [fuse_norms]
+    inference: list[Pass] = []
     notes = []
     if isinstance(spec.attention, MlaAttention):
         if (reason := mla_common.refusal(spec)) is None:
             passes.append(fuse_latent_attention)
         else:
             notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
+        if (reason := mla_decode.refusal(spec)) is None:
+            inference.append(absorb_latent)
+        else:
+            notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     passes += [fuse_router, fuse_experts, fuse_elementwise, fuse_linear_cross_entropy]
-    return Choice(tuple(passes), tuple(notes))
+    return Choice(tuple(passes), tuple(inference), tuple(notes))
 
 
 def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:

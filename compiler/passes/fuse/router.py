@@ -27,16 +27,16 @@ def _fuse(block: Block, choose: Node) -> Block:
     last = _weights(block, choose)
     (logits,) = (node.outputs[0] for node in block.nodes() if isinstance(node.op, RouterLogits))
     inside = (*ancestors(block, last, [logits]), last)
-    removed = [node for node in inside if not (isinstance(node.op, Score) and _read_by_others(block, node, inside))]
+    kept = {node.id for node in inside if isinstance(node.op, Score) and _read_by_others(block, node, inside)}
 
     biased = [node.op for node in inside if isinstance(node.op, BiasedSelectionScores)]
     assert isinstance(choose.op, TopExperts)
     op = BiasedRoute(choose.op.top_k, biased[0]) if biased else Route(choose.op.top_k)
     old = (*choose.outputs, *last.outputs)
     new = tuple(replace(value, producer=last.id, index=index) for index, value in enumerate(old))
-    fused = Node(last.id, op, (logits,), new, paragraph=True)
+    fused = Node(last.id, op, (logits,), new, paragraph=bool(kept))
 
-    gone = {node.id for node in removed} - {last.id}
+    gone = {node.id for node in inside} - kept - {last.id}
     nodes = [fused if node.id == last.id else node for node in block.nodes() if node.id not in gone]
     return block.with_nodes(nodes).reinfer(dict(zip(old, new, strict=True)))
 

@@ -43,10 +43,10 @@ def bits(x: Tensor) -> Tensor:
     return x.view(torch.uint8)
 
 
-def check(module: ModuleType, tokens: int, dtype: torch.dtype, bound: float) -> None:
+def check(module: ModuleType, tokens: int, dtype: torch.dtype, bound: float, half: bool = False) -> None:
     given = inputs(module, tokens, dtype)
     positions, slots = places(tokens)
-    rope = poisoned(turns(POSITIONS, module.QK_ROPE_HEAD_DIM))
+    rope = poisoned(turns(module, POSITIONS, half))
     cache = poisoned_cache(module, PAGES, dtype)
     before = cache.clone()
     q_normed = module.write_latent_cache(*given, rope, positions, slots, cache)
@@ -68,7 +68,7 @@ def check(module: ModuleType, tokens: int, dtype: torch.dtype, bound: float) -> 
 def test_equals_the_reference(spec: str, dtype: torch.dtype) -> None:
     (module,) = lab.kernels(("latent_cache",), **SPECS[spec])
     for tokens in (1, 2, 70):
-        check(module, tokens, dtype, DTYPES[dtype])
+        check(module, tokens, dtype, DTYPES[dtype], half=spec == "half")
 
 
 def test_slices_of_one_projection() -> None:
@@ -77,7 +77,7 @@ def test_slices_of_one_projection() -> None:
     kv, kv_weight, q, q_weight = inputs(module, 6, torch.float32)
     fused = torch.cat((q, kv), -1).view(2, 3, -1)
     positions, slots = torch.arange(6).view(2, 3), torch.tensor([[9, 70, 1], [64, 0, 63]])
-    rope = turns(POSITIONS, module.QK_ROPE_HEAD_DIM)
+    rope = turns(module, POSITIONS)
     caches = [poisoned_cache(module, 2, torch.float32) for _ in range(2)]
     apart = module.write_latent_cache(kv, kv_weight, q, q_weight, rope, positions.flatten(), slots.flatten(), caches[0])
     q_side, kv_side = fused.split((q.shape[-1], kv.shape[-1]), -1)
@@ -89,7 +89,7 @@ def test_slices_of_one_projection() -> None:
 def test_a_weight_of_another_type() -> None:
     module, _ = kernels("plain")
     kv, kv_weight, q, q_weight = inputs(module, 4, torch.bfloat16)
-    rope, positions, slots = turns(POSITIONS, module.QK_ROPE_HEAD_DIM), torch.arange(4), torch.arange(4)
+    rope, positions, slots = turns(module, POSITIONS), torch.arange(4), torch.arange(4)
     caches = [poisoned_cache(module, 1, torch.bfloat16) for _ in range(2)]
     module.write_latent_cache(kv, kv_weight, q, q_weight, rope, positions, slots, caches[0])
     module.write_latent_cache(kv, kv_weight.float(), q, q_weight.float(), rope, positions, slots, caches[1])
@@ -100,7 +100,7 @@ def test_no_tokens() -> None:
     module, _ = kernels("plain")
     given, none = inputs(module, 0, torch.float32), torch.zeros(0, dtype=torch.int64)
     cache = poisoned_cache(module, 1, torch.float32)
-    rope = turns(POSITIONS, module.QK_ROPE_HEAD_DIM)
+    rope = turns(module, POSITIONS)
     assert module.write_latent_cache(*given, rope, none, none, cache).shape == (0, module.Q_LORA_RANK)
 
 
@@ -120,7 +120,7 @@ def check_codes(fp8: ModuleType, plain: ModuleType) -> None:
     given = inputs(plain, tokens, torch.bfloat16)
     given[0][3, : plain.KV_LORA_RANK] = 0
     given[0][4, 128 : plain.KV_LORA_RANK] *= 1e-3
-    rope, (positions, slots) = turns(POSITIONS, plain.QK_ROPE_HEAD_DIM), places(tokens)
+    rope, (positions, slots) = turns(plain, POSITIONS), places(tokens)
     caches = [poisoned_cache(module, PAGES, torch.bfloat16) for module in (plain, fp8)]
     normed = [
         module.write_latent_cache(*given, rope, positions, slots, cache)
@@ -142,7 +142,7 @@ def test_fp8_reference_is_bit_equal() -> None:
     """The reference itself, on the CPU's path, against the same oracle."""
     fp8, _ = kernels("fp8", **FP8)
     kv, kv_weight, *_ = inputs(fp8, 9, torch.bfloat16)
-    rope, positions = turns(POSITIONS, fp8.QK_ROPE_HEAD_DIM), torch.arange(9)
+    rope, positions = turns(fp8, POSITIONS), torch.arange(9)
     plain, _ = kernels("plain", **FP8)
     rows = plain.reference_rows(kv, kv_weight, rope, positions).bfloat16()
     expected = torch.stack([quantized(row, fp8) for row in rows])
@@ -151,7 +151,7 @@ def test_fp8_reference_is_bit_equal() -> None:
 
 def test_a_row_of_v3_has_656_bytes() -> None:
     module, _ = kernels("fp8", "deepseek-v3")
-    assert module.empty_cache(2, "meta").shape == (2, 64, 656)
+    assert module.empty_cache(2, torch.empty(0, device="meta")).shape == (2, 64, 656)
 
 
 @pytest.mark.parametrize("rows", ["plain", "fp8"])
@@ -159,7 +159,7 @@ def test_operator(rows: str) -> None:
     """Schema, and shapes and types under FakeTensor."""
     module, _ = kernels(rows, **FP8)
     cache = poisoned_cache(module, 1, torch.float32).fill_(0)
-    rope, positions, slots = turns(POSITIONS, module.QK_ROPE_HEAD_DIM), torch.arange(3), torch.tensor([5, -1, 7])
+    rope, positions, slots = turns(module, POSITIONS), torch.arange(3), torch.tensor([5, -1, 7])
     given = [x.clone() for x in inputs(module, 3, torch.float32)]
     torch.library.opcheck(
         module._write, (*given, rope, positions, slots, cache), test_utils=("test_schema", "test_faketensor")
@@ -169,7 +169,7 @@ def test_operator(rows: str) -> None:
 def test_operator_without_query_latent() -> None:
     module, _ = kernels("plain", attention__q_lora_rank=None)
     cache = poisoned_cache(module, 1, torch.float32).fill_(0)
-    rope, positions, slots = turns(POSITIONS, module.QK_ROPE_HEAD_DIM), torch.arange(3), torch.tensor([5, -1, 7])
+    rope, positions, slots = turns(module, POSITIONS), torch.arange(3), torch.tensor([5, -1, 7])
     given = [x.clone() for x in inputs(module, 3, torch.float32)]
     torch.library.opcheck(
         module._write, (*given, rope, positions, slots, cache), test_utils=("test_schema", "test_faketensor")

@@ -39,7 +39,7 @@ class Setting:
         positions = torch.arange(len(slots)) % 40
         weight = torch.ones(write.KV_LORA_RANK)
         latents = (randn(len(slots), write.Q_LORA_RANK), torch.ones(write.Q_LORA_RANK))
-        write.reference(kv, weight, *latents, turns(40, write.QK_ROPE_HEAD_DIM), positions, slots, self.cache)
+        write.reference(kv, weight, *latents, turns(write, 40), positions, slots, self.cache)
         shape = (len(lengths), queries, decode.NUM_HEADS)
         self.q_latent = randn(*shape, write.KV_LORA_RANK, dtype=q, seed=2)
         self.q_rope = randn(*shape, write.QK_ROPE_HEAD_DIM, dtype=q, seed=3)
@@ -187,7 +187,7 @@ def absorbed(
     """LatentAttention.forward over the paged cache, as inference is to have it."""
     q_latent = write.write_latent_cache(
         attention.kv_a_proj_with_mqa(x), attention.kv_a_layernorm.weight,
-        attention.q_a_proj(x), attention.q_a_layernorm.weight, table, positions, slots, cache,
+        attention.q_a_proj(x), attention.q_a_layernorm.weight, model.spread_pairs(table), positions, slots, cache,
     )  # fmt: skip
     q = attention.q_b_proj(q_latent).unflatten(-1, (model.NUM_HEADS, model.QK_HEAD_DIM))  # [B, S, H, N + R]
     q_nope, q_rope = q.split((model.QK_NOPE_HEAD_DIM, model.QK_ROPE_HEAD_DIM), -1)
