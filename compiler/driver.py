@@ -15,7 +15,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
-from dsc.compiler.passes.fuse.choose import choose_kernels
+from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -52,6 +52,11 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     training = run(plain, kernels.passes)
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     return Program(spec, target, training, verify(as_functions(inference, training)), kernels.notes)
+
+
+def timed(spec: ModelSpec) -> Graph:
+    """The training graph that the planner times."""
+    return run(verify(build_graph(spec)), TIMED)
 
 
 def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:

@@ -15,7 +15,8 @@ class Fp8Products(Section):
     """Which products are computed in FP8, forward and both gradients (DeepSeek-V3, section 3.3.1 and figure 6).
 
     Everything else stays as it is: embedding, head, norms, attention itself and MTP's eh_proj in `parameters`, the
-    router in its own `compute_dtype`, softmax and sums in float32, gradients and optimizer as `optimizer` says.
+    router in its own `compute_dtype`, softmax and sums in float32, gradients and optimizer as `optimizer` says. What
+    the kernels keep wide against the report: the gradients of the routed experts' weights, which are in `parameters`.
     """
 
     attention: Literal["fp8", "bf16"] = "fp8"
@@ -24,6 +25,9 @@ class Fp8Products(Section):
     """Dense layers and shared experts."""
     experts: Literal["fp8", "bf16"] = "fp8"
     """Routed experts."""
+
+    def in_fp8(self) -> frozenset[str]:
+        return frozenset(product for product, kind in self if kind == "fp8")
 
 
 class Fp8BlockLinear(Section):

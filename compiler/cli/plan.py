@@ -8,7 +8,7 @@ from dsc.compiler.cli.arguments import PATH, json_option, spec_argument
 from dsc.compiler.cli.console import console, deliver, print_json, say
 from dsc.compiler.cli.exits import Exit
 from dsc.compiler.cli.plan_tables import show_plan
-from dsc.compiler.driver import build
+from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.capacity import smallest_cluster
 from dsc.compiler.planner.hardware import hardware
 from dsc.compiler.planner.plan import Plan, make_plan, record
@@ -54,7 +54,7 @@ def _problem(spec: ModelSpec, cluster: str | None, nodes: int | None) -> Problem
     count = nodes or (known.nodes if cluster is None else 1)
     placed = spec.model_copy(update={"cluster": Machines(kind=kind, nodes=count)})
     assert placed.cluster is not None
-    return Problem(placed, build(placed).training, hardware(placed.cluster))
+    return Problem(placed, build(placed).training, timed(placed), hardware(placed.cluster))
 
 
 def _too_small(plan: Plan) -> str:

@@ -7,7 +7,7 @@ same size when their expanded polynomials are equal, however they are written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 # A sum of products: {("B", "S"): 2} is 2 B S.
@@ -185,7 +185,7 @@ class Quotient(Dim):
         return {names: coefficient / divisor for names, coefficient in self.numerator.polynomial().items()}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
-        return Quotient(self.numerator.substitute(bindings), self.divisor)
+        return replace(self, numerator=self.numerator.substitute(bindings))
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
@@ -195,6 +195,14 @@ class Quotient(Dim):
         text = self.numerator.shape_text()
         text = f"({text})" if isinstance(self.numerator, Sum | Product) else text
         return f"{text} / {self.divisor.shape_text()}"
+
+
+@dataclass(frozen=True)
+class Blocks(Quotient):
+    """How many blocks hold so many elements, the last one perhaps in part; a polynomial takes it for a whole one."""
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return -(-self.numerator.value(bindings) // self.divisor.value(bindings))
 
 
 def as_dim(value: Dim | int) -> Dim:

@@ -14,9 +14,6 @@ from typing import ClassVar, Literal, TypeVar
 from dsc.compiler.graph.dim import Dim, Int, total
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
-# How an op is computed: plain PyTorch as emitted, or a fused kernel. What it saves for backward differs.
-Lowering = Literal["torch", "triton"]
-
 Types = tuple[ValueType, ...]
 
 
@@ -96,7 +93,7 @@ class Op(ABC):
         tensors = [t.bytes for t in (*inputs, *outputs) if isinstance(t, TensorType)]
         return total(tensors) + total([p.type.bytes for p in self.parameters()])
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """What backward needs of forward, parameters left out."""
         return ()
 

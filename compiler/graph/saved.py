@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from dsc.compiler.graph.block import Node, Value
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.graph import Call, Graph
-from dsc.compiler.graph.op import Lowering
 from dsc.compiler.graph.types import TensorType, ValueType
 
 
@@ -42,20 +41,20 @@ class Step:
     """The module's own symbols in the terms of the whole run."""
 
 
-def trace(graph: Graph, key: str, lowering: Lowering) -> tuple[Step, ...]:
+def trace(graph: Graph, key: str) -> tuple[Step, ...]:
     """Every op that runs when a block does, through all calls, in order; sizes in B and S."""
-    run = _Run(graph, lowering)
+    run = _Run(graph)
     run.block(key, [_stored(value.name, value.type, {}) for value in graph.blocks[key].inputs], "", {})
     return tuple(run.steps)
 
 
-def saved_storages(graph: Graph, key: str, lowering: Lowering) -> tuple[Storage, ...]:
+def saved_storages(graph: Graph, key: str) -> tuple[Storage, ...]:
     """All that is kept when a block has run, with all that it calls, in the order of saving; sizes in B and S."""
-    return tuple(dict.fromkeys(storage for step in trace(graph, key, lowering) for storage in step.saved))
+    return tuple(dict.fromkeys(storage for step in trace(graph, key) for storage in step.saved))
 
 
-def saved_bytes(graph: Graph, key: str, lowering: Lowering) -> Dim:
-    return total([storage.type.bytes for storage in saved_storages(graph, key, lowering)])
+def saved_bytes(graph: Graph, key: str) -> Dim:
+    return total([storage.type.bytes for storage in saved_storages(graph, key)])
 
 
 def _stored(place: str, type: ValueType | None, sizes: Mapping[str, Dim]) -> Storage | None:
@@ -70,7 +69,6 @@ class _Run:
     """One forward, followed op by op through all calls."""
 
     graph: Graph
-    lowering: Lowering
     steps: list[Step] = field(default_factory=list)
 
     def block(
@@ -121,7 +119,7 @@ class _Run:
         sizes: Mapping[str, Dim],
     ) -> tuple[Storage, ...]:
         kept = []
-        for saved in node.op.saved(node.input_types, node.output_types, self.lowering):
+        for saved in node.op.saved(node.input_types, node.output_types):
             if saved.type is not None:
                 storage = _stored(f"{prefix}{node.id}.saved[{saved.index}]", saved.type, sizes)
             else:

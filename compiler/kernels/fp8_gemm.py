@@ -7,14 +7,11 @@ from functools import partial
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers, tiles
-from dsc.compiler.ops.projection import Linear
+from dsc.compiler.ops.fused.fp8 import Fp8Linears
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
 NAME = "fp8_gemm"
-
-WIDER = frozenset({"lm_head", "eh_proj"})
-"""Linear layers that stay in the precision of parameters (DeepSeek-V3, section 3.3.1)."""
 
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
@@ -31,10 +28,11 @@ def shapes(graph: Graph) -> list[tuple[int, int]]:
     """[N, K] of the weights that are multiplied in FP8."""
     return sorted(
         {
-            (node.op.out_features.substitute(sizes).value(), node.op.in_features.substitute(sizes).value())
+            (linear.out_features.substitute(sizes).value(), linear.in_features.substitute(sizes).value())
             for root in graph.methods(graph.root)
             for _, node, sizes in graph.walk(root.key)
-            if isinstance(node.op, Linear) and node.op.name not in WIDER
+            if isinstance(node.op, Fp8Linears)
+            for linear in node.op.linears
         }
     )
 

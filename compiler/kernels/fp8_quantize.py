@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.swiglu import FEED_FORWARD, widths
 from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import Numbers, Tile, tiles
+from dsc.compiler.kernels.tuning import NoTile, Numbers, Tile, tiles
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -22,6 +22,18 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
         "ue8m0": linear.scale == "ue8m0",
         "widths": widths(graph, ("HIDDEN_SIZE", *FEED_FORWARD)),
     }
+
+
+def refusal(linear: Fp8BlockLinear, target: Target) -> str | None:
+    """Why the target's kernels cannot multiply in FP8. They take any sizes, but only the blocks that have tiles."""
+    if not target.fp8:
+        return f"{target.arch} has no units for float8_e4m3fn"
+    try:
+        tile(NAME, "blocks", target, linear)
+    except NoTile:
+        weight, activation = (" x ".join(map(str, block)) for block in (linear.weight_block, linear.activation_block))
+        return f"the kernels have no tiles for blocks of {weight} and {activation}"
+    return None
 
 
 def tile(kernel: str, launch: str, target: Target, linear: Fp8BlockLinear) -> Tile:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -37,16 +37,16 @@ class CausalAttention(Op):
         q, v = tensor(inputs[0]), tensor(inputs[2])
         return q.shape[0] * q.shape[1] * q.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3])
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """PyTorch's fused attention keeps what it was given, padded where it was padded; no kernel keeps S x S."""
         q, k, v = (tensor(t) for t in inputs)
         logsumexp = Saved("own", 0, TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32))
         given: tuple[Saved, ...] = (Saved("input", 0), Saved("input", 1), Saved("input", 2))
         result = Saved("output", 0)
-        if lowering == "torch" and self.variant == "padded_v":
+        if self.variant == "padded_v":
             given = (*given[:2], Saved("own", 1, retyped(v, *v.shape[:-1], q.shape[-1])))
             result = Saved("own", 2, q)
-        if lowering == "torch" and self.variant == "padded_qk":
+        if self.variant == "padded_qk":
             wide = (retyped(t, *t.shape[:-1], v.shape[-1]) for t in (q, k))
             given = (*(Saved("own", 1 + index, type) for index, type in enumerate(wide)), given[2])
         return (*given, result, logsumexp)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, tensor
 
 
 @register
@@ -48,6 +48,6 @@ class Swiglu(Op):
         assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} against {inputs[1]}"
         return (inputs[0],)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         both = (Saved("input", 0), Saved("input", 1))
-        return (*both, Saved("own", 0, tensor(inputs[0]))) if lowering == "torch" else both
+        return (*both, Saved("own", 0, tensor(inputs[0])))

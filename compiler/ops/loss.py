@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, tensor
 from dsc.compiler.graph.types import DType, PartsType, TensorType
 
 SCALAR = TensorType((), DType.FP32)
@@ -29,7 +29,7 @@ class CrossEntropy(Op):
         assert all(a.same(b) for a, b in zip(logits.shape[:2], labels.shape, strict=True)), (logits, labels)
         return (SCALAR,)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """The log-probabilities, and the labels once more, because they come as a slice of the tokens."""
         logits, labels = (tensor(t) for t in inputs)
         return (Saved("own", 0, TensorType(logits.shape, DType.FP32)), Saved("own", 1, labels))

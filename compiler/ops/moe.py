@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 
@@ -87,7 +87,7 @@ class SlotWeights(Op):
     def infer(self, inputs: Types) -> Types:
         return (retyped(inputs[2], *tensor(inputs[1]).shape, Int(1)),)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 1),)
 
 
@@ -105,10 +105,10 @@ class GatherRows(Op):
     def infer(self, inputs: Types) -> Types:
         return (retyped(inputs[0], *tensor(inputs[1]).shape),)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """PyTorch keeps what it gathered from too, only to know its shape."""
         index = Saved("input", 1)
-        return (Saved("input", 0), index) if lowering == "torch" else (index,)
+        return (Saved("input", 0), index)
 
 
 @register
@@ -126,7 +126,7 @@ class WeighSlots(Op):
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), Saved("input", 1))
 
 
@@ -169,7 +169,7 @@ class GroupedLinear(Op):
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * self.out_features * 2
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), Saved("input", 1))
 
 
@@ -203,5 +203,5 @@ class ScatterSum(Op):
     def infer(self, inputs: Types) -> Types:
         return (inputs[2],)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 1),)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -34,12 +34,10 @@ class RmsNorm(Op):
         batch, sequence = tensor(inputs[0]).shape[:2]
         return batch * sequence * self.dim * 2
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
-        """PyTorch's norm on a CPU also keeps the normed x, in float32 like all that it computes; fused ones do not."""
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """PyTorch's norm on a CPU also keeps the normed x, in float32 like all that it computes."""
         x = tensor(inputs[0])
         inverse_rms = Saved("own", 0, retyped(x, *x.shape[:-1], Int(1), dtype=DType.FP32))
-        if lowering == "triton":
-            return (Saved("input", 0), inverse_rms)
         wide = TensorType(x.shape, DType.FP32)
         source = Saved("input", 0) if x.dtype is DType.FP32 else Saved("own", 1, wide)
         return (source, inverse_rms, Saved("own", 2, wide))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -36,7 +36,7 @@ class Linear(Op):
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * self.out_features * 2
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
 
 
@@ -56,7 +56,7 @@ class TiedHead(Op):
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * self.vocab_size * 2
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
 
 
@@ -84,5 +84,5 @@ class Embedding(Op):
     def parameters(self) -> tuple[Parameter, ...]:
         return (Parameter(f"{self.name}.weight", TensorType((self.vocab_size, self.hidden_size), self.dtype)),)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)

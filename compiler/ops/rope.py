@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -82,5 +82,5 @@ class Rotate(Op):
         )
         return (x,)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 1),)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -35,7 +35,7 @@ class RouterLogits(Op):
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * self.num_experts * 2
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """Both factors as they were multiplied: a narrower x and weight are kept as widened copies."""
         x = tensor(inputs[0])
         if x.dtype is DType.FP32:
@@ -51,7 +51,7 @@ class RouterLogitsModelDtype(RouterLogits):
 
     kind = "router_logits_model_dtype"
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
 
 
@@ -70,7 +70,7 @@ class Score(Op):
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("output", 0),)
 
 
@@ -196,10 +196,10 @@ class GatherWeights(Op):
     def infer(self, inputs: Types) -> Types:
         return (retyped(inputs[0], *tensor(inputs[1]).shape),)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """PyTorch keeps what it gathered from too, only to know its shape."""
         index = Saved("input", 1)
-        return (Saved("input", 0), index) if lowering == "torch" else (index,)
+        return (Saved("input", 0), index)
 
 
 @register
@@ -212,7 +212,7 @@ class NormaliseWeights(Op):
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         x = tensor(inputs[0])
         return (Saved("input", 0), Saved("own", 0, retyped(x, *x.shape[:-1], Int(1))))
 
@@ -279,7 +279,7 @@ class MeanShareOfScores(MeanProbability):
 
     kind = "mean_share_of_scores"
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         x = tensor(inputs[0])
         return (Saved("input", 0), Saved("own", 0, retyped(x, *x.shape[:-1], Int(1))))
 
@@ -301,7 +301,7 @@ class SequenceBalanceLoss(Op):
     def infer(self, inputs: Types) -> Types:
         return (TensorType((), DType.FP32),)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
 
 

@@ -18,7 +18,7 @@ def smallest_cluster(problem: Problem) -> int | None:
 
 def _fits(problem: Problem, nodes: int) -> bool:
     """Whether any layout does, of those that shard and recompute most."""
-    larger = Problem(problem.spec, problem.graph, replace(problem.hardware, nodes=nodes))
+    larger = Problem(problem.spec, problem.graph, problem.timed, replace(problem.hardware, nodes=nodes))
     spread = Spread(larger)
     for grid in grids(larger.spec, larger.world, larger.batch, larger.hardware.cluster.scale_up_domain):
         last = tuple(variants(grid, larger.spec))[-1]

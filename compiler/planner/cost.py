@@ -100,7 +100,7 @@ class CostModel:
         self._hiding = (*PAIRING, "interleaved") if interleaved_hides else PAIRING
         self.spec = spec
         self.hardware = hardware
-        self.parts = parts_of(graph, "triton")
+        self.parts = parts_of(graph)
         fp8 = isinstance(spec.precision.linear, Fp8BlockLinear)
         if fp8:
             hardware.peak("fp8_gemm")  # refuses a machine without

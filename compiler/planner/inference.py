@@ -121,7 +121,7 @@ class ServingMemory:
 
     def __init__(self, spec: ModelSpec, training: Graph, inference: Graph) -> None:
         self.spec = spec
-        self.steps = trace(inference, ROOT, "triton")
+        self.steps = trace(inference, ROOT)
         self.token_bytes = cache_bytes(training, ROOT)
         self.layers = spec.num_layers
 

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from math import ceil
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import Lowering, Parameter
+from dsc.compiler.graph.op import Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.planner.calibration import Constant, Provenance
 from dsc.compiler.planner.layout import Activations, Layout
@@ -143,10 +143,11 @@ class StageBytes:
 class Memory:
     """The memory model of one spec: sizes are read off its graph when they are first asked for."""
 
-    def __init__(self, spec: ModelSpec, graph: Graph, lowering: Lowering = "triton") -> None:
+    def __init__(self, spec: ModelSpec, graph: Graph) -> None:
         self.spec = spec
-        self.parts = parts_of(graph, lowering)
-        self._examples = {part.kind: part for part in reversed(self.parts)}
+        self.parts = parts_of(graph)
+        # The last of each kind: what the first layer receives is read by the table of rotations too, which is no layer.
+        self._examples = {part.kind: part for part in self.parts}
         self._shared = _shared(self.parts)
         self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool], Held] = {}
         self._stage_bytes: dict[tuple[object, ...], StageBytes] = {}
@@ -191,7 +192,7 @@ class Memory:
             self._held[key] = self._measure(*key)
         return self._held[key]
 
-    def _held_on(self, kind: str, layout: Layout) -> Held:
+    def held_on(self, kind: str, layout: Layout) -> Held:
         away = layout.ep * layout.etp > 1
         return self.held(kind, layout.recompute, layout.activations, layout.micro_batch, away)
 
@@ -244,7 +245,7 @@ class Memory:
         return self._stage_bytes[key]
 
     def _stage(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
-        held = [self._held_on(kind, layout) for kind in kinds]
+        held = [self.held_on(kind, layout) for kind in kinds]
         by_kind: dict[str, int] = {}
         known: set[Storage] = set()
         for kind, one in zip(kinds, held, strict=True):  # what parts share stands with the first
@@ -363,7 +364,7 @@ class Memory:
             f"{count} of stage {stage}" for count, stage in zip(fullest, layout.stages(structure.ranks[0]), strict=True)
         )
         for kind, size in totals.items():
-            held = self._held_on(kind, layout)
+            held = self.held_on(kind, layout)
             tensors = tuple(_describe(one) for one, _ in (*held.storages, *held.shared) if not is_logits(one))
             yield Line(f"{ACTIVATIONS}{kind}", size, "derived", f"micro-batches in flight: {in_flight}", tensors)
 

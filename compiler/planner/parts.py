@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dsc.compiler.graph.graph import Call, Graph
-from dsc.compiler.graph.op import Lowering, Parameter
+from dsc.compiler.graph.op import Parameter
 from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.ops.projection import TiedHead
 
@@ -33,13 +33,13 @@ class Part:
     """Every op that runs in training, in order."""
 
 
-def parts_of(graph: Graph, lowering: Lowering) -> tuple[Part, ...]:
+def parts_of(graph: Graph) -> tuple[Part, ...]:
     """In the order in which they run."""
     kinds = dict(_modules(graph))
     names = [EMBEDDING, *(name for name in kinds), HEAD]
     place = _places(graph, names)
     steps: dict[str, list[Step]] = {name: [] for name in names}
-    for step in trace(graph, LOSS, lowering):
+    for step in trace(graph, LOSS):
         steps[_module(step.path) if step.path else place[id(step.node)]].append(step)
     return tuple(_parts(graph, kinds, {name: tuple(run) for name, run in steps.items()}))
 

@@ -122,18 +122,18 @@ def _op_cost(step: Step, fp8: bool, cast: set[Storage], recompute: tuple[str, ..
         weight_bytes=1 if casts else matrices[0].type.dtype.bytes if matrices else 0,
         input_elements=_terms(_elements(node.input_types[0], sizes) if first else Int(0)),
         output_elements=_terms(_elements(node.output_types[0], sizes) if casts else Int(0)),
-        key_value_bytes=_terms(total([size for size, _ in inputs[1:]]) if op_class == "attention" else Int(0)),
+        key_value_bytes=_terms(total(_of_tokens(inputs[1:])) if op_class == "attention" else Int(0)),
     )
 
 
 def _class_of(step: Step, flops: Dim, routed: bool, fp8: bool) -> OpClass:
-    """Attention grows with the square of the sequence; a product with float32 operands is one of float32."""
+    """Attention grows with the square of the sequence; a product whose rows are float32 is one of float32."""
     polynomial = flops.polynomial()
     if not polynomial:
         return "memory"
     if any(names.count("S") > 1 for names in polynomial):
         return "attention"
-    if any(isinstance(value, TensorType) and value.dtype is DType.FP32 for value in step.node.output_types):
+    if any(isinstance(t, TensorType) and t.shape and t.dtype is DType.FP32 for t in step.node.output_types):
         return "fp32_gemm"
     if fp8 and any(module in FP8_MODULES for module in step.path.split(".")):
         return "fp8_grouped" if routed else "fp8_gemm"
@@ -151,6 +151,11 @@ def _sizes(
             smaller = memory if memory.value(SAMPLE) < own.value(SAMPLE) else own
             found.append((smaller, type.dtype in FLOATS))
     return found
+
+
+def _of_tokens(sizes: list[tuple[Dim, bool]]) -> list[Dim]:
+    """Those that grow with the batch: a table of positions does not."""
+    return [size for size, _ in sizes if any("B" in names for names in size.polynomial())]
 
 
 def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:

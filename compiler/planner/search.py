@@ -31,6 +31,9 @@ class Problem:
 
     spec: ModelSpec
     graph: Graph
+    """Whose tensors fill the memory: that of the emitted model."""
+    timed: Graph
+    """Whose ops take the time: the same with the experts' steps apart."""
     hardware: Hardware
 
     @property
@@ -49,7 +52,7 @@ class Problem:
 
     @cached_property
     def cost(self) -> CostModel:
-        return CostModel(self.spec, self.graph, self.hardware)
+        return CostModel(self.spec, self.timed, self.hardware)
 
     @cached_property
     def memory(self) -> Memory:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc.compiler.graph.dim import Dim, Int, Symbol, product, total
+from dsc.compiler.graph.dim import Blocks, Dim, Int, Symbol, product, total
 
 RUNTIME = {"b": 3, "s": 7, "c": 10}
 CONSTANTS = {"HEADS": 4, "RANK": 6, "WIDTH": 5}
@@ -80,3 +80,13 @@ def test_a_definition_is_substituted_through() -> None:
     tokens = Symbol("t", definition=batch * length)
     assert tokens.substitute({"s": length - 1}).same(batch * length - batch)
     assert str(tokens.substitute({"c": length})) == "t"
+
+
+@given(DIMS)
+def test_blocks_hold_all_elements(dim: Dim) -> None:
+    """The last one may hold fewer."""
+    count = dim.value(RUNTIME)
+    blocks = Blocks(dim, Int(4))
+    assert 4 * (blocks.value(RUNTIME) - 1) < count <= 4 * blocks.value(RUNTIME)
+    assert blocks.substitute({"b": Int(5)}).value(RUNTIME) == -(-dim.substitute({"b": Int(5)}).value(RUNTIME) // 4)
+    assert (Blocks(dim * 4, Int(4))).same(dim)

@@ -17,7 +17,7 @@ from dsc.compiler.driver import build, emit
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import OPS, Lowering, Op, Saved, Types, register, tensor
+from dsc.compiler.graph.op import OPS, Op, Saved, Types, register, tensor
 from dsc.compiler.graph.saved import saved_bytes, saved_storages
 from dsc.compiler.graph.verify import VerifyError, verify
 from dsc.spec.loader import load
@@ -45,7 +45,7 @@ class SoftCap(Op):
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * 3
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("own", 0, tensor(outputs[0])),)
 
 
@@ -98,8 +98,7 @@ def test_its_costs_are_in_the_sums(spec: ModelSpec) -> None:
     type = tensor(node.outputs[0].type)
     for key, times in ((KEY, 1), ("Model.backbone", layers), ("Model.loss", layers)):
         assert (capped.flops(key) - plain.flops(key)).same(type.numel * 3 * times)
-        for lowering in ("torch", "triton"):
-            assert (saved_bytes(capped, key, lowering) - saved_bytes(plain, key, lowering)).same(type.bytes * times)
+        assert (saved_bytes(capped, key) - saved_bytes(plain, key)).same(type.bytes * times)
     assert capped.parameters() == plain.parameters()
 
 
@@ -141,4 +140,4 @@ def test_the_package_runs_with_it(spec: ModelSpec, emitted: Callable[[Mapping[st
     layer.post_attention_layernorm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     layer(x, rope).sum().backward()
     torch.testing.assert_close(seen[0], x + CAP)
-    assert any(storage.place == "capped.saved[0]" for storage in saved_storages(program.training, KEY, "torch"))
+    assert any(storage.place == "capped.saved[0]" for storage in saved_storages(program.training, KEY))

@@ -21,6 +21,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.saved import saved_bytes, saved_storages
 from dsc.compiler.graph.types import DType
+from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -28,11 +29,18 @@ Importer = Callable[[str], ModuleType]
 Sizes = Mapping[str, int]
 Memory = Counter[tuple[int, str]]
 
-DTYPES = {DType.FP32: torch.float32, DType.BF16: torch.bfloat16, DType.INT64: torch.int64, DType.INT32: torch.int32}
+DTYPES = {
+    DType.FP32: torch.float32,
+    DType.BF16: torch.bfloat16,
+    DType.FP8: torch.float8_e4m3fn,
+    DType.INT64: torch.int64,
+    DType.INT32: torch.int32,
+}
 B, S = 2, 24
 SMALL = 16  # bytes
 
-# A zoo model, and what is changed in its attention: between them every attention variant and every router.
+# A zoo model, and what is changed in its attention: between them every attention variant and every router, and on GPUs
+# products in FP8 in each of them.
 CASES: dict[str, tuple[str, Mapping[str, int]]] = {
     "latent, v padded": ("tiny", {}),
     "latent, q and k padded": ("tiny", {"v_head_dim": 24}),
@@ -44,6 +52,10 @@ CASES: dict[str, tuple[str, Mapping[str, int]]] = {
     "norms on q and k": ("qwen3-30b-a3b", {}),
     "scaled residuals, tied head": ("minicpm3-4b", {}),
     "only experts": ("mixtral-8x7b", {}),
+    "only experts, in FP8": ("mixtral-8x7b", {}),
+    "latent, in FP8": ("deepseek-v3", {}),
+    "latent, no query latent, in FP8": ("deepseek-v2-lite", {}),
+    "grouped heads, in FP8": ("llama-3.1-8b", {}),
 }
 
 
@@ -82,17 +94,22 @@ def spec(request: pytest.FixtureRequest, shrunk: Callable[[ModelSpec], ModelSpec
     name, changes = CASES[request.param]
     data = shrunk(load(name)).model_dump()
     data["attention"] |= changes
+    if request.param.endswith("in FP8"):
+        data["precision"]["linear"] = {"kind": "fp8_block"}
     return ModelSpec.model_validate(data)
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=[("fp32", None), ("bf16", None), ("bf16", "h100"), ("fp32", "h100")], ids=str)
 def program(request: pytest.FixtureRequest, spec: ModelSpec) -> Program:
-    precision = spec.precision.model_copy(update={"parameters": request.param})
-    return build(spec.model_copy(update={"precision": precision}))
+    """Without kernels and with them: their operators save on a CPU what they save on a GPU."""
+    parameters, kind = request.param
+    precision = spec.precision.model_copy(update={"parameters": parameters})
+    cluster = kind and Machines(kind=kind, nodes=1)
+    return build(spec.model_copy(update={"precision": precision, "cluster": cluster}))
 
 
 def claims(graph: Graph, block: Block, sizes: Sizes) -> tuple[Memory, str]:
-    storages = saved_storages(graph, block.key, "torch")
+    storages = saved_storages(graph, block.key)
     sized = [(storage.type.bytes.value(sizes), str(DTYPES[storage.type.dtype])[6:]) for storage in storages]
     rows = [f"  {size:8}  {storage.place}" for (size, _), storage in zip(sized, storages, strict=True)]
     return Counter(entry for entry in sized if entry[0] > SMALL), "\n".join([f"{block.key} claims", *rows])
@@ -137,20 +154,21 @@ def test_claims_are_what_autograd_saves(program: Program, emitted: Callable[[Map
 
 def test_bytes_are_the_sum_of_the_storages(program: Program) -> None:
     sizes = {"B": B, "S": S}
-    for lowering in ("torch", "triton"):
-        storages = saved_storages(program.training, "Model.loss", lowering)
-        total = sum(storage.type.bytes.value(sizes) for storage in storages)
-        assert saved_bytes(program.training, "Model.loss", lowering).value(sizes) == total
-        assert len({storage.place for storage in storages}) == len(storages)
+    storages = saved_storages(program.training, "Model.loss")
+    total = sum(storage.type.bytes.value(sizes) for storage in storages)
+    assert saved_bytes(program.training, "Model.loss").value(sizes) == total
+    assert len({storage.place for storage in storages}) == len(storages)
 
 
-def test_fused_kernels_keep_less(program: Program) -> None:
-    plain, fused = (saved_bytes(program.training, "Model.loss", lowering) for lowering in ("torch", "triton"))
-    for length in (16, 4096):
+def test_fused_kernels_keep_less(spec: ModelSpec) -> None:
+    clusters = (None, Machines(kind="h100", nodes=1))
+    graphs = [build(spec.model_copy(update={"cluster": cluster})).training for cluster in clusters]
+    plain, fused = (saved_bytes(graph, "Model.loss") for graph in graphs)
+    for length in (128, 4096):  # whole blocks of FP8
         sizes = {"B": 1, "S": length}
         assert fused.value(sizes) < plain.value(sizes)
 
 
 def test_nothing_that_is_saved_grows_with_the_square_of_the_sequence(program: Program) -> None:
-    names = [name for name in saved_bytes(program.training, "Model.loss", "torch").polynomial() if name]
+    names = [name for name in saved_bytes(program.training, "Model.loss").polynomial() if name]
     assert all(name.count("S") <= 1 and name.count("B") == 1 for name in names if name != ("S",))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
-from dsc.compiler.driver import build
+from dsc.compiler.driver import timed
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.cost import CostModel
 from dsc.compiler.planner.hardware import Hardware, hardware
@@ -21,11 +21,12 @@ V3_BATCH = 15360
 
 @cache
 def model(name: str, sequence_length: int | None = None) -> tuple[ModelSpec, Graph]:
+    """With the graph that is timed."""
     spec = load(name)
     if sequence_length is not None:
         workload = spec.workload.model_copy(update={"sequence_length": sequence_length})
         spec = spec.model_copy(update={"workload": workload})
-    return spec, build(spec).training
+    return spec, timed(spec)
 
 
 @cache

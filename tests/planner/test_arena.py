@@ -90,9 +90,8 @@ def replay(steps, values, arena):
 
 
 @pytest.mark.parametrize("name", ["tiny", "deepseek-v2-lite", "llama-3.1-8b"])
-@pytest.mark.parametrize("lowering", ["torch", "triton"])
-def test_no_value_is_overwritten_before_its_last_reader(name, lowering):
-    steps = trace(build(load(name)).inference, "Model.forward", lowering)
+def test_no_value_is_overwritten_before_its_last_reader(name):
+    steps = trace(build(load(name)).inference, "Model.forward")
     values = lifetimes(steps, lambda type: type.bytes.value({"B": 3, "S": 2, "C": 70}))
     arena = place(values)
     assert replay(steps, values, arena) == []
@@ -104,7 +103,7 @@ def test_no_value_is_overwritten_before_its_last_reader(name, lowering):
 
 def test_a_lifetime_cut_short_is_noticed():
     """The replay catches a value whose last reader was forgotten."""
-    steps = trace(build(load("tiny")).inference, "Model.forward", "triton")
+    steps = trace(build(load("tiny")).inference, "Model.forward")
     values = lifetimes(steps, lambda type: type.bytes.value({"B": 3, "S": 2, "C": 70}))
     cut = [Interval(one.name, one.bytes, one.first, one.first) for one in values]
     assert replay(steps, cut, place(cut))
@@ -113,6 +112,6 @@ def test_a_lifetime_cut_short_is_noticed():
 @pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-8b"])
 def test_real_decode_steps_waste_nothing(name):
     """The arena is as small as what is alive at the fullest moment."""
-    steps = trace(build(load(name)).inference, "Model.forward", "triton")
+    steps = trace(build(load(name)).inference, "Model.forward")
     arena = place(lifetimes(steps, lambda type: type.bytes.value({"B": 88, "S": 1, "C": 4989})))
     assert arena.bytes == arena.least

@@ -221,8 +221,8 @@ def test_keys_and_values_show_where_attention_does_not_hide_them() -> None:
     layer = ("DenseLayer.forward",)
     slow = v3_on(changed(scale_up_achieved=16e9))
     hidden, shown = (one.stage(layer, replace(PLAIN, cp=8)).forward.other for one in (V3, slow))
-    # K of 128 x 192 and V of 128 x 128 in bfloat16 for 4096 tokens, 7/8 of them from others
-    ring = 4096 * 128 * (192 + 128) * 2 * 7 / 8
+    # 128 heads of k_nope and v, and one k_rope, in bfloat16 for 4096 tokens, 7/8 of them from others
+    ring = 4096 * (128 * (128 + 128) + 64) * 2 * 7 / 8
     attention = V3.stage(layer, replace(PLAIN, cp=8)).forward.compute[CLASSES.index("attention")]
     latency = 7 * V3.hardware.cluster.scale_up_latency
     assert hidden == pytest.approx(max(0.0, ring / 160e9 + latency - attention))

@@ -25,7 +25,9 @@ from dsc.compiler.planner.ledger import (
 from dsc.compiler.planner.recompute import fp8_storages, kept
 from dsc.compiler.planner.schedule import SCHEDULES, actions, holdings
 from dsc.compiler.planner.shard import Elements, elements, is_routed
+from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
+from dsc.spec.precision import Bf16Linear
 from dsc.spec.zoo import MODELS, names
 
 NAMES = ["deepseek-v3", "llama-3.1-405b", "mixtral-8x7b", "minicpm3-4b"]
@@ -35,7 +37,7 @@ BATCH = 15360
 
 @cache
 def memory(name: str) -> Memory:
-    spec = load(name)
+    spec = load(name).model_copy(update={"cluster": Machines(kind="h800", nodes=256)})
     return Memory(spec, build(spec).training)
 
 
@@ -112,6 +114,8 @@ def test_more_ranks_never_need_more_bytes(name: str, axis: str) -> None:
     for layout in some_layouts(name, 64, 60):
         wider = replace(layout, **{axis: 2 * getattr(layout, axis)})
         if axis == "ep":  # experts fold over the other ranks, which double too
+            if layout.ep * layout.etp == 1:
+                continue  # on one rank no token is copied for its experts
             wider = replace(wider, dp=2 * layout.dp)
         batch = 8 * 64 * (wider.dp // layout.dp)
         if problems(wider, model.spec, wider.world, batch):
@@ -127,10 +131,9 @@ def test_more_ranks_never_need_more_bytes(name: str, axis: str) -> None:
 
 
 @pytest.mark.parametrize("name", names(MODELS))
-@pytest.mark.parametrize("lowering", ["torch", "triton"])
-def test_recomputing_more_never_keeps_more(name: str, lowering: str) -> None:
+def test_recomputing_more_never_keeps_more(name: str) -> None:
     spec = load(name)
-    model = Memory(spec, build(spec).training, lowering)
+    model = Memory(spec, build(spec).training)
     sets = recompute_sets(spec)
     for kind, part in {part.kind: part for part in model.parts}.items():
         bytes = {one: _bytes(kept(part.steps, one).storages) for one in sets}
@@ -142,20 +145,22 @@ def _bytes(storages: tuple[Storage, ...]) -> int:
     return sum(one.type.bytes.value({"B": 1, "S": 4096}) for one in storages)
 
 
-# MiB that each choice frees in one V3 layer of 4096 tokens (Megatron's table of what recomputation saves, by the same
-# tensors): its two norms of 7168, q, k and v, and the results of SwiGLU. Our latents' norms are recomputed too, our v
-# lies in one tensor with k_nope, and probabilities are multiplied in before the last product.
+# MiB that each choice frees in one V3 layer of 4096 tokens in bfloat16: its two norms of 7168 and those of the latents; q, k_nope
+# with v, and k_rope; what SwiGLU gives to the shared expert, because routed experts make theirs again anyway; and the
+# routed experts' gate and up.
 FREED = {
     ("norms",): 112 + 12 + 4,
-    ("mla_up_proj",): 192 + 192 + 256,
-    ("swiglu",): 128 + 16 + 128,
-    ("experts",): 256 + 128 + 128,
+    ("mla_up_proj",): 192 + 256 + 0.5,
+    ("swiglu",): 16,
+    ("experts",): 256,
 }
 
 
 @pytest.mark.parametrize("choice", FREED)
 def test_what_a_choice_frees(choice: tuple[str, ...]) -> None:
-    model = memory("deepseek-v3")
+    spec = memory("deepseek-v3").spec
+    wide = spec.model_copy(update={"precision": spec.precision.model_copy(update={"linear": Bf16Linear()})})
+    model = Memory(wide, build(wide).training)
     before, after = (model.held("MoeLayer.forward", one, "bf16", 1).own.on(PUBLISHED) for one in ((), choice))
     assert before - after == FREED[choice] * 2**20
 
@@ -170,9 +175,10 @@ def test_fp8_is_one_byte_and_a_scale_for_every_128() -> None:
     model = memory("deepseek-v3")
     part = next(part for part in model.parts if part.kind == "MoeLayer.forward")
     small = fp8_storages(part.steps)
-    numbers = 4096 * (8 * 7168 + 8 * 4096 + 8 * 2048 + 2 * 2048)  # dispatched, gate and up, down's input; shared
+    numbers = 4096 * (8 * 7168 + 8 * 4096 + 2 * 2048)  # dispatched, gate and up; those of the shared expert
     assert sum(one.type.numel.value({"B": 1, "S": 4096}) for one in small) == numbers
-    wide, narrow = (model.held("MoeLayer.forward", (), one, 1).own.on(PUBLISHED) for one in ("bf16", "fp8"))
+    layouts = (replace(PUBLISHED, recompute=(), activations=one) for one in ("bf16", "fp8"))
+    wide, narrow = (model.held_on("MoeLayer.forward", layout).own.on(PUBLISHED) for layout in layouts)
     assert wide - narrow == numbers * 2 - numbers - numbers // 128 * 4
 
 
@@ -186,11 +192,11 @@ def test_no_schedule_holds_more_after_a_while(schedule: str) -> None:
 
 
 def test_deepseek_v3_as_published() -> None:
-    """What each line is made of, by hand: layers 4 to 7 and 56 to 59 on ranks 1 and 14."""
+    """What each line is made of, by hand: layers 5 to 8 and 57 to 60 on ranks 1 and 14."""
     model = memory("deepseek-v3")
     role = model.ledger(PUBLISHED, BATCH, model.split(PUBLISHED))[1]
     assert role.ranks[0] == 1
-    assert role.parts == (tuple(f"layers.{i}" for i in range(4, 8)), tuple(f"layers.{i}" for i in range(56, 60)))
+    assert role.parts == (tuple(f"layers.{i}" for i in range(5, 9)), tuple(f"layers.{i}" for i in range(57, 61)))
     lines = {line.name: line.bytes for line in role.lines}
     attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
     dense = attention + 2 * 7168 + 256 * 7168 + 3 * 7168 * 2048  # router, shared expert
@@ -203,7 +209,7 @@ def test_deepseek_v3_as_published() -> None:
     assert lines[MASTER] == 4 * updated
     assert lines[MOMENTS] == 2 * {"fp32": 4, "bf16": 2}[model.spec.precision.optimizer.moments] * updated
     assert LOGITS not in lines
-    layer = model.held("MoeLayer.forward", PUBLISHED.recompute, "fp8", 1).own.on(PUBLISHED)
+    layer = model.held_on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
     rope = 2 * 4096 * 64 * 4
     assert lines[f"{ACTIVATIONS}MoeLayer.forward"] == 17 * (4 * layer + rope)
 

@@ -30,7 +30,7 @@ def test_no_split_is_better(costs: list[int], stages: int, least_first: int) -> 
 @pytest.mark.parametrize(("name", "stages"), [("deepseek-v3", 16), ("deepseek-v3", 61), ("llama-3.1-405b", 16)])
 def test_every_part_stands_once_and_in_order(name: str, stages: int) -> None:
     spec = load(name)
-    parts = parts_of(build(spec).training, "triton")
+    parts = parts_of(build(spec).training)
     found = split(parts, weights(parts, spec.workload.sequence_length), stages)
     assert len(found) == stages
     assert [index for stage in found for index in stage] == list(range(len(parts)))
@@ -39,7 +39,7 @@ def test_every_part_stands_once_and_in_order(name: str, stages: int) -> None:
 
 def test_deepseek_v3_on_sixteen_stages() -> None:
     """61 layers, multi-token prediction and a head that works twice: four layers each, the last stage has one."""
-    parts = parts_of(build(load("deepseek-v3")).training, "triton")
+    parts = parts_of(build(load("deepseek-v3")).training)
     found = split(parts, weights(parts, 4096), 16)
     names = [[parts[index].name for index in stage] for stage in found]
     assert names[0] == [EMBEDDING, "layers.0", "layers.1", "layers.2", "layers.3"]
@@ -50,7 +50,7 @@ def test_deepseek_v3_on_sixteen_stages() -> None:
 def test_parts_hold_every_parameter_once() -> None:
     for name in ("deepseek-v3", "minicpm3-4b", "mixtral-8x7b"):
         graph = build(load(name)).training
-        parts = parts_of(graph, "triton")
+        parts = parts_of(graph)
         held = [parameter for part in parts for parameter in part.parameters]
         assert sorted(held) == sorted(graph.parameters())
         borrowed = {part.name: list(part.borrowed) for part in parts if part.borrowed}

@@ -82,8 +82,7 @@ def counts_agree(program: Program, model: torch.nn.Module) -> None:
     stats = compute_stats(program.spec, program.training).parameters
     assert (stats.total, stats.mtp) == closed_form(program.spec)
     assert stats.active == stats.total - idle_parameters(program.spec)
-    fused, plain = (saved_bytes(program.training, "Model.loss", lowering) for lowering in ("triton", "torch"))
-    assert 0 < fused.value({"B": 1, "S": 8}) <= plain.value({"B": 1, "S": 8})
+    assert saved_bytes(program.training, "Model.loss").value({"B": 1, "S": 8}) > 0
 
 
 def idle_parameters(spec: ModelSpec) -> int:

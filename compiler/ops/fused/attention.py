@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -36,7 +36,7 @@ class MlaAttention(Op):
         q, out = tensor(inputs[0]), tensor(outputs[0])
         return q.shape[0] * q.shape[1] * q.shape[1] * q.shape[2] * (q.shape[3] + out.shape[3])
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         q = tensor(inputs[0])
         logsumexp = Saved("own", 0, TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32))
         return (*(Saved("input", index) for index in range(4)), Saved("output", 0), logsumexp)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.op import Lowering, Saved, Types, register
+from dsc.compiler.graph.op import Saved, Types, register
 from dsc.compiler.ops.elementwise import Swiglu
 from dsc.compiler.ops.rope import Rotate
 
@@ -18,7 +18,7 @@ class FusedSwiglu(Swiglu):
     def requires(self) -> tuple[str, ...]:
         return ("kernels.swiglu.swiglu",)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), Saved("input", 1))
 
 

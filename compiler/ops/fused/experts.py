@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.moe import GroupedLinear
 
@@ -70,7 +70,7 @@ class RoutedExperts(Op):
         one, two = (self.rows * op.in_features * op.out_features * 2 for op in (self.gate_up, self.down))
         return one + two
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         preactivation = retyped(inputs[0], self.rows, self.gate_up.out_features)
         return (*(Saved("input", index) for index in range(5)), Saved("own", 0, preactivation))
 

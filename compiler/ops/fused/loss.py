@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.loss import SCALAR
 from dsc.compiler.ops.projection import Linear, TiedHead
@@ -42,7 +42,7 @@ class LinearCrossEntropy(Op):
         """The two gradients' products, and the logits once more."""
         return self.flops(inputs, outputs) * 3
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """The labels once more, because they come as a slice of the tokens."""
         x, labels = (tensor(t) for t in inputs)
         return (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.op import Lowering, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.norm import RmsNorm
 
@@ -16,7 +16,7 @@ class FusedRmsNorm(RmsNorm):
     def requires(self) -> tuple[str, ...]:
         return ("kernels.rms_norm.rms_norm",)
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), _inverse_rms(inputs))
 
 
@@ -39,7 +39,7 @@ class AddRmsNorm(RmsNorm):
         assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} + {inputs[1]}"
         return (inputs[0], *super().infer(inputs[:1]))
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("output", 0), _inverse_rms(inputs))
 
 

@@ -1,11 +1,39 @@
-"""The choice of experts as kernels/router.py computes it."""
+"""The router as kernels/router_logits.py and kernels/router.py compute it."""
 
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Lowering, Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
-from dsc.compiler.ops.router import BiasedSelectionScores
+from dsc.compiler.ops.router import BiasedSelectionScores, RouterLogits
+
+
+@register
+@dataclass(frozen=True)
+class FusedRouterLogits(Op):
+    """x @ weight.T in float32 or wider, of which x and weight are kept as they are: [B, S, D] -> [B, S, E]."""
+
+    kind = "fused_router_logits"
+    linear: RouterLogits
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.router_logits.router_logits",)
+
+    def infer(self, inputs: Types) -> Types:
+        return self.linear.infer(inputs)
+
+    def holders(self) -> tuple[Op, ...]:
+        return (self.linear,)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.linear.parameters()
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return self.linear.flops(inputs, outputs)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
 
 
 @register
@@ -29,7 +57,7 @@ class Route(Op):
         shape = (*logits.shape[:-1], self.top_k)
         return (retyped(logits, *shape, dtype=DType.INT64), retyped(logits, *shape))
 
-    def saved(self, inputs: Types, outputs: Types, lowering: Lowering) -> tuple[Saved, ...]:
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), Saved("output", 0))
 
 

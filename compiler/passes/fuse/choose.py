@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels import mla_common, mla_decode
+from dsc.compiler.kernels import fp8_quantize, mla_common, mla_decode
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
+from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.passes.fuse.router import fuse_router
@@ -21,7 +23,9 @@ from dsc.spec.precision import Fp8BlockLinear
 
 Pass = Callable[[Graph], Graph]
 
-BLOCKS = ([128, 128], [1, 128])  # of weights and activations, that the FP8 kernels multiply
+TIMED: tuple[Pass, ...] = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
+"""The kernels of the graph that the planner times. In the trace that its efficiencies are read off, experts sort,
+gather, multiply and sum in steps of their own, and so do they there: with tokens of other ranks they have to."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,16 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     passes += [fuse_router, fuse_experts, fuse_elementwise, fuse_linear_cross_entropy]
+    if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
+        if (reason := fp8_quantize.refusal(linear, target)) is None:
+            passes.append(partial(multiply_in_fp8, linear=linear))
+        else:
+            notes += _without_fp8(spec, reason)
     return Choice(tuple(passes), tuple(inference), tuple(notes))
 
 
 def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:
-    if not isinstance(spec.precision.linear, Fp8BlockLinear):
+    linear = spec.precision.linear
+    if not isinstance(linear, Fp8BlockLinear) or not linear.products.in_fp8():
         return ()
     return (f"precision.linear: products run in {spec.precision.parameters}, not in FP8: {reason}",)

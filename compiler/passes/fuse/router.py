@@ -1,4 +1,4 @@
-"""All between the router's logits and the chosen experts with their weights becomes one kernel."""
+"""The router: its product, and all from its logits to the chosen experts with their weights as one kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.elementwise import Scale
-from dsc.compiler.ops.fused.router import BiasedRoute, Route
+from dsc.compiler.ops.fused.router import BiasedRoute, FusedRouterLogits, Route
 from dsc.compiler.ops.router import (
     BiasedSelectionScores,
     NormaliseWeights,
@@ -15,7 +15,7 @@ from dsc.compiler.ops.router import (
     Score,
     TopExperts,
 )
-from dsc.compiler.passes.fuse.pattern import ancestors, each_node, used_outside
+from dsc.compiler.passes.fuse.pattern import ancestors, each_node, find, used_outside
 
 
 def fuse_router(graph: Graph) -> Graph:
@@ -25,7 +25,8 @@ def fuse_router(graph: Graph) -> Graph:
 def _fuse(block: Block, choose: Node) -> Block:
     """The scores stay where a balance loss reads them too."""
     last = _weights(block, choose)
-    (logits,) = (node.outputs[0] for node in block.nodes() if isinstance(node.op, RouterLogits))
+    product, linear = find(block, RouterLogits)
+    (logits,) = product.outputs
     inside = (*ancestors(block, last, [logits]), last)
     kept = {node.id for node in inside if isinstance(node.op, Score) and _read_by_others(block, node, inside)}
 
@@ -37,7 +38,10 @@ def _fuse(block: Block, choose: Node) -> Block:
     fused = Node(last.id, op, (logits,), new, paragraph=bool(kept))
 
     gone = {node.id for node in inside} - kept - {last.id}
-    nodes = [fused if node.id == last.id else node for node in block.nodes() if node.id not in gone]
+    changed = {last.id: fused}
+    if type(linear) is RouterLogits:
+        changed[product.id] = replace(product, op=FusedRouterLogits(linear))
+    nodes = [changed.get(node.id, node) for node in block.nodes() if node.id not in gone]
     return block.with_nodes(nodes).reinfer(dict(zip(old, new, strict=True)))
 
 

@@ -23,7 +23,9 @@ LARGEST = "fp8_gemm_forward 4096 x 7168 x 16384"
 
 
 def modules(model: str, arch: str) -> list:
-    return kernels(("fp8_quantize", "fp8_gemm"), model, arch, precision__linear__kind="fp8_block")
+    """The graph of an H100 has products in FP8, whatever they are compiled for."""
+    on = {"cluster__kind": "h100", "cluster__nodes": 1}
+    return kernels(("fp8_quantize", "fp8_gemm"), model, arch, precision__linear__kind="fp8_block", **on)
 
 
 def wanted(name: str, arch: str, model: str) -> bool:

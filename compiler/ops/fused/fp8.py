@@ -1,0 +1,79 @@
+"""Products of FP8 codes: linear layers as kernels/fp8_gemm.py, routed experts as kernels/fp8_experts.py have them."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Blocks, Dim, Int, product, total
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType
+from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
+from dsc.compiler.ops.projection import Linear
+
+
+@register
+@dataclass(frozen=True)
+class Fp8Linears(Op):
+    """x @ weight.T for several weights, x quantised once: [..., in] -> [..., out] each."""
+
+    kind = "fp8_linears"
+    linears: tuple[Linear, ...]
+    block: Int
+    """Elements that share a scale."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.fp8_gemm.fp8_linears",)
+
+    def infer(self, inputs: Types) -> Types:
+        return tuple(type for linear in self.linears for type in linear.infer(inputs))
+
+    def holders(self) -> tuple[Op, ...]:
+        return self.linears
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(parameter for linear in self.linears for parameter in linear.parameters())
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return total([linear.flops(inputs, (output,)) for linear, output in zip(self.linears, outputs, strict=True)])
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """No x, but its codes and scales in blocks along the tokens, as the weights' gradients read them."""
+        x = tensor(inputs[0])
+        blocks = Blocks(product(x.shape[:-1]), self.block)
+        return (
+            Saved("own", 0, retyped(x, x.shape[-1], blocks * self.block, dtype=DType.FP8)),
+            Saved("own", 1, retyped(x, x.shape[-1], blocks, dtype=DType.FP32)),
+        )
+
+
+@register
+@dataclass(frozen=True)
+class Fp8Linear(Fp8Linears):
+    """The same for one weight."""
+
+    kind = "fp8_linear"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.fp8_gemm.fp8_linear",)
+
+
+@register
+@dataclass(frozen=True)
+class Fp8RoutedExperts(RoutedExperts):
+    """Every token through its experts, its codes by theirs; what is kept is what experts in wide types keep."""
+
+    kind = "fp8_routed_experts"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.fp8_experts.fp8_routed_experts",)
+
+
+@register
+@dataclass(frozen=True)
+class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
+    """The same, with the shared experts' result added where the sum is made."""
+
+    kind = "fp8_routed_and_shared_experts"
+
+    requires = Fp8RoutedExperts.requires
