@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+
+_read = ContextVar("read", default=True)
+
+
+@contextmanager
+def never_read() -> Iterator[None]:
+    """Within, inputs are memory that nobody fills: kernels are only compiled for them, and those of 671B are large."""
+    token = _read.set(False)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def filled() -> bool:
+    """Whether the inputs of cases need values."""
+    return _read.get()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,12 @@ class Machine:
     """Of a large bfloat16 matrix product."""
 
 
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    return platform.processor() or platform.machine()
+
+
 def measure_machine(device: str) -> Machine:
     kind = device.partition(":")[0]
     source = torch.empty(COPY_BYTES[kind] // 2, dtype=torch.int8, device=device)
@@ -33,7 +39,7 @@ def measure_machine(device: str) -> Machine:
     size = MATMUL_SIZE[kind]
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return Machine(
-        torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor() or platform.machine(),
+        device_name(device),
         version("torch"),
         _version("triton"),
         COPY_BYTES[kind] / seconds(lambda: target.copy_(source), device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dsc.compiler.bench.case import Case
 from dsc.compiler.bench.clock import seconds
 from dsc.compiler.bench.machine import Machine
 
-PACKAGE = "dsc_benched"
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,35 @@ class Result:
 
 def kernel_modules(folder: Path) -> dict[str, ModuleType]:
     """The modules of kernels/ that there are cases for, by name."""
+    package = _imported(folder)
+    names = sorted(path.stem for path in (folder / "kernels").glob("[!_]*.py"))
+    return {name: importlib.import_module(f"{package}.kernels.{name}") for name in names if _has_cases(name)}
+
+
+def import_kernel(folder: Path, name: str) -> ModuleType:
+    return importlib.import_module(f"{_imported(folder)}.kernels.{name}")
+
+
+def _imported(folder: Path) -> str:
+    """The package in a folder, under a name that no other has."""
+    name = f"dsc_benched_{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(
-        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None
-    sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[PACKAGE])
-    names = sorted(path.stem for path in (folder / "kernels").glob("[!_]*.py"))
-    return {name: importlib.import_module(f"{PACKAGE}.kernels.{name}") for name in names if _cases_of(name)}
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return name
 
 
-def _cases_of(name: str) -> Callable[[ModuleType, int, str], Iterator[Case]] | None:
-    path = f"dsc.compiler.bench.cases.{name}"
-    if importlib.util.find_spec(path) is None:
-        return None
-    found: Callable[[ModuleType, int, str], Iterator[Case]] = importlib.import_module(path).cases
+def _has_cases(name: str) -> bool:
+    return importlib.util.find_spec(f"dsc.compiler.bench.cases.{name}") is not None
+
+
+def cases_of(name: str) -> Callable[[ModuleType, int, str], Iterator[Case]]:
+    found: Callable[[ModuleType, int, str], Iterator[Case]] = importlib.import_module(
+        f"dsc.compiler.bench.cases.{name}"
+    ).cases
     return found
 
 
@@ -65,23 +80,21 @@ def measure(
     name: str, module: ModuleType, tokens: int, machine: Machine, device: str, compiled: bool
 ) -> Iterator[Result]:
     """The results of one kernel, as they come."""
-    cases = _cases_of(name)
-    assert cases is not None
     torch.manual_seed(0)
     with torch.no_grad():
-        for case in cases(module, tokens, device):
+        for case in cases_of(name)(module, tokens, device):
             yield _measure_case(name, case, machine, device, compiled)
 
 
 def _measure_case(name: str, case: Case, machine: Machine, device: str, compiled: bool) -> Result:
-    difference = _difference(case.run(), case.reference())
+    error = difference(case.run(), case.reference())
     time = seconds(case.run, device)
     floor = max(case.bytes / machine.bytes_per_second, case.flops / machine.flops_per_second)
     return Result(
         name,
         case.name,
-        difference,
-        difference <= case.bound,
+        error,
+        error <= case.bound,
         time,
         case.bytes / time,
         case.flops / time,
@@ -101,7 +114,7 @@ def _compiled_seconds(reference: Callable[[], object], device: str) -> float | N
         return None
 
 
-def _difference(actual: object, expected: object) -> float:
+def difference(actual: object, expected: object) -> float:
     """The largest calc_diff among all tensors that come back."""
     pairs = list(zip(_tensors(actual), _tensors(expected), strict=True))
     return max(calc_diff(a, e) for a, e in pairs)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ from rich.table import Table
 from dsc.compiler.cli.arguments import PATH
 from dsc.compiler.cli.console import console, say, show
 from dsc.compiler.cli.exits import Exit
+from dsc.compiler.driver import build
 from dsc.compiler.verify import missing_libraries
+from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from dsc.compiler.bench.machine import Machine
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--kernel", "only", multiple=True, help="Only this kernel; may be given more than once.")
 @click.option("--device", help="Where to run.  [default: cuda]", default="cuda")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Measure torch.compile of the reference too.")
+@click.option("--tune", "tuned", metavar="SPEC", help="Try other tiles; SPEC is what the package was compiled from.")
 @click.option("-o", "--output", type=PATH, help="Append the results to this file, one JSON object a line.")
 @click.pass_context
 def bench(
@@ -39,13 +44,15 @@ def bench(
     only: tuple[str, ...],
     device: str,
     compiled: bool,
+    tuned: str | None,
     output: str | None,
 ) -> None:
     """Measure the kernels of a package on this GPU, at the sizes of its model.
 
     Each against its reference first (exit code 1 if one is wrong), then its speed against the machine's own copy and
     matrix product, the plain PyTorch of the same file, torch.compile of it, and PyTorch's operator where there is one.
-    On `--device cpu` kernels run their reference: that shows only that everything runs.
+    On `--device cpu` kernels run their reference: that shows only that everything runs. With `--tune`, tiles of the
+    declared grids run instead, and rows for the tuning table are proposed where one is faster.
     """
     folder = Path(package)
     if not (folder / "kernels").is_dir():
@@ -61,10 +68,13 @@ def bench(
     from dsc.compiler.bench.machine import measure_machine
     from dsc.compiler.bench.run import kernel_modules
 
-    machine = measure_machine(device)
     modules = kernel_modules(folder)
     if unknown := sorted({*only} - modules.keys()):
         raise click.UsageError(f"no such kernel in {package}: {', '.join(unknown)}; it has {', '.join(modules)}")
+    if tuned is not None:
+        _tune([name for name in modules if name in only or not only], load(tuned), folder, tokens or (4096,), device)
+        return
+    machine = measure_machine(device)
     chosen = {name: module for name, module in modules.items() if name in only or not only}
     results = []
     with Path(output).open("a", encoding="utf-8") if output else nullcontext() as file:
@@ -76,6 +86,27 @@ def bench(
     _show(results, machine)
     if not all(result.correct for result in results):
         ctx.exit(Exit.SAID_NO)
+
+
+def _tune(kernels: list[str], spec: ModelSpec, folder: Path, tokens: tuple[int, ...], device: str) -> None:
+    """Prints what was tried as it comes, then the rows."""
+    from dsc.compiler.bench.clock import seconds
+    from dsc.compiler.bench.machine import device_name
+    from dsc.compiler.bench.tune import proposals, trials
+
+    program = build(spec)
+    if program.target is None:
+        raise click.UsageError(f"{spec.name} names no cluster, so its package has no kernels")
+    origin = f"measured {device_name(device)} {date.today().isoformat()}"
+    for count in tokens:
+        for kernel in kernels:
+            tried = []
+            for one in trials(kernel, program, folder, count, device, partial(seconds, device=device)):
+                tried.append(one)
+                times = ", ".join(f"{case} {time * 1e6:.1f} us" for case, time in one.times.items())
+                say(f"{kernel}.{one.launch} {dict(one.tile)}: {times or one.note}", stderr=True)
+            for proposal in proposals(tried):
+                say(proposal.row(program.target.arch, origin) + "\n")
 
 
 def _results(

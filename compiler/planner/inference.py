@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from dsc.compiler.graph.dim import product
@@ -41,7 +42,11 @@ Rows = Literal["plain", "fp8"]
 
 
 class DoesNotFit(ValueError):
-    """Not even one sequence does; the message has the arithmetic."""
+    """Not even one sequence does; the message has the arithmetic, `lines` what that one needs."""
+
+    def __init__(self, message: str, lines: tuple[Line, ...]) -> None:
+        super().__init__(message)
+        self.lines = lines
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Serving:
     """Every GPU has the shared experts too; else one of its slots may hold them."""
     dense_tp: int = 1
     """Tensor parallelism of dense feed-forwards."""
+    ep: int | None = None
+    """GPUs that share the routed experts, each such group with all of them; null: all GPUs are one."""
 
     @property
     def gpus(self) -> int:
@@ -65,7 +72,7 @@ class Serving:
 
     def redundant(self, experts: int) -> int:
         """Slots beyond one for each routed expert; with shared=False, those of shared experts are among them."""
-        return self.slots * self.gpus - experts
+        return self.slots * (self.ep or self.gpus) - experts
 
 
 @dataclass(frozen=True)
@@ -132,23 +139,26 @@ class ServingMemory:
         page_bytes = storing.page * self.row_bytes(serving, storing) * self.layers
         pages_each = share(request.context, storing.page)
 
-        def other(sequences: int) -> tuple[Arena, tuple[Line, ...]]:
-            arena = place(self.values(serving, request, request.stepping(sequences)))
-            return arena, tuple(self._beside(serving, request, arena, sequences, pages_each))
+        def beside(sequences: int) -> tuple[Line, ...]:
+            return tuple(self._beside(serving, request, self.arena(serving, request, sequences), sequences, pages_each))
 
-        def fits(sequences: int) -> bool:
-            taken = fixed + sum(line.bytes for line in other(sequences)[1])
-            return taken + sequences * pages_each * page_bytes <= capacity
+        def needed(sequences: int) -> int:
+            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * pages_each * page_bytes
 
-        if not fits(1):
-            taken = fixed + sum(line.bytes for line in other(1)[1]) + pages_each * page_bytes
-            raise DoesNotFit(f"one sequence of {request.context} tokens needs {taken:,} bytes of {capacity:,}")
-        most = _last(fits, (capacity - fixed) // (pages_each * page_bytes))
-        arena, beside = other(most)
-        pages = (capacity - fixed - sum(line.bytes for line in beside)) // page_bytes
-        source = f"{pages} pages of {storing.page} tokens, {page_bytes // storing.page} bytes a token"
-        cache = Line("cache", pages * page_bytes, "derived", source)
-        return ServingPlan((*weights, *beside, cache), capacity, arena, page_bytes, pages, most)
+        if needed(1) > capacity:
+            lines = (*weights, *beside(1), _pages(pages_each, page_bytes, storing))
+            raise DoesNotFit(
+                f"one sequence of {request.context} tokens needs {needed(1):,} bytes of {capacity:,}", lines
+            )
+        most = _last(lambda sequences: needed(sequences) <= capacity, (capacity - fixed) // (pages_each * page_bytes))
+        others = beside(most)
+        pages = (capacity - fixed - sum(line.bytes for line in others)) // page_bytes
+        lines = (*weights, *others, _pages(pages, page_bytes, storing))
+        return ServingPlan(lines, capacity, self.arena(serving, request, most), page_bytes, pages, most)
+
+    def arena(self, serving: Serving, request: Request, sequences: int) -> Arena:
+        """Of a step with so many sequences in the cache."""
+        return place(self.values(serving, request, request.stepping(sequences)))
 
     def weights(self, serving: Serving, storing: Storing) -> Iterator[Line]:
         """Of one GPU, by what divides them."""
@@ -203,6 +213,7 @@ class ServingMemory:
         """What a step makes on one GPU, and for how long."""
         sizes = {"B": sequences, "S": request.new_tokens, CACHED: request.context}
 
+        @cache  # layers have the same types
         def size(type: TensorType) -> int:
             names = sizes_in(type)
             divided = "B" in names and ("S" in names or names & HEADS)
@@ -225,7 +236,7 @@ class ServingMemory:
         yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
         if serving.gpus > 1:
             yield _assumed("collective buffers", round(NCCL.value), NCCL)
-        if serving.gpus > 1 and serving.slots:
+        if (serving.ep or serving.gpus) > 1 and serving.slots:
             yield self._expert_buffers(serving, request, sequences)
 
     def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> Line:
@@ -233,7 +244,7 @@ class ServingMemory:
         if request.phase == "prefill":
             return _assumed("expert buffers", round(EXPERT_BUFFER.value * hidden * DType.BF16.bytes), EXPERT_BUFFER)
         tokens = share(request.stepping(sequences) * request.new_tokens, serving.tp)
-        size = low_latency_bytes(tokens, hidden, serving.slots * serving.gpus)
+        size = low_latency_bytes(tokens, hidden, serving.slots * (serving.ep or serving.gpus))
         return Line("expert buffers", size, "assumed", "DeepEP csrc/legacy/config.hpp, LowLatencyLayout")
 
 
@@ -282,6 +293,11 @@ def _last(fits: Callable[[int], bool], most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _pages(count: int, page_bytes: int, storing: Storing) -> Line:
+    source = f"{count} pages of {storing.page} tokens, {page_bytes // storing.page} bytes a token"
+    return Line("cache", count * page_bytes, "derived", source)
 
 
 def _assumed(name: str, size: int, constant: Constant) -> Line:

@@ -108,7 +108,7 @@ def record(plan: Plan) -> dict[str, Any]:
             {
                 "ranks": list(role.ranks),
                 **memory(role, plan.problem.capacity),
-                "lines": [_line(line.name, line.bytes, line.provenance, line.source) for line in role.lines],
+                "lines": [line_record(line.name, line.bytes, line.provenance, line.source) for line in role.lines],
             }
             for role in plan.roles
         ],
@@ -118,7 +118,7 @@ def record(plan: Plan) -> dict[str, Any]:
             "mfu": time.mfu,
             "gpu_hours_per_trillion_tokens": time.gpu_hours_per_trillion_tokens,
             "uncertainty": time.uncertainty,
-            "lines": [_line(line.name, line.seconds, line.provenance, line.source) for line in time.lines],
+            "lines": [line_record(line.name, line.seconds, line.provenance, line.source) for line in time.lines],
         },
         "rejected": [_neighbour(one) for one in plan.around],
         "largest_saving": None if plan.saving is None else plan.saving.change,
@@ -129,7 +129,7 @@ def record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _line(name: str, amount: float, provenance: str, source: str) -> dict[str, Any]:
+def line_record(name: str, amount: float, provenance: str, source: str) -> dict[str, Any]:
     key = "bytes" if isinstance(amount, int) else "seconds"
     return {"name": name, key: amount, "provenance": provenance, "source": source}
 

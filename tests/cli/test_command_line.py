@@ -21,7 +21,7 @@ OPTIONS = {
     "diff": {"FIRST", "SECOND", "--files", "--json"},
     "compile": {"SPEC", "-o", "--output", "--check", "--force"},
     "verify": {"SPEC", "--json"},
-    "bench": {"PACKAGE", "--tokens", "--kernel", "--device", "--compile", "-o", "--output"},
+    "bench": {"PACKAGE", "--tokens", "--kernel", "--device", "--compile", "--tune", "-o", "--output"},
     "shrink": {"SPEC", "-o", "--output"},
     "import": {"PATH", "-o", "--output"},
     "export": {"SPEC", "-o", "--output"},

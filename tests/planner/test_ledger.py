@@ -145,9 +145,9 @@ def _bytes(storages: tuple[Storage, ...]) -> int:
     return sum(one.type.bytes.value({"B": 1, "S": 4096}) for one in storages)
 
 
-# MiB that each choice frees in one V3 layer of 4096 tokens in bfloat16: its two norms of 7168 and those of the latents; q, k_nope
-# with v, and k_rope; what SwiGLU gives to the shared expert, because routed experts make theirs again anyway; and the
-# routed experts' gate and up.
+# MiB that each choice frees in one V3 layer of 4096 tokens in bfloat16: its two norms of 7168 and those of the latents;
+# q, k_nope with v, and k_rope; what SwiGLU gives to the shared expert, because routed experts make theirs again anyway;
+# and the routed experts' gate and up.
 FREED = {
     ("norms",): 112 + 12 + 4,
     ("mla_up_proj",): 192 + 256 + 0.5,

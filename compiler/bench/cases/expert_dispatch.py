@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, filled
 
 
 def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
@@ -16,7 +16,7 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
     experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices
     _, position, _ = kernel.reference_sort(experts, num_experts)
     rows, shared = (torch.empty(n, width, device=device, dtype=torch.bfloat16) for n in (tokens * top_k, tokens))
-    if device != "cpu":
+    if filled():
         rows.normal_()
         shared.normal_()
     sizes = f"{tokens} x {top_k} of {num_experts}"

@@ -9,14 +9,14 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, filled
 
 
 def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
     vocab, width = kernel.VOCAB_SIZE, kernel.HIDDEN_SIZE
     hidden = torch.empty(tokens, width, device=device, dtype=torch.bfloat16)
     weight = torch.empty(vocab, width, device=device, dtype=torch.bfloat16)
-    if device != "cpu":
+    if filled():
         hidden.normal_()
         weight.normal_(std=width**-0.5)
     labels = torch.randint(vocab, (tokens,), device=device)

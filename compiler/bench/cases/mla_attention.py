@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, filled
 
 
 def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
@@ -44,7 +44,7 @@ def problems(kernel: ModuleType, tokens: int, device: str) -> Iterator[tuple[str
 
 def random(*shape: int, device: str) -> Tensor:
     """bfloat16; on a CPU, where kernels are compiled only, memory that nobody touches."""
-    make = torch.empty if device == "cpu" else torch.randn
+    make = torch.empty if not filled() else torch.randn
     return make(*shape, device=device, dtype=torch.bfloat16)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, filled
 
 PAGE_SIZE = 64
 SIZES = ((1, 1), (16, 1), (128, 1), (128, 2))
@@ -37,10 +37,10 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
 
 
 def _cache(kernel: ModuleType, num_pages: int, device: str) -> Tensor:
-    """Pages of random rows; on the CPU, where kernels are only compiled, memory that nobody touches."""
+    """Pages of random rows."""
     latent, rotary, fp8 = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM, hasattr(kernel, "GROUP")
     scales = latent // kernel.GROUP if fp8 else 0
-    if device == "cpu":
+    if not filled():
         width, dtype = (latent + 4 * scales + 2 * rotary, torch.uint8) if fp8 else (latent + rotary, torch.bfloat16)
         return torch.empty(num_pages, PAGE_SIZE, width, dtype=dtype)
     rows = torch.randn(num_pages, PAGE_SIZE, latent + rotary, device=device, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""kernels/rms_norm.py at the widths of DeepSeek-V3, compiled for every architecture."""
+"""kernels/rms_norm.py at the widths of DeepSeek-V3 and Llama 3.1 8B, compiled for every architecture."""
 
 import pytest
 from kernels.ahead import check_budget, compile_launches
@@ -10,8 +10,10 @@ from dsc.compiler.kernels.target import TARGETS
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_budget(arch: str) -> None:
-    (module,) = kernels(("rms_norm",), "deepseek-v3", arch)
-    measured = {case.name: compile_launches([module], case.run, arch) for case in cases(module, 4096, "cpu")}
+    measured = {}
+    for zoo in ("deepseek-v3", "llama-3.1-8b"):
+        (module,) = kernels(("rms_norm",), zoo, arch)
+        measured |= {case.name: compile_launches([module], case.run, arch) for case in cases(module, 4096, "cpu")}
     for launches in measured.values():
         for launch in launches:
             assert launch.shared <= TARGETS[arch].shared_memory

@@ -1,4 +1,4 @@
-"""kernels/swiglu.py at the widths of DeepSeek-V3, compiled for every architecture."""
+"""kernels/swiglu.py at the widths of DeepSeek-V3 and Llama 3.1 8B, compiled for every architecture."""
 
 import pytest
 from kernels.ahead import check_budget, compile_launches
@@ -10,8 +10,10 @@ from dsc.compiler.kernels.target import TARGETS
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_budget(arch: str) -> None:
-    modules = kernels(("swiglu",), "deepseek-v3", arch)
-    measured = {case.name: compile_launches(modules, case.run, arch) for case in cases(modules[0], 128, "cpu")}
+    measured = {}
+    for zoo in ("deepseek-v3", "llama-3.1-8b"):
+        modules = kernels(("swiglu",), zoo, arch)
+        measured |= {case.name: compile_launches(modules, case.run, arch) for case in cases(modules[0], 128, "cpu")}
     for launches in measured.values():
         for launch in launches:
             assert launch.spilled == 0
