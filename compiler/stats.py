@@ -7,7 +7,9 @@ from fractions import Fraction
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter, tensor
+from dsc.compiler.graph.types import DType
 from dsc.spec.model import ModelSpec
+from dsc.spec.precision import CACHE_GROUP
 
 MTP = "mtp."
 EMBEDDING = "embed_tokens.weight"
@@ -80,4 +82,10 @@ def cache_bytes(graph: Graph, key: str) -> int:
     if key not in graph.blocks:
         return 0
     kept = [entry for block in graph.executions(key) for entry in block.cached]
-    return sum(tensor(value.type).numel.value({"B": 1, "S": 1}) * dtype.bytes for value, dtype in kept)
+    return sum(_row_bytes(tensor(value.type).numel.value({"B": 1, "S": 1}), dtype) for value, dtype in kept)
+
+
+def _row_bytes(numbers: int, dtype: DType) -> int:
+    """FP8 codes have a float32 scale for every 128 of them."""
+    scales = numbers // CACHE_GROUP * DType.FP32.bytes if dtype is DType.FP8 else 0
+    return numbers * dtype.bytes + scales

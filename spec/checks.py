@@ -13,7 +13,7 @@ from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import Fp8BlockLinear
+from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
@@ -89,6 +89,20 @@ def _fp8_blocks(spec: ModelSpec) -> Iterator[Finding]:
         message = f"activations have one scale per {activation} inputs, weights one per {weight}"
         help = f"write [{linear.activation_block[0]}, {weight}]"
         yield Finding("DSC055", message, ("precision", "linear", "activation_block"), help)
+
+
+def _fp8_cache(spec: ModelSpec) -> Iterator[Finding]:
+    if spec.precision.kv_cache != "fp8":
+        return
+    if not isinstance(spec.attention, MlaAttention):
+        message = f"rows of an FP8 cache are latents, which attention of kind {spec.attention.kind!r} does not have"
+    elif spec.attention.kv_lora_rank % CACHE_GROUP:
+        latent = spec.attention.kv_lora_rank
+        rest = f"{latent} % {CACHE_GROUP} = {latent % CACHE_GROUP}"
+        message = f"an FP8 cache has one scale for {CACHE_GROUP} numbers of a latent: {rest}"
+    else:
+        return
+    yield Finding("DSC056", message, ("precision", "kv_cache"), "write bf16")
 
 
 def _described_ffn(spec: ModelSpec) -> Iterator[Finding]:
@@ -241,6 +255,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _even_rope_dim,
     _original_positions,
     _fp8_blocks,
+    _fp8_cache,
     _described_ffn,
     _used_ffn,
     _number_of_layers,

@@ -44,6 +44,7 @@ Code = Literal[
     "DSC053",
     "DSC054",
     "DSC055",
+    "DSC056",
     # layers, workload and cluster
     "DSC060",
     "DSC061",

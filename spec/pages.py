@@ -237,6 +237,13 @@ PAGES: dict[Code, Page] = {
         "precision: {linear: {kind: fp8_block, weight_block: [128, 128], activation_block: [1, 64]}}",
         "precision: {linear: {kind: fp8_block, weight_block: [128, 128], activation_block: [1, 128]}}",
     ),
+    "DSC056": Page(
+        "an FP8 cache without whole groups of a latent",
+        "In FP8, a token's row is its latent in codes with one scale for every 128 of them, and its rotary part in "
+        "bfloat16. So attention has a latent, and its width is a multiple of 128.",
+        "attention: {kind: mla, kv_lora_rank: 320}\nprecision: {kv_cache: fp8}",
+        "attention: {kind: mla, kv_lora_rank: 512}\nprecision: {kv_cache: fp8}",
+    ),
     "DSC060": Page(
         "layers with a feed-forward that is not described",
         "Every kind that `layers` names stands under `ffn`.",

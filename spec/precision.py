@@ -7,6 +7,9 @@ from pydantic import Field
 from dsc.spec.base import Count, Section
 
 
+CACHE_GROUP = 128  # numbers of a latent that share a scale in an FP8 cache, as in FlashMLA
+
+
 class Bf16Linear(Section):
     kind: Literal["bf16"] = "bf16"
 
@@ -55,5 +58,6 @@ class Precision(Section):
     parameters: Literal["bf16", "fp32"] = "bf16"
     """Parameters and activations that no other line names."""
     linear: Annotated[Bf16Linear | Fp8BlockLinear, Field(discriminator="kind")] = Bf16Linear()
-    kv_cache: Literal["bf16", "fp32"] = "bf16"
+    kv_cache: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """FP8 is for latents: E4M3 codes with a float32 scale for every 128 of them, and the rotary part in bfloat16."""
     optimizer: OptimizerState = OptimizerState()

@@ -5,6 +5,7 @@ from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Linear
@@ -40,7 +41,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     k_rope = block.add("k_rope", AddHeadDim(), k_rope)
     k_rope = block.add("k_rope", Rotate(spec.rope.layout, rotary), k_rope, rope)
     block.keep(kv_latent, context.cache_dtype)
-    block.keep(k_rope, context.cache_dtype)
+    block.keep(k_rope, DType.BF16 if context.cache_dtype is DType.FP8 else context.cache_dtype)
 
     block.paragraph()
     kv = block.add("kv", Linear("kv_b_proj", latent, heads * (nope + value), dtype, "attention"), kv_latent)

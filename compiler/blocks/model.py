@@ -26,7 +26,7 @@ from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
 
-DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32}
+DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32, "fp8": DType.FP8}
 FORWARD_DOC = "Next-token logits [B, S, W] for tokens [B, S]."
 BACKBONE_DOC = "The layers: tokens [B, S] to the last hidden state [B, S, D], before the final norm."
 LOSS_DOC = "The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."

@@ -17,7 +17,6 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
 from dsc.compiler.graph.saved import trace
 from dsc.compiler.graph.types import DType, TensorType
-from dsc.compiler.kernels.latent_cache import GROUP
 from dsc.compiler.ops.projection import Linear
 from dsc.compiler.planner.arena import Arena, Interval, lifetimes, place
 from dsc.compiler.planner.calibration import Constant
@@ -26,7 +25,7 @@ from dsc.compiler.planner.shard import is_routed, share, sizes_in
 from dsc.compiler.stats import cache_bytes
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import Fp8BlockLinear
+from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 
 ROOT = "Model.forward"
 HEADS = frozenset(("NUM_HEADS", "NUM_KV_HEADS"))
@@ -205,7 +204,11 @@ class ServingMemory:
         if isinstance(attention, MlaAttention):
             if storing.rows == "fp8":
                 latent = attention.kv_lora_rank
-                return latent + share(latent, GROUP) * DType.FP32.bytes + attention.qk_rope_head_dim * DType.BF16.bytes
+                return (
+                    latent
+                    + share(latent, CACHE_GROUP) * DType.FP32.bytes
+                    + attention.qk_rope_head_dim * DType.BF16.bytes
+                )
             return self.token_bytes // self.layers
         return share(self.token_bytes // self.layers, serving.tp)
 
@@ -227,7 +230,7 @@ class ServingMemory:
         """Everything but weights and cache."""
         count = len(arena.intervals)
         largest = sorted(arena.intervals, key=lambda one: (-one.bytes, one.first, one.name))[:3]
-        source = f"{count} values of one step, at most {arena.least} bytes alive; the largest are named"
+        source = f"{count:,} values of one step, at most {arena.least:,} bytes alive; the largest are named"
         yield Line("arena", arena.bytes, "derived", source, tuple(one.name for one in largest))
         entries = sequences * (pages_each + 1) * DType.INT32.bytes
         yield Line("block tables", entries, "derived", "int32: the pages of each sequence, and its length")

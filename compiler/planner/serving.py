@@ -13,7 +13,16 @@ from typing import Literal
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.hardware import Hardware
-from dsc.compiler.planner.inference import DoesNotFit, Phase, Request, Serving, ServingMemory, ServingPlan, Storing
+from dsc.compiler.planner.inference import (
+    DoesNotFit,
+    Phase,
+    Request,
+    Rows,
+    Serving,
+    ServingMemory,
+    ServingPlan,
+    Storing,
+)
 from dsc.compiler.planner.layout import TRIVIAL, problems
 from dsc.compiler.planner.ledger import Line
 from dsc.compiler.planner.shard import share
@@ -64,7 +73,9 @@ class ServingProblem:
     @property
     def storing(self) -> Storing:
         """Weights as the spec's products read them."""
-        return Storing(fp8_weights=isinstance(self.spec.precision.linear, Fp8BlockLinear))
+        precision = self.spec.precision
+        rows: Rows = "fp8" if precision.kv_cache == "fp8" else "plain"
+        return Storing(fp8_weights=isinstance(precision.linear, Fp8BlockLinear), rows=rows)
 
     @cached_property
     def memory(self) -> ServingMemory:
@@ -207,7 +218,9 @@ def _alternatives(problem: ServingProblem, best: Option, found: list[Option]) ->
         change = "cache rows in FP8"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, rows="fp8")))
     double = replace(problem, context=2 * problem.context)
-    yield _against(problem, best, f"context {problem.context} -> {double.context}", _option(double, serving, best.storing))
+    yield _against(
+        problem, best, f"context {problem.context} -> {double.context}", _option(double, serving, best.storing)
+    )
 
 
 def _against(problem: ServingProblem, best: Option, change: str, other: Option) -> Alternative:

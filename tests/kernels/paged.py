@@ -19,15 +19,10 @@ NAMES = ("latent_cache", "mla_decode")
 
 @cache
 def texts(rows: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> dict[str, str]:
-    """Both kernel files for a model of the zoo with rows "plain" or "fp8"; `changes` are spec keys with __ for the dot.
-
-    The spec cannot say fp8 rows yet, so it is said behind the schema's back.
-    """
-    spec = spec_with(zoo, {key.replace("__", "."): value for key, value in changes.items()})
+    """Both kernel files for a model of the zoo, rows "plain" or "fp8"; `changes` are spec keys with __ for the dot."""
+    keys = {key.replace("__", "."): value for key, value in changes.items()}
+    spec = spec_with(zoo, keys | ({"precision.kv_cache": "fp8"} if rows == "fp8" else {}))
     graph = build(spec).training
-    if rows == "fp8":
-        precision = spec.precision.model_copy(update={"kv_cache": "fp8"})
-        spec = spec.model_copy(update={"precision": precision})
     templates = environment()
     files = {f"{name}.py": kernel_file(templates, name, graph, spec, TARGETS[arch]) for name in ("launch", *NAMES)}
     return format_files(files)

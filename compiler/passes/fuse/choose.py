@@ -57,6 +57,8 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             inference.append(absorb_latent)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
+    if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
+        notes.append("precision.kv_cache: rows are kept in bf16, for lack of kernels for FP8 rows there")
     passes += [fuse_router, fuse_experts, fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         if (reason := fp8_quantize.refusal(linear, target)) is None:

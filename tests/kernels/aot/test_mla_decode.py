@@ -7,9 +7,9 @@ from kernels.paged import kernels
 
 from dsc.compiler.bench.cases import mla_decode as bench
 from dsc.compiler.driver import build
-from dsc.compiler.kernels.mla_decode import shared_memory, values
+from dsc.compiler.kernels.latent_cache import cache_rows
+from dsc.compiler.kernels.mla_decode import refusal, shared_memory
 from dsc.compiler.kernels.target import TARGETS
-from dsc.compiler.kernels.tuning import NoTile
 
 FP8 = [arch for arch, target in TARGETS.items() if target.fp8]
 UNALIGNED = (7, 3)  # sequences and new tokens that no power of two divides: other addresses, more registers
@@ -37,15 +37,19 @@ def test_budget(monkeypatch: pytest.MonkeyPatch, arch: str, rows: str) -> None:
     check_budget(f"mla_decode_{rows}", arch, measured)
 
 
-@pytest.mark.parametrize("arch", sorted(TARGETS.keys() - set(FP8)))
-def test_no_fp8_rows_where_there_is_no_fp8(arch: str) -> None:
-    with pytest.raises(NoTile):
-        kernels("fp8", "deepseek-v3", arch)
+def test_no_fp8_rows_where_there_is_no_fp8() -> None:
+    """The compiler keeps bfloat16 rows there, and says so."""
+    keys = {"precision.kv_cache": "fp8", "attention.kv_lora_rank": 128}
+    for kind, without in (("a100", True), ("mi300x", True), ("h800", False)):
+        program = build(spec_with("tiny", {**keys, "cluster": {"kind": kind, "nodes": 1}}))
+        assert without == any(note.startswith("precision.kv_cache: rows are kept in bf16") for note in program.notes)
+        assert cache_rows(program.spec, program.target) == ("plain" if without else "fp8")
 
 
 @pytest.mark.parametrize(("key", "size"), [("kv_lora_rank", 48), ("kv_lora_rank", 384), ("qk_rope_head_dim", 8)])
 def test_dims_that_the_kernel_does_not_take(key: str, size: int) -> None:
-    """They are refused while compiling; the compiler then leaves the operator to PyTorch."""
-    spec = spec_with("tiny", {f"attention.{key}": size})
-    with pytest.raises(NoTile, match="powers of two"):
-        values(build(spec).training, spec, TARGETS["sm_90"])
+    """They are refused while compiling; the compiler then leaves attention expanded, and says so."""
+    spec = spec_with("tiny", {f"attention.{key}": size, "cluster": {"kind": "h100", "nodes": 1}})
+    assert "powers of two" in refusal(spec)
+    (note,) = (note for note in build(spec).notes if note.startswith("infer: expanded attention"))
+    assert refusal(spec) in note
