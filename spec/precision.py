@@ -6,7 +6,6 @@ from pydantic import Field
 
 from dsc.spec.base import Count, Section
 
-
 CACHE_GROUP = 128  # numbers of a latent that share a scale in an FP8 cache, as in FlashMLA
 
 

@@ -114,7 +114,7 @@ PIECES = [("tiny", "fp32"), ("deepseek-v2-lite", "fp32"), ("minicpm3-4b", "fp32"
 def test_decoding_in_pieces_equals_forward(name: str, rows: str, emitted: Emitted) -> None:
     """A prompt over more than a page, then one token, then several at once; latent attention is absorbed there.
 
-    With rows in FP8, of three bits of mantissa each, logits come near and no nearer.
+    Rows in FP8 have three bits of mantissa: up to 1/16 is lost of each number, some 7e-4 by calc_diff in every layer.
     """
     data = on_gpus(shrunk(load(name))).model_dump()
     if data["attention"]["kind"] == "mla":
@@ -131,5 +131,5 @@ def test_decoding_in_pieces_equals_forward(name: str, rows: str, emitted: Emitte
         for start, end in ((0, 66), (66, 67), (67, 70)):
             logits = decode.model_forward(model, tokens[:, start:end], caches)
             difference = calc_diff(logits[:, 0], expected[:, end - 1])
-            assert 1e-9 < difference <= 1e-3 if rows == "fp8" else difference <= 1e-9
+            assert 1e-9 < difference <= 3e-3 if rows == "fp8" else difference <= 1e-9
     assert ("mla_decode" in vars(decode)) == (spec.attention.kind == "mla")
