@@ -31,15 +31,16 @@ demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, l
 	$(BIN)/python .ci/demo.py
 
 # Triton's interpreter and its compiler cannot share a process.
-INTERPRETED := TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpreter
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreter
 
 test: lint types ## all checks and the tests that are not slow
 	$(INTERPRETED) -m 'not slow'
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: lint types ## all checks and all tests
 	$(INTERPRETED)
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(INSTALLED) ## ruff, and the order of the rooms
 	$(BIN)/ruff check

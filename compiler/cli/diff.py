@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 import click
@@ -15,7 +16,10 @@ from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import ratio
 from dsc.compiler.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.driver import emit
+from dsc.compiler.planner.difference import PlanFile, plan_changes, read_plan
 from dsc.spec.words import dotted
+
+HASH = re.compile("[0-9a-f]{64}")
 
 
 @click.command()
@@ -25,10 +29,23 @@ from dsc.spec.words import dotted
 @json_option
 @click.pass_context
 def diff(ctx: click.Context, first: str, second: str, show_files: bool, as_json: bool) -> None:
-    """What differs between two specs: keys, facts and emitted files.
+    """What differs between two specs (keys, facts and emitted files), or between two plans.
 
     Exits with 1 if anything does. Comments and the order of keys are no difference.
     """
+    plans = [read_plan(first), read_plan(second)]
+    if plans[0] is not None and plans[1] is not None:
+        different = _diff_plans((first, second), (plans[0], plans[1]), as_json)
+    elif plans != [None, None]:
+        plan, spec = (first, second) if plans[0] is not None else (second, first)
+        raise click.UsageError(f"{plan} is a plan and {spec} is none: compare two plans, or two specs")
+    else:
+        different = _diff_specs(first, second, show_files, as_json)
+    if different:
+        ctx.exit(Exit.SAID_NO)
+
+
+def _diff_specs(first: str, second: str, show_files: bool, as_json: bool) -> bool:
     models = [measure(first), measure(second)]
     keys = spec_changes(models[0].program.spec, models[1].program.spec)
     facts = _fact_changes(*models)
@@ -42,8 +59,50 @@ def diff(ctx: click.Context, first: str, second: str, show_files: bool, as_json:
             show_diff("".join(file.diff for file in files))
     else:
         say(f"{first} and {second} compile to the same package")
-    if keys or files:
-        ctx.exit(Exit.SAID_NO)
+    return bool(keys or files)
+
+
+def _diff_plans(names: tuple[str, str], plans: tuple[PlanFile, PlanFile], as_json: bool) -> bool:
+    changes = plan_changes(*plans)
+    if as_json:
+        print_json({section: [asdict(one) for one in found] for section, found in changes.items()})
+    elif any(changes.values()):
+        _show_plans(names, changes)
+    else:
+        say(f"{names[0]} and {names[1]} are the same plan")
+    return any(changes.values())
+
+
+def _show_plans(names: tuple[str, str], changes: dict[str, list[Changed]]) -> None:
+    """Sources are left to --json: their figures are in the table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in (*names, "change"):
+        table.add_column(name, justify="right" if name == "change" else "left", overflow="fold")
+    for section, found in changes.items():
+        table.add_section()
+        for one in found:
+            if not one.name.endswith(": source"):
+                table.add_row(one.name, *(_amount(value, section) for value in (one.first, one.second)), _change(one))
+    show(table)
+    say(", ".join(f"{section}: {len(found)} entries differ" for section, found in changes.items() if found))
+
+
+def _amount(value: object, section: str) -> str:
+    if section == "memory" and isinstance(value, int):
+        return f"{value / 2**30:,.2f} GiB"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = _value(value)
+    return f"{text[:12]}..." if HASH.fullmatch(text) else text
+
+
+def _change(one: Changed) -> str:
+    """+12.5%."""
+    amounts = [value for value in (one.first, one.second) if isinstance(value, int | float)]
+    if len(amounts) < 2 or isinstance(one.first, bool) or not amounts[0]:
+        return ""
+    return f"{amounts[1] / amounts[0] - 1:+.1%}"
 
 
 def _fact_changes(first: Measured, second: Measured) -> list[Changed]:

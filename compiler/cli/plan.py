@@ -2,65 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
 import click
 
 from dsc.compiler.cli.arguments import PATH, json_option, spec_argument
-from dsc.compiler.cli.console import console, deliver, print_json, say
+from dsc.compiler.cli.console import console, print_json, say
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.cli.plan_tables import show_plan
+from dsc.compiler.cli.plan_tables import show_plan, show_serving
 from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.capacity import smallest_cluster
-from dsc.compiler.planner.hardware import hardware
+from dsc.compiler.planner.hardware import Hardware, hardware
+from dsc.compiler.planner.inference import Phase
+from dsc.compiler.planner.pictures.trace import chrome_trace
 from dsc.compiler.planner.plan import Plan, make_plan, record
+from dsc.compiler.planner.report import plan_html, serving_html
 from dsc.compiler.planner.search import Problem
-from dsc.compiler.planner.write import plan_yaml
+from dsc.compiler.planner.serving import ServingFound, ServingProblem, gib, make_serving_plan, smallest_deployment
+from dsc.compiler.planner.serving_record import serving_record
+from dsc.compiler.planner.write import plan_yaml, serving_yaml
 from dsc.spec.cluster import Machines
+from dsc.spec.errors import DscError, Finding
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan, as whatever it may be asked for."""
+
+    record: dict[str, Any]
+    yaml: Callable[[], str]
+    report: Callable[[], str]
+    trace: Callable[[], str] | None
+    show: Callable[[], None]
+    too_small: Callable[[], str] | None
+    """What to say where nothing fits."""
+
+
 @click.command("plan")
 @spec_argument
+@click.option(
+    "--mode", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True, help="What for."
+)
 @click.option("--cluster", metavar="KIND", help="Another kind of node than the spec's; `dsc zoo` lists them.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Another number of nodes.")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens of each sequence served; else workload's length.")
+@click.option("--redundant", type=click.IntRange(min=0), help="At least so many experts of a layer are served twice.")
 @click.option("-o", "--output", type=PATH, help="Write the plan to this file, as YAML.")
+@click.option("--report", type=PATH, help="Write one page of HTML, with all tables and pictures, to this file.")
+@click.option("--trace", type=PATH, help="Write the training step to this file, for ui.perfetto.dev.")
 @json_option
 @click.pass_context
 def plan_command(
-    ctx: click.Context, spec: str, cluster: str | None, nodes: int | None, output: str | None, as_json: bool
+    ctx: click.Context,
+    spec: str,
+    mode: str,
+    cluster: str | None,
+    nodes: int | None,
+    context: int | None,
+    redundant: int | None,
+    output: str | None,
+    report: str | None,
+    trace: str | None,
+    as_json: bool,
 ) -> None:
-    """Does training fit, on which GPUs, how fast, and why not otherwise?
+    """Does it fit, on which GPUs, how fast, and why not otherwise?
 
-    The fastest of all legal layouts that fit; `placement` in the spec pins parts of it. Exits with 1 if none fits.
+    For training, the fastest of all legal layouts that fit; for prefill and decode, the deployment that holds most
+    sequences at once. `placement` in the spec pins parts of it. Exits with 1 if none fits.
     """
-    problem = _problem(load(spec), cluster, nodes)
-    with console(stderr=True).status("planning"):
-        plan = make_plan(problem)
-    if output is not None:
-        deliver(plan_yaml(plan), output)
+    model, machines = _placed(load(spec), cluster, nodes)
+    if mode == "train":
+        if context is not None or redundant is not None:
+            raise click.UsageError("--context and --redundant are for --mode prefill and --mode decode")
+        planned = _training(model, machines)
+    else:
+        if trace is not None:
+            raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
+        planned = _serving(model, machines, cast(Phase, mode), context, redundant)
+    for path, text in ((output, planned.yaml), (report, planned.report), (trace, planned.trace)):
+        if path is not None and text is not None:
+            Path(path).write_text(text(), encoding="utf-8", newline="\n")
+            say(f"wrote {path}", stderr=as_json)
     if as_json:
-        print_json(record(plan))
-    elif output is None:
-        show_plan(plan)
-    if not plan.fits:
-        say(_too_small(plan), stderr=True)
+        print_json(planned.record)
+    elif not (output or report or trace):
+        planned.show()
+    if planned.too_small is not None:
+        say(planned.too_small(), stderr=True)
         ctx.exit(Exit.SAID_NO)
 
 
-def _problem(spec: ModelSpec, cluster: str | None, nodes: int | None) -> Problem:
-    """The spec on its cluster, on another, or on one device where none is named."""
-    known = spec.cluster or Machines(kind="cpu", nodes=1)
-    kind = cluster or known.kind
-    count = nodes or (known.nodes if cluster is None else 1)
-    placed = spec.model_copy(update={"cluster": Machines(kind=kind, nodes=count)})
-    assert placed.cluster is not None
-    return Problem(placed, build(placed).training, timed(placed), hardware(placed.cluster))
+def _placed(spec: ModelSpec, kind: str | None, nodes: int | None) -> tuple[ModelSpec, Hardware]:
+    """The spec on its cluster, or on another."""
+    own = spec.cluster if kind is None else None
+    if own is None and kind is None:
+        help = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
+        raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), help)])
+    machines = Machines(kind=kind or (own.kind if own else ""), nodes=nodes or (own.nodes if own else 1))
+    return spec.model_copy(update={"cluster": machines}), hardware(machines)
+
+
+def _training(spec: ModelSpec, machines: Hardware) -> Planned:
+    with console(stderr=True).status("planning"):
+        plan = make_plan(Problem(spec, build(spec).training, timed(spec), machines))
+    return Planned(
+        record(plan),
+        lambda: plan_yaml(plan),
+        lambda: plan_html(plan),
+        lambda: chrome_trace(plan.time.timeline, f"a training step of {spec.name}"),
+        lambda: show_plan(plan),
+        None if plan.fits else lambda: _too_small(plan),
+    )
+
+
+def _serving(spec: ModelSpec, machines: Hardware, phase: Phase, context: int | None, redundant: int | None) -> Planned:
+    program = build(spec)
+    tokens = context or spec.workload.sequence_length
+    problem = ServingProblem(spec, program.training, program.inference, machines, phase, tokens, redundant or 0)
+    with console(stderr=True).status("planning"):
+        found = make_serving_plan(problem)
+    return Planned(
+        serving_record(found),
+        lambda: serving_yaml(found),
+        lambda: serving_html(found),
+        None,
+        lambda: show_serving(found),
+        None if found.fits else lambda: _too_small_to_serve(found),
+    )
 
 
 def _too_small(plan: Plan) -> str:
-    cluster = plan.problem.hardware.cluster
-    nodes = smallest_cluster(plan.problem)
-    missing = plan.chosen.bytes - plan.problem.capacity
-    needed = f"{plan.chosen.bytes / 2**30:.1f} GiB, {missing / 2**30:.1f} GiB more than it has"
-    enough = "no number of them would do" if nodes is None else f"{nodes} nodes of {cluster.name} would do"
-    return f"does not fit: a GPU needs at least {needed}; {enough}"
+    problem = plan.problem
+    return _refusal("", plan.chosen.bytes, problem.capacity, problem.hardware, smallest_cluster(problem))
+
+
+def _too_small_to_serve(found: ServingFound) -> str:
+    problem = found.problem
+    what = f" for one sequence of {problem.context:,} tokens"
+    return _refusal(what, found.chosen.bytes, problem.capacity, problem.hardware, smallest_deployment(problem))
+
+
+def _refusal(what: str, needed: int, capacity: int, machines: Hardware, nodes: int | None) -> str:
+    kind = machines.cluster.name
+    enough = (
+        f"no number of {kind} nodes would do"
+        if nodes is None
+        else f"{nodes} nodes of {kind} would do, {nodes * machines.cluster.gpus_per_node:,} GPUs"
+    )
+    return (
+        f"does not fit: a GPU needs at least {gib(needed)}{what}, {gib(needed - capacity)} more than it has; {enough}"
+    )

@@ -51,5 +51,5 @@ def saved_config(spec: ModelSpec) -> dict[str, object]:
 
 def expert_parts(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Stacked parameters of experts, and the projections that lie one above the other in each."""
-    ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
+    ops = [op for block in graph.blocks.values() for node in block.nodes() for op in node.op.holders()]
     return {op.name: op.parts for op in ops if isinstance(op, GroupedLinear)}

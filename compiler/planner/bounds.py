@@ -41,7 +41,7 @@ def _rank(layout: Layout, micro_batches: int, times: Sequence[StageTimes], rank:
         return place, micro_batches * (_serial(near) + _serial(far)), late
     depth, lane = (pp // 2, micro_batches // 2) if layout.schedule == "dualpipe" else (pp, micro_batches)
     pairs = 2 * (lane - 2 * depth + place + 1) + (depth - 1 - place) - (place == depth - 1)
-    hidden = pairs * min(near.hidden, far.hidden)
+    hidden = pairs * (near.hidden + far.hidden) / 2
     late = (place + 1) * max(near.backward_weight, far.backward_weight)
     return place, lane * (_serial(near) + _serial(far)) - hidden, late
 

@@ -21,7 +21,19 @@ from dsc.compiler.planner.collectives import FP8, Experts, Group
 from dsc.compiler.planner.hardware import Hardware
 from dsc.compiler.planner.layout import Layout
 from dsc.compiler.planner.parts import EMBEDDING, HEAD, parts_of
-from dsc.compiler.planner.roofline import CLASSES, OpCost, Seconds, Share, Vector, add, op_costs, scaled, seconds
+from dsc.compiler.planner.roofline import (
+    CLASSES,
+    Kernels,
+    OpCost,
+    Seconds,
+    Share,
+    Vector,
+    add,
+    kernels,
+    on_rank,
+    op_costs,
+    scaled,
+)
 from dsc.compiler.planner.schedule import Action, actions
 from dsc.compiler.planner.shard import Elements, elements
 from dsc.compiler.planner.simulate import StageTimes, Timeline, pair_time, simulate
@@ -39,6 +51,8 @@ class Pass(NamedTuple):
 
     compute: Vector
     """By class of op."""
+    slowed: Vector
+    """The same in an F&B pair, whose all-to-alls take their multiprocessors from parts that have any."""
     exchange: float = 0.0
     """Expert all-to-alls with nothing beside them."""
     hidden_exchange: float = 0.0
@@ -51,10 +65,29 @@ class Pass(NamedTuple):
         return sum(self.compute) + self.exchange + self.other
 
 
-class StageCost(NamedTuple):
+class Passes(NamedTuple):
     forward: Pass
     backward_input: Pass
     """With what is recomputed."""
+    backward_weight: Pass
+
+
+class Sums(NamedTuple):
+    """Seconds of one part, added up: what times of stages are made of."""
+
+    forward: float
+    backward_input: float
+    backward_weight: float
+    compute: tuple[float, float, float]
+    """Of each pass."""
+    slowed: float
+    hidden_exchange: float
+    other: float
+
+
+class StageCost(NamedTuple):
+    forward: Pass
+    backward_input: Pass
     backward_weight: Pass
     times: StageTimes
 
@@ -115,9 +148,17 @@ class CostModel:
             if moe
             else None
         )
+        self._routed = frozenset(kind for kind, ops in self._ops.items() if any(op.routed for op in ops))
+        self._kernels = lru_cache(maxsize=None)(self._kernels_of)
         self._compute = lru_cache(maxsize=None)(self._compute_of)
-        self._stage = lru_cache(maxsize=None)(self._stage_of)
-        self._stages = lru_cache(maxsize=None)(self._stages_of)
+        self._part = lru_cache(maxsize=None)(self._passes)
+        self._sums = lru_cache(maxsize=None)(self._sums_of)
+        self._elements_of = lru_cache(maxsize=None)(self._elements_of_parts)
+        self._times = lru_cache(maxsize=None)(self._times_of)
+        self._least = lru_cache(maxsize=None)(self._least_of)
+        self._everything = tuple(sorted(Counter(part.kind for part in self.parts).items()))
+        self._counts = lru_cache(maxsize=None)(self._counts_of)
+        self._tails = lru_cache(maxsize=None)(self._longest_tails)
         self._of_ranks = lru_cache(maxsize=None)(self._of_ranks_held)
 
     def weights(self, layout: Layout) -> tuple[int, ...]:
@@ -127,20 +168,20 @@ class CostModel:
 
     def bound(self, layout: Layout, stages: Stages, global_batch: int) -> float:
         """Seconds that `step` cannot fall below."""
-        costs = self.stages(layout, stages)
-        times = self._run(layout, costs)
+        alone = self.times(layout, stages)
+        times = self._run(layout, alone)
         pipeline = pipeline_bound(layout, layout.micro_batches(global_batch), times, self.transfer(layout))
-        pipeline += self._warm_up(layout, costs)
+        pipeline += self._warm_up(layout, alone)
         return pipeline * (1 + self._sync(layout)) + sum(self.tails(layout, stages).values())
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
         """The schedule simulated, action by action."""
         costs = self.stages(layout, stages)
         schedule = actions(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(global_batch))
-        times = self._run(layout, costs)
+        times = self._run(layout, [cost.times for cost in costs])
         timeline = simulate(schedule, times, self.transfer(layout))
         busiest = max(range(layout.pp), key=timeline.busy.__getitem__)
-        alone = self._warm_up(layout, costs)
+        alone = self._warm_up(layout, [cost.times for cost in costs])
         lines = (
             *self._work(schedule[busiest], costs, times, alone),
             *self._waits(layout, timeline, alone),
@@ -163,22 +204,50 @@ class CostModel:
     # Stages.
 
     def stages(self, layout: Layout, stages: Stages) -> tuple[StageCost, ...]:
-        return self._stages(stages, self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+        return tuple(self._stage(counts, layout) for counts in self._counts(stages))
 
-    def _stages_of(
-        self, stages: Stages, grid: _Grid, recompute: tuple[str, ...], overlaps: bool
-    ) -> tuple[StageCost, ...]:
-        counted = (tuple(sorted(Counter(self.parts[index].kind for index in stage).items())) for stage in stages)
-        return tuple(self._stage(counts, grid, recompute, overlaps) for counts in counted)
+    def stage(self, kinds: tuple[str, ...], layout: Layout) -> StageCost:
+        """A run of parts of these kinds, for one micro-batch on one rank."""
+        return self._stage(tuple(sorted(Counter(kinds).items())), layout)
+
+    def times(self, layout: Layout, stages: Stages) -> list[StageTimes]:
+        """Of each stage, without what they are made of."""
+        grid, overlaps = self._grid(layout), layout.schedule in self._hiding
+        known: dict[Counts, StageTimes] = {}
+        for counts in self._counts(stages):
+            if counts not in known:
+                known[counts] = self._times(counts, grid, layout.recompute, overlaps)
+        return [known[counts] for counts in self._counts(stages)]
+
+    def least(self, layout: Layout) -> float:
+        """Seconds of a micro-batch on all ranks of a pipeline together, at the best that overlapping can do.
+
+        No split into stages falls below: a sum of minima is no more than the minimum of the sums.
+        """
+        return self._least(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+
+    def _least_of(self, grid: _Grid, recompute: tuple[str, ...], overlaps: bool) -> float:
+        computing = exchanging = 0.0
+        compute = [0.0, 0.0, 0.0]
+        for kind, count in self._everything:
+            one = self._sums(kind, grid.sharing, recompute)
+            serial = one.forward + one.backward_input + one.backward_weight
+            computing += count * (min(serial, one.slowed + one.other) if overlaps else serial)
+            exchanging += count * (min(serial, one.hidden_exchange + one.other) if overlaps else serial)
+            compute = [old + count * new for old, new in zip(compute, one.compute, strict=True)]
+        return max(computing, exchanging) + sum(self._sharded_weights(compute, self._everything, grid))
+
+    def _counts_of(self, stages: Stages) -> tuple[Counts, ...]:
+        return tuple(tuple(sorted(Counter(self.parts[index].kind for index in stage).items())) for stage in stages)
 
     def _grid(self, layout: Layout) -> _Grid:
         ranks = (layout.dp * layout.cp, layout.edp) if layout.zero > 1 else (1, 1)
         sharded = layout.zero if layout.zero > 1 else 0
-        return _Grid(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp, *ranks, sharded)
+        sharing = Sharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
+        return _Grid(sharing, *ranks, sharded)
 
-    def _run(self, layout: Layout, costs: Sequence[StageCost]) -> list[StageTimes]:
+    def _run(self, layout: Layout, times: list[StageTimes]) -> list[StageTimes]:
         """What the schedule is simulated with: where interleaved stages hide, half of it off each direction."""
-        times = [cost.times for cost in costs]
         if layout.schedule in PAIRING or layout.schedule not in self._hiding:
             return times
         return [
@@ -186,36 +255,66 @@ class CostModel:
             for one in times
         ]
 
-    def _warm_up(self, layout: Layout, costs: Sequence[StageCost]) -> float:
+    def _warm_up(self, layout: Layout, times: list[StageTimes]) -> float:
         """What interleaved stages cannot hide: the forwards and backwards of rank 0 that have none beside them."""
         if layout.schedule in PAIRING or layout.schedule not in self._hiding:
             return 0.0
         count = 2 * (layout.pp - 1) + (layout.vpp - 1) * layout.pp
-        return count * sum(cost.times.hidden for cost in costs) / len(costs)
+        return count * sum(one.hidden for one in times) / len(times)
 
-    def stage(self, kinds: tuple[str, ...], layout: Layout) -> StageCost:
-        """A run of parts of these kinds, for one micro-batch on one rank."""
-        counts = tuple(sorted(Counter(kinds).items()))
-        return self._stage(counts, self._grid(layout), layout.recompute, layout.schedule in self._hiding)
-
-    def _stage_of(
-        self, counts: tuple[tuple[str, int], ...], grid: _Grid, recompute: tuple[str, ...], overlaps: bool
-    ) -> StageCost:
-        parts = [[_times(one, count) for one in self._passes(kind, grid, recompute)] for kind, count in counts]
+    def _stage(self, counts: Counts, layout: Layout) -> StageCost:
+        grid = self._grid(layout)
+        parts = [
+            [_times(one, count) for one in self.part(kind, grid.sharing, layout.recompute)] for kind, count in counts
+        ]
         passes = [_together(direction) for direction in zip(*parts, strict=True)]
-        held = sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())
-        passes = self._with_sharded_weights(passes, held, grid)
-        serial = sum(one.seconds for one in passes)
-        times = StageTimes(
-            forward=passes[0].seconds,
-            backward_input=passes[1].seconds,
-            backward_weight=passes[2].seconds,
-            overlapped=min(serial, self._overlapped(passes)) if overlaps else serial,
-        )
+        shown = self._sharded_weights(tuple(sum(one.compute) for one in passes), counts, grid)
+        passes = [one._replace(other=one.other + more) for one, more in zip(passes, shown, strict=True)]
+        times = self._times(counts, grid, layout.recompute, layout.schedule in self._hiding)
         return StageCost(passes[0], passes[1], passes[2], times)
 
-    def _passes(self, kind: str, grid: _Grid, recompute: tuple[str, ...]) -> tuple[Pass, Pass, Pass]:
-        """Forward, input gradient, weight gradient of one part."""
+    def _times_of(self, counts: Counts, grid: _Grid, recompute: tuple[str, ...], overlaps: bool) -> StageTimes:
+        """An F&B pair has all-to-alls beside compute, and the longer of both counts."""
+        forward = backward = weight = slowed = exchange = other = 0.0
+        compute = (0.0, 0.0, 0.0)
+        for kind, count in counts:
+            one = self._sums(kind, grid.sharing, recompute)
+            forward += count * one.forward
+            backward += count * one.backward_input
+            weight += count * one.backward_weight
+            a, b, c = one.compute
+            compute = (compute[0] + count * a, compute[1] + count * b, compute[2] + count * c)
+            slowed += count * one.slowed
+            exchange += count * one.hidden_exchange
+            other += count * one.other
+        shown = self._sharded_weights(compute, counts, grid)
+        forward, backward, weight = forward + shown[0], backward + shown[1], weight + shown[2]
+        serial = forward + backward + weight
+        paired = max(slowed, exchange) + other + sum(shown)
+        return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
+
+    def _sums_of(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> Sums:
+        passes = self.part(kind, sharing, recompute)
+        compute = [sum(one.compute) for one in passes]
+        return Sums(
+            passes.forward.seconds,
+            passes.backward_input.seconds,
+            passes.backward_weight.seconds,
+            (compute[0], compute[1], compute[2]),
+            sum(sum(one.slowed) for one in passes),
+            sum(one.hidden_exchange for one in passes),
+            sum(one.other for one in passes),
+        )
+
+    def _elements_of_parts(self, counts: Counts) -> Elements:
+        return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())
+
+    def part(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> Passes:
+        """What has no experts is the same whatever shares them."""
+        return self._part(kind, sharing if kind in self._routed else sharing._replace(ep=1, etp=1), recompute)
+
+    def _passes(self, kind: str, grid: Sharing, recompute: tuple[str, ...]) -> Passes:
+        """One part."""
         compute = self._compute(kind, grid.micro_batch, Share(grid.cp * grid.tp, grid.tp, grid.ep * grid.etp))
         again = compute.recompute(recompute)
         ops = self._ops[kind]
@@ -223,37 +322,32 @@ class CostModel:
         tensor, context = self._tensor_parallel(kind, ops, grid), self._context_parallel(ops, grid, compute)
         twice = 2 if "full" in recompute else 1  # forward's communication runs again with forward
         slower = self.hardware.calibration.imbalance.value if exchange else 1.0
-        return (
-            _times(Pass(compute.forward, exchange, hidden, tensor + context[0]), slower),
-            _times(
-                Pass(
-                    add((compute.input_gradient, again)),
-                    twice * exchange,
-                    twice * hidden,
-                    twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0],
-                ),
-                slower,
-            ),
-            _times(Pass(compute.weight_gradient), slower),
+        left = 1 - self.hardware.calibration.communication_share.value if exchange else 1.0
+
+        def a_pass(vector: Vector, exchange: float = 0.0, hidden: float = 0.0, other: float = 0.0) -> Pass:
+            slowed = tuple(t if name in UNSHARED else t / left for name, t in zip(CLASSES, vector, strict=True))
+            return _times(Pass(vector, slowed, exchange, hidden, other), slower)
+
+        other = twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0]
+        return Passes(
+            a_pass(compute.forward, exchange, hidden, tensor + context[0]),
+            a_pass(add((compute.input_gradient, again)), twice * exchange, twice * hidden, other),
+            a_pass(compute.weight_gradient),
         )
 
     def _compute_of(self, kind: str, micro_batch: int, share: Share) -> Seconds:
-        return seconds(self._ops[kind], self.hardware, micro_batch, self.spec.workload.sequence_length, share)
+        return on_rank(self._kernels(kind, micro_batch), self.hardware, share)
 
-    def _overlapped(self, passes: Sequence[Pass]) -> float:
-        """A forward and a full backward as one F&B pair: all-to-alls beside compute, the longer of both counts."""
-        left = 1 - self.hardware.calibration.communication_share.value
-        compute = add(one.compute for one in passes)
-        beside = sum(time if name in UNSHARED else time / left for name, time in zip(CLASSES, compute, strict=True))
-        return max(beside, sum(one.hidden_exchange for one in passes)) + sum(one.other for one in passes)
+    def _kernels_of(self, kind: str, micro_batch: int) -> Kernels:
+        return kernels(self._ops[kind], self.hardware, micro_batch, self.spec.workload.sequence_length)
 
     # Communication within a stage.
 
-    def _rows(self, grid: _Grid) -> float:
+    def _rows(self, grid: Sharing) -> float:
         """Tokens of a micro-batch on one rank."""
         return grid.micro_batch * self.spec.workload.sequence_length / (grid.cp * grid.tp)
 
-    def _exchange(self, ops: tuple[OpCost, ...], grid: _Grid) -> tuple[float, float]:
+    def _exchange(self, ops: tuple[OpCost, ...], grid: Sharing) -> tuple[float, float]:
         """Dispatch and combine of a part, alone and beside compute; backward's mirror them, dispatch in FP8 as well."""
         if self._experts is None or not any(op.routed for op in ops):
             return 0.0, 0.0
@@ -271,7 +365,7 @@ class CostModel:
                 alone, beside = alone + gathered, beside + gathered
         return alone, beside
 
-    def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], grid: _Grid) -> float:
+    def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], grid: Sharing) -> float:
         """All-gather and reduce-scatter around attention and around a feed-forward (arXiv 2205.05198); forward's."""
         if grid.tp == 1:
             return 0.0
@@ -283,36 +377,44 @@ class CostModel:
         widens = any(".mlp." in op.name and op.weights and not op.routed and op.op_class != "fp32_gemm" for op in ops)
         return 2 * one * (attends + widens)
 
-    def _context_parallel(self, ops: tuple[OpCost, ...], grid: _Grid, compute: Seconds) -> tuple[float, float]:
-        """Keys and values around a ring beside attention, forward and backward (with their gradients): what shows."""
+    def _context_parallel(self, ops: tuple[OpCost, ...], grid: Sharing, compute: Seconds) -> tuple[float, float]:
+        """Keys and values around a ring beside attention, forward and backward (with their gradients): what shows.
+
+        A rank attends to what it has while the next arrives, so nothing arrives beside the last of cp equal steps
+        (ring attention, arXiv 2310.01889, section 3).
+        """
         if grid.cp == 1:
             return 0.0, 0.0
         length = self.spec.workload.sequence_length
         total = sum(op.key_value_bytes.at(grid.micro_batch, length) for op in ops) / grid.tp
         ring = collectives.all_gather(total, Group(grid.cp, grid.tp), self.hardware) if total else 0.0
-        attention = CLASSES.index("attention")
-        return max(0.0, ring - compute.forward[attention]), max(0.0, 2 * ring - compute.input_gradient[attention])
+        attention, beside = CLASSES.index("attention"), (grid.cp - 1) / grid.cp
+        return (
+            max(0.0, ring - beside * compute.forward[attention]),
+            max(0.0, 2 * ring - beside * compute.input_gradient[attention]),
+        )
 
-    def _with_sharded_weights(self, passes: Sequence[Pass], held: Elements, grid: _Grid) -> list[Pass]:
-        """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide."""
+    def _sharded_weights(self, compute: Sequence[float], counts: Counts, grid: _Grid) -> tuple[float, float, float]:
+        """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
+
+        Seconds more of each pass, whose compute takes so long.
+        """
         if grid.zero < 2:
-            return list(passes)
+            return 0.0, 0.0, 0.0
+        held = self._elements_of(counts)
         gradients = self._across_data(held, BYTES[self.spec.precision.optimizer.gradients], grid)
         weights = self._across_data(held, self._width, grid) if grid.zero == 3 else 0.0
-        forward, backward, weight = passes
-        shown = (
-            max(0.0, weights - sum(forward.compute)),
-            max(0.0, weights - sum(backward.compute)),
-            max(0.0, gradients - sum(weight.compute)),
-        )
-        return [one._replace(other=one.other + more) for one, more in zip(passes, shown, strict=True)]
+        forward, backward, weight = compute
+        return max(0.0, weights - forward), max(0.0, weights - backward), max(0.0, gradients - weight)
 
     def _across_data(self, held: Elements, width: int, grid: _Grid) -> float:
         """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
-        dense = width * (held.tensor / grid.tp + held.replicated)
-        experts = width * held.expert / (grid.ep * grid.etp)
-        return collectives.all_gather(dense, Group(grid.dense_ranks, grid.tp), self.hardware) + collectives.all_gather(
-            experts, Group(grid.expert_ranks, grid.ep * grid.etp), self.hardware
+        experts = grid.sharing.ep * grid.sharing.etp
+        dense_bytes = width * (held.tensor / grid.sharing.tp + held.replicated)
+        expert_bytes = width * held.expert / experts
+        dense_group, expert_group = Group(grid.dense_ranks, grid.sharing.tp), Group(grid.expert_ranks, experts)
+        return collectives.all_gather(dense_bytes, dense_group, self.hardware) + collectives.all_gather(
+            expert_bytes, expert_group, self.hardware
         )
 
     def transfer(self, layout: Layout) -> float:
@@ -325,15 +427,19 @@ class CostModel:
 
     def tails(self, layout: Layout, stages: Stages) -> dict[str, float]:
         """Seconds of what follows the last backward, on the pipeline rank where it takes longest."""
-        held = dict.fromkeys(self._of_ranks(stages, tuple(map(layout.stages, range(layout.pp)))))
+        return self._tails(replace(layout, micro_batch=1, recompute=(), activations="bf16"), stages)
+
+    def _longest_tails(self, layout: Layout, stages: Stages) -> dict[str, float]:
+        held = self._of_ranks(stages, tuple(map(layout.stages, range(layout.pp))))
         return max((self._tails_of(layout, one) for one in held), key=lambda tails: sum(tails.values()))
 
     def _of_ranks_held(self, stages: Stages, ranks: tuple[tuple[int, ...], ...]) -> tuple[Elements, ...]:
-        """Parameters that each pipeline rank holds."""
-        return tuple(
+        """Parameters that the pipeline ranks hold, each amount once."""
+        held = [
             sum((self._elements[self.parts[index].kind] for stage in rank for index in stages[stage]), Elements())
             for rank in ranks
-        )
+        ]
+        return tuple(dict.fromkeys(held))
 
     def _tails_of(self, layout: Layout, held: Elements) -> dict[str, float]:
         precision = self.spec.precision.optimizer
@@ -359,15 +465,14 @@ class CostModel:
         self, run: Sequence[Action], costs: Sequence[StageCost], times: Sequence[StageTimes], alone: float
     ) -> list[Line]:
         """What the rank computes by class, and the communication that shows."""
-        left = 1 - self.hardware.calibration.communication_share.value
         compute = [0.0] * len(CLASSES)
         busy = alone
         for (kind, stage, other), count in sorted(Counter(_shape(action) for action in run).items()):
-            vector = add(one.compute for one in _members(kind, costs[stage], costs[other]))
+            members = _members(kind, costs[stage], costs[other])
+            vector = add(one.compute for one in members)
             seconds = _seconds(kind, times[stage], times[other])
             if kind == "F&B":
-                slowed = tuple(t if name in UNSHARED else t / left for name, t in zip(CLASSES, vector, strict=True))
-                vector = slowed if sum(slowed) <= seconds else vector
+                vector = _between(vector, add(one.slowed for one in members), seconds)
             busy += count * seconds
             compute = [old + count * new for old, new in zip(compute, vector, strict=True)]
         forward = self.hardware.calibration.forward
@@ -391,14 +496,24 @@ class CostModel:
         return [Line(name, time, "derived", source) for name, time in self.tails(layout, stages).items()]
 
 
-class _Grid(NamedTuple):
-    """What of a layout the times of a stage depend on."""
+Counts = tuple[tuple[str, int], ...]
+"""How many parts of each kind a stage has."""
+
+
+class Sharing(NamedTuple):
+    """What of a layout the times of a part depend on."""
 
     micro_batch: int
     tp: int
     cp: int
     ep: int
     etp: int
+
+
+class _Grid(NamedTuple):
+    """The same of a stage, whose weights may be sharded."""
+
+    sharing: Sharing
     dense_ranks: int
     """Ranks that share a dense parameter."""
     expert_ranks: int
@@ -421,16 +536,30 @@ COMPUTE = {
 
 
 def _times(one: Pass, factor: float) -> Pass:
-    return Pass(scaled(one.compute, factor), one.exchange * factor, one.hidden_exchange * factor, one.other * factor)
+    return Pass(
+        scaled(one.compute, factor),
+        scaled(one.slowed, factor),
+        one.exchange * factor,
+        one.hidden_exchange * factor,
+        one.other * factor,
+    )
 
 
 def _together(passes: Sequence[Pass]) -> Pass:
     return Pass(
         add(one.compute for one in passes),
+        add(one.slowed for one in passes),
         sum(one.exchange for one in passes),
         sum(one.hidden_exchange for one in passes),
         sum(one.other for one in passes),
     )
+
+
+def _between(compute: Vector, slowed: Vector, seconds: float) -> Vector:
+    """Compute of a pair, as much slower than alone as the pair's seconds leave room for."""
+    room, most = seconds - sum(compute), sum(slowed) - sum(compute)
+    share = max(0.0, min(1.0, room / most)) if most else 0.0
+    return tuple(a + share * (b - a) for a, b in zip(compute, slowed, strict=True))
 
 
 def _shape(action: Action) -> tuple[str, int, int]:

@@ -37,14 +37,20 @@ class Hardware:
         rate = self.calibration.fp32_rate.value if op_class == "fp32_gemm" else 1.0
         return self.cluster.bf16_flops * rate
 
+    def rates(self, efficiencies: dict[OpClass, Constant], op_class: OpClass) -> tuple[float, float]:
+        """FLOP and bytes a second that a kernel reaches; memory as well as memory-bound kernels reach it."""
+        memory: OpClass = "cast" if op_class == "cast" else "memory"
+        moving = self.cluster.hbm_bandwidth * efficiencies[memory].value
+        if op_class in ("cast", "memory"):
+            return 0.0, moving
+        return self.peak(op_class) * efficiencies[op_class].value, moving
+
     def kernel_seconds(
         self, efficiencies: dict[OpClass, Constant], op_class: OpClass, flops: float, bytes: float
     ) -> float:
-        """One kernel on a GPU that does nothing else; memory is reached as well as memory-bound kernels reach it."""
-        memory: OpClass = "cast" if op_class == "cast" else "memory"
-        moving = bytes / (self.cluster.hbm_bandwidth * efficiencies[memory].value)
-        computing = flops / (self.peak(op_class) * efficiencies[op_class].value) if flops else 0.0
-        return max(computing, moving, self.calibration.kernel_floor.value)
+        """One kernel on a GPU that does nothing else."""
+        computing, moving = self.rates(efficiencies, op_class)
+        return max(flops / computing if flops else 0.0, bytes / moving, self.calibration.kernel_floor.value)
 
 
 def hardware(machines: Machines) -> Hardware:

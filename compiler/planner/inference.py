@@ -299,7 +299,7 @@ def _last(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _pages(count: int, page_bytes: int, storing: Storing) -> Line:
-    source = f"{count} pages of {storing.page} tokens, {page_bytes // storing.page} bytes a token"
+    source = f"{count:,} pages of {storing.page} tokens, {page_bytes // storing.page:,} bytes a token"
     return Line("cache", count * page_bytes, "derived", source)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from math import prod
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from dsc.compiler.planner.schedule import SCHEDULES, Schedule, stage_count, stages_of_rank, why_not
 from dsc.spec.attention import GqaAttention, MlaAttention
@@ -56,7 +56,7 @@ class Layout:
     recompute: tuple[str, ...]
     """A sorted subset of RECOMPUTE: what backward computes again instead of keeping."""
     activations: Activations
-    """What dispatched tokens and SwiGLU's inputs are cached as."""
+    """What dispatched tokens and SwiGLU's inputs are cached as; attention's results then take 12 bits (E5M6)."""
 
     @property
     def world(self) -> int:
@@ -183,42 +183,80 @@ def layouts(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> Iterato
         yield from variants(grid, spec)
 
 
+class Pipeline(NamedTuple):
+    """How a model is cut along its layers."""
+
+    pp: int
+    vpp: int
+    schedule: Schedule
+    dp: int
+
+
+class Family(NamedTuple):
+    """Legal sharings of the GPUs that divide every layer alike; data parallelism makes up for the pipeline."""
+
+    micro_batch: int
+    tp: int
+    cp: int
+    ep: int
+    etp: int
+    pipelines: tuple[Pipeline, ...]
+
+    def grids(self) -> Iterator[Layout]:
+        """One layout each, what `variants` varies left at nothing."""
+        for pp, vpp, schedule, dp in self.pipelines:
+            yield Layout(pp, vpp, schedule, self.tp, self.cp, self.ep, self.etp, dp, 0, self.micro_batch, (), "bf16")
+
+
 def grids(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> Iterator[Layout]:
-    """Legal sharings of the GPUs: one layout each, what `variants` varies left at nothing.
+    """Legal sharings of the GPUs, family by family."""
+    for family in families(spec, world, batch, largest_tp):
+        yield from family.grids()
+
+
+def families(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tuple[Family, ...]:
+    """All legal sharings, always in the same order.
 
     Tensor parallelism talks inside every layer, so `largest_tp` is the number of GPUs that NVLink joins.
     """
     pins = spec.placement or Placement()
-    for pp in _options(pins.pp, _divisors(world, spec.num_layers)):
-        for tp in _options(pins.tp, _divisors(world // pp, largest_tp)):
-            for cp in _options(pins.cp, _divisors(world // pp, max(1, spec.workload.sequence_length // LEAST_TOKENS))):
+    found: dict[tuple[int, int, int, int, int], list[Pipeline]] = {}
+    for tp in _options(pins.tp, _divisors(world, largest_tp)):
+        for cp in _options(pins.cp, _divisors(world, max(1, spec.workload.sequence_length // LEAST_TOKENS))):
+            if any(_model(replace(TRIVIAL, tp=tp, cp=cp), spec)):
+                continue
+            experts = tuple(_expert_grids(tp, cp, world, spec, pins))
+            for pp in _options(pins.pp, _divisors(world, spec.num_layers)):
                 dp, rest = divmod(world, pp * tp * cp)
                 if rest or pins.dp not in (None, dp):
                     continue
-                pipeline = replace(TRIVIAL, pp=pp, tp=tp, cp=cp, dp=dp)
-                if not any(_model(pipeline, spec)):
-                    pipelines = tuple(_pipelines(pipeline, spec, batch, pins))
-                    for ep, etp in _expert_grids(pipeline, spec, pins) if pipelines else ():
-                        yield from (replace(one, ep=ep, etp=etp) for one in pipelines)
+                pipelines = _pipelines(pp, dp, spec, batch, pins)
+                for ep, etp in experts if pipelines else ():
+                    if dp * cp * tp % (ep * etp) == 0:
+                        for micro_batch, some in pipelines.items():
+                            found.setdefault((micro_batch, tp, cp, ep, etp), []).extend(some)
+    return tuple(Family(*sizes, tuple(pipelines)) for sizes, pipelines in sorted(found.items()))
 
 
-def _pipelines(layout: Layout, spec: ModelSpec, batch: int, pins: Placement) -> Iterator[Layout]:
-    """Legal schedules, stages for each rank and micro-batches."""
-    per_rank = spec.num_layers // layout.pp
+def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -> dict[int, list[Pipeline]]:
+    """Legal schedules and stages for each rank, by micro-batch."""
+    found: dict[int, list[Pipeline]] = {}
+    per_rank = spec.num_layers // pp
     for schedule in _options(pins.schedule, SCHEDULES):
         for vpp in _options(pins.vpp, tuple(range(1, min(per_rank, LARGEST_VPP) + 1))):
             for micro_batch in _options(pins.micro_batch, _divisors(batch, LARGEST_MICRO_BATCH)):
-                one = replace(layout, schedule=schedule, vpp=vpp, micro_batch=micro_batch)
+                one = replace(TRIVIAL, pp=pp, dp=dp, schedule=schedule, vpp=vpp, micro_batch=micro_batch)
                 if not any(_pipeline(one, spec, batch)):
-                    yield one
+                    found.setdefault(micro_batch, []).append(Pipeline(pp, vpp, schedule, dp))
+    return found
 
 
-def _expert_grids(layout: Layout, spec: ModelSpec, pins: Placement) -> Iterator[tuple[int, int]]:
-    """Legal pairs of expert parallelism and expert tensor parallelism."""
-    shared = layout.dp * layout.cp * layout.tp
-    for ep in _options(pins.ep, _divisors(shared, shared)):
-        for etp in _options(pins.etp, _divisors(layout.tp, layout.tp)):
-            if shared % (ep * etp) == 0 and not any(_model(replace(layout, ep=ep, etp=etp), spec)):
+def _expert_grids(tp: int, cp: int, world: int, spec: ModelSpec, pins: Placement) -> Iterator[tuple[int, int]]:
+    """Pairs of expert parallelism and expert tensor parallelism that the model allows."""
+    most = max(1, spec.ffn.moe.n_routed_experts if spec.ffn.moe else 1)
+    for ep in _options(pins.ep, _divisors(world, most)):
+        for etp in _options(pins.etp, _divisors(tp, tp)):
+            if not any(_model(replace(TRIVIAL, tp=tp, cp=cp, ep=ep, etp=etp), spec)):
                 yield ep, etp
 
 
@@ -248,10 +286,11 @@ def _divisors(number: int, largest: int) -> tuple[int, ...]:
     return tuple(divisor for divisor in range(1, min(number, largest) + 1) if number % divisor == 0)
 
 
-def check_pins(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> None:
-    """Raises what is wrong with pins that no legal layout keeps to: their own arithmetic, all else left at one."""
-    if next(grids(spec, world, batch, largest_tp), None) is not None and not _pinned_choices(spec):
-        return
+def check_pins(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tuple[Family, ...]:
+    """All legal sharings. Raises what is wrong with pins that none keeps to: their own arithmetic, all else at one."""
+    found = families(spec, world, batch, largest_tp)
+    if found and not _pinned_choices(spec):
+        return found
     reasons = [*_pinned_product(spec, world), *_pinned_choices(spec)] or _pinned_layout(spec, world, batch)
     raise DscError([Finding("DSC070", reason, ("placement",)) for reason in reasons])
 

@@ -16,12 +16,13 @@ from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.planner.calibration import Constant, Provenance
 from dsc.compiler.planner.layout import Activations, Layout
 from dsc.compiler.planner.parts import Part, parts_of
-from dsc.compiler.planner.recompute import SCALED_TILE, dispatched, fp8_storages, inside, kept
+from dsc.compiler.planner.recompute import SCALED_TILE, attended, dispatched, fp8_storages, inside, kept
 from dsc.compiler.planner.schedule import Schedule, actions, holdings, stages_of_rank
 from dsc.compiler.planner.shard import VOCABULARY, Elements, Extent, elements, extent, share, sizes_in
 from dsc.compiler.planner.stages import Stages, split, weights
 from dsc.compiler.planner.working import backward_peak, forward_peak
 from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Precision
 
 BYTES = {"bf16": 2, "fp32": 4, "none": 0}
 
@@ -92,6 +93,8 @@ SOURCES = {
     WORKING: "results and gradients that live for a moment, and the gradient of the largest weight",
     TRANSFERS: "hidden states and their gradients on their way, in and out",
 }
+SCALE = 4
+"""Bytes of a tile's scale."""
 TRANSFERRED = 4
 """Hidden states in and out, and the gradients of both."""
 
@@ -200,17 +203,19 @@ class Memory:
         self, kind: str, recompute: tuple[str, ...], activations: Activations, micro_batch: int, away: bool
     ) -> Held:
         steps = self._examples[kind].steps
-        found = kept(steps, recompute)
+        small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
+        found = kept(steps, recompute, narrow=twelve)
         received = dispatched(steps) if away else ()
         if "full" in recompute:
             found = replace(found, remade=(*found.remade, *received))
         else:
             found = replace(found, storages=(*found.storages, *received))
-        small = fp8_storages(steps) if activations == "fp8" else frozenset()
 
         def size(one: Storage) -> int:
             numbers = self._numbers(one, micro_batch)
-            return _fp8_bytes(numbers) if one in small else numbers * one.type.dtype.bytes
+            if one in small or one in twelve:
+                return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
+            return numbers * one.type.dtype.bytes
 
         sized = [(one, extent(one.type, size(one))) for one in found.storages]
         return Held(
@@ -307,18 +312,14 @@ class Memory:
 
     def _amounts(self, layout: Layout, structure: _Structure) -> dict[str, int]:
         """Bytes by line, activations in one."""
-        precision = self.spec.precision
-        width = BYTES[precision.parameters]
+        width = BYTES[self.spec.precision.parameters]
         dense, experts = structure.elements.dense_on(layout), structure.elements.experts_on(layout)
         replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
         sharded = share(dense, replicas) + share(experts, copies)
-        whole = dense + experts
-        optimizer = whole if layout.zero < 1 else sharded
+        kept = (dense + experts, sharded)
         amounts = {
-            WEIGHTS: width * (whole if layout.zero < 3 else sharded),
-            GRADIENTS: BYTES[precision.optimizer.gradients] * (whole if layout.zero < 2 else sharded),
-            MASTER: optimizer * (BYTES[precision.optimizer.master] if precision.parameters != "fp32" else 0),
-            MOMENTS: optimizer * 2 * BYTES[precision.optimizer.moments],
+            name: each * kept[layout.zero >= sharded_from]
+            for name, each, sharded_from in _state_widths(self.spec.precision)
         }
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = structure.largest.dense_on(layout) + structure.largest.experts_on(layout)
@@ -337,6 +338,11 @@ class Memory:
         if layout.ep > 1:
             outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
         return amounts | outside
+
+    def state_bytes(self, whole: float, sharded: float, zero: int) -> float:
+        """Parameters with their training state, of so many numbers: all of them, and one rank's share."""
+        widths = _state_widths(self.spec.precision)
+        return sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
 
     def _hidden_bytes(self, layout: Layout) -> int:
         """The hidden states of one micro-batch on one rank."""
@@ -384,6 +390,18 @@ class _Structure:
     in_flight: InFlight
 
 
+def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:
+    """Lines of a parameter's state, bytes for each number, and the ZeRO stage that shards it."""
+    optimizer = precision.optimizer
+    master = BYTES[optimizer.master] if precision.parameters != "fp32" else 0
+    return (
+        (WEIGHTS, BYTES[precision.parameters], 3),
+        (GRADIENTS, BYTES[optimizer.gradients], 2),
+        (MASTER, master, 1),
+        (MOMENTS, 2 * BYTES[optimizer.moments], 1),
+    )
+
+
 InFlight = tuple[tuple[int, ...], ...]
 """Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
 
@@ -418,11 +436,6 @@ def _shared(parts: Sequence[Part]) -> frozenset[Storage]:
 
 def _weights_of(step: Step) -> Elements:
     return elements(parameter.substitute(step.sizes) for parameter in step.node.op.parameters())
-
-
-def _fp8_bytes(numbers: int) -> int:
-    """One byte for each number, and a float32 scale for each tile."""
-    return numbers + numbers // SCALED_TILE * 4
 
 
 def _describe(storage: Storage) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from dsc.compiler.planner.cost import StepTime
 from dsc.compiler.planner.explain import Neighbour, largest_saving, neighbours
+from dsc.compiler.planner.hardware import Hardware
 from dsc.compiler.planner.layout import Layout
 from dsc.compiler.planner.ledger import (
     ACTIVATIONS,
@@ -24,6 +27,7 @@ from dsc.compiler.planner.ledger import (
     TRANSFERS,
     WEIGHTS,
     WORKING,
+    Line,
     Role,
 )
 from dsc.compiler.planner.search import Candidate, Found, Problem, search
@@ -74,8 +78,27 @@ def make_plan(problem: Problem) -> Plan:
     layout = chosen.layout
     time = problem.step(layout)
     around = neighbours(problem, layout, time.seconds)
-    roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
+    roles = alike(problem.memory.ledger(layout, problem.batch, problem.stages(layout)))
     return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))
+
+
+def alike(roles: Sequence[Role]) -> tuple[Role, ...]:
+    """Roles that need as much, line by line, as one, even if the micro-batches are of other stages."""
+    together: dict[tuple[object, ...], list[Role]] = {}
+    for role in roles:
+        together.setdefault(tuple((line.name, line.bytes) for line in role.lines), []).append(role)
+    return tuple(_merged(same) for same in together.values())
+
+
+def _merged(same: Sequence[Role]) -> Role:
+    """With the ranks of all; where sources differ, that of the first, and its rank."""
+    first = same[0]
+    sources = [tuple(line.source for line in role.lines) for role in same]
+    lines = tuple(
+        line if len(set(of_line)) == 1 else replace(line, source=f"{line.source}, on rank {first.ranks[0]}")
+        for line, of_line in zip(first.lines, zip(*sources, strict=True), strict=True)
+    )
+    return replace(first, ranks=tuple(sorted(rank for role in same for rank in role.ranks)), lines=lines)
 
 
 def memory(role: Role, capacity: int) -> dict[str, int]:
@@ -108,7 +131,7 @@ def record(plan: Plan) -> dict[str, Any]:
             {
                 "ranks": list(role.ranks),
                 **memory(role, plan.problem.capacity),
-                "lines": [line_record(line.name, line.bytes, line.provenance, line.source) for line in role.lines],
+                "lines": [memory_line(line) for line in role.lines],
             }
             for role in plan.roles
         ],
@@ -118,7 +141,10 @@ def record(plan: Plan) -> dict[str, Any]:
             "mfu": time.mfu,
             "gpu_hours_per_trillion_tokens": time.gpu_hours_per_trillion_tokens,
             "uncertainty": time.uncertainty,
-            "lines": [line_record(line.name, line.seconds, line.provenance, line.source) for line in time.lines],
+            "lines": [
+                {"name": line.name, "seconds": line.seconds, "provenance": line.provenance, "source": line.source}
+                for line in time.lines
+            ],
         },
         "rejected": [_neighbour(one) for one in plan.around],
         "largest_saving": None if plan.saving is None else plan.saving.change,
@@ -129,9 +155,14 @@ def record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def line_record(name: str, amount: float, provenance: str, source: str) -> dict[str, Any]:
-    key = "bytes" if isinstance(amount, int) else "seconds"
-    return {"name": name, key: amount, "provenance": provenance, "source": source}
+def memory_line(line: Line) -> dict[str, Any]:
+    return {
+        "name": line.name,
+        "bytes": line.bytes,
+        "provenance": line.provenance,
+        "source": line.source,
+        "tensors": list(line.tensors),
+    }
 
 
 def _neighbour(one: Neighbour) -> dict[str, Any]:
@@ -160,6 +191,46 @@ def _sensitivity(plan: Plan) -> dict[str, Any] | None:
 def placement(layout: Layout) -> dict[str, Any]:
     """A layout as the spec's `placement` section has it."""
     return {**asdict(layout), "recompute": list(layout.recompute)}
+
+
+def choices(plan: Plan) -> list[str]:
+    """Where the faster layout that lacks memory differs, if there is one."""
+    if plan.found.faster is None:
+        return []
+    ours, theirs = vars(plan.layout), vars(plan.found.faster.layout)
+    return [f"{name} {_choice(ours[name])} -> {_choice(theirs[name])}" for name in ours if ours[name] != theirs[name]]
+
+
+def _choice(value: object) -> str:
+    return " + ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
+
+
+def where(machines: Hardware) -> str:
+    """256 nodes of h800, 2,048 GPUs."""
+    nodes = f"{machines.nodes:,} node{'' if machines.nodes == 1 else 's'}"
+    return f"{nodes} of {machines.cluster.name}, {machines.gpus:,} GPUs"
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """rank 0, ranks 1-14, ranks 3, 5-7."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    shown = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"
+
+
+def runs(parts: Sequence[str]) -> list[str]:
+    """layers.3, layers.4, layers.5 as layers.3-5."""
+    runs = []
+    for stem, group in groupby(parts, key=lambda part: part.rpartition(".")[0] if part[-1].isdigit() else part):
+        members = list(group)
+        first, last = members[0], members[-1].rpartition(".")[2]
+        runs.append(first if len(members) == 1 else f"{stem}.{first.rpartition('.')[2]}-{last}")
+    return runs
 
 
 def sha256(value: object) -> str:

@@ -5,17 +5,19 @@ choices drop everything that is made between two places of the graph and keep wh
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
     full         the whole part
+FP8 codes of what is made again are made again with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.fused.attention import MlaAttention
+from dsc.compiler.ops.fused.fp8 import Fp8Linears
 from dsc.compiler.planner.shard import CHOSEN, is_routed, sizes_in_dim
 
 SCALED_TILE = 128  # FP8 activations carry one float32 scale for 128 numbers (DeepSeek-V3, section 3.3.2)
@@ -29,11 +31,13 @@ class Kept:
     remade: tuple[Storage, ...]
 
 
-def kept(steps: tuple[Step, ...], recompute: Iterable[str]) -> Kept:
+def kept(steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[Storage] = ()) -> Kept:
+    """`narrow`: what is kept in fewer bits than it has. Its codes for a product are made of those."""
     choices = frozenset(recompute)
-    regions = _region(steps, choices)
+    regions = region(steps, choices)
     dropped = {one for index in regions for one in _made(steps[index])}
     dropped |= {one for step in steps if step.node.op.recompute in choices for one in _results(step)}
+    dropped |= {one for step in steps if step.inputs[0] in dropped or step.inputs[0] in narrow for one in _codes(step)}
     everything = dict.fromkeys(one for step in steps for one in step.saved)
     remade = {one for one in everything if one in dropped}
     wanted = remade | {one for index in regions for one in steps[index].inputs}
@@ -44,6 +48,25 @@ def kept(steps: tuple[Step, ...], recompute: Iterable[str]) -> Kept:
         needed = step.inputs if again else step.saved
         held.update((one, None) for one in needed if one is not None and one not in dropped)
     return Kept(tuple(held), tuple(one for one in everything if one in dropped))
+
+
+def again(steps: tuple[Step, ...], choice: str) -> frozenset[int]:
+    """Positions of the steps that a choice runs once more in backward."""
+    alone = frozenset(index for index, step in enumerate(steps) if step.node.op.recompute == choice)
+    return alone | region(steps, frozenset((choice,)))
+
+
+def made_again(steps: tuple[Step, ...], choice: str) -> frozenset[Storage]:
+    return frozenset(one for index in again(steps, choice) for one in _made(steps[index]))
+
+
+def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:
+    """What attention gives: where activations are in FP8, it is kept once, for attention and the product that reads it.
+
+    Attention's backward asks for more digits than E4M3 has, hence E5M6 (DeepSeek-V3, section 3.3.3).
+    """
+    found = (step.outputs[0] for step in steps if isinstance(step.node.op, CausalAttention | MlaAttention))
+    return frozenset(one for one in found if one is not None and one.type.dtype is DType.BF16 and _tiled(one))
 
 
 def fp8_storages(steps: tuple[Step, ...]) -> frozenset[Storage]:
@@ -94,7 +117,12 @@ def _made(step: Step) -> set[Storage]:
     return {one for one in (*step.outputs, *step.saved) if one is not None and one not in given}
 
 
-def _region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
+def _codes(step: Step) -> tuple[Storage, ...]:
+    """Of a product's input, as the product keeps them."""
+    return tuple(set(step.saved) - set(step.inputs)) if isinstance(step.node.op, Fp8Linears) else ()
+
+
+def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
     """Positions of the steps that run a second time."""
     found: set[int] = set()
     if "full" in choices:

@@ -17,8 +17,8 @@ from dsc.compiler.planner.calibration import Constant, OpClass
 from dsc.compiler.planner.hardware import Hardware
 from dsc.compiler.planner.layout import RECOMPUTE
 from dsc.compiler.planner.parts import Part
-from dsc.compiler.planner.recompute import _region
-from dsc.compiler.planner.shard import is_routed
+from dsc.compiler.planner.recompute import again, made_again
+from dsc.compiler.planner.shard import CHOSEN, is_routed, sizes_in_dim
 
 CLASSES: tuple[OpClass, ...] = get_args(OpClass)
 POSITION = {op_class: position for position, op_class in enumerate(CLASSES)}
@@ -26,6 +26,8 @@ POSITION = {op_class: position for position, op_class in enumerate(CLASSES)}
 # Modules of a layer whose products take part in FP8 (spec.precision); the router within them works in float32.
 FP8_MODULES = ("self_attn", "mlp")
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
+# SwiGLU of routed experts runs again whatever is chosen: their kernel keeps gate and up alone (ops/fused/experts.py).
+ALWAYS = "always"
 SAMPLE = {"B": 1, "S": 4096}  # where it is decided which of two sizes is the smaller
 
 
@@ -48,7 +50,9 @@ class OpCost:
     routed: bool
     """Its weights are those of routed experts."""
     recompute: tuple[str, ...]
-    """Members of layout.RECOMPUTE that run it again in backward."""
+    """Members of layout.RECOMPUTE, or ALWAYS, that run it again in backward."""
+    recast: tuple[str, ...]
+    """Those that make again what it is the first to cast to FP8."""
     flops: Terms
     backward_flops: Terms
     forward_bytes: Terms
@@ -77,19 +81,18 @@ def op_costs(parts: Iterable[Part], fp8: bool) -> dict[str, tuple[OpCost, ...]]:
 
 def _op_costs(steps: tuple[Step, ...], fp8: bool) -> Iterator[OpCost]:
     cast: set[Storage] = set()
-    again = {choice: _again(steps, choice) for choice in RECOMPUTE}
+    runs = {choice: again(steps, choice) for choice in RECOMPUTE}
+    made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         if any(storage is not None and storage not in step.inputs for storage in step.outputs):  # else a view
-            yield _op_cost(step, fp8, cast, tuple(choice for choice in RECOMPUTE if index in again[choice]))
+            recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
+            recast = tuple(choice for choice in RECOMPUTE if step.inputs[0] in made[choice])
+            if step.node.op.recompute == "swiglu" and _is_expert_row(step):
+                recompute = (*recompute, ALWAYS)
+            yield _op_cost(step, fp8, cast, recompute, recast)
 
 
-def _again(steps: tuple[Step, ...], choice: str) -> frozenset[int]:
-    """Positions of the steps that a recompute choice runs once more in backward."""
-    alone = frozenset(index for index, step in enumerate(steps) if step.node.op.recompute == choice)
-    return alone | _region(steps, frozenset((choice,)))
-
-
-def _op_cost(step: Step, fp8: bool, cast: set[Storage], recompute: tuple[str, ...]) -> OpCost:
+def _op_cost(step: Step, fp8: bool, cast: set[Storage], recompute: tuple[str, ...], recast: tuple[str, ...]) -> OpCost:
     node, op, sizes = step.node, step.node.op, step.sizes
     parameters = op.parameters()
     matrices = [parameter.substitute(sizes) for parameter in parameters if len(parameter.type.shape) > 1]
@@ -114,6 +117,7 @@ def _op_cost(step: Step, fp8: bool, cast: set[Storage], recompute: tuple[str, ..
         op_class=op_class,
         routed=any(map(is_routed, matrices)),
         recompute=recompute,
+        recast=recast if first else (),
         flops=_terms(flops),
         backward_flops=_terms(backward),
         forward_bytes=_terms(read + total([size for size, _ in outputs])),
@@ -138,6 +142,12 @@ def _class_of(step: Step, flops: Dim, routed: bool, fp8: bool) -> OpClass:
     if fp8 and any(module in FP8_MODULES for module in step.path.split(".")):
         return "fp8_grouped" if routed else "fp8_gemm"
     return "gemm"
+
+
+def _is_expert_row(step: Step) -> bool:
+    """Whether the result has a row for each expert that a token chose."""
+    result = step.outputs[0]
+    return result is not None and CHOSEN in sizes_in_dim(result.type.shape[0])
 
 
 def _sizes(
@@ -185,11 +195,11 @@ class Seconds(NamedTuple):
     input_gradient: Vector
     weight_gradient: Vector
     again: tuple[tuple[tuple[str, ...], Vector], ...]
-    """Forward once more, of ops by the members of layout.RECOMPUTE that ask for it."""
+    """Forward once more, of ops by what asks for it."""
 
     def recompute(self, chosen: tuple[str, ...]) -> Vector:
         """What backward runs again."""
-        return add([time for names, time in self.again if any(name in chosen for name in names)])
+        return add([time for names, time in self.again if any(name in chosen or name == ALWAYS for name in names)])
 
 
 def add(vectors: Iterable[Vector]) -> Vector:
@@ -212,22 +222,61 @@ TRANSPOSE = 2 * (1 + 4 / 128)
 ACCUMULATE = 8
 
 
+class Kernel(NamedTuple):
+    """One kernel for all tokens of a micro-batch and whole weights, in seconds."""
+
+    op_class: int
+    """Its position in CLASSES."""
+    computing: float
+    moving: float
+    """Of activations."""
+    weights: float
+    routed: bool
+
+
+class Kernels(NamedTuple):
+    """Of one part."""
+
+    forward: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    """With what asks for each of them once more in backward."""
+    input_gradient: tuple[Kernel, ...]
+    weight_gradient: tuple[Kernel, ...]
+    recast: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    """Of backward alone, and what asks for them."""
+
+
 def seconds(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int, share: Share) -> Seconds:
-    """A part on one rank: `batch` sequences of `length` tokens. The host's launches bound each pass from below."""
-    passes = [[0.0] * len(CLASSES) for _ in range(3)]
-    kernels = [0, 0, 0]
+    """A part on one rank: `batch` sequences of `length` tokens."""
+    return on_rank(kernels(ops, hardware, batch, length), hardware, share)
+
+
+def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
+    """Every kernel as long as what limits it; the host's launches bound each pass from below."""
+    floor = hardware.calibration.kernel_floor.value
+    tokens, dense, experts = share
+
+    def time(kernel: Kernel) -> float:
+        moving = kernel.moving / tokens + kernel.weights / (experts if kernel.routed else dense)
+        return max(kernel.computing / tokens, moving, floor)
+
+    forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}
-    for op in ops:
-        works = _passes(op, hardware, batch, length, share)
-        group = again.setdefault(op.recompute, [0.0] * len(CLASSES))
-        for index, work in enumerate(works):
-            kernels[index] += len(work)
-            for op_class, time in work:
-                passes[index][POSITION[op_class]] += time
-        for op_class, time in works[0]:
-            group[POSITION[op_class]] += time
-    forward, data, weight = (_launched(*one, hardware) for one in zip(passes, kernels, strict=True))
-    return Seconds(forward, data, weight, tuple((names, tuple(time)) for names, time in sorted(again.items())))
+    for kernel, names in part.forward:
+        took = time(kernel)
+        forward[kernel.op_class] += took
+        if names:
+            again.setdefault(names, [0.0] * len(CLASSES))[kernel.op_class] += took
+    for kernel, names in part.recast:
+        again.setdefault(names, [0.0] * len(CLASSES))[kernel.op_class] += time(kernel)
+    for times, some in ((data, part.input_gradient), (weight, part.weight_gradient)):
+        for kernel in some:
+            times[kernel.op_class] += time(kernel)
+    return Seconds(
+        _launched(forward, len(part.forward), hardware),
+        _launched(data, len(part.input_gradient), hardware),
+        _launched(weight, len(part.weight_gradient), hardware),
+        tuple((names, tuple(times)) for names, times in sorted(again.items())),
+    )
 
 
 def _launched(times: list[float], kernels: int, hardware: Hardware) -> Vector:
@@ -238,42 +287,63 @@ def _launched(times: list[float], kernels: int, hardware: Hardware) -> Vector:
     return tuple(times)
 
 
-Work = list[tuple[OpClass, float]]
+def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int) -> Kernels:
+    forward, data, weight, recast = [], [], [], []
+    for op in ops:
+        passes = _passes(op, hardware, batch, length)
+        forward += [(kernel, op.recompute) for kernel in passes[0]]
+        data += passes[1]
+        weight += passes[2]
+        if op.recast:  # codes along the tokens, of wide numbers instead of codes along the features
+            moved = op.input_elements.at(batch, length) * (CAST - TRANSPOSE)
+            recast.append((_kernel(hardware, hardware.calibration.forward, "cast", moved=moved), op.recast))
+    return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
 
 
-def _passes(op: OpCost, hardware: Hardware, batch: int, length: int, share: Share) -> tuple[Work, Work, Work]:
+def _passes(op: OpCost, hardware: Hardware, batch: int, length: int) -> tuple[list[Kernel], list[Kernel], list[Kernel]]:
     """Kernels of forward, of the input's gradient and of the weights'."""
     calibration = hardware.calibration
-    flops = op.flops.at(batch, length) / share.tokens
-    backward = op.backward_flops.at(batch, length) / share.tokens
-    moved = op.forward_bytes.at(batch, length) / share.tokens
-    moved_back = op.backward_bytes.at(batch, length) / share.tokens
-    weights = op.weights / (share.experts if op.routed else share.dense)
-    kind = op.op_class
+    flops, backward = op.flops.at(batch, length), op.backward_flops.at(batch, length)
+    moved, moved_back = op.forward_bytes.at(batch, length), op.backward_bytes.at(batch, length)
 
-    def kernel(
-        of: dict[OpClass, Constant], flops: float, bytes: float, op_class: OpClass = kind
-    ) -> tuple[OpClass, float]:
-        return op_class, hardware.kernel_seconds(of, op_class, flops, bytes)
+    def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> Kernel:
+        return _kernel(hardware, of, op.op_class, flops, moved, weights, op.routed)
 
-    if kind == "memory":
-        back = [kernel(calibration.input_gradient, 0.0, moved_back)] if moved_back else []
-        return [kernel(calibration.forward, 0.0, moved)], back, []
-    if kind == "attention":
-        back_flops = backward * calibration.attention_backward_products.value
-        return (
-            [kernel(calibration.forward, flops, moved)],
-            [kernel(calibration.input_gradient, back_flops, moved_back)],
-            [],
-        )
-    forward = [kernel(calibration.forward, flops, moved + weights * op.weight_bytes)]
-    data = [kernel(calibration.input_gradient, backward / 2, moved + weights * op.weight_bytes)]
-    weight = [kernel(calibration.weight_gradient, backward / 2, moved + weights * ACCUMULATE)]
+    if op.op_class == "memory":
+        back = [kernel(calibration.input_gradient, moved=moved_back)] if moved_back else []
+        return [kernel(calibration.forward, moved=moved)], back, []
+    if op.op_class == "attention":
+        again = calibration.attention_backward_products.value
+        back = [kernel(calibration.input_gradient, backward * again, moved_back)]
+        return [kernel(calibration.forward, flops, moved)], back, []
+    read = op.weights * op.weight_bytes
+    forward = [kernel(calibration.forward, flops, moved, read)]
+    data = [kernel(calibration.input_gradient, backward / 2, moved, read)]
+    weight = [kernel(calibration.weight_gradient, backward / 2, moved, op.weights * ACCUMULATE)]
     given, result = op.input_elements.at(batch, length), op.output_elements.at(batch, length)
     if given:
-        forward.append(kernel(calibration.forward, 0.0, given * CAST / share.tokens, "cast"))
-        weight.append(kernel(calibration.weight_gradient, 0.0, given * TRANSPOSE / share.tokens, "cast"))
+        forward.append(_kernel(hardware, calibration.forward, "cast", moved=given * CAST))
+        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=given * TRANSPOSE))
     if result:
-        data.append(kernel(calibration.input_gradient, 0.0, result * CAST / share.tokens, "cast"))
-        weight.append(kernel(calibration.weight_gradient, 0.0, result * TRANSPOSE / share.tokens, "cast"))
+        data.append(_kernel(hardware, calibration.input_gradient, "cast", moved=result * CAST))
+        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=result * TRANSPOSE))
     return forward, data, weight
+
+
+Efficiencies = dict[OpClass, Constant]
+
+
+def _kernel(
+    hardware: Hardware,
+    of: Efficiencies,
+    op_class: OpClass,
+    flops: float = 0.0,
+    moved: float = 0.0,
+    weights: float = 0.0,
+    routed: bool = False,
+) -> Kernel:
+    """`moved` and `weights` in bytes."""
+    computing, bandwidth = hardware.rates(of, op_class)
+    return Kernel(
+        POSITION[op_class], flops / computing if flops else 0.0, moved / bandwidth, weights / bandwidth, routed
+    )

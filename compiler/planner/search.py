@@ -9,15 +9,16 @@ have been better.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.cost import PAIRING, CostModel, StepTime
 from dsc.compiler.planner.hardware import Hardware
-from dsc.compiler.planner.layout import Layout, check_pins, global_batch, grids, variants
-from dsc.compiler.planner.ledger import BYTES, Memory
+from dsc.compiler.planner.layout import Family, Layout, check_pins, global_batch, variants
+from dsc.compiler.planner.ledger import Memory
 from dsc.compiler.planner.stages import Stages
 from dsc.spec.model import ModelSpec
 
@@ -59,16 +60,25 @@ class Problem:
         return Memory(self.spec, self.graph)
 
     @cached_property
-    def _weights(self) -> dict[Layout, tuple[int, ...]]:
+    def _stages(self) -> dict[tuple[object, ...], Stages]:
+        return {}
+
+    @cached_property
+    def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
         return {}
 
     def stages(self, layout: Layout) -> Stages:
         """Parts of each stage, balanced by their time."""
-        alike = replace(layout, pp=1, vpp=1, schedule="1f1b", dp=1, zero=0, recompute=(), activations="bf16")
-        if alike not in self._weights:
-            exact = self.cost.weights(alike)
-            self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
-        return self.memory.split(layout, self._weights[alike])
+        pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
+        alike = (pairs, layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
+        key = (alike, layout.chunks)
+        if key not in self._stages:
+            if alike not in self._weights:
+                plain = replace(layout, schedule="dualpipe" if pairs else "1f1b", zero=0, recompute=())
+                exact = self.cost.weights(plain)
+                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
+            self._stages[key] = self.memory.split(layout, self._weights[alike])
+        return self._stages[key]
 
     def bytes(self, layout: Layout) -> int:
         """Of the fullest rank."""
@@ -97,7 +107,7 @@ class Found:
     best: Candidate | None
     """None where nothing fits."""
     smallest: Candidate
-    """The layout that needs least memory, of those looked at."""
+    """The layout that needs least memory, of those looked at; where nothing fits, of all that save what they can."""
     faster: Candidate | None
     """The layout faster than the best that lacks least memory."""
     legal: int
@@ -105,100 +115,118 @@ class Found:
     simulated: int
 
 
-def search(problem: Problem) -> Found:
-    """Raises DscError where the spec's pins contradict each other."""
+def search(problem: Problem, families: Iterable[Family] | None = None) -> Found:
+    """Among all that is legal, or what is given. Raises DscError where the spec's pins contradict each other."""
     largest_tp = problem.hardware.cluster.scale_up_domain
-    check_pins(problem.spec, problem.world, problem.batch, largest_tp)
-    spread = Spread(problem)
-    every = [
-        (spread.seconds(grid), GRID, grid) for grid in grids(problem.spec, problem.world, problem.batch, largest_tp)
-    ]
-    legal = len(every)
-    state = _Search(problem, every)
-    best = state.run()
-    return Found(best, state.smallest(), state.faster(best), legal, state.simulated)
+    legal = check_pins(problem.spec, problem.world, problem.batch, largest_tp)
+    run = _Search(problem, tuple(legal if families is None else families))
+    best = run.best()
+    return Found(
+        best, run.smallest(best), run.faster(best), sum(len(one.pipelines) for one in run.families), run.simulated
+    )
 
 
 class Spread:
-    """The first bound: a layout's work and its parameters, spread evenly over its ranks."""
+    """The first bounds: a layout's work and its parameters, spread evenly over its ranks."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.elements = problem.memory.elements(range(len(problem.memory.parts)))
-        self.kinds = tuple(part.kind for part in problem.memory.parts)
-        self._known: dict[tuple[int, ...], float] = {}
 
-    def seconds(self, grid: Layout) -> float:
-        """At the best that overlapping can do, nothing recomputed; ZeRO only as far as the parameters need it."""
-        return self._work(grid) * grid.micro_batches(self.problem.batch) / grid.pp
-
-    def _work(self, grid: Layout) -> float:
-        """Seconds of one micro-batch on one rank that holds the whole model."""
-        zero = 0 if self.parameter_bytes(grid, 2) <= self.problem.capacity else 3
-        sharing = grid.dp if zero else 0  # where parameters come from all that share them
-        key = (grid.schedule in PAIRING, grid.micro_batch, grid.tp, grid.cp, grid.ep, grid.etp, sharing)
-        if key not in self._known:
-            self._known[key] = self.problem.cost.stage(self.kinds, replace(grid, zero=zero)).times.overlapped
-        return self._known[key]
+    def seconds(self, layout: Layout) -> float:
+        """At the best that overlapping can do. The same for all pipelines of a family, save what ZeRO adds."""
+        return self.problem.cost.least(layout) * layout.micro_batches(self.problem.batch) / layout.pp
 
     def parameter_bytes(self, grid: Layout, zero: int) -> float:
-        """What parameters take on the average rank with a ZeRO stage: weights and gradients."""
+        """What parameters take on the average rank with a ZeRO stage: weights, gradients and optimizer."""
         dense, experts = self.elements.dense_on(grid), self.elements.experts_on(grid)
-        whole, sharded = dense + experts, dense / (grid.dp * grid.cp) + experts / grid.edp
-        precision = self.problem.spec.precision
-        weights, gradients = BYTES[precision.parameters], BYTES[precision.optimizer.gradients]
-        return (weights * (whole if zero < 3 else sharded) + gradients * (whole if zero < 2 else sharded)) / grid.pp
+        copies = grid.duplicates
+        whole, sharded = copies * (dense + experts), dense / (grid.dp * grid.cp) + experts / grid.edp
+        return self.problem.memory.state_bytes(whole, sharded, zero) / grid.pp
 
 
-# What stands in the queue, of equal seconds in this order: what was simulated by its step, a layout by its second
-# bound, and a sharing of the GPUs, all variants of it, by its first.
-SIMULATED, VARIANT, GRID = range(3)
+# What stands in the queue, of equal seconds in this order: a family of layouts by what its work takes at least, one
+# sharing of the GPUs by the same with the ZeRO stage that it needs, a layout by its pipeline's bound, and by its step.
+FAMILY, GRID, VARIANT, SIMULATED = range(4)
+
+# Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
+ROUNDING = 1 - 1e-9
 
 
 class _Search:
     """Best first: what has the least bound is looked at next, so the first simulated layout to come up is the best."""
 
-    def __init__(self, problem: Problem, grids: list[tuple[float, int, Layout]]) -> None:
+    def __init__(self, problem: Problem, families: tuple[Family, ...]) -> None:
         self.problem = problem
-        self.queue = grids
+        self.families = families
+        self.spread = Spread(problem)
         self.simulated = 0
         self.too_large: dict[Layout, int] = {}
         self.sizes: dict[Layout, int] = {}
-        self.sets = tuple(dict.fromkeys(one.recompute for one in variants(grids[0][2], problem.spec)))
-        heapq.heapify(self.queue)
+        every = tuple(variants(next(families[0].grids()), problem.spec))
+        self.zeros = tuple(dict.fromkeys(one.zero for one in every))
+        self.sets = tuple(dict.fromkeys(one.recompute for one in every))
+        self.types = tuple(dict.fromkeys(one.activations for one in every))
+        self.queue: list[tuple[float, int, Family | Layout]] = []
 
-    def run(self) -> Candidate | None:
+    def best(self) -> Candidate | None:
+        for family in self.families:
+            pairing = [grid for grid in family.grids() if grid.schedule in PAIRING]
+            grid = next(iter(pairing), None) or next(family.grids())
+            self._push(self.spread.seconds(grid), FAMILY, family)
         while self.queue:
-            seconds, what, layout = heapq.heappop(self.queue)
-            if what == SIMULATED:
-                return Candidate(layout, self.bytes(layout), seconds)
-            if what == GRID:
-                self._open(layout)
-            elif self.bytes(layout) <= self.problem.capacity:
-                self.simulated += 1
-                heapq.heappush(self.queue, (self.problem.step(layout).seconds, SIMULATED, layout))
+            seconds, what, found = heapq.heappop(self.queue)
+            if isinstance(found, Family):
+                for grid in found.grids():
+                    self._classify(grid, seconds)
+            elif what == GRID:
+                self._open(found)
+            elif what == VARIANT:
+                self._try(found)
             else:
-                self.too_large[layout] = self.bytes(layout)
-                for more in self._recompute_more(layout) if self._can_fit(layout) else ():
-                    heapq.heappush(self.queue, (self.problem.bound(more), VARIANT, more))
+                return Candidate(found, self.bytes(found), seconds)
         return None
+
+    def _push(self, seconds: float, what: int, found: Family | Layout) -> None:
+        heapq.heappush(self.queue, (seconds * ROUNDING if what != SIMULATED else seconds, what, found))
+
+    def _zeros(self, grid: Layout) -> list[int]:
+        """ZeRO stages with which the parameters fit, spread evenly."""
+        return [zero for zero in self.zeros if self.spread.parameter_bytes(grid, zero) <= self.problem.capacity]
+
+    def _classify(self, grid: Layout, seconds: float) -> None:
+        """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
+        zeros = self._zeros(grid)
+        if zeros:
+            self._push(max(seconds, self.spread.seconds(replace(grid, zero=zeros[0]))), GRID, grid)
+
+    def _open(self, grid: Layout) -> None:
+        """The variants that recompute least, of each ZeRO stage."""
+        for zero in self._zeros(grid):
+            layout = replace(grid, zero=zero, recompute=self.sets[0], activations=self.types[0])
+            self._push(self.problem.bound(layout), VARIANT, layout)
+
+    def _try(self, layout: Layout) -> None:
+        """What activations are kept as costs no time: the first type that fits. Else what recomputes more."""
+        for activations in self.types:
+            one = replace(layout, activations=activations)
+            if self.bytes(one) <= self.problem.capacity:
+                self.simulated += 1
+                self._push(self.problem.step(one).seconds, SIMULATED, one)
+                return
+            self.too_large[one] = self.bytes(one)
+        for more in self._recompute_more(layout) if self._can_fit(layout) else ():
+            self._push(self.problem.bound(more), VARIANT, more)
 
     def bytes(self, layout: Layout) -> int:
         if layout not in self.sizes:
             self.sizes[layout] = self.problem.bytes(layout)
         return self.sizes[layout]
 
-    def _open(self, grid: Layout) -> None:
-        """The variants that recompute least, of each ZeRO stage and activation type, if any variant can fit."""
-        every = [one for one in variants(grid, self.problem.spec) if one.recompute == self.sets[0]]
-        if self._can_fit(every[-1]):
-            bounds = {one.zero: self.problem.bound(one) for one in every if one.activations == every[0].activations}
-            for layout in every:  # what activations are kept as costs no time
-                heapq.heappush(self.queue, (bounds[layout.zero], VARIANT, layout))
-
     def _can_fit(self, layout: Layout) -> bool:
         """Whether the layout does that recomputes everything, but is the same otherwise."""
-        return self.bytes(replace(layout, recompute=self.sets[-1])) <= self.problem.capacity
+        most = replace(layout, recompute=self.sets[-1], activations=self.types[-1])
+        return self.bytes(most) <= self.problem.capacity
 
     def _recompute_more(self, layout: Layout) -> Iterator[Layout]:
         """Layouts that recompute one thing more, which is never faster; each set comes from one other only."""
@@ -207,15 +235,30 @@ class _Search:
             if chosen != layout.recompute and (grows or (chosen == ("full",) and not layout.recompute)):
                 yield replace(layout, recompute=chosen)
 
-    def smallest(self) -> Candidate:
-        """What needs least memory, of all that was looked at."""
+    def smallest(self, best: Candidate | None) -> Candidate:
+        """What needs least memory: of all that was looked at, or where nothing fits of all that saves what it can."""
+        if best is None:
+            self._look_for_smallest()
         layout = min(self.sizes, key=lambda one: (self.sizes[one], one))
         return Candidate(layout, self.sizes[layout], self.problem.step(layout).seconds)
+
+    def _look_for_smallest(self) -> None:
+        """In the order of what parameters take at least, until that alone is more than the smallest takes."""
+        zero = self.zeros[-1]
+        grids = (grid for family in self.families for grid in family.grids())
+        bounds = sorted((self.spread.parameter_bytes(grid, zero), grid) for grid in grids)
+        least = math.inf
+        for bound, grid in bounds:
+            if bound > least:
+                break
+            most = replace(grid, zero=zero, recompute=self.sets[-1], activations=self.types[-1])
+            least = min(least, self.bytes(most))
 
     def faster(self, best: Candidate | None) -> Candidate | None:
         """Of the layouts that would beat the best, the one that lacks least memory."""
         for layout, needed in sorted(self.too_large.items(), key=lambda item: (item[1], item[0])):
-            seconds = self.problem.step(layout).seconds
-            if best is None or seconds < best.seconds:
-                return Candidate(layout, needed, seconds)
+            if best is None or self.problem.bound(layout) < best.seconds:
+                seconds = self.problem.step(layout).seconds
+                if best is None or seconds < best.seconds:
+                    return Candidate(layout, needed, seconds)
         return None

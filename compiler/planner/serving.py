@@ -72,7 +72,7 @@ class ServingProblem:
 
     @property
     def storing(self) -> Storing:
-        """Weights as the spec's products read them."""
+        """Weights as the spec's products read them, the cache as it says."""
         precision = self.spec.precision
         rows: Rows = "fp8" if precision.kv_cache == "fp8" else "plain"
         return Storing(fp8_weights=isinstance(precision.linear, Fp8BlockLinear), rows=rows)
@@ -181,7 +181,8 @@ def _serving(problem: ServingProblem, tp: int) -> Serving:
     pins = problem.spec.placement or Placement()
     ep = pins.ep or problem.world
     slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
-    return Serving(tp, problem.world // tp, slots, ep=ep)
+    dense_tp = 1 if problem.experts else tp  # beside experts, dense layers are few (DeepSeek-V3 report, section 3.4.1)
+    return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)
 
 
 def _why_not(problem: ServingProblem, serving: Serving) -> list[str]:
@@ -214,13 +215,12 @@ def _alternatives(problem: ServingProblem, best: Option, found: list[Option]) ->
     if best.storing.fp8_weights:
         change = "weights in bfloat16"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, fp8_weights=False)))
-    if problem.spec.attention.kind == "mla":
+    if problem.spec.attention.kind == "mla" and best.storing.rows == "plain":
         change = "cache rows in FP8"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, rows="fp8")))
     double = replace(problem, context=2 * problem.context)
-    yield _against(
-        problem, best, f"context {problem.context} -> {double.context}", _option(double, serving, best.storing)
-    )
+    change = f"context {problem.context:,} -> {double.context:,}"
+    yield _against(problem, best, change, _option(double, serving, best.storing))
 
 
 def _against(problem: ServingProblem, best: Option, change: str, other: Option) -> Alternative:

@@ -1,4 +1,4 @@
-"""What a deployment's plan says, as plain values: `dsc plan --mode decode --json`, and what plan.yaml is written from."""
+"""What a deployment's plan says, as plain values: for --json, and for plan.yaml."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsc.compiler.planner.ledger import Line
-from dsc.compiler.planner.plan import line_record, sha256
+from dsc.compiler.planner.plan import memory_line, sha256
 from dsc.compiler.planner.serving import Alternative, ServingFound
 
 GROUPS = {
@@ -51,7 +51,7 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
             {
                 "ranks": [0],
                 **serving_memory(chosen.lines, problem.capacity),
-                "lines": [line_record(line.name, line.bytes, line.provenance, line.source) for line in chosen.lines],
+                "lines": [memory_line(line) for line in chosen.lines],
             }
         ],
         "rejected": [_alternative(one, problem.capacity) for one in found.around],

@@ -119,8 +119,13 @@ def simulate(actions: Actions, times: Sequence[StageTimes], transfer: float = 0.
 
 
 def pair_time(forward: StageTimes, backward: StageTimes) -> float:
-    """Seconds of an F&B pair of two stages: what both can hide is hidden, and neither member takes less than alone."""
-    return forward.forward + backward.backward - min(forward.hidden, backward.hidden)
+    """Seconds of an F&B pair of two stages, neither member less than alone.
+
+    An all-to-all hides beside the other member's compute, and either member has half of its stage's: so half of what
+    each stage hides when it is paired with itself.
+    """
+    hidden = (forward.hidden + backward.hidden) / 2
+    return max(forward.forward + backward.backward - hidden, forward.forward, backward.backward)
 
 
 def _durations(actions: Actions, times: Sequence[StageTimes]) -> list[float]:

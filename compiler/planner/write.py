@@ -4,57 +4,43 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from dsc.compiler.planner.plan import Plan, memory, placement, record
+from dsc.compiler.planner.hardware import Hardware
+from dsc.compiler.planner.plan import Plan, placement, record, runs, where
+from dsc.compiler.planner.serving import ServingFound
+from dsc.compiler.planner.serving_record import serving_record
 
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
 DIGITS = 6  # of a figure that was computed
+CHOICES = ("change", "binds", "reason")
+LINES = ("name", "bytes", "seconds", "provenance", "source")
 
 
 def plan_yaml(plan: Plan) -> str:
-    """Deterministic: the same spec and machines give the same bytes."""
+    """Of training. Deterministic: the same spec and machines give the same bytes."""
     facts = record(plan)
-    time, problem = facts["time"], plan.problem
+    time = facts["time"]
     body = CommentedMap(
-        spec=facts["name"],
-        spec_sha256=facts["spec_sha256"],
-        hardware=facts["cluster"],
-        hardware_sha256=facts["hardware_sha256"],
-        mode=facts["mode"],
-        fits=facts["fits"],
-        world_size=facts["world_size"],
+        **_heading(facts),
         global_batch=facts["global_batch"],
         micro_batches=facts["micro_batches"],
         placement=_flow(placement(plan.layout)),
-        stages=CommentedSeq(_flow(_runs(stage)) for stage in facts["stages"]),
-        memory=CommentedSeq(
-            CommentedMap(
-                ranks=_flow(role.ranks),
-                **memory(role, problem.capacity),
-                lines=CommentedSeq(_flow(line) for line in facts["memory"][index]["lines"]),
-            )
-            for index, role in enumerate(plan.roles)
-        ),
+        stages=CommentedSeq(_flow(runs(stage)) for stage in facts["stages"]),
+        memory=_memory(facts),
         time=CommentedMap(
             **{key: _rounded(time[key]) for key in time if key != "lines"},
-            lines=CommentedSeq(_flow(line) for line in time["lines"]),
+            lines=_flows(time["lines"], LINES),
         ),
-        rejected=CommentedSeq(
-            _flow({key: one[key] for key in ("change", "binds", "reason")}) for one in facts["rejected"]
-        ),
+        rejected=_flows(facts["rejected"], CHOICES),
         largest_saving=facts["largest_saving"],
         sensitivity=facts["sensitivity"] and _flow(facts["sensitivity"]),
     )
-    body.yaml_set_start_comment(
-        f"Plan of {facts['name']} on {problem.hardware.nodes} nodes of {facts['cluster']}. "
-        f"Regenerate: dsc plan {facts['name']} -o FILE\n"
-        f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} of them were simulated."
-    )
+    legal = f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} of them were simulated."
+    body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
     _say(body, "placement", "under this key in the spec, it is pinned")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
     _say(body, "memory", "bytes of one GPU, for pipeline ranks that hold alike")
@@ -63,6 +49,73 @@ def plan_yaml(plan: Plan) -> str:
     )
     _say(body, "rejected", "one choice away, and what speaks against it")
     _say(body, "sensitivity", "the next better plan, and the memory that a GPU lacks for it")
+    return _text(body)
+
+
+def serving_yaml(found: ServingFound) -> str:
+    """Of prefill or decode; as deterministic."""
+    facts = serving_record(found)
+    body = CommentedMap(
+        **_heading(facts),
+        context_length=facts["context_length"],
+        sequences=_flow(facts["sequences"]),
+        placement=_flow({name: facts["mesh"][name] for name in ("tp", "dp", "ep")}),
+        experts=facts["experts"] and _flow(facts["experts"]),
+        weights=facts["weights"],
+        cache=_flow(facts["cache"]),
+        arena=facts["arena"] and _flow(facts["arena"]),
+        memory=_memory(facts),
+        rejected=_flows(facts["rejected"], CHOICES),
+    )
+    asked = f"--mode {facts['mode']} --context {facts['context_length']} "
+    if found.problem.redundant:
+        asked += f"--redundant {found.problem.redundant} "
+    body.yaml_set_start_comment(_title(facts, found.problem.hardware, asked))
+    _say(body, "sequences", "at once, at this context length: in the cache of a group of tp GPUs, and of them all")
+    _say(body, "placement", "under this key in the spec, it is pinned")
+    _say(body, "experts", "of each layer; which are doubled is decided by their load")
+    _say(body, "cache", "of one GPU; a sequence has its pages on every GPU of its group")
+    _say(body, "arena", "of one step: every intermediate value at a fixed offset")
+    _say(body, "memory", "bytes of one GPU; all are alike")
+    _say(body, "rejected", "one choice away, and what comes of it")
+    return _text(body)
+
+
+def _title(facts: Mapping[str, Any], machines: Hardware, asked: str = "") -> str:
+    command = f"dsc plan {facts['name']} {asked}--cluster {facts['cluster']} --nodes {machines.nodes} -o FILE"
+    return f"Plan of {facts['name']} on {where(machines)}. Regenerate: {command}"
+
+
+def _heading(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "spec": facts["name"],
+        "spec_sha256": facts["spec_sha256"],
+        "hardware": facts["cluster"],
+        "hardware_sha256": facts["hardware_sha256"],
+        "mode": facts["mode"],
+        "fits": facts["fits"],
+        "world_size": facts["world_size"],
+    }
+
+
+def _memory(facts: Mapping[str, Any]) -> CommentedSeq:
+    """The ledger of each role."""
+    return CommentedSeq(
+        CommentedMap(
+            ranks=_flow(role["ranks"]),
+            **{name: role[name] for name in role if name not in ("ranks", "lines")},
+            lines=_flows(role["lines"], LINES),
+        )
+        for role in facts["memory"]
+    )
+
+
+def _flows(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> CommentedSeq:
+    """One entry, one line."""
+    return CommentedSeq(_flow({key: one[key] for key in keys if key in one}) for one in entries)
+
+
+def _text(body: CommentedMap) -> str:
     stream = io.StringIO()
     yaml = YAML()
     yaml.width = WIDTH
@@ -92,13 +145,3 @@ def _inner(item: Any) -> Any:
 
 def _rounded(item: Any) -> Any:
     return float(f"{item:.{DIGITS}g}") if isinstance(item, float) else item
-
-
-def _runs(parts: Sequence[str]) -> list[str]:
-    """layers.3, layers.4, layers.5 as layers.3-5."""
-    runs = []
-    for stem, group in groupby(parts, key=lambda part: part.rpartition(".")[0] if part[-1].isdigit() else part):
-        members = list(group)
-        first, last = members[0], members[-1].rpartition(".")[2]
-        runs.append(first if len(members) == 1 else f"{stem}.{first.rpartition('.')[2]}-{last}")
-    return runs

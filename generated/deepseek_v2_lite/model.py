@@ -3,16 +3,22 @@
 """deepseek-v2-lite: a decoder-only language model.
 
 Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K, F EXPERT_SIZE.
+    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels.grouped_mm import grouped_mm
+from .kernels.expert_dispatch import sort_by_expert
+from .kernels.experts import routed_experts
+from .kernels.linear_cross_entropy import linear_cross_entropy
+from .kernels.mla_attention import mla_attention
+from .kernels.rms_norm import add_rms_norm, rms_norm
+from .kernels.rope import rotate
+from .kernels.router import route
+from .kernels.router_logits import router_logits
+from .kernels.swiglu import swiglu
 
 VOCAB_SIZE = 102400  # vocab_size
 HIDDEN_SIZE = 2048  # hidden_size
@@ -34,8 +40,6 @@ QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
 V_HEAD_DIM = 128  # attention.v_head_dim
 QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
 LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-YARN_MSCALE_ALL_DIM = 0.707  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
 
 INTERMEDIATE_SIZE = 10944  # ffn.dense.intermediate_size
 NUM_EXPERTS = 64  # ffn.moe.n_routed_experts
@@ -44,11 +48,6 @@ EXPERT_SIZE = 1408  # ffn.moe.moe_intermediate_size
 SEQUENCE_AUX_LOSS_ALPHA = 0.001  # ffn.moe.router.balance.sequence_aux_loss_alpha
 NUM_SHARED_EXPERTS = 2  # ffn.moe.n_shared_experts
 SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
-
-
-def upcast(x: Tensor) -> Tensor:
-    """x in float32, or in its own type where that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
@@ -65,34 +64,10 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()))
 
 
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs (x0, x1), (x2, x3), ... of [B, S, heads, R] by their position's angles."""
-    cos, sin = rope.unsqueeze(-2)  # [S, 1, R] each
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # x1, x0, x3, x2, ...
-    return (x * cos + swapped * sin).to(x.dtype)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N + R] twice, [B, S, H, V] -> the same.
-
-    v is padded to the width of q and k, because PyTorch's fused attention takes equal head dims only.
-    """
-    v = F.pad(v, (0, QK_HEAD_DIM - V_HEAD_DIM))
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE)
-    return out.transpose(1, 2)[..., :V_HEAD_DIM]
-
-
 def spread_pairs(rope: Tensor) -> Tensor:
     """cos, cos, ... and -sin, sin, ... for the pairs (x0, x1), (x2, x3), ...: [2, S, R / 2] -> [2, S, R]."""
     cos, sin = rope  # [S, R / 2] each
     return torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1))).flatten(-2)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels that are not -100, zero if all are, in float32 or wider: [B, S, W], [B, S] -> []."""
-    total = F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
 
 
 class LatentAttention(nn.Module):
@@ -109,23 +84,17 @@ class LatentAttention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         q = self.q_proj(x)  # [B, S, H * (N + R)]
         q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
-        q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
-        q_rope = rotate(q_rope, rope)  # [B, S, H, R]
-        q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
 
         kv = self.kv_a_proj_with_mqa(x)  # [B, S, L + R]
         kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-        kv_latent = self.kv_a_layernorm(kv_latent)  # [B, S, L]
+        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, L]
         k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
         k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
 
         kv = self.kv_b_proj(kv_latent)  # [B, S, H * (N + V)]
         kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, S, H, N + V]
-        k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, V]
-        k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, S, H, R]
-        k = torch.cat((k_nope, k_rope), -1)  # [B, S, H, N + R]
 
-        out = causal_attention(q, k, v)  # [B, S, H, V]
+        out = mla_attention(q, kv, k_rope, rope)  # [B, S, H, V]
         out = out.flatten(-2)  # [B, S, H * V]
         return self.o_proj(out)  # [B, S, D]
 
@@ -142,7 +111,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)  # [B, S, width]
         up = self.up_proj(x)  # [B, S, width]
-        h = F.silu(gate) * up  # [B, S, width]
+        h = swiglu(gate, up)  # [B, S, width]
         return self.down_proj(h)  # [B, S, D]
 
 
@@ -154,13 +123,10 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(upcast(x), upcast(self.weight))  # [B, S, E]
+        logits = router_logits(x, self.weight)  # [B, S, E]
         scores = logits.softmax(-1)  # [B, S, E]
 
-        choice = scores.detach()  # [B, S, E]
-        experts = choice.topk(TOP_K, -1).indices  # [B, S, K]
-
-        weights = scores.gather(-1, experts)  # [B, S, K]
+        experts, weights = route(logits)  # [B, S, K], [B, S, K]
 
         counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
         share = scores.mean(1)  # [B, E]
@@ -176,30 +142,15 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
+        self.shared_experts = FeedForward(SHARED_SIZE)
         self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, EXPERT_SIZE * 2, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
-        self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
-        sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K], [T * K]
-        every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
-        ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
-        source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
-        slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
-
-        tokens = x.flatten(0, 1)  # [T, D]
-        h = tokens.gather(0, source)  # [T * K, D]
-        h = grouped_mm(h, self.gate_up_proj, ends)  # [T * K, F * 2]
-        gate, up = h.chunk(2, -1)  # [T * K, F], [T * K, F]
-        h = F.silu(gate) * up  # [T * K, F]
-        h = h * slot_weights  # [T * K, F]
-        h = grouped_mm(h, self.down_proj, ends)  # [T * K, D]
-
-        out = torch.zeros_like(tokens).scatter_add(0, source, h)  # [T, D]
-        out = out.view_as(x)  # [B, S, D]
+        order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
         shared = self.shared_experts(x)  # [B, S, D]
-        out = out + shared  # [B, S, D]
+        out = routed_experts(x, weights, order, position, ends, self.gate_up_proj, self.down_proj, shared)  # [B, S, D]
         return out, balance_loss
 
 
@@ -214,11 +165,10 @@ class DenseLayer(nn.Module):
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = self.input_layernorm(x)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
         h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
         h = self.mlp(h)  # [B, S, D]
         return x + h  # [B, S, D]
 
@@ -234,11 +184,10 @@ class MoeLayer(nn.Module):
         self.mlp = MixtureOfExperts()
 
     def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.input_layernorm(x)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
         h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
         h, balance_loss = self.mlp(h)  # [B, S, D], []
         x = x + h  # [B, S, D]
         return x, balance_loss
@@ -283,15 +232,14 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
         x, _ = self.backbone(tokens)  # [B, S, D], []
-        hidden = self.norm(x)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x, balance_loss = self.backbone(tokens)  # [B, S, D], []
-        hidden = self.norm(x)  # [B, S, D]
-        logits = self.lm_head(hidden)  # [B, S, W]
-        main_loss = cross_entropy(logits, labels)
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
         loss = main_loss + balance_loss
         parts = {"main": main_loss, "balance": balance_loss}

@@ -3,10 +3,9 @@
 """deepseek-v3: a decoder-only language model.
 
 Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K, F EXPERT_SIZE, G NUM_GROUPS.
+    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
-import math
 from collections.abc import Callable
 from typing import Self
 
@@ -14,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels.grouped_mm import grouped_mm
+from .kernels.expert_dispatch import sort_by_expert
+from .kernels.fp8_experts import fp8_routed_experts
+from .kernels.fp8_gemm import fp8_linear, fp8_linears
+from .kernels.linear_cross_entropy import linear_cross_entropy
+from .kernels.mla_attention import mla_attention
+from .kernels.rms_norm import add_rms_norm, rms_norm
+from .kernels.rope import rotate
+from .kernels.router import route
+from .kernels.router_logits import router_logits
+from .kernels.swiglu import swiglu
 
 VOCAB_SIZE = 129280  # vocab_size
 HIDDEN_SIZE = 7168  # hidden_size
@@ -36,17 +44,12 @@ QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
 V_HEAD_DIM = 128  # attention.v_head_dim
 QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
 LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-YARN_MSCALE_ALL_DIM = 1.0  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
 Q_LORA_RANK = 1536  # attention.q_lora_rank
 
 INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
 NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
 TOP_K = 8  # ffn.moe.num_experts_per_tok
 EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
-NUM_GROUPS = 8  # ffn.moe.router.n_group
-TOP_GROUPS = 4  # ffn.moe.router.topk_group
-ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor
 SEQUENCE_AUX_LOSS_ALPHA = 0.0001  # ffn.moe.router.balance.sequence_aux_loss_alpha
 BIAS_UPDATE_RATE = 0.001  # ffn.moe.router.balance.bias_update_rate
 NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
@@ -54,11 +57,6 @@ SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
 
 MTP_DEPTH = 1  # mtp.depth
 MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
-
-
-def upcast(x: Tensor) -> Tensor:
-    """x in float32, or in its own type where that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
@@ -73,24 +71,6 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
     inv_freq = inv_freq * (1 - slow + slow / ROPE_FACTOR)
     angle = torch.outer(torch.arange(length, dtype=dtype, device=x.device), inv_freq)  # [length, R / 2]
     return torch.stack((angle.cos(), angle.sin()))
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs (x0, x1), (x2, x3), ... of [B, S, heads, R] by their position's angles."""
-    cos, sin = rope.unsqueeze(-2)  # [S, 1, R] each
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # x1, x0, x3, x2, ...
-    return (x * cos + swapped * sin).to(x.dtype)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N + R] twice, [B, S, H, V] -> the same.
-
-    v is padded to the width of q and k, because PyTorch's fused attention takes equal head dims only.
-    """
-    v = F.pad(v, (0, QK_HEAD_DIM - V_HEAD_DIM))
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE)
-    return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
 class ExactBuffers(nn.Module):
@@ -112,49 +92,37 @@ def spread_pairs(rope: Tensor) -> Tensor:
     return torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1))).flatten(-2)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels that are not -100, zero if all are, in float32 or wider: [B, S, W], [B, S] -> []."""
-    total = F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
-
-
 class LatentAttention(nn.Module):
     """Multi-head latent attention in its expanded form, queries through a latent too (DeepSeek-V2, section 2.1)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.q_a_proj = nn.Linear(HIDDEN_SIZE, Q_LORA_RANK, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.q_a_layernorm = nn.RMSNorm(Q_LORA_RANK, eps=LATENT_NORM_EPS)
         self.q_b_proj = nn.Linear(Q_LORA_RANK, NUM_HEADS * QK_HEAD_DIM, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(KV_LORA_RANK, eps=LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(KV_LORA_RANK, NUM_HEADS * (QK_NOPE_HEAD_DIM + V_HEAD_DIM), bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * V_HEAD_DIM, HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        q_latent = self.q_a_proj(x)  # [B, S, Q]
-        q_latent = self.q_a_layernorm(q_latent)  # [B, S, Q]
-        q = self.q_b_proj(q_latent)  # [B, S, H * (N + R)]
+        # [B, S, Q], [B, S, L + R]
+        q_latent, kv = fp8_linears(x, [self.q_a_proj.weight, self.kv_a_proj_with_mqa.weight])
+        q_latent = rms_norm(q_latent, self.q_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, Q]
+        q = fp8_linear(q_latent, self.q_b_proj.weight)  # [B, S, H * (N + R)]
         q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
-        q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
-        q_rope = rotate(q_rope, rope)  # [B, S, H, R]
-        q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
 
-        kv = self.kv_a_proj_with_mqa(x)  # [B, S, L + R]
         kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-        kv_latent = self.kv_a_layernorm(kv_latent)  # [B, S, L]
+        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, L]
         k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
         k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
 
-        kv = self.kv_b_proj(kv_latent)  # [B, S, H * (N + V)]
+        kv = fp8_linear(kv_latent, self.kv_b_proj.weight)  # [B, S, H * (N + V)]
         kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, S, H, N + V]
-        k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, V]
-        k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, S, H, R]
-        k = torch.cat((k_nope, k_rope), -1)  # [B, S, H, N + R]
 
-        out = causal_attention(q, k, v)  # [B, S, H, V]
+        out = mla_attention(q, kv, k_rope, rope)  # [B, S, H, V]
         out = out.flatten(-2)  # [B, S, H * V]
-        return self.o_proj(out)  # [B, S, D]
+        return fp8_linear(out, self.o_proj.weight)  # [B, S, D]
 
 
 class FeedForward(nn.Module):
@@ -167,10 +135,9 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate_proj(x)  # [B, S, width]
-        up = self.up_proj(x)  # [B, S, width]
-        h = F.silu(gate) * up  # [B, S, width]
-        return self.down_proj(h)  # [B, S, D]
+        gate, up = fp8_linears(x, [self.gate_proj.weight, self.up_proj.weight])  # [B, S, width], [B, S, width]
+        h = swiglu(gate, up)  # [B, S, width]
+        return fp8_linear(h, self.down_proj.weight)  # [B, S, D]
 
 
 class Router(ExactBuffers):
@@ -183,20 +150,10 @@ class Router(ExactBuffers):
         self.expert_load = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(upcast(x), upcast(self.weight))  # [B, S, E]
+        logits = router_logits(x, self.weight)  # [B, S, E]
         scores = logits.sigmoid()  # [B, S, E]
 
-        choice = scores.detach() + self.e_score_correction_bias  # [B, S, E]
-        groups = choice.unflatten(-1, (NUM_GROUPS, NUM_EXPERTS // NUM_GROUPS))  # [B, S, G, E / G]
-        group_scores = groups.topk(2, -1).values.sum(-1)  # [B, S, G]
-        # [B, S, G]
-        closed = torch.ones_like(group_scores).scatter(-1, group_scores.topk(TOP_GROUPS, -1).indices, 0).bool()
-        choice = groups.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(-2)  # [B, S, E]
-        experts = choice.topk(TOP_K, -1).indices  # [B, S, K]
-
-        weights = scores.gather(-1, experts)  # [B, S, K]
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # [B, S, K]
-        weights = weights * ROUTED_SCALING_FACTOR  # [B, S, K]
+        experts, weights = route(logits, self.e_score_correction_bias)  # [B, S, K], [B, S, K]
 
         counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
         if self.training:
@@ -220,30 +177,16 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
+        self.shared_experts = FeedForward(SHARED_SIZE)
         self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, EXPERT_SIZE * 2, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
-        self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
-        sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K], [T * K]
-        every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
-        ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
-        source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
-        slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
-
-        tokens = x.flatten(0, 1)  # [T, D]
-        h = tokens.gather(0, source)  # [T * K, D]
-        h = grouped_mm(h, self.gate_up_proj, ends)  # [T * K, F * 2]
-        gate, up = h.chunk(2, -1)  # [T * K, F], [T * K, F]
-        h = F.silu(gate) * up  # [T * K, F]
-        h = h * slot_weights  # [T * K, F]
-        h = grouped_mm(h, self.down_proj, ends)  # [T * K, D]
-
-        out = torch.zeros_like(tokens).scatter_add(0, source, h)  # [T, D]
-        out = out.view_as(x)  # [B, S, D]
+        order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
         shared = self.shared_experts(x)  # [B, S, D]
-        out = out + shared  # [B, S, D]
+        # [B, S, D]
+        out = fp8_routed_experts(x, weights, order, position, ends, self.gate_up_proj, self.down_proj, shared)
         return out, balance_loss
 
 
@@ -258,11 +201,10 @@ class DenseLayer(nn.Module):
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = self.input_layernorm(x)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
         h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
         h = self.mlp(h)  # [B, S, D]
         return x + h  # [B, S, D]
 
@@ -278,11 +220,10 @@ class MoeLayer(nn.Module):
         self.mlp = MixtureOfExperts()
 
     def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.input_layernorm(x)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
         h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
         h, balance_loss = self.mlp(h)  # [B, S, D], []
         x = x + h  # [B, S, D]
         return x, balance_loss
@@ -300,12 +241,12 @@ class MultiTokenPredictor(nn.Module):
         self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
     def forward(self, x: Tensor, ahead: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        ahead = self.enorm(ahead)  # [B, S, D]
-        x = self.hnorm(x)  # [B, S, D]
+        ahead = rms_norm(ahead, self.enorm.weight, NORM_EPS)  # [B, S, D]
+        x = rms_norm(x, self.hnorm.weight, NORM_EPS)  # [B, S, D]
         x = torch.cat((ahead, x), -1)  # [B, S, D + D]
         x = self.eh_proj(x)  # [B, S, D]
         x, balance_loss = self.layer(x, rope)  # [B, S, D], []
-        hidden = self.norm(x)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
         return hidden, balance_loss
 
 
@@ -349,15 +290,14 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
         x, _, _ = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = self.norm(x)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x, rope, balance_loss = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = self.norm(x)  # [B, S, D]
-        logits = self.lm_head(hidden)  # [B, S, W]
-        main_loss = cross_entropy(logits, labels)
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
         tokens = tokens[:, 1:]  # [B, S - 1]
         labels = labels[:, 1:]  # [B, S - 1]
@@ -365,8 +305,7 @@ class Model(nn.Module):
         hidden = hidden[:, :-1]  # [B, S - 1, D]
         ahead = self.embed_tokens(tokens)  # [B, S - 1, D]
         hidden, mtp_balance_loss = self.mtp[0](hidden, ahead, rope)  # [B, S - 1, D], []
-        logits = self.lm_head(hidden)  # [B, S - 1, W]
-        mtp_loss = cross_entropy(logits, labels)
+        mtp_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
         mtp_loss = mtp_loss * (MTP_LOSS_WEIGHT / MTP_DEPTH)
         balance_loss = balance_loss + mtp_balance_loss
 

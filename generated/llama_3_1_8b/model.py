@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels.linear_cross_entropy import linear_cross_entropy
+from .kernels.rms_norm import add_rms_norm, rms_norm
+from .kernels.rope import rotate
+from .kernels.swiglu import swiglu
+
 VOCAB_SIZE = 128256  # vocab_size
 HIDDEN_SIZE = 4096  # hidden_size
 INITIALIZER_RANGE = 0.02  # initializer_range
@@ -32,11 +37,6 @@ ATTENTION_SCALE = HEAD_DIM**-0.5
 INTERMEDIATE_SIZE = 14336  # ffn.dense.intermediate_size
 
 
-def upcast(x: Tensor) -> Tensor:
-    """x in float32, or in its own type where that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def rotary_table(length: int, x: Tensor) -> Tensor:
     """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, N / 2].
 
@@ -52,13 +52,6 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()))
 
 
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + N / 2]) of [B, S, heads, N] by their position's angles."""
-    cos, sin = rope.unsqueeze(-2)  # [S, 1, N] each
-    swapped = x.roll(x.shape[-1] // 2, -1)  # x[N / 2], ..., x[0], ...
-    return (x * cos + swapped * sin).to(x.dtype)
-
-
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over earlier positions: [B, S, H, N], [B, S, J, N] twice -> [B, S, H, N]."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -70,12 +63,6 @@ def spread_pairs(rope: Tensor) -> Tensor:
     """cos, ..., cos, ... and -sin, ..., sin, ... for the pairs (x[i], x[i + N / 2]): [2, S, N / 2] -> [2, S, N]."""
     cos, sin = rope  # [S, N / 2] each
     return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels that are not -100, zero if all are, in float32 or wider: [B, S, W], [B, S] -> []."""
-    total = F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -116,7 +103,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)  # [B, S, width]
         up = self.up_proj(x)  # [B, S, width]
-        h = F.silu(gate) * up  # [B, S, width]
+        h = swiglu(gate, up)  # [B, S, width]
         return self.down_proj(h)  # [B, S, D]
 
 
@@ -131,11 +118,10 @@ class DenseLayer(nn.Module):
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = self.input_layernorm(x)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
         h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
         h = self.mlp(h)  # [B, S, D]
         return x + h  # [B, S, D]
 
@@ -173,15 +159,14 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
         x = self.backbone(tokens)  # [B, S, D]
-        hidden = self.norm(x)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x = self.backbone(tokens)  # [B, S, D]
-        hidden = self.norm(x)  # [B, S, D]
-        logits = self.lm_head(hidden)  # [B, S, W]
-        main_loss = cross_entropy(logits, labels)
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
         parts = {"main": main_loss}
         return main_loss, parts

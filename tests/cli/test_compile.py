@@ -86,11 +86,11 @@ def test_check_names_every_drift_and_writes_nothing(run: Any) -> None:
 
 
 def test_files_that_are_no_longer_emitted_are_stale_and_deleted(run: Any) -> None:
-    run("compile", "tiny", "-o", "package")  # a mixture of experts, with a kernel
-    result = run("compile", "llama-3.1-8b", "-o", "package", "--check", code=1)
+    run("compile", "tiny", "-o", "package")  # a mixture of experts, with a product for them
+    result = run("compile", "minicpm3-4b", "-o", "package", "--check", code=1)
     assert "stale: package/kernels/grouped_mm.py\n" in result.stdout
     assert "2 to delete" in result.stdout
-    assert "2 deleted" in run("compile", "llama-3.1-8b", "-o", "package").stdout
+    assert "2 deleted" in run("compile", "minicpm3-4b", "-o", "package").stdout
     assert not Path("package/kernels/grouped_mm.py").exists()
 
 

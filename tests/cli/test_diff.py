@@ -38,4 +38,4 @@ def test_sections_that_one_side_lacks(facts: Any) -> None:
     assert keys["mtp.depth"] == (1, None) and "mtp" not in keys
     cache = next(fact for fact in found["facts"] if fact["name"] == "kv_cache_bytes_per_token")
     assert (cache["first"], cache["second"]) == (70_272, 516_096)
-    assert {"path": "kernels/grouped_mm.py", "change": "removed"} in found["files"]
+    assert {"path": "kernels/mla_attention.py", "change": "removed"} in found["files"]

@@ -15,7 +15,7 @@ def quantised(x: Tensor, rows: int, columns: int) -> Tensor:
     m, k = x.shape[-2:]
     padded = F.pad(x.float(), (0, -k % columns, 0, -m % rows))
     blocks = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
-    scale = blocks.abs().amax((-3, -1), keepdim=True).clamp(min=1e-4) / 448
+    scale = blocks.abs().amax((-3, -1), keepdim=True).clamp(min=1e-12) / 448
     codes = (blocks * (1 / scale)).to(torch.float8_e4m3fn)
     return (codes.float() * scale).flatten(-4, -3).flatten(-2)[..., :m, :k]
 

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsc.compiler.planner.arena import Interval, place
+from dsc.compiler.planner.pictures.arena_svg import arena_svg
 from dsc.compiler.planner.pictures.memory_svg import memory_of, memory_svg
 from dsc.compiler.planner.pictures.schedule_svg import COLOURS, DARKEST, PALEST, schedule_svg
 from dsc.compiler.planner.pictures.svg import INK, mix, seconds, ticks
@@ -37,6 +39,14 @@ def memory_picture(schedule, pp, vpp, micro_batches, capacity=80 * GB):
     return memory_svg(timeline_of(schedule, pp, vpp, micro_batches), static, sizes, capacity, "memory of " + schedule)
 
 
+def arena_of(count):
+    """Values of some sizes that live for some ops, many small ones among them."""
+    return place(
+        [Interval(f"v{i}", 1000 * (1 + i * i % 37), i // 2, i // 2 + i % 5) for i in range(count)]
+        + [Interval(f"small{i}", 8, i, i) for i in range(count // 2)]
+    )
+
+
 PICTURES = {
     "schedule-1f1b.svg": lambda: schedule_svg(timeline_of("1f1b", 4, 1, 8), "1f1b, 4 ranks, 8 micro-batches"),
     "schedule-interleaved.svg": lambda: schedule_svg(timeline_of("interleaved", 4, 3, 8), "interleaved"),
@@ -44,6 +54,7 @@ PICTURES = {
     "schedule-dualpipe.svg": lambda: schedule_svg(timeline_of("dualpipe", 8, 1, 20), "dualpipe"),
     "memory-1f1b.svg": lambda: memory_picture("1f1b", 4, 1, 8, capacity=30 * GB),
     "memory-dualpipe-v.svg": lambda: memory_picture("dualpipe-v", 4, 2, 10),
+    "arena.svg": lambda: arena_svg(arena_of(40), "one step, op by op"),
     "trace-dualpipe-v.json": lambda: chrome_trace(timeline_of("dualpipe-v", 2, 2, 4), "dualpipe-v"),
 }
 
@@ -102,6 +113,19 @@ def test_cells_are_as_wide_as_their_actions_are_long(point):
         cells = [cell for tint in tints for cell in found[tint] if cell[1] > 90]  # below the legend
         drawn = sum(width + 0.6 for _, _, width, _ in cells)
         assert drawn == pytest.approx(work / timeline.step * shown, rel=0.01, abs=0.1)
+
+
+def test_values_of_an_arena_are_as_long_and_high_as_they_are():
+    """And where they are: the area that is drawn is the bytes times the ops of every value that can be seen."""
+    arena = arena_of(40)
+    found = [cell for colour, cells in fills(arena_svg(arena, "any")).items() if colour != "#ffffff" for cell in cells]
+    ops = 1 + max(one.last for one in arena.intervals)
+    seen = [one for one in arena.intervals if 320 * one.aligned / arena.bytes >= 0.15]
+    assert len(found) == len(seen)
+    width = sum(one.last + 1 - one.first for one in seen) * (1480 - 64 - 18) / ops
+    assert sum(width for _, _, width, _ in found) == pytest.approx(width, rel=0.01)
+    tops = [y for _, y, _, _ in found]
+    assert min(tops) == pytest.approx(74, abs=0.1)  # the highest value ends where the arena does
 
 
 def test_every_micro_batch_of_a_small_schedule_has_its_number():

@@ -17,6 +17,7 @@ class MlaAttention(Op):
 
     kind = "mla_attention"
     nope: Dim
+    value: Dim
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -29,7 +30,8 @@ class MlaAttention(Op):
     def infer(self, inputs: Types) -> Types:
         q, kv, k_rope, _ = (tensor(t) for t in inputs)
         assert q.shape[-1].same(self.nope + k_rope.shape[-1]), (q, k_rope)
-        return (retyped(q, *q.shape[:-1], kv.shape[-1] - self.nope),)
+        assert kv.shape[-1].same(self.nope + self.value), kv
+        return (retyped(q, *q.shape[:-1], self.value),)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         """Two products of half a square each: S^2 H (N + R + V)."""

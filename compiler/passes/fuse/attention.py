@@ -32,5 +32,5 @@ def _fuse(block: Block, attention: Node) -> Block:
     assert split_kv[0].outputs == (k_nope, v) and split_q[0].outputs == (q_nope, turn[0].inputs[0])
     inputs = (*split_q[0].inputs, *split_kv[0].inputs, *expand[0].inputs, turn[0].inputs[1])
     parts = (joined_q, joined_k, turn, expand, split_q, split_kv)
-    fused = replace(attention, op=MlaAttention(split_q[1].sizes[0]), inputs=inputs)
+    fused = replace(attention, op=MlaAttention(*split_kv[1].sizes), inputs=inputs)
     return collapse(block, [attention, *(node for node, _ in parts)], fused)

@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.planner.pictures.svg import (
-    INK,
-    LINE,
-    MUTED,
     document,
     line,
     mix,
@@ -23,22 +20,11 @@ from dsc.compiler.planner.simulate import Timeline
 
 # What stays is grey to blue, in the order given; activations are what one looks for.
 STATIC = ("#8c959f", "#b6bec7", "#54708f", "#87a5c4", "#a9b8c9", "#6b7f94", "#c7d3e0", "#9aa7b5", "#d8dee6", "#76889b")
-ACTIVATIONS, CAPACITY = "#e69f00", "#b42318"
+ACTIVATIONS = "#e69f00"
 PALEST, DARKEST = 0.55, 0.95  # tints of a rank's first stage and of its last
 
 PAGE, MARGIN, COLUMNS = 1480.0, 18.0, 4
 LEFT, HEIGHT, ABOVE, BELOW, BETWEEN = 52.0, 120.0, 24.0, 30.0, 14.0
-
-STYLE = (
-    f"text{{fill:{INK};font-size:11px}}"
-    ".h{font-size:17px;font-weight:600}"
-    ".b{font-weight:600}"
-    f".m{{fill:{MUTED}}}"
-    f".c{{fill:{CAPACITY}}}"
-    f".g{{stroke:{LINE};fill:none}}"
-    f".k{{stroke:{CAPACITY};stroke-width:1.3;stroke-dasharray:6 3;fill:none}}"
-    f".p{{stroke:{INK};stroke-width:.8;fill:none}}"
-)
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ def memory_svg(
         frame = _Frame(x + LEFT, y + ABOVE, width - LEFT, timeline.step, ceiling)
         body += _panel(frame, f"rank {rank}", memory, static[rank], colours, capacity)
     rows = -(-len(memories) // columns)
-    return document(PAGE, top + rows * (ABOVE + HEIGHT + BELOW), f"{title}: {summary}", STYLE, body)
+    return document(PAGE, top + rows * (ABOVE + HEIGHT + BELOW), f"{title}: {summary}", body)
 
 
 @dataclass(frozen=True)

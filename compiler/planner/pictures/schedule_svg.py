@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from dsc.compiler.planner.pictures.svg import (
     GROUND,
-    INK,
-    LINE,
     MUTED,
     document,
     line,
@@ -41,16 +39,6 @@ PAGE, LEFT, RIGHT, TOP = 1480.0, 128.0, 18.0, 96.0
 ROW, GAP, AXIS, BETWEEN = 22.0, 2.0, 24.0, 22.0
 DIGIT = 5.1  # width of a digit at the cells' font size
 BANDS = 8  # of a longer step the middle is left out
-
-STYLE = (
-    f"text{{fill:{INK};font-size:11px}}"
-    ".h{font-size:17px;font-weight:600}"
-    f".m{{fill:{MUTED}}}"
-    ".n text{font-size:8.5px;text-anchor:middle}"
-    f".g{{stroke:{LINE};fill:none}}"
-    f".p{{stroke:{INK};stroke-width:.9;fill:none}}"
-    f".e{{stroke:{MUTED};stroke-dasharray:3 3;fill:none}}"
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ def schedule_svg(timeline: Timeline, title: str) -> str:
             top += 34
         body += _band(timeline, cells, low, high, scale, top)
         top += rows + AXIS + BETWEEN
-    return document(PAGE, top, f"{title}: {_summary(timeline)}", STYLE, body)
+    return document(PAGE, top, f"{title}: {_summary(timeline)}", body)
 
 
 def _cells(timeline: Timeline) -> Iterator[_Cell]:

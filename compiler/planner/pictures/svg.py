@@ -7,7 +7,23 @@ from collections.abc import Iterable
 from xml.sax.saxutils import escape
 
 INK, MUTED, LINE, GROUND = "#1b1f24", "#57606a", "#d0d7de", "#f3f5f7"
+CAPACITY = "#b42318"
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
+
+# One for all pictures, so that several can stand in one page: headings, muted and bold text, what exceeds capacity,
+# numbers in cells; grid lines, frames, gaps, the capacity.
+STYLE = (
+    f"text{{fill:{INK};font-size:11px}}"
+    ".h{font-size:17px;font-weight:600}"
+    ".b{font-weight:600}"
+    f".m{{fill:{MUTED}}}"
+    f".c{{fill:{CAPACITY}}}"
+    ".n text{font-size:8.5px;text-anchor:middle}"
+    f".g{{stroke:{LINE};fill:none}}"
+    f".p{{stroke:{INK};stroke-width:.9;fill:none}}"
+    f".e{{stroke:{MUTED};stroke-dasharray:3 3;fill:none}}"
+    f".k{{stroke:{CAPACITY};stroke-width:1.3;stroke-dasharray:6 3;fill:none}}"
+)
 
 
 def number(value: float) -> str:
@@ -59,14 +75,14 @@ def seconds(value: float, longest: float, digits: int = 4) -> str:
     return f"{value * scale:.{digits}g} {unit}"
 
 
-def document(width: float, height: float, title: str, style: str, body: Iterable[str]) -> str:
+def document(width: float, height: float, title: str, body: Iterable[str]) -> str:
     """A whole file on a white ground; the title is also what a screen reader says."""
     size = f"{number(width)} {number(height)}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{number(width)}" '
         f'height="{number(height)}" role="img" font-family="{FONT}">',
         f"<title>{escape(title)}</title>",
-        f"<style>{style}</style>",
+        f"<style>{STYLE}</style>",
         f'<rect width="{number(width)}" height="{number(height)}" fill="#ffffff"/>',
         *body,
         "</svg>",

@@ -2,32 +2,30 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, R
-    QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K
-    TOP_K, F EXPERT_SIZE, G NUM_GROUPS.
+Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
+    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.grouped_mm import grouped_mm
+from ..kernels.expert_dispatch import sort_by_expert
+from ..kernels.fp8_experts import fp8_routed_experts
+from ..kernels.fp8_gemm import fp8_linear, fp8_linears
+from ..kernels.latent_cache import PAGE_SIZE, empty_cache, write_latent_cache
+from ..kernels.mla_decode import mla_decode
+from ..kernels.rms_norm import add_rms_norm, rms_norm
+from ..kernels.rope import rotate
+from ..kernels.router import route
+from ..kernels.router_logits import router_logits
 from ..model import (
-    ATTENTION_SCALE,
-    HIDDEN_SIZE,
-    KV_LORA_RANK,
+    NORM_EPS,
     NUM_DENSE_LAYERS,
     NUM_EXPERTS,
-    NUM_GROUPS,
     NUM_HEADS,
     QK_HEAD_DIM,
     QK_NOPE_HEAD_DIM,
     QK_ROPE_HEAD_DIM,
-    ROUTED_SCALING_FACTOR,
-    TOP_GROUPS,
-    TOP_K,
     V_HEAD_DIM,
     DenseLayer,
     LatentAttention,
@@ -36,131 +34,94 @@ from ..model import (
     MoeLayer,
     Router,
     rotary_table,
-    rotate,
     spread_pairs,
-    upcast,
 )
 
 
 class LayerCache:
-    """What one layer keeps of every token: a tensor [B, C, ...] for each slot."""
+    """The latents of one layer's tokens in pages of PAGE_SIZE, which every sequence takes as it grows."""
 
     def __init__(self) -> None:
-        self.slots: dict[str, Tensor] = {}
+        self.length = 0  # tokens of each sequence
+        self.pages: Tensor  # [pages, PAGE_SIZE, row]
+        self.block_table: Tensor  # [B, pages of a sequence] int32
+        self.lengths: Tensor  # [B] int32
 
-    @property
-    def length(self) -> int:
-        return next(iter(self.slots.values())).shape[1] if self.slots else 0
+    def extend(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for the new tokens of kv [B, S, L + R]: their positions among the new ones, and slots, [B, S] each."""
+        batch, new = kv.shape[:2]
+        if self.length == 0:
+            self.pages, self.block_table = empty_cache(0, kv), kv.new_empty(batch, 0, dtype=torch.int32)
+        token = torch.arange(self.length, self.length + new, device=kv.device)  # [S]
+        self.length += new
+        self.lengths = torch.full((batch,), self.length, dtype=torch.int32, device=kv.device)
+        missing = -(-self.length // PAGE_SIZE) - self.block_table.shape[1]
+        if missing > 0:
+            self._grow(kv, missing)
+        slots = self.block_table[:, token // PAGE_SIZE] * PAGE_SIZE + token % PAGE_SIZE
+        return (token - token[0]).expand(batch, -1), slots
 
-    def append(self, slot: str, x: Tensor) -> Tensor:
-        """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
-        before = self.slots.get(slot)
-        self.slots[slot] = x if before is None else torch.cat((before, x), 1)
-        return self.slots[slot]
-
-
-def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
-
-    [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
-    """
-    new, seen = q.shape[1], k.shape[1]
-    visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)  # [S, C]
-    v = F.pad(v, (0, QK_HEAD_DIM - V_HEAD_DIM))
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, visible, scale=ATTENTION_SCALE)
-    return out.transpose(1, 2)[..., :V_HEAD_DIM]
+    def _grow(self, kv: Tensor, count: int) -> None:
+        """So many more pages for every sequence."""
+        first, batch = len(self.pages), len(self.block_table)
+        table = torch.arange(first, first + batch * count, dtype=torch.int32, device=kv.device).view(batch, count)
+        self.pages = torch.cat((self.pages, empty_cache(batch * count, kv)))
+        self.block_table = torch.cat((self.block_table, table), 1)
 
 
 def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
-    """Multi-head latent attention in its expanded form, queries through a latent too (DeepSeek-V2, section 2.1)."""
-    q_latent = module.q_a_proj(x)  # [B, S, Q]
-    q_latent = module.q_a_layernorm(q_latent)  # [B, S, Q]
-    q = module.q_b_proj(q_latent)  # [B, S, H * (N + R)]
+    """Multi-head latent attention, absorbed: queries attend to the latent itself (DeepSeek-V2, section 2.1)."""
+    # [B, S, L + R], [B, S, Q]
+    kv, q_latent = fp8_linears(x, [module.kv_a_proj_with_mqa.weight, module.q_a_proj.weight])
+    # [B, S, Q]
+    q_latent = write_latent_cache(
+        kv, module.kv_a_layernorm.weight, q_latent, module.q_a_layernorm.weight, rope, *cache.extend(kv), cache.pages
+    )
+    q = fp8_linear(q_latent, module.q_b_proj.weight)  # [B, S, H * (N + R)]
     q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
     q_rope = rotate(q_rope, rope)  # [B, S, H, R]
-    q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
 
-    kv = module.kv_a_proj_with_mqa(x)  # [B, S, L + R]
-    kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-    kv_latent = module.kv_a_layernorm(kv_latent)  # [B, S, L]
-    kv_latent = cache.append("kv_latent", kv_latent)  # [B, C, L]
-    k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-    k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
-    k_rope = cache.append("k_rope", k_rope)  # [B, C, 1, R]
-
-    kv = module.kv_b_proj(kv_latent)  # [B, C, H * (N + V)]
-    kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, C, H, N + V]
-    k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
-    k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, C, H, R]
-    k = torch.cat((k_nope, k_rope), -1)  # [B, C, H, N + R]
-
-    out = cached_attention(q, k, v)  # [B, S, H, V]
+    # [H, N, L], [H, V, L]
+    w_uk, w_uv = module.kv_b_proj.weight.unflatten(0, (NUM_HEADS, -1)).split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), 1)
+    q_latent = torch.einsum("bshn,hnl->bshl", q_nope, w_uk)  # [B, S, H, L]
+    out_latent = mla_decode(q_latent, q_rope, cache.pages, cache.block_table, cache.lengths)  # [B, S, H, L]
+    out = torch.einsum("bshl,hvl->bshv", out_latent, w_uv)  # [B, S, H, V]
     out = out.flatten(-2)  # [B, S, H * V]
-    return module.o_proj(out)  # [B, S, D]
+    return fp8_linear(out, module.o_proj.weight)  # [B, S, D]
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
-    logits = F.linear(upcast(x), upcast(module.weight))  # [B, S, E]
-    scores = logits.sigmoid()  # [B, S, E]
-
-    choice = scores.detach() + module.e_score_correction_bias  # [B, S, E]
-    groups = choice.unflatten(-1, (NUM_GROUPS, NUM_EXPERTS // NUM_GROUPS))  # [B, S, G, E / G]
-    group_scores = groups.topk(2, -1).values.sum(-1)  # [B, S, G]
-    # [B, S, G]
-    closed = torch.ones_like(group_scores).scatter(-1, group_scores.topk(TOP_GROUPS, -1).indices, 0).bool()
-    choice = groups.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(-2)  # [B, S, E]
-    experts = choice.topk(TOP_K, -1).indices  # [B, S, K]
-
-    weights = scores.gather(-1, experts)  # [B, S, K]
-    weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # [B, S, K]
-    weights = weights * ROUTED_SCALING_FACTOR  # [B, S, K]
-    return experts, weights
+    logits = router_logits(x, module.weight)  # [B, S, E]
+    return route(logits, module.e_score_correction_bias)  # [B, S, K], [B, S, K]
 
 
 def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
     experts, weights = router(module.gate, x)  # [B, S, K], [B, S, K]
-    sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K], [T * K]
-    every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
-    ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
-    source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
-    slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
-
-    tokens = x.flatten(0, 1)  # [T, D]
-    h = tokens.gather(0, source)  # [T * K, D]
-    h = grouped_mm(h, module.gate_up_proj, ends)  # [T * K, F * 2]
-    gate, up = h.chunk(2, -1)  # [T * K, F], [T * K, F]
-    h = F.silu(gate) * up  # [T * K, F]
-    h = h * slot_weights  # [T * K, F]
-    h = grouped_mm(h, module.down_proj, ends)  # [T * K, D]
-
-    out = torch.zeros_like(tokens).scatter_add(0, source, h)  # [T, D]
-    out = out.view_as(x)  # [B, S, D]
+    order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
     shared = module.shared_experts(x)  # [B, S, D]
-    return out + shared  # [B, S, D]
+    # [B, S, D]
+    return fp8_routed_experts(x, weights, order, position, ends, module.gate_up_proj, module.down_proj, shared)
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a dense feed-forward."""
-    h = module.input_layernorm(x)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
     h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
-    x = x + h  # [B, S, D]
 
-    h = module.post_attention_layernorm(x)  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
     h = module.mlp(h)  # [B, S, D]
     return x + h  # [B, S, D]
 
 
 def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a mixture of experts."""
-    h = module.input_layernorm(x)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
     h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
-    x = x + h  # [B, S, D]
 
-    h = module.post_attention_layernorm(x)  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
     h = mixture_of_experts(module.mlp, h)  # [B, S, D]
     return x + h  # [B, S, D]
 
@@ -181,5 +142,5 @@ def model_forward(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Te
     """Logits [B, 1, W] of the token after tokens [B, S]."""
     x = model_backbone(module, tokens, caches)  # [B, S, D]
     x = x[:, -1:]  # [B, 1, D]
-    hidden = module.norm(x)  # [B, 1, D]
+    hidden = rms_norm(x, module.norm.weight, NORM_EPS)  # [B, 1, D]
     return module.lm_head(hidden)  # [B, 1, W]

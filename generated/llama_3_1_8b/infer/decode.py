@@ -10,16 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.rms_norm import add_rms_norm, rms_norm
+from ..kernels.rope import rotate
 from ..model import (
     ATTENTION_SCALE,
     HEAD_DIM,
+    NORM_EPS,
     NUM_HEADS,
     NUM_KV_HEADS,
     DenseLayer,
     GroupedQueryAttention,
     Model,
     rotary_table,
-    rotate,
     spread_pairs,
 )
 
@@ -74,11 +76,10 @@ def grouped_query_attention(module: GroupedQueryAttention, x: Tensor, rope: Tens
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a dense feed-forward."""
-    h = module.input_layernorm(x)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
     h = grouped_query_attention(module.self_attn, h, rope, cache)  # [B, S, D]
-    x = x + h  # [B, S, D]
 
-    h = module.post_attention_layernorm(x)  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
     h = module.mlp(h)  # [B, S, D]
     return x + h  # [B, S, D]
 
@@ -97,5 +98,5 @@ def model_forward(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Te
     """Logits [B, 1, W] of the token after tokens [B, S]."""
     x = model_backbone(module, tokens, caches)  # [B, S, D]
     x = x[:, -1:]  # [B, 1, D]
-    hidden = module.norm(x)  # [B, 1, D]
+    hidden = rms_norm(x, module.norm.weight, NORM_EPS)  # [B, 1, D]
     return module.lm_head(hidden)  # [B, 1, W]

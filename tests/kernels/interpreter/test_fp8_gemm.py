@@ -127,6 +127,16 @@ def test_linear(rows: int) -> None:
         check_linear(modules()[1], rows, n, k)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e-6, 1e-9])
+def test_small_gradients(factor: float) -> None:
+    """Those of a loss that is a mean over many tokens: as good as those of any other."""
+    _, gemm = modules()
+    x, w, dy = (randn(*shape, seed=i) for i, shape in enumerate(((40, 128), (80, 128), (40, 80))))
+    y = gemm.fp8_linear(x.requires_grad_(), w.requires_grad_())
+    for actual, expected in zip(torch.autograd.grad(y, (x, w), dy * factor), (dy @ w, dy.T @ x), strict=True):
+        assert calc_diff(actual / factor, expected) <= 1e-3
+
+
 def test_layers_that_share_an_input() -> None:
     """One quantised copy for all, and the sum of the gradients that reach x."""
     check_shared_input(modules()[1])
