@@ -87,7 +87,7 @@ def reference_blocks(w: Tensor) -> tuple[Tensor, Tensor]:
 def reference_blocks_and_transpose(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """quantize_blocks_and_transpose in plain PyTorch."""
     q, scale = reference_blocks(w)
-    return q, scale, q.mT.contiguous()
+    return q, scale, q.mT.clone(memory_format=torch.contiguous_format)
 
 
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:
