@@ -1,16 +1,53 @@
-"""Accept what the compiler emits today: rewrites the packages in generated/. Run by `make goldens`; review the diff."""
+"""Accept what the compiler emits and plans today: the packages in generated/, the plans of the zoo, README's count.
+
+Run by `make goldens`; review the diff. `python tests/accept_goldens.py plans` leaves the packages as they are.
+"""
 
 import shutil
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from dsc.compiler.cli import main
 from dsc.compiler.driver import compile_spec
 from dsc.compiler.emit.write import write
 
-GENERATED = Path(__file__).resolve().parents[1] / "generated"
+TESTS = Path(__file__).resolve().parent
+GENERATED = TESTS.parent / "generated"
 SPECS = ("tiny", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
 
-def accept() -> None:
+class GoldenPlan(NamedTuple):
+    """The file's name is that of all of it: deepseek-v3.decode.40-h800.yaml."""
+
+    spec: str
+    mode: str
+    nodes: int
+    kind: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.spec}.{self.mode}.{self.nodes}-{self.kind}.yaml"
+
+
+PLANS_FOLDER = TESTS / "planner" / "golden" / "plans"
+PLANS = (
+    GoldenPlan("deepseek-v3", "train", 256, "h800"),  # 2048 GPUs
+    GoldenPlan("deepseek-v3", "decode", 40, "h800"),  # 320
+    GoldenPlan("deepseek-v2-lite", "train", 1, "h200"),
+    GoldenPlan("llama-3.1-405b", "train", 128, "h100"),  # 1024
+    GoldenPlan("tiny", "train", 1, "cpu"),  # 4 ranks
+)
+
+
+def write_plan(plan: GoldenPlan, folder: Path) -> int:
+    """As `dsc plan` does; its exit code."""
+    arguments = ("--mode", plan.mode, "--cluster", plan.kind, "--nodes", str(plan.nodes))
+    code = main(["plan", plan.spec, *arguments, "-o", str(folder / plan.file)], standalone_mode=False)
+    return int(code or 0)
+
+
+def accept_packages() -> None:
     for folder in GENERATED.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -19,5 +56,22 @@ def accept() -> None:
         write(files, GENERATED / spec.package_name)
 
 
-if __name__ == "__main__":
+def accept_plans() -> None:
+    shutil.rmtree(PLANS_FOLDER, ignore_errors=True)
+    PLANS_FOLDER.mkdir(parents=True)
+    for plan in PLANS:
+        assert write_plan(plan, PLANS_FOLDER) == 0, f"{plan.file} does not fit"
+
+
+def accept_count() -> None:
+    """Of the published facts that the planner reproduces."""
+    from planner.test_badge import accept  # here, because tests that read this file do not need it
+
     accept()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["plans"]:
+        accept_packages()
+    accept_plans()
+    accept_count()

@@ -9,11 +9,13 @@ from rich.table import Table
 
 from dsc.compiler.cli.console import say, show
 from dsc.compiler.planner.explain import Neighbour
+from dsc.compiler.planner.ledger import Role
 from dsc.compiler.planner.plan import MEMORY, Plan, choices, memory, ranks_text, where
 from dsc.compiler.planner.serving import Alternative, ServingFound
 from dsc.compiler.planner.serving_record import serving_record
 
 GIB = 2**30
+MOST_ROLES = 8
 
 
 def show_plan(plan: Plan) -> None:
@@ -28,6 +30,8 @@ def show_plan(plan: Plan) -> None:
         f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}"
     )
     show(_memory(plan))
+    if len(plan.roles) > MOST_ROLES:
+        say(f"the fullest, the first and the last of {len(plan.roles)} kinds of ranks; -o and --json have all of them")
     show(_time(plan))
     say(
         f"step {time.seconds:.2f} s (+-{time.uncertainty:.0%}), bubble {time.bubble_fraction:.1%}, MFU {time.mfu:.1%}, "
@@ -45,17 +49,26 @@ def show_plan(plan: Plan) -> None:
 
 
 def _memory(plan: Plan) -> Table:
+    roles = shown_roles(plan.roles)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("GiB of one GPU")
-    for role in plan.roles:
+    for role in roles:
         table.add_column(ranks_text(role.ranks), justify="right", no_wrap=True)
-    columns = [memory(role, plan.problem.capacity) for role in plan.roles]
+    columns = [memory(role, plan.problem.capacity) for role in roles]
     for name in MEMORY:
         table.add_row(name, *(f"{column[name] / GIB:.2f}" for column in columns))
     table.add_section()
     table.add_row("total", *(f"{column['total'] / GIB:.2f}" for column in columns), style="bold")
     table.add_row("capacity", *(f"{column['capacity'] / GIB:.2f}" for column in columns))
     return table
+
+
+def shown_roles(roles: Sequence[Role]) -> list[Role]:
+    """All, or of too many for a line the first, the fullest and the last."""
+    if len(roles) <= MOST_ROLES:
+        return list(roles)
+    fullest = max(range(len(roles)), key=lambda index: roles[index].bytes)
+    return [roles[index] for index in sorted({0, fullest, len(roles) - 1})]
 
 
 def _time(plan: Plan) -> Table:

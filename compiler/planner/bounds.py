@@ -31,6 +31,31 @@ def pipeline_bound(layout: Layout, micro_batches: int, times: Sequence[StageTime
     )
 
 
+def even_bound(layout: Layout, micro_batches: int, serial: float, paired: float) -> float:
+    """Seconds that `pipeline_bound` cannot fall below, however the work of a micro-batch is split into stages.
+
+    `serial` is that work on all ranks together, `paired` what remains of it in F&B pairs. 1F1B is shortest where each
+    stage is lighter than the one before by what its rank waits longer, the others where all ranks work alike.
+    """
+    if layout.schedule == "1f1b":
+        return serial / (1 - (1 - 1 / micro_batches) ** layout.pp)
+    hidden = 0.0
+    if layout.schedule in ("dualpipe", "dualpipe-v"):
+        depth, lane = _lane(layout, micro_batches)
+        hidden = (serial - paired) * max(_pairs(depth, lane, place) for place in range(depth)) / (2 * lane)
+    return micro_batches * (serial - hidden) / layout.pp
+
+
+def _lane(layout: Layout, micro_batches: int) -> tuple[int, int]:
+    """Ranks of one direction of a DualPipe, and its micro-batches."""
+    return (layout.pp // 2, micro_batches // 2) if layout.schedule == "dualpipe" else (layout.pp, micro_batches)
+
+
+def _pairs(depth: int, lane: int, place: int) -> int:
+    """F&B pairs of a rank."""
+    return 2 * (lane - 2 * depth + place + 1) + (depth - 1 - place) - (place == depth - 1)
+
+
 def _rank(layout: Layout, micro_batches: int, times: Sequence[StageTimes], rank: int) -> tuple[int, float, float]:
     """The rank's place from the nearer end of the pipeline, its work, and the most of it that may follow its last B."""
     pp = layout.pp
@@ -39,9 +64,8 @@ def _rank(layout: Layout, micro_batches: int, times: Sequence[StageTimes], rank:
     if layout.schedule == "zbv":
         late = (place + 1) * near.backward_weight + place * far.backward_weight
         return place, micro_batches * (_serial(near) + _serial(far)), late
-    depth, lane = (pp // 2, micro_batches // 2) if layout.schedule == "dualpipe" else (pp, micro_batches)
-    pairs = 2 * (lane - 2 * depth + place + 1) + (depth - 1 - place) - (place == depth - 1)
-    hidden = pairs * (near.hidden + far.hidden) / 2
+    depth, lane = _lane(layout, micro_batches)
+    hidden = _pairs(depth, lane, place) * (near.hidden + far.hidden) / 2
     late = (place + 1) * max(near.backward_weight, far.backward_weight)
     return place, lane * (_serial(near) + _serial(far)) - hidden, late
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsc.compiler.planner.layout import grids, variants
-from dsc.compiler.planner.search import Problem, Spread
+from dsc.compiler.planner.layout import families, variants
+from dsc.compiler.planner.search import Problem
 
 MOST_NODES = 4096
 
@@ -13,15 +13,20 @@ MOST_NODES = 4096
 def smallest_cluster(problem: Problem) -> int | None:
     """The smallest number of nodes of the same kind on which some layout fits; None if there is none."""
     start = problem.hardware.nodes + 1
-    return next((nodes for nodes in range(start, MOST_NODES + 1) if _fits(problem, nodes)), None)
+    return next((nodes for nodes in range(start, MOST_NODES + 1) if _fits(problem.on(nodes))), None)
 
 
-def _fits(problem: Problem, nodes: int) -> bool:
-    """Whether any layout does, of those that shard and recompute most."""
-    larger = Problem(problem.spec, problem.graph, problem.timed, replace(problem.hardware, nodes=nodes))
-    spread = Spread(larger)
-    for grid in grids(larger.spec, larger.world, larger.batch, larger.hardware.cluster.scale_up_domain):
-        last = tuple(variants(grid, larger.spec))[-1]
-        if spread.parameter_bytes(last, last.zero) <= larger.capacity and larger.bytes(last) <= larger.capacity:
-            return True
+def _fits(problem: Problem) -> bool:
+    """Whether any layout does, of those that shard and recompute most and have the smallest micro-batch."""
+    legal = families(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
+    if not legal:
+        return False
+    micro_batch = min(one.micro_batch for one in legal)
+    grids = [grid for family in legal if family.micro_batch == micro_batch for grid in family.grids()]
+    last = list(variants(grids[0], problem.spec))[-1]
+    for grid in grids:
+        if problem.memory.least(grid, last.zero) <= problem.capacity:
+            most = replace(grid, zero=last.zero, recompute=last.recompute, activations=last.activations)
+            if problem.bytes(most) <= problem.capacity:
+                return True
     return False

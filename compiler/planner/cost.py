@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner import collectives
-from dsc.compiler.planner.bounds import pipeline_bound
+from dsc.compiler.planner.bounds import even_bound, pipeline_bound
 from dsc.compiler.planner.calibration import Provenance
 from dsc.compiler.planner.collectives import FP8, Experts, Group
 from dsc.compiler.planner.hardware import Hardware
@@ -65,11 +65,30 @@ class Pass(NamedTuple):
         return sum(self.compute) + self.exchange + self.other
 
 
-class Passes(NamedTuple):
-    forward: Pass
-    backward_input: Pass
-    """With what is recomputed."""
-    backward_weight: Pass
+class Computing(NamedTuple):
+    """Of one part: forward, backward of its input with what is recomputed, backward of its weights."""
+
+    vectors: tuple[Vector, Vector, Vector]
+    """By class of op."""
+    seconds: tuple[float, float, float]
+    shared: float
+    """Of all three, what communication can take multiprocessors from."""
+
+
+class Traffic(NamedTuple):
+    """Communication of one part, forward, in seconds."""
+
+    exchange: float
+    """Expert all-to-alls with nothing beside them."""
+    hidden: float
+    """The same beside compute."""
+    times_in_backward: int
+    """How often that happens again in backward."""
+    forward_other: float
+    """What no pair hides."""
+    backward_other: float
+    slower: float
+    """What uneven routing makes of all times."""
 
 
 class Sums(NamedTuple):
@@ -149,13 +168,15 @@ class CostModel:
             else None
         )
         self._routed = frozenset(kind for kind, ops in self._ops.items() if any(op.routed for op in ops))
+        self._left = 1 - hardware.calibration.communication_share.value  # of the multiprocessors, in an F&B pair
         self._kernels = lru_cache(maxsize=None)(self._kernels_of)
         self._compute = lru_cache(maxsize=None)(self._compute_of)
-        self._part = lru_cache(maxsize=None)(self._passes)
+        self._computing = lru_cache(maxsize=None)(self._computing_of)
+        self._exchange = lru_cache(maxsize=None)(self._exchange_of)
         self._sums = lru_cache(maxsize=None)(self._sums_of)
         self._elements_of = lru_cache(maxsize=None)(self._elements_of_parts)
         self._times = lru_cache(maxsize=None)(self._times_of)
-        self._least = lru_cache(maxsize=None)(self._least_of)
+        self._whole = lru_cache(maxsize=None)(self._whole_of)
         self._everything = tuple(sorted(Counter(part.kind for part in self.parts).items()))
         self._counts = lru_cache(maxsize=None)(self._counts_of)
         self._tails = lru_cache(maxsize=None)(self._longest_tails)
@@ -219,23 +240,32 @@ class CostModel:
                 known[counts] = self._times(counts, grid, layout.recompute, overlaps)
         return [known[counts] for counts in self._counts(stages)]
 
-    def least(self, layout: Layout) -> float:
-        """Seconds of a micro-batch on all ranks of a pipeline together, at the best that overlapping can do.
+    def floor(self, layout: Layout, global_batch: int) -> float:
+        """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
+        serial, paired = self._whole(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+        return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
+
+    def least(self, layout: Layout, global_batch: int) -> float:
+        """The same at the best that any pipeline schedule can do that pairs what this one does."""
+        _, paired = self._whole(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+        return paired * layout.micro_batches(global_batch) / layout.pp
+
+    def _whole_of(self, grid: _Grid, recompute: tuple[str, ...], overlaps: bool) -> tuple[float, float]:
+        """Seconds of a micro-batch on all ranks of a pipeline together: with nothing paired, and all of it.
 
         No split into stages falls below: a sum of minima is no more than the minimum of the sums.
         """
-        return self._least(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
-
-    def _least_of(self, grid: _Grid, recompute: tuple[str, ...], overlaps: bool) -> float:
-        computing = exchanging = 0.0
+        serial = computing = exchanging = 0.0
         compute = [0.0, 0.0, 0.0]
         for kind, count in self._everything:
             one = self._sums(kind, grid.sharing, recompute)
-            serial = one.forward + one.backward_input + one.backward_weight
-            computing += count * (min(serial, one.slowed + one.other) if overlaps else serial)
-            exchanging += count * (min(serial, one.hidden_exchange + one.other) if overlaps else serial)
+            alone = one.forward + one.backward_input + one.backward_weight
+            serial += count * alone
+            computing += count * min(alone, one.slowed + one.other)
+            exchanging += count * min(alone, one.hidden_exchange + one.other)
             compute = [old + count * new for old, new in zip(compute, one.compute, strict=True)]
-        return max(computing, exchanging) + sum(self._sharded_weights(compute, self._everything, grid))
+        shown = sum(self._sharded_weights(compute, self._everything, grid))
+        return serial + shown, (max(computing, exchanging) if overlaps else serial) + shown
 
     def _counts_of(self, stages: Stages) -> tuple[Counts, ...]:
         return tuple(tuple(sorted(Counter(self.parts[index].kind for index in stage).items())) for stage in stages)
@@ -265,7 +295,7 @@ class CostModel:
     def _stage(self, counts: Counts, layout: Layout) -> StageCost:
         grid = self._grid(layout)
         parts = [
-            [_times(one, count) for one in self.part(kind, grid.sharing, layout.recompute)] for kind, count in counts
+            [_times(one, count) for one in self._passes(kind, grid.sharing, layout.recompute)] for kind, count in counts
         ]
         passes = [_together(direction) for direction in zip(*parts, strict=True)]
         shown = self._sharded_weights(tuple(sum(one.compute) for one in passes), counts, grid)
@@ -294,45 +324,68 @@ class CostModel:
         return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
 
     def _sums_of(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> Sums:
-        passes = self.part(kind, sharing, recompute)
-        compute = [sum(one.compute) for one in passes]
+        work, traffic = self._of_part(kind, sharing, recompute)
+        forward, backward, weight = (traffic.slower * seconds for seconds in work.seconds)
+        slowed = forward + backward + weight
+        if traffic.exchange:
+            slowed += traffic.slower * work.shared * (1 / self._left - 1)
+        again = traffic.times_in_backward
         return Sums(
-            passes.forward.seconds,
-            passes.backward_input.seconds,
-            passes.backward_weight.seconds,
-            (compute[0], compute[1], compute[2]),
-            sum(sum(one.slowed) for one in passes),
-            sum(one.hidden_exchange for one in passes),
-            sum(one.other for one in passes),
+            forward + traffic.slower * (traffic.exchange + traffic.forward_other),
+            backward + traffic.slower * (again * traffic.exchange + traffic.backward_other),
+            weight,
+            (forward, backward, weight),
+            slowed,
+            traffic.slower * (1 + again) * traffic.hidden,
+            traffic.slower * (traffic.forward_other + traffic.backward_other),
         )
 
     def _elements_of_parts(self, counts: Counts) -> Elements:
         return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())
 
-    def part(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> Passes:
-        """What has no experts is the same whatever shares them."""
-        return self._part(kind, sharing if kind in self._routed else sharing._replace(ep=1, etp=1), recompute)
+    def _of_part(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> tuple[Computing, Traffic]:
+        share = Share(sharing.cp * sharing.tp, sharing.tp, sharing.ep * sharing.etp if kind in self._routed else 1)
+        work = self._computing(kind, sharing.micro_batch, share, recompute)
+        return work, self._traffic_of(kind, sharing, share, "full" in recompute)
 
-    def _passes(self, kind: str, grid: Sharing, recompute: tuple[str, ...]) -> Passes:
-        """One part."""
-        compute = self._compute(kind, grid.micro_batch, Share(grid.cp * grid.tp, grid.tp, grid.ep * grid.etp))
-        again = compute.recompute(recompute)
-        ops = self._ops[kind]
-        exchange, hidden = self._exchange(ops, grid)
-        tensor, context = self._tensor_parallel(kind, ops, grid), self._context_parallel(ops, grid, compute)
-        twice = 2 if "full" in recompute else 1  # forward's communication runs again with forward
-        slower = self.hardware.calibration.imbalance.value if exchange else 1.0
-        left = 1 - self.hardware.calibration.communication_share.value if exchange else 1.0
+    def _passes(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> tuple[Pass, Pass, Pass]:
+        """One part: forward, backward of its input with what is recomputed, backward of its weights."""
+        work, traffic = self._of_part(kind, sharing, recompute)
+        left = self._left if traffic.exchange else 1.0
 
-        def a_pass(vector: Vector, exchange: float = 0.0, hidden: float = 0.0, other: float = 0.0) -> Pass:
+        def a_pass(vector: Vector, exchanges: int, other: float) -> Pass:
             slowed = tuple(t if name in UNSHARED else t / left for name, t in zip(CLASSES, vector, strict=True))
-            return _times(Pass(vector, slowed, exchange, hidden, other), slower)
+            exchange, hidden = exchanges * traffic.exchange, exchanges * traffic.hidden
+            return _times(Pass(vector, slowed, exchange, hidden, other), traffic.slower)
 
-        other = twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0]
-        return Passes(
-            a_pass(compute.forward, exchange, hidden, tensor + context[0]),
-            a_pass(add((compute.input_gradient, again)), twice * exchange, twice * hidden, other),
-            a_pass(compute.weight_gradient),
+        forward, backward, weight = work.vectors
+        return (
+            a_pass(forward, 1, traffic.forward_other),
+            a_pass(backward, traffic.times_in_backward, traffic.backward_other),
+            a_pass(weight, 0, 0.0),
+        )
+
+    def _computing_of(self, kind: str, micro_batch: int, share: Share, recompute: tuple[str, ...]) -> Computing:
+        compute = self._compute(kind, micro_batch, share)
+        again = compute.recompute(recompute)
+        vectors = (compute.forward, add((compute.input_gradient, again)), compute.weight_gradient)
+        shared = sum(t for vector in vectors for name, t in zip(CLASSES, vector, strict=True) if name not in UNSHARED)
+        forward, backward, weight = (sum(vector) for vector in vectors)
+        return Computing(vectors, (forward, backward, weight), shared)
+
+    def _traffic_of(self, kind: str, sharing: Sharing, share: Share, full: bool) -> Traffic:
+        ops = self._ops[kind]
+        exchange, hidden = self._exchange(sharing) if kind in self._routed else (0.0, 0.0)
+        tensor = self._tensor_parallel(kind, ops, sharing)
+        context = self._context_parallel(ops, sharing, self._compute(kind, sharing.micro_batch, share))
+        twice = 2 if full else 1  # forward's communication runs again with forward
+        return Traffic(
+            exchange,
+            hidden,
+            twice,
+            tensor + context[0],
+            twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0],
+            self.hardware.calibration.imbalance.value if exchange else 1.0,
         )
 
     def _compute_of(self, kind: str, micro_batch: int, share: Share) -> Seconds:
@@ -347,9 +400,9 @@ class CostModel:
         """Tokens of a micro-batch on one rank."""
         return grid.micro_batch * self.spec.workload.sequence_length / (grid.cp * grid.tp)
 
-    def _exchange(self, ops: tuple[OpCost, ...], grid: Sharing) -> tuple[float, float]:
-        """Dispatch and combine of a part, alone and beside compute; backward's mirror them, dispatch in FP8 as well."""
-        if self._experts is None or not any(op.routed for op in ops):
+    def _exchange_of(self, grid: Sharing) -> tuple[float, float]:
+        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them, dispatch in FP8 as well."""
+        if self._experts is None:
             return 0.0, 0.0
         calibration, hidden = self.hardware.calibration, self.spec.hidden_size
         group, rows = Group(grid.ep, grid.etp), self._rows(grid)

@@ -69,7 +69,7 @@ def plan_changes(first: PlanFile, second: PlanFile) -> dict[str, list[Changed]]:
 
 def _sections(plan: PlanFile) -> dict[str, dict[str, Any]]:
     """Every entry under a name that the other plan would give it, too."""
-    rest = {key: value for key, value in plan.items() if key not in ("memory", "time", "rejected")}
+    rest = {key: value for key, value in plan.items() if key not in ("memory", "sources", "time", "rejected")}
     return {
         "plan": dict(_flat(rest, ())),
         "memory": dict(_memory(plan)),
@@ -82,7 +82,12 @@ def _memory(plan: PlanFile) -> Iterator[tuple[str, Any]]:
     """The fullest GPU, whichever it is, and every role by its ranks."""
     yield from _flat(_sums(_fullest(plan)), (FULLEST,))
     for role in plan["memory"]:
-        yield from _flat({**_sums(role), "lines": role["lines"]}, (ranks_text(role["ranks"]),))
+        ranks = ranks_text(role["ranks"])
+        yield from _flat(_sums(role), (ranks,))
+        yield from _flat(role["lines"], (f"{ranks}, lines",))
+        yield f"{ranks}: source", role.get("source")
+    for name, source in (plan.get("sources") or {}).items():
+        yield f"{name}: source", source
 
 
 def _fullest(plan: PlanFile) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def _fullest(plan: PlanFile) -> dict[str, Any]:
 
 
 def _sums(role: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: role[name] for name in role if name not in ("ranks", "lines")}
+    return {name: role[name] for name in role if name not in ("ranks", "lines", "source")}
 
 
 def _flat(value: Any, name: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -101,8 +106,7 @@ def _flat(value: Any, name: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
             yield from _flat(item, (*name, str(key)))
     elif isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
         for one in value:
-            amount = next((one[key] for key in ("bytes", "seconds") if key in one), None)
-            yield ": ".join((*name[:-1], one["name"])), amount
+            yield ": ".join((*name[:-1], one["name"])), one.get("seconds")
             yield ": ".join((*name[:-1], one["name"], "source")), f"{one['provenance']}: {one['source']}"
     elif isinstance(value, list):
         yield ".".join(name), ", ".join(map(_text, value))

@@ -32,6 +32,8 @@ HEADS = frozenset(("NUM_HEADS", "NUM_KV_HEADS"))
 DENSE, SHARED, VOCABULARY = "INTERMEDIATE_SIZE", "SHARED_SIZE", "VOCAB_SIZE"
 CACHED = "C"  # tokens in the cache, the new ones included
 
+STRAIGHT = 4  # tries along a line
+
 CUDA_GRAPHS = Constant(
     1.99 * 2**30, "assumed", "vLLM pull request 25779: full CUDA graphs of DeepSeek-V2-Lite, decode only"
 )
@@ -149,7 +151,7 @@ class ServingMemory:
             raise DoesNotFit(
                 f"one sequence of {request.context} tokens needs {needed(1):,} bytes of {capacity:,}", lines
             )
-        most = _last(lambda sequences: needed(sequences) <= capacity, (capacity - fixed) // (pages_each * page_bytes))
+        most = _last(needed, capacity, (capacity - fixed) // (pages_each * page_bytes) + 1)
         others = beside(most)
         pages = (capacity - fixed - sum(line.bytes for line in others)) // page_bytes
         lines = (*weights, *others, _pages(pages, page_bytes, storing))
@@ -286,15 +288,23 @@ def _fp8_bytes(type: TensorType, block: tuple[int, int]) -> int:
     return type.numel.value() + scales * DType.FP32.bytes
 
 
-def _last(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, where 1 does and nothing above one that does not."""
-    low, high = 1, max(1, most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
+def _last(needed: Callable[[int], int], capacity: int, too_many: int) -> int:
+    """The largest number that needs no more than the capacity, where 1 does and `too_many` does not.
+
+    Needs grow with the number, nearly along a line: where that line meets the capacity is looked at first, and after a
+    few times the middle, in case it is no line.
+    """
+    low, high, turn = 1, too_many, 0
+    at_low, at_high = needed(low), needed(high)
+    while high - low > 1:
+        along = (capacity - at_low) * (high - low) // (at_high - at_low)
+        middle = min(max(low + (along if turn < STRAIGHT else (high - low) // 2), low + 1), high - 1)
+        turn += 1
+        found = needed(middle)
+        if found <= capacity:
+            low, at_low = middle, found
         else:
-            high = middle - 1
+            high, at_high = middle, found
     return low
 
 

@@ -332,17 +332,29 @@ class Memory:
         if layout.pp > 1:
             amounts[TRANSFERS] = TRANSFERRED * self._hidden_bytes(layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
-        outside = {ALLOCATOR: reserved, CUDA: round(CONTEXT.value)}
+        return amounts | {ALLOCATOR: reserved} | self._outside(layout)
+
+    def _outside(self, layout: Layout) -> dict[str, int]:
+        """Bytes that PyTorch's allocator knows nothing of."""
+        outside = {CUDA: round(CONTEXT.value)}
         if layout.world > 1:
             outside[COLLECTIVES] = round(NCCL.value)
         if layout.ep > 1:
             outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
-        return amounts | outside
+        return outside
 
-    def state_bytes(self, whole: float, sharded: float, zero: int) -> float:
-        """Parameters with their training state, of so many numbers: all of them, and one rank's share."""
+    def least(self, layout: Layout, zero: int) -> float:
+        """Bytes that the fullest rank cannot fall below: parameters spread evenly over the ranks, no activations."""
+        dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
+        whole = layout.duplicates * (dense + experts)
+        sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
         widths = _state_widths(self.spec.precision)
-        return sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
+        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
+        return RESERVE.value * state / layout.pp + sum(self._outside(layout).values())
+
+    @cached_property
+    def _everything(self) -> Elements:
+        return self.elements(range(len(self.parts)))
 
     def _hidden_bytes(self, layout: Layout) -> int:
         """The hidden states of one micro-batch on one rank."""

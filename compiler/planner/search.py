@@ -67,6 +67,13 @@ class Problem:
     def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
         return {}
 
+    def on(self, nodes: int) -> Problem:
+        """On so many nodes. What is known of parts and stages holds there too."""
+        other = replace(self, hardware=replace(self.hardware, nodes=nodes))
+        for name in ("cost", "memory", "_stages", "_weights"):
+            vars(other)[name] = getattr(self, name)
+        return other
+
     def stages(self, layout: Layout) -> Stages:
         """Parts of each stage, balanced by their time."""
         pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
@@ -107,7 +114,7 @@ class Found:
     best: Candidate | None
     """None where nothing fits."""
     smallest: Candidate
-    """The layout that needs least memory, of those looked at; where nothing fits, of all that save what they can."""
+    """The layout that needs least memory, of those looked at; where nothing fits, of all that recompute everything."""
     faster: Candidate | None
     """The layout faster than the best that lacks least memory."""
     legal: int
@@ -126,27 +133,9 @@ def search(problem: Problem, families: Iterable[Family] | None = None) -> Found:
     )
 
 
-class Spread:
-    """The first bounds: a layout's work and its parameters, spread evenly over its ranks."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.elements = problem.memory.elements(range(len(problem.memory.parts)))
-
-    def seconds(self, layout: Layout) -> float:
-        """At the best that overlapping can do. The same for all pipelines of a family, save what ZeRO adds."""
-        return self.problem.cost.least(layout) * layout.micro_batches(self.problem.batch) / layout.pp
-
-    def parameter_bytes(self, grid: Layout, zero: int) -> float:
-        """What parameters take on the average rank with a ZeRO stage: weights, gradients and optimizer."""
-        dense, experts = self.elements.dense_on(grid), self.elements.experts_on(grid)
-        copies = grid.duplicates
-        whole, sharded = copies * (dense + experts), dense / (grid.dp * grid.cp) + experts / grid.edp
-        return self.problem.memory.state_bytes(whole, sharded, zero) / grid.pp
-
-
-# What stands in the queue, of equal seconds in this order: a family of layouts by what its work takes at least, one
-# sharing of the GPUs by the same with the ZeRO stage that it needs, a layout by its pipeline's bound, and by its step.
+# What stands in the queue, of equal seconds in this order: a family of layouts by its work, spread evenly over all
+# ranks; one sharing of the GPUs by the same in its pipeline and with the ZeRO stage that it needs; a layout by its
+# pipeline's bound; and what was simulated by its step.
 FAMILY, GRID, VARIANT, SIMULATED = range(4)
 
 # Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
@@ -159,7 +148,6 @@ class _Search:
     def __init__(self, problem: Problem, families: tuple[Family, ...]) -> None:
         self.problem = problem
         self.families = families
-        self.spread = Spread(problem)
         self.simulated = 0
         self.too_large: dict[Layout, int] = {}
         self.sizes: dict[Layout, int] = {}
@@ -173,7 +161,7 @@ class _Search:
         for family in self.families:
             pairing = [grid for grid in family.grids() if grid.schedule in PAIRING]
             grid = next(iter(pairing), None) or next(family.grids())
-            self._push(self.spread.seconds(grid), FAMILY, family)
+            self._push(self.problem.cost.least(grid, self.problem.batch), FAMILY, family)
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
             if isinstance(found, Family):
@@ -192,13 +180,14 @@ class _Search:
 
     def _zeros(self, grid: Layout) -> list[int]:
         """ZeRO stages with which the parameters fit, spread evenly."""
-        return [zero for zero in self.zeros if self.spread.parameter_bytes(grid, zero) <= self.problem.capacity]
+        return [zero for zero in self.zeros if self.problem.memory.least(grid, zero) <= self.problem.capacity]
 
     def _classify(self, grid: Layout, seconds: float) -> None:
         """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
         zeros = self._zeros(grid)
         if zeros:
-            self._push(max(seconds, self.spread.seconds(replace(grid, zero=zeros[0]))), GRID, grid)
+            floor = self.problem.cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
+            self._push(max(seconds, floor), GRID, grid)
 
     def _open(self, grid: Layout) -> None:
         """The variants that recompute least, of each ZeRO stage."""
@@ -236,7 +225,7 @@ class _Search:
                 yield replace(layout, recompute=chosen)
 
     def smallest(self, best: Candidate | None) -> Candidate:
-        """What needs least memory: of all that was looked at, or where nothing fits of all that saves what it can."""
+        """What needs least memory: of all that was looked at, and where nothing fits of all that recompute all."""
         if best is None:
             self._look_for_smallest()
         layout = min(self.sizes, key=lambda one: (self.sizes[one], one))
@@ -244,15 +233,14 @@ class _Search:
 
     def _look_for_smallest(self) -> None:
         """In the order of what parameters take at least, until that alone is more than the smallest takes."""
-        zero = self.zeros[-1]
         grids = (grid for family in self.families for grid in family.grids())
-        bounds = sorted((self.spread.parameter_bytes(grid, zero), grid) for grid in grids)
-        least = math.inf
-        for bound, grid in bounds:
-            if bound > least:
+        bounds = sorted((self.problem.memory.least(grid, zero), zero, grid) for grid in grids for zero in self.zeros)
+        smallest = math.inf
+        for bound, zero, grid in bounds:
+            if bound > smallest:
                 break
             most = replace(grid, zero=zero, recompute=self.sets[-1], activations=self.types[-1])
-            least = min(least, self.bytes(most))
+            smallest = min(smallest, self.bytes(most))
 
     def faster(self, best: Candidate | None) -> Candidate | None:
         """Of the layouts that would beat the best, the one that lacks least memory."""

@@ -17,7 +17,7 @@ from dsc.compiler.planner.serving_record import serving_record
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
 DIGITS = 6  # of a figure that was computed
 CHOICES = ("change", "binds", "reason")
-LINES = ("name", "bytes", "seconds", "provenance", "source")
+LINES = ("name", "seconds", "provenance", "source")
 
 
 def plan_yaml(plan: Plan) -> str:
@@ -31,6 +31,7 @@ def plan_yaml(plan: Plan) -> str:
         placement=_flow(placement(plan.layout)),
         stages=CommentedSeq(_flow(runs(stage)) for stage in facts["stages"]),
         memory=_memory(facts),
+        sources=_sources(facts),
         time=CommentedMap(
             **{key: _rounded(time[key]) for key in time if key != "lines"},
             lines=_flows(time["lines"], LINES),
@@ -43,7 +44,8 @@ def plan_yaml(plan: Plan) -> str:
     body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
     _say(body, "placement", "under this key in the spec, it is pinned")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
-    _say(body, "memory", "bytes of one GPU, for pipeline ranks that hold alike")
+    _say(body, "memory", "bytes of one GPU, for pipeline ranks that hold alike; sums, then what they are made of")
+    _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
     _say(
         body, "time", f"of a step, in seconds on the busiest rank; within {time['uncertainty']:.0%} on published steps"
     )
@@ -65,6 +67,7 @@ def serving_yaml(found: ServingFound) -> str:
         cache=_flow(facts["cache"]),
         arena=facts["arena"] and _flow(facts["arena"]),
         memory=_memory(facts),
+        sources=_sources(facts),
         rejected=_flows(facts["rejected"], CHOICES),
     )
     asked = f"--mode {facts['mode']} --context {facts['context_length']} "
@@ -76,7 +79,8 @@ def serving_yaml(found: ServingFound) -> str:
     _say(body, "experts", "of each layer; which are doubled is decided by their load")
     _say(body, "cache", "of one GPU; a sequence has its pages on every GPU of its group")
     _say(body, "arena", "of one step: every intermediate value at a fixed offset")
-    _say(body, "memory", "bytes of one GPU; all are alike")
+    _say(body, "memory", "bytes of one GPU; all are alike; sums, then what they are made of")
+    _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
     _say(body, "rejected", "one choice away, and what comes of it")
     return _text(body)
 
@@ -99,15 +103,27 @@ def _heading(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _memory(facts: Mapping[str, Any]) -> CommentedSeq:
-    """The ledger of each role."""
-    return CommentedSeq(
-        CommentedMap(
-            ranks=_flow(role["ranks"]),
-            **{name: role[name] for name in role if name not in ("ranks", "lines")},
-            lines=_flows(role["lines"], LINES),
-        )
-        for role in facts["memory"]
-    )
+    """The ledger of each role; where its lines come from stands once, in `sources`, unless roles differ in it."""
+    shared = _sources(facts)
+    roles = CommentedSeq()
+    for role in facts["memory"]:
+        own = dict.fromkeys(line["source"] for line in role["lines"] if line["name"] not in shared)
+        entry = CommentedMap(ranks=_flow(role["ranks"]))
+        entry.update({name: role[name] for name in role if name not in ("ranks", "lines")})
+        entry["lines"] = CommentedMap((line["name"], line["bytes"]) for line in role["lines"])
+        if own:
+            entry["source"] = "; ".join(own)
+        roles.append(entry)
+    return roles
+
+
+def _sources(facts: Mapping[str, Any]) -> CommentedMap:
+    """Of the lines that have the same in all roles."""
+    found: dict[str, dict[str, None]] = {}
+    for role in facts["memory"]:
+        for line in role["lines"]:
+            found.setdefault(line["name"], {})[f"{line['provenance']}: {line['source']}"] = None
+    return CommentedMap((name, next(iter(texts))) for name, texts in found.items() if len(texts) == 1)
 
 
 def _flows(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> CommentedSeq:

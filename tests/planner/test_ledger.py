@@ -179,7 +179,24 @@ def test_fp8_is_one_byte_and_a_scale_for_every_128() -> None:
     assert sum(one.type.numel.value({"B": 1, "S": 4096}) for one in small) == numbers
     layouts = (replace(PUBLISHED, recompute=(), activations=one) for one in ("bf16", "fp8"))
     wide, narrow = (model.held_on("MoeLayer.forward", layout).own.on(PUBLISHED) for layout in layouts)
-    assert wide - narrow == numbers * 2 - numbers - numbers // 128 * 4
+    attended = 4096 * 128 * 128  # 12 bits and a scale, where there were bfloat16 and codes with a scale
+    freed = attended // 2 + attended + 4096 * 128 * 4 - 4096 * 128 * 4
+    assert wide - narrow == numbers * 2 - numbers - numbers // 128 * 4 + freed
+
+
+def test_deepseeks_recipe_keeps_610_mib_of_a_layer() -> None:
+    """By hand for one token, from sections 3.2.3 and 3.3.3 of the report; routing is ours.
+
+    Inputs of both norms; latents before their norms with k_rope; attention's result in 12 bits, its log-sum-exp;
+    dispatched tokens, gate and up in FP8, all with their scales.
+    """
+    scaled = 1 + 4 / 128
+    token = 2 * 2 * 7168 + 2 * (1536 + 512 + 64) + (1.5 + 4 / 128) * 128 * 128 + 4 * 128
+    token += scaled * (8 * 7168 + 2 * 8 * 2048 + 2 * 2048)
+    found = memory("deepseek-v3").held_on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
+    routing = found / 4096 - token
+    assert 0 < routing < 2400
+    assert found / 2**20 == pytest.approx(610, rel=0.02)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -196,14 +196,18 @@ HELD_OUT = [
 ]
 
 
+def fullest_of_four(layout: Layout) -> Role:
+    layers = [{"repeat": 1, "ffn": "dense"}, {"repeat": 3, "ffn": "moe"}]
+    spec = spec_of("deepseek-v3", layers=layers, mtp=None)
+    stages = (tuple(range(6)),) if layout.pp == 1 else ((0, 1, 2), (3, 4, 5))  # Megatron's: as many layers each
+    roles = Memory(spec, build(spec).training).ledger(layout, 64, stages)
+    return max(roles, key=lambda role: role.allocated)
+
+
 @pytest.mark.parametrize(("row", "layout", "measured"), HELD_OUT, ids=lambda one: one if isinstance(one, str) else "")
 def test_hold_outs_are_printed(row: str, layout: Layout, measured: float) -> None:
     """Megatron's kernels keep other tensors than ours, so the error says how far apart the two programs are too."""
-    layers = [{"repeat": 1, "ffn": "dense"}, {"repeat": 3, "ffn": "moe"}]
-    spec = spec_of("deepseek-v3", layers=layers, mtp=None)
-    model = Memory(spec, build(spec).training)
-    stages = (tuple(range(6)),) if layout.pp == 1 else ((0, 1, 2), (3, 4, 5))  # Megatron's: as many layers each
-    fullest = max(model.ledger(layout, 64, stages), key=lambda role: role.allocated)
+    fullest = fullest_of_four(layout)
     planned = fullest.allocated / GIB
     print(f"{row}: measured {measured} GiB allocated, planned {planned:.2f} ({planned / measured - 1:+.1%})")
     for one in fullest.lines:

@@ -226,11 +226,13 @@ def test_the_slowest_stage_sets_the_pace():
     assert [b - a for a, b in pairwise(steps)] == [6.0, 6.0]
 
 
-def test_a_pair_hides_what_both_of_its_stages_can_hide():
-    one, other = StageTimes(4.0, 4.0, 4.0, 9.0), StageTimes(1.0, 1.0, 1.0, 2.5)
+def test_each_member_of_a_pair_hides_half_of_what_its_stage_can():
+    one, other = StageTimes(4.0, 4.0, 4.0, 9.0), StageTimes(3.0, 3.0, 3.0, 7.5)
     assert pair_time(one, one) == 9.0
-    assert pair_time(one, other) == 4.0 + 2.0 - 0.5
-    assert pair_time(other, one) == 1.0 + 8.0 - 0.5
+    assert pair_time(one, other) == 4.0 + 6.0 - (3.0 + 1.5) / 2
+    assert pair_time(other, one) == 3.0 + 8.0 - (3.0 + 1.5) / 2
+    assert pair_time(one, other) + pair_time(other, one) == one.overlapped + other.overlapped
+    assert pair_time(one, StageTimes(0.1, 0.1, 0.0, 0.1)) == 4.0  # no less than the forward alone
 
 
 def test_a_transfer_delays_each_hop_once():

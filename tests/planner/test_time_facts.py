@@ -137,17 +137,21 @@ DEEPEP = [  # EP, GB/s of each token's bytes counted once for every node, DeepEP
 ]
 
 
-@pytest.mark.parametrize(("ranks", "published"), DEEPEP)
-def test_row_52_deepep_is_reported_and_not_calibrated_on(ranks: int, published: float) -> None:
-    """What all distinct nodes receive over the time of what crosses the network: local nodes are free."""
+def logical_bandwidth(ranks: int) -> float:
+    """GB/s: what all distinct nodes receive over the time of what crosses the network: local nodes are free."""
     experts = Experts(256, 8, 8, 4)
     hardware = V3.hardware
     volume = expert_all_to_all(4096, 7168, FP8, experts, Group(ranks), hardware)
-    logical = 4096 * 7168 * FP8 * distinct_domains(experts, ranks // 8) / volume.seconds(hardware) / 1e9
+    return 4096 * 7168 * FP8 * distinct_domains(experts, ranks // 8) / volume.seconds(hardware) / 1e9
+
+
+@pytest.mark.parametrize(("ranks", "published"), DEEPEP)
+def test_row_52_deepep_is_reported_and_not_calibrated_on(ranks: int, published: float) -> None:
+    logical = logical_bandwidth(ranks)
     print(
         f"row 52, dispatch EP{ranks}: published {published} GB/s, model {logical:.0f} ({logical / published - 1:+.0%})"
     )
-    assert logical > hardware.cluster.nic_achieved / 1e9
+    assert logical > V3.hardware.cluster.nic_achieved / 1e9
 
 
 # The hold-out: nothing here was read by the calibration, and no tolerance is asserted.
@@ -233,4 +237,5 @@ def test_row_44_the_product_check_catches_the_misprint() -> None:
 
 def test_the_calibration_is_what_its_rows_say() -> None:
     assert HOPPER.imbalance.value == pytest.approx(1.076, abs=0.001)
-    assert HOPPER.sync.value == pytest.approx(0.0438, abs=0.0001)
+    waits = 2.06 - line(V3_STEP, BUBBLE)
+    assert HOPPER.sync.value == pytest.approx(waits / (19.63 - waits), abs=0.001)
