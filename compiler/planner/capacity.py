@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from dsc.compiler.planner.layout import families, variants
 from dsc.compiler.planner.search import Problem
@@ -12,7 +13,9 @@ MOST_NODES = 4096
 
 def smallest_cluster(problem: Problem) -> int | None:
     """The smallest number of nodes of the same kind on which some layout fits; None if there is none."""
-    start = problem.hardware.nodes + 1
+    per_node = problem.hardware.cluster.gpus_per_node
+    enough = ceil(problem.memory.sharded_bytes / max(1, problem.capacity))  # GPUs, for parameters and nothing else
+    start = max(problem.hardware.nodes, ceil(enough / per_node) - 1) + 1
     return next((nodes for nodes in range(start, MOST_NODES + 1) if _fits(problem.on(nodes))), None)
 
 

@@ -242,15 +242,26 @@ class CostModel:
 
     def floor(self, layout: Layout, global_batch: int) -> float:
         """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
-        serial, paired = self._whole(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+        serial, paired = self._whole_of_layout(layout)
         return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
 
-    def least(self, layout: Layout, global_batch: int) -> float:
-        """The same at the best that any pipeline schedule can do that pairs what this one does."""
-        _, paired = self._whole(self._grid(layout), layout.recompute, layout.schedule in self._hiding)
+    def least(self, layout: Layout, global_batch: int, exchanges: bool = True) -> float:
+        """The same at the best that any pipeline schedule can do that pairs what this one does.
+
+        Without exchanges: at the best that any sharing of the experts can do, which then exchange nothing either.
+        """
+        if not exchanges and self._experts is not None:
+            layout = replace(layout, ep=self._experts.count, etp=layout.tp)
+        _, paired = self._whole_of_layout(layout, exchanges)
         return paired * layout.micro_batches(global_batch) / layout.pp
 
-    def _whole_of(self, grid: _Grid, recompute: tuple[str, ...], overlaps: bool) -> tuple[float, float]:
+    def _whole_of_layout(self, layout: Layout, exchanges: bool = True) -> tuple[float, float]:
+        pairs = layout.schedule in self._hiding
+        return self._whole(self._grid(layout), layout.recompute, pairs, exchanges)
+
+    def _whole_of(
+        self, grid: _Grid, recompute: tuple[str, ...], overlaps: bool, exchanges: bool
+    ) -> tuple[float, float]:
         """Seconds of a micro-batch on all ranks of a pipeline together: with nothing paired, and all of it.
 
         No split into stages falls below: a sum of minima is no more than the minimum of the sums.
@@ -258,7 +269,7 @@ class CostModel:
         serial = computing = exchanging = 0.0
         compute = [0.0, 0.0, 0.0]
         for kind, count in self._everything:
-            one = self._sums(kind, grid.sharing, recompute)
+            one = self._sums(kind, self._sharing(kind, grid), recompute, exchanges)
             alone = one.forward + one.backward_input + one.backward_weight
             serial += count * alone
             computing += count * min(alone, one.slowed + one.other)
@@ -295,7 +306,8 @@ class CostModel:
     def _stage(self, counts: Counts, layout: Layout) -> StageCost:
         grid = self._grid(layout)
         parts = [
-            [_times(one, count) for one in self._passes(kind, grid.sharing, layout.recompute)] for kind, count in counts
+            [_times(one, count) for one in self._passes(kind, self._sharing(kind, grid), layout.recompute)]
+            for kind, count in counts
         ]
         passes = [_together(direction) for direction in zip(*parts, strict=True)]
         shown = self._sharded_weights(tuple(sum(one.compute) for one in passes), counts, grid)
@@ -308,7 +320,7 @@ class CostModel:
         forward = backward = weight = slowed = exchange = other = 0.0
         compute = (0.0, 0.0, 0.0)
         for kind, count in counts:
-            one = self._sums(kind, grid.sharing, recompute)
+            one = self._sums(kind, self._sharing(kind, grid), recompute)
             forward += count * one.forward
             backward += count * one.backward_input
             weight += count * one.backward_weight
@@ -323,8 +335,12 @@ class CostModel:
         paired = max(slowed, exchange) + other + sum(shown)
         return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
 
-    def _sums_of(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> Sums:
-        work, traffic = self._of_part(kind, sharing, recompute)
+    def _sharing(self, kind: str, grid: _Grid) -> Sharing:
+        """What has no experts is the same whatever shares them."""
+        return grid.sharing if kind in self._routed else grid.sharing._replace(ep=1, etp=1)
+
+    def _sums_of(self, kind: str, sharing: Sharing, recompute: tuple[str, ...], exchanges: bool = True) -> Sums:
+        work, traffic = self._of_part(kind, sharing, recompute, exchanges)
         forward, backward, weight = (traffic.slower * seconds for seconds in work.seconds)
         slowed = forward + backward + weight
         if traffic.exchange:
@@ -343,10 +359,12 @@ class CostModel:
     def _elements_of_parts(self, counts: Counts) -> Elements:
         return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())
 
-    def _of_part(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> tuple[Computing, Traffic]:
-        share = Share(sharing.cp * sharing.tp, sharing.tp, sharing.ep * sharing.etp if kind in self._routed else 1)
+    def _of_part(
+        self, kind: str, sharing: Sharing, recompute: tuple[str, ...], exchanges: bool = True
+    ) -> tuple[Computing, Traffic]:
+        share = Share(sharing.cp * sharing.tp, sharing.tp, sharing.ep * sharing.etp)
         work = self._computing(kind, sharing.micro_batch, share, recompute)
-        return work, self._traffic_of(kind, sharing, share, "full" in recompute)
+        return work, self._traffic_of(kind, sharing, share, "full" in recompute, exchanges)
 
     def _passes(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> tuple[Pass, Pass, Pass]:
         """One part: forward, backward of its input with what is recomputed, backward of its weights."""
@@ -373,9 +391,9 @@ class CostModel:
         forward, backward, weight = (sum(vector) for vector in vectors)
         return Computing(vectors, (forward, backward, weight), shared)
 
-    def _traffic_of(self, kind: str, sharing: Sharing, share: Share, full: bool) -> Traffic:
+    def _traffic_of(self, kind: str, sharing: Sharing, share: Share, full: bool, exchanges: bool) -> Traffic:
         ops = self._ops[kind]
-        exchange, hidden = self._exchange(sharing) if kind in self._routed else (0.0, 0.0)
+        exchange, hidden = self._exchange(sharing) if exchanges and kind in self._routed else (0.0, 0.0)
         tensor = self._tensor_parallel(kind, ops, sharing)
         context = self._context_parallel(ops, sharing, self._compute(kind, sharing.micro_batch, share))
         twice = 2 if full else 1  # forward's communication runs again with forward

@@ -204,8 +204,11 @@ class Family(NamedTuple):
 
     def grids(self) -> Iterator[Layout]:
         """One layout each, what `variants` varies left at nothing."""
-        for pp, vpp, schedule, dp in self.pipelines:
-            yield Layout(pp, vpp, schedule, self.tp, self.cp, self.ep, self.etp, dp, 0, self.micro_batch, (), "bf16")
+        return map(self.grid, self.pipelines)
+
+    def grid(self, pipeline: Pipeline) -> Layout:
+        pp, vpp, schedule, dp = pipeline
+        return Layout(pp, vpp, schedule, self.tp, self.cp, self.ep, self.etp, dp, 0, self.micro_batch, (), "bf16")
 
 
 def grids(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> Iterator[Layout]:

@@ -165,10 +165,11 @@ class Memory:
         length = self.spec.workload.sequence_length
         return split(self.parts, weights(self.parts, length) if costs is None else costs, layout.chunks)
 
-    def fullest(self, layout: Layout, batch: int, stages: Stages) -> int:
-        """Bytes of the rank that needs most."""
+    def fullest(self, layout: Layout, batch: int, stages: Stages, working: bool = True) -> int:
+        """Bytes of the rank that needs most, or would without what lives for a moment."""
         return max(
-            sum(self._amounts(layout, structure).values()) for structure in self._structures(layout, batch, stages)
+            sum(self._amounts(layout, structure, working).values())
+            for structure in self._structures(layout, batch, stages)
         )
 
     def ledger(self, layout: Layout, batch: int, stages: Stages) -> tuple[Role, ...]:
@@ -310,7 +311,7 @@ class Memory:
         names = tuple(self.parts[index].name for index in everything)
         return _Structure((rank,), names, kinds, self.elements(everything), largest, held)
 
-    def _amounts(self, layout: Layout, structure: _Structure) -> dict[str, int]:
+    def _amounts(self, layout: Layout, structure: _Structure, working: bool = True) -> dict[str, int]:
         """Bytes by line, activations in one."""
         width = BYTES[self.spec.precision.parameters]
         dense, experts = structure.elements.dense_on(layout), structure.elements.experts_on(layout)
@@ -328,7 +329,7 @@ class Memory:
         fullest = _fullest(structure.in_flight, stages)
         amounts[ACTIVATIONS] = sum(count * one.activations for count, one in zip(fullest, stages, strict=True))
         amounts[LOGITS] = sum(count * one.logits for count, one in zip(fullest, stages, strict=True))
-        amounts[WORKING] = max(one.working for one in stages)
+        amounts[WORKING] = max(one.working for one in stages) if working else 0
         if layout.pp > 1:
             amounts[TRANSFERS] = TRANSFERRED * self._hidden_bytes(layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
@@ -351,6 +352,11 @@ class Memory:
         widths = _state_widths(self.spec.precision)
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
         return RESERVE.value * state / layout.pp + sum(self._outside(layout).values())
+
+    @cached_property
+    def sharded_bytes(self) -> int:
+        """Of all parameters with their state: what the ranks hold together where nothing is held twice."""
+        return self._everything.total() * sum(each for _, each, _ in _state_widths(self.spec.precision))
 
     @cached_property
     def _everything(self) -> Elements:

@@ -1,9 +1,9 @@
 """The fastest layout that fits: exact, over every legal one.
 
-Every layout has two bounds that no simulation falls below: its work spread evenly over its ranks, which layouts that
-share the tensors alike have in common, and the pipeline's closed form. What has the least bound is looked at next, and
+Every layout has bounds that no simulation falls below: its work spread evenly over its ranks, which layouts that share
+the tensors alike have in common, and the pipeline's closed form. What has the least bound is looked at next, and
 simulated if it fits; the search ends when nothing has a bound below the best step. So nothing is passed over that could
-have been better.
+have been better, and of equals the first by name is found.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ class Problem:
         """Of the fullest rank."""
         return self.memory.fullest(layout, self.batch, self.stages(layout))
 
+    def kept_bytes(self, layout: Layout) -> int:
+        """The same without what lives for a moment."""
+        return self.memory.fullest(layout, self.batch, self.stages(layout), working=False)
+
     def bound(self, layout: Layout) -> float:
         return self.cost.bound(layout, self.stages(layout), self.batch)
 
@@ -133,10 +137,11 @@ def search(problem: Problem, families: Iterable[Family] | None = None) -> Found:
     )
 
 
-# What stands in the queue, of equal seconds in this order: a family of layouts by its work, spread evenly over all
-# ranks; one sharing of the GPUs by the same in its pipeline and with the ZeRO stage that it needs; a layout by its
-# pipeline's bound; and what was simulated by its step.
-FAMILY, GRID, VARIANT, SIMULATED = range(4)
+# What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
+# evenly over all ranks with nothing exchanged; a family by all its work; one sharing of the GPUs by the same in its
+# pipeline and with the ZeRO stage that it needs; a layout by its pipeline's bound; what was simulated by its step.
+GROUP, FAMILY, GRID, VARIANT, SIMULATED = range(5)
+Entry = tuple[Family, ...] | Family | Layout
 
 # Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
 ROUNDING = 1 - 1e-9
@@ -151,36 +156,55 @@ class _Search:
         self.simulated = 0
         self.too_large: dict[Layout, int] = {}
         self.sizes: dict[Layout, int] = {}
+        self.kept: dict[Layout, int] = {}
         every = tuple(variants(next(families[0].grids()), problem.spec))
         self.zeros = tuple(dict.fromkeys(one.zero for one in every))
         self.sets = tuple(dict.fromkeys(one.recompute for one in every))
         self.types = tuple(dict.fromkeys(one.activations for one in every))
-        self.queue: list[tuple[float, int, Family | Layout]] = []
+        self.queue: list[tuple[float, int, Entry]] = []
 
     def best(self) -> Candidate | None:
+        groups: dict[tuple[int, int, int], list[Family]] = {}
         for family in self.families:
-            pairing = [grid for grid in family.grids() if grid.schedule in PAIRING]
-            grid = next(iter(pairing), None) or next(family.grids())
-            self._push(self.problem.cost.least(grid, self.problem.batch), FAMILY, family)
+            groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
+        for group in groups.values():
+            least = min(self._least(family, exchanges=False) for family in group)
+            self._push(least, GROUP, tuple(group))
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
-            if isinstance(found, Family):
-                for grid in found.grids():
-                    self._classify(grid, seconds)
-            elif what == GRID:
-                self._open(found)
-            elif what == VARIANT:
-                self._try(found)
-            else:
+            if what == SIMULATED and isinstance(found, Layout):
                 return Candidate(found, self.bytes(found), seconds)
+            self._look_into(found, what, seconds)
         return None
 
-    def _push(self, seconds: float, what: int, found: Family | Layout) -> None:
+    def _look_into(self, found: Entry, what: int, seconds: float) -> None:
+        """Puts back what it consists of, each with a bound of its own."""
+        if isinstance(found, Layout):
+            if what == GRID:
+                self._open(found)
+            else:
+                self._try(found)
+        elif isinstance(found, Family):
+            for grid in found.grids():
+                self._classify(grid, seconds)
+        else:
+            for family in found:
+                self._push(max(seconds, self._least(family)), FAMILY, family)
+
+    def _least(self, family: Family, exchanges: bool = True) -> float:
+        """Of the pipelines of a family one that pairs takes least, where there is any."""
+        pipeline = next((one for one in family.pipelines if one.schedule in PAIRING), family.pipelines[0])
+        return self.problem.cost.least(family.grid(pipeline), self.problem.batch, exchanges)
+
+    def _push(self, seconds: float, what: int, found: Entry) -> None:
         heapq.heappush(self.queue, (seconds * ROUNDING if what != SIMULATED else seconds, what, found))
 
-    def _zeros(self, grid: Layout) -> list[int]:
+    def _zeros(self, grid: Layout) -> tuple[int, ...]:
         """ZeRO stages with which the parameters fit, spread evenly."""
-        return [zero for zero in self.zeros if self.problem.memory.least(grid, zero) <= self.problem.capacity]
+        for index, zero in enumerate(self.zeros):  # the more is sharded, the less is left
+            if self.problem.memory.least(grid, zero) <= self.problem.capacity:
+                return self.zeros[index:]
+        return ()
 
     def _classify(self, grid: Layout, seconds: float) -> None:
         """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
@@ -213,9 +237,11 @@ class _Search:
         return self.sizes[layout]
 
     def _can_fit(self, layout: Layout) -> bool:
-        """Whether the layout does that recomputes everything, but is the same otherwise."""
+        """Whether recomputing more may help: nothing keeps less than what recomputes everything."""
         most = replace(layout, recompute=self.sets[-1], activations=self.types[-1])
-        return self.bytes(most) <= self.problem.capacity
+        if most not in self.kept:
+            self.kept[most] = self.problem.kept_bytes(most)
+        return self.kept[most] <= self.problem.capacity
 
     def _recompute_more(self, layout: Layout) -> Iterator[Layout]:
         """Layouts that recompute one thing more, which is never faster; each set comes from one other only."""
@@ -233,7 +259,8 @@ class _Search:
 
     def _look_for_smallest(self) -> None:
         """In the order of what parameters take at least, until that alone is more than the smallest takes."""
-        grids = (grid for family in self.families for grid in family.grids())
+        micro_batch = min(family.micro_batch for family in self.families)
+        grids = (grid for family in self.families if family.micro_batch == micro_batch for grid in family.grids())
         bounds = sorted((self.problem.memory.least(grid, zero), zero, grid) for grid in grids for zero in self.zeros)
         smallest = math.inf
         for bound, zero, grid in bounds:

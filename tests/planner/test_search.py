@@ -88,23 +88,16 @@ def test_where_nothing_fits_the_least_is_named(small: tuple[str, str, str]) -> N
     found = search(with_memory(problem, smallest - 1))
     assert found.best is None
     assert smallest <= found.smallest.bytes <= least
-    assert smallest_cluster(with_memory(problem, 1)) is None
 
 
-def test_a_bound_that_is_too_high_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brute force against a search whose bound passes over what ZeRO 0 could do."""
-    small = SMALL[0]
-    fastest = min((seconds, layout) for layout, (_, seconds) in scores(*small).items())
-    problem = problem_of(small[0], small[1], 1, small[2])
-    assert search(problem).best == Candidate(fastest[1], scores(*small)[fastest[1]][0], fastest[0])
-    honest = Problem.bound
-
-    def greedy(self: Problem, layout: Layout) -> float:
-        return 2 * honest(self, layout) if layout.zero == fastest[1].zero else honest(self, layout)
-
-    monkeypatch.setattr(Problem, "bound", greedy)
-    wrong = search(problem).best
-    assert wrong is not None and wrong.layout != fastest[1]
+def test_the_smallest_cluster_fits_and_the_next_smaller_does_not() -> None:
+    small = with_memory(problem_of("deepseek-v2-lite", "h100", 1), 9 * 2**30)
+    nodes = smallest_cluster(small)
+    assert nodes is not None and nodes > 2
+    found = [search(small.on(count)) for count in (1, nodes - 1, nodes)]
+    assert [one.best is not None for one in found] == [False, False, True]
+    assert found[0].smallest.bytes > found[1].smallest.bytes > small.capacity
+    assert smallest_cluster(with_memory(small, 1)) is None
 
 
 # DeepSeek-V3 on 2048 H800.
