@@ -213,7 +213,7 @@ FAULTS = {
     ),
     "scale of dy in wgrad": ("* a_scale[:, None] * b_scale", "* b_scale"),
     "scale of x in wgrad": ("a_scale[:, None] * b_scale[None, :]", "a_scale[:, None]"),
-    "gradient of the last layer alone": ("part if dx is None else dx + part", "part"),
+    "gradient of the last layer alone": ("sum(parts[1:], start=parts[0])", "parts[-1]"),
     "dgrad with untransposed scales": ("weight_q_t, scale.mT, dy.dtype", "weight_q_t, scale, dy.dtype"),
 }
 
