@@ -98,7 +98,8 @@ def test_no_value_is_overwritten_before_its_last_reader(name):
     assert overlaps(arena) == []
     made = {one.place for step in steps for one in step.outputs if one is not None}
     cached = {one.place for step in steps if isinstance(step.node.op, CacheAppend) for one in step.outputs if one}
-    assert cached and {one.name for one in values} >= made - cached
+    absorbed = name == "deepseek-v2-lite"  # has kernels: its rows go straight into pages, and no op returns them
+    assert bool(cached) != absorbed and {one.name for one in values} >= made - cached
 
 
 def test_a_lifetime_cut_short_is_noticed():
