@@ -50,6 +50,8 @@ class ModelSpec(Section):
     """Multiplies the embedding's output (MiniCPM's scale_emb)."""
     logit_multiplier: PositiveFloat = 1.0
     """Multiplies the hidden state before the head (MiniCPM's dim_model_base / hidden_size)."""
+    z_loss: PositiveFloat | None = None
+    """Adds z_loss * log(sum(exp(logits)))^2 to the cross-entropy of each token (PaLM, arXiv 2204.02311, section 5)."""
     norm: Norm
     residual: AddResidual = AddResidual()
     attention: Attention

@@ -18,7 +18,7 @@ from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
 from dsc.compiler.ops.elementwise import Add, Scale
 from dsc.compiler.ops.init import InitWeights
-from dsc.compiler.ops.loss import CrossEntropy, LossParts, WeighMtpLoss, ZeroLoss
+from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, WeighMtpLoss, ZeroLoss
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
@@ -178,7 +178,7 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
     x, *rest = block.add_many([v.name for v in backbone.outputs], CallMethod(Signature.of(backbone)), tokens)
     rope = rest.pop(0) if mtp else None
     hidden = _final_norm(block, context, x)
-    loss = main = block.add("main_loss", CrossEntropy(), _head(block, context, hidden), labels)
+    loss = main = block.add("main_loss", _cross_entropy(context), _head(block, context, hidden), labels)
     parts = {"main": main}
     if mtp is not None and rope is not None and context.spec.mtp is not None:
         state = hidden if context.spec.mtp.hidden == "post_norm" else x
@@ -198,6 +198,12 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
     return block.finish(loss, summary)
 
 
+def _cross_entropy(context: Context) -> CrossEntropy:
+    if (z_loss := context.spec.z_loss) is None:
+        return CrossEntropy()
+    return CrossEntropyAndZLoss(context.constants.number("Z_LOSS", z_loss, "z_loss"))
+
+
 def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth) -> tuple[Value, list[Value]]:
     """lambda / depth * sum of the depths' losses (DeepSeek-V3, equation 25), and the balance losses of their layers."""
     assert context.spec.mtp is not None
@@ -207,7 +213,10 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
         depth, hidden, losses = add_depth(block, context, module, index, depth)
         balance = [block.add("mtp_balance_loss", Add(), *balance, *losses)] if balance else losses
         loss = block.add(
-            "mtp_loss" if index == 0 else "depth_loss", CrossEntropy(), _head(block, context, hidden), depth.labels
+            "mtp_loss" if index == 0 else "depth_loss",
+            _cross_entropy(context),
+            _head(block, context, hidden),
+            depth.labels,
         )
         sum_of_depths = block.add("mtp_loss", Add(), sum_of_depths, loss) if sum_of_depths else loss
     assert sum_of_depths is not None

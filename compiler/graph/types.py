@@ -14,6 +14,7 @@ class DType(Enum):
     BF16 = ("bf16", 2)
     FP32 = ("fp32", 4)
     FP8 = ("fp8_e4m3", 1)
+    BOOL = ("bool", 1)
     INT32 = ("int32", 4)
     INT64 = ("int64", 8)
 

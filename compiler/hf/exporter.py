@@ -18,8 +18,8 @@ Config = dict[str, object]
 def export_config(spec: ModelSpec) -> Config:
     """Sorted by key. Raises a DscError with every reason where no model type computes what the spec says.
 
-    A config has no room for router.balance.bias_update_rate, mtp.loss_weight, workload and cluster, nor for what
-    transformers decides: router.compute_dtype (the model's, or float32 in DeepSeek's types) and precision.kv_cache.
+    A config has no room for router.balance.bias_update_rate, mtp.loss_weight, z_loss, workload and cluster, nor for
+    what transformers decides: router.compute_dtype (the model's, or float32 in DeepSeek's types), precision.kv_cache.
     """
     found = family(spec)
     if found is None:

@@ -26,7 +26,7 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
         "token_chunk": TOKEN_CHUNK,
         "vocab_chunk": VOCAB_CHUNK,
         "buffer_mib": 2 * TOKEN_CHUNK * VOCAB_CHUNK >> 20,
-        "z_loss": None,
+        "z_loss": spec.z_loss,
     }
 
 

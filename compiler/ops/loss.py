@@ -37,6 +37,29 @@ class CrossEntropy(Op):
 
 @register
 @dataclass(frozen=True)
+class CrossEntropyAndZLoss(CrossEntropy):
+    """The same, with the square of the log-sum-exp of every token (PaLM, arXiv 2204.02311, section 5)."""
+
+    kind = "cross_entropy_and_z_loss"
+    weight: str
+    """Name of the constant."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("cross_entropy_and_z_loss", "upcast")
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """The logits in float32; of each token its log-sum-exp, its label as an index, and whether it has none."""
+        logits, labels = (tensor(t) for t in inputs)
+        wide = (
+            Saved("own", 0, TensorType(logits.shape, DType.FP32)) if logits.dtype is DType.BF16 else Saved("input", 0)
+        )
+        lse, none = (TensorType(labels.shape, dtype) for dtype in (DType.FP32, DType.BOOL))
+        return (wide, Saved("own", 1, lse), Saved("own", 2, labels), Saved("own", 3, none))
+
+
+@register
+@dataclass(frozen=True)
 class ZeroLoss(Op):
     """Where a sum of losses begins."""
 

@@ -35,6 +35,7 @@ DTYPES = {
     DType.FP8: torch.float8_e4m3fn,
     DType.INT64: torch.int64,
     DType.INT32: torch.int32,
+    DType.BOOL: torch.bool,
 }
 B, S = 2, 24
 SMALL = 16  # bytes
@@ -56,6 +57,7 @@ CASES: dict[str, tuple[str, Mapping[str, int]]] = {
     "latent, in FP8": ("deepseek-v3", {}),
     "latent, no query latent, in FP8": ("deepseek-v2-lite", {}),
     "grouped heads, in FP8": ("llama-3.1-8b", {}),
+    "grouped heads, z-loss": ("llama-3.1-8b", {}),
 }
 
 
@@ -96,6 +98,8 @@ def spec(request: pytest.FixtureRequest, shrunk: Callable[[ModelSpec], ModelSpec
     data["attention"] |= changes
     if request.param.endswith("in FP8"):
         data["precision"]["linear"] = {"kind": "fp8_block"}
+    if request.param.endswith("z-loss"):
+        data["z_loss"] = 0.001
     return ModelSpec.model_validate(data)
 
 

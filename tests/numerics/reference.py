@@ -265,10 +265,10 @@ def logits(tokens: Tensor, weights: Weights, spec: ModelSpec) -> Tensor:
     return torch.stack([run(row, weights, spec).logits for row in tokens])
 
 
-def negative_log_likelihood(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """-log softmax of each label that is not -100, of one sequence."""
+def token_losses(logits: Tensor, labels: Tensor, z_loss: float | None) -> list[Tensor]:
+    """-log softmax of each label that is not -100, of one sequence; with the z-loss, log(Z)^2 times its weight too."""
     return [
-        torch.logsumexp(row, 0) - row[label]
+        torch.logsumexp(row, 0) - row[label] + (z_loss or 0.0) * torch.logsumexp(row, 0) ** 2
         for row, label in zip(logits, labels.tolist(), strict=True)
         if label != -100
     ]
@@ -292,10 +292,10 @@ def losses(tokens: Tensor, labels: Tensor, weights: Weights, spec: ModelSpec) ->
     balance = torch.zeros((), dtype=weights["model.norm.weight"].dtype)
     for row, targets in zip(tokens, labels, strict=True):
         result = run(row, weights, spec)
-        main += negative_log_likelihood(result.logits, targets)
+        main += token_losses(result.logits, targets, spec.z_loss)
         depths, routed = predict_ahead(row, result.state, weights, spec)
         for k, logits_ahead in enumerate(depths):
-            ahead[k] += negative_log_likelihood(logits_ahead, targets[k + 1 :])
+            ahead[k] += token_losses(logits_ahead, targets[k + 1 :], spec.z_loss)
         for one in [*result.routed, *routed]:
             balance = balance + balance_loss(one, spec.moe()) / len(tokens)
     mtp = torch.zeros_like(balance)

@@ -112,6 +112,7 @@ def specs(draw: Draw) -> ModelSpec:
         "initializer_range": pick(draw, 0.02, 0.2),
         "embedding_multiplier": pick(draw, 1.0, 12.0),
         "logit_multiplier": pick(draw, 1.0, 0.25),
+        "z_loss": pick(draw, None, 0.001),
         "norm": {"eps": pick(draw, 1e-6, 1e-5)},
         "residual": {"kind": "add", "multiplier": pick(draw, 1.0, 0.3)},
         "attention": attention(draw),

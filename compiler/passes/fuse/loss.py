@@ -8,13 +8,15 @@ from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.fused.loss import LinearCrossEntropy, TiedLinearCrossEntropy
-from dsc.compiler.ops.loss import CrossEntropy
+from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss
 from dsc.compiler.ops.projection import Linear, TiedHead
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by, used_outside
 
 
 def fuse_linear_cross_entropy(graph: Graph) -> Graph:
-    return each_node(graph, CrossEntropy, _fuse)
+    for kind in (CrossEntropy, CrossEntropyAndZLoss):  # of which the kernel has its z-loss from the spec
+        graph = each_node(graph, kind, _fuse)
+    return graph
 
 
 def _fuse(block: Block, loss: Node) -> Block:

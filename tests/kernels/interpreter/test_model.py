@@ -62,9 +62,16 @@ def step(
     return loss.item(), {key: weight.grad for key, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def with_z_loss(spec: ModelSpec) -> ModelSpec:
+    return spec.model_copy(update={"z_loss": 0.3})
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "tiny with z-loss"])
 def test_one_step(name: str, emitted: Emitted) -> None:
-    spec = shrunk(load(name))
+    spec = shrunk(load(name.split()[0]))
+    if name.endswith("z-loss"):
+        spec = with_z_loss(spec)
+        assert "Z_LOSS" in emit(build(on_gpus(spec)))["kernels/linear_cross_entropy.py"]
     fused, plain = pair(spec, emitted)
     (loss, gradients), (expected_loss, expected) = (step(m, torch.float32, spec.vocab_size) for m in (fused, plain))
     assert loss == pytest.approx(expected_loss, rel=1e-6)
