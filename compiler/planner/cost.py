@@ -498,7 +498,9 @@ class CostModel:
 
     def tails(self, layout: Layout, stages: Stages) -> dict[str, float]:
         """Seconds of what follows the last backward, on the pipeline rank where it takes longest."""
-        return self._tails(replace(layout, micro_batch=1, recompute=(), activations="bf16"), stages)
+        if layout.recompute or layout.activations != "bf16" or layout.micro_batch > 1:  # which tell nothing here
+            layout = replace(layout, micro_batch=1, recompute=(), activations="bf16")
+        return self._tails(layout, stages)
 
     def _longest_tails(self, layout: Layout, stages: Stages) -> dict[str, float]:
         held = self._of_ranks(stages, tuple(map(layout.stages, range(layout.pp))))

@@ -245,11 +245,14 @@ def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -
     """Legal schedules and stages for each rank, by micro-batch."""
     found: dict[int, list[Pipeline]] = {}
     per_rank = spec.num_layers // pp
-    for schedule in _options(pins.schedule, SCHEDULES):
-        for vpp in _options(pins.vpp, tuple(range(1, min(per_rank, LARGEST_VPP) + 1))):
-            for micro_batch in _options(pins.micro_batch, _divisors(batch, LARGEST_MICRO_BATCH)):
-                one = replace(TRIVIAL, pp=pp, dp=dp, schedule=schedule, vpp=vpp, micro_batch=micro_batch)
-                if not any(_pipeline(one, spec, batch)):
+    for micro_batch in _options(pins.micro_batch, _divisors(batch, LARGEST_MICRO_BATCH)):
+        count, rest = divmod(batch, dp * micro_batch)
+        if rest:
+            continue
+        for schedule in _options(pins.schedule, SCHEDULES):
+            for vpp in _options(pins.vpp, tuple(range(1, min(per_rank, LARGEST_VPP) + 1))):
+                fits = stage_count(schedule, pp, vpp) <= spec.num_layers
+                if fits and why_not(schedule, pp, vpp, count) is None:
                     found.setdefault(micro_batch, []).append(Pipeline(pp, vpp, schedule, dp))
     return found
 

@@ -157,6 +157,7 @@ class Memory:
         self._parameters: dict[str, Elements] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
         self._sizes: dict[str, tuple[Elements, ...]] = {}
+        self._known_outside: dict[tuple[bool, bool], int] = {}
         self._stage_elements: dict[tuple[str, ...], Elements] = {}
         self._roles: dict[tuple[object, ...], tuple[_Structure, ...]] = {}
 
@@ -333,14 +334,20 @@ class Memory:
         if layout.pp > 1:
             amounts[TRANSFERS] = TRANSFERRED * self._hidden_bytes(layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
-        return amounts | {ALLOCATOR: reserved} | self._outside(layout)
+        return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
 
-    def _outside(self, layout: Layout) -> dict[str, int]:
-        """Bytes that PyTorch's allocator knows nothing of."""
+    def _outside_bytes(self, several: bool, exchanges: bool) -> int:
+        key = (several, exchanges)
+        if key not in self._known_outside:
+            self._known_outside[key] = sum(self._outside(several, exchanges).values())
+        return self._known_outside[key]
+
+    def _outside(self, several: bool, exchanges: bool) -> dict[str, int]:
+        """Bytes that PyTorch's allocator knows nothing of: on one of several GPUs, with tokens for others' experts."""
         outside = {CUDA: round(CONTEXT.value)}
-        if layout.world > 1:
+        if several:
             outside[COLLECTIVES] = round(NCCL.value)
-        if layout.ep > 1:
+        if exchanges:
             outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
         return outside
 
@@ -351,7 +358,7 @@ class Memory:
         sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
         widths = _state_widths(self.spec.precision)
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
-        return RESERVE.value * state / layout.pp + sum(self._outside(layout).values())
+        return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
 
     @cached_property
     def sharded_bytes(self) -> int:
