@@ -25,8 +25,10 @@ VERBS = {
     "init": Verb("init", "init", "Write a commented starter spec."),
     "check": Verb("check", "check", "Check specs: schema and semantics, all errors at once."),
     "stats": Verb("stats", "stats", "Parameters, FLOPs and cache bytes of a model, or of two side by side."),
-    "plan": Verb("plan", "plan_command", "Memory and placement: does training fit, how fast, and why not otherwise?"),
-    "diff": Verb("diff", "diff", "What differs between two specs, down to the emitted files."),
+    "plan": Verb(
+        "plan", "plan_command", "Memory and placement: do training or serving fit, how fast, and why not otherwise?"
+    ),
+    "diff": Verb("diff", "diff", "What differs between two specs, down to the emitted files, or between two plans."),
     "compile": Verb("compile", "compile_command", "Write the package of a spec."),
     "verify": Verb("verify", "verify", "Shrink, emit and run a spec here: does the code do what the graph says?"),
     "bench": Verb("bench", "bench", "Measure the kernels of a package on this GPU."),

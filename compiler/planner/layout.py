@@ -307,10 +307,11 @@ def _pinned_product(spec: ModelSpec, world: int) -> Iterator[str]:
     fixed = {name: getattr(pins, name) for name in ("pp", "dp", "cp", "tp") if getattr(pins, name) is not None}
     product = prod(fixed.values())
     names, sizes = " x ".join(fixed), " x ".join(str(size) for size in fixed.values())
+    arithmetic = f"{names} = {sizes} = {product}" if len(fixed) > 1 else f"{names} = {sizes}"
     if len(fixed) == 4 and product != world:
-        yield f"{names} = {sizes} = {product}, but there are {world} GPUs"
+        yield f"{arithmetic}, but there are {world} GPUs"
     elif world % product:
-        yield f"{names} = {sizes} = {product} does not divide {world} GPUs"
+        yield f"{arithmetic} does not divide {world} GPUs"
 
 
 def _pinned_choices(spec: ModelSpec) -> list[str]:

@@ -47,9 +47,7 @@ def measured(spec: str, cluster: str, nodes: int, rounds: int) -> dict[str, obje
     seconds, legal = [], 0
     for _ in range(rounds):
         start = time.perf_counter()
-        printed = subprocess.run(
-            [*plan, "--json"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ).stdout
+        run = subprocess.run([*plan, "--json"], check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
         legal = json.loads(run.stdout)["searched"]["legal"]
     extremes = [round(min(seconds), 2), round(max(seconds), 2)]
