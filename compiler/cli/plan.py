@@ -12,7 +12,7 @@ import click
 from dsc.compiler.cli.arguments import PATH, json_option, spec_argument
 from dsc.compiler.cli.console import console, print_json, say
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.cli.plan_tables import show_plan, show_serving
+from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
 from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.capacity import smallest_cluster
 from dsc.compiler.planner.hardware import Hardware, hardware
@@ -23,11 +23,14 @@ from dsc.compiler.planner.report import plan_html, serving_html
 from dsc.compiler.planner.search import Problem
 from dsc.compiler.planner.serving import ServingFound, ServingProblem, gib, make_serving_plan, smallest_deployment
 from dsc.compiler.planner.serving_record import serving_record
+from dsc.compiler.planner.trivial import trivial_plan, trivial_record
 from dsc.compiler.planner.write import plan_yaml, serving_yaml
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+
+NAME_ONE = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,15 @@ def plan_command(
 
     For training, the fastest of all legal layouts that fit; for prefill and decode, the deployment that holds most
     sequences at once. `placement` in the spec pins parts of it. Exits with 1 if none fits.
+    Of a spec without a cluster, what training takes on one device that holds it all.
     """
-    model, machines = _placed(load(spec), cluster, nodes)
+    model = load(spec)
+    if mode == "train" and model.cluster is None and cluster is None and nodes is None:
+        if given := [f"--{name}" for name in ("context", "redundant", "output", "report", "trace") if ctx.params[name]]:
+            raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
+        _nowhere(model, as_json)
+        return
+    model, machines = _placed(model, cluster, nodes)
     if mode == "train":
         if context is not None or redundant is not None:
             raise click.UsageError("--context and --redundant are for --mode prefill and --mode decode")
@@ -97,12 +107,20 @@ def plan_command(
         ctx.exit(Exit.SAID_NO)
 
 
+def _nowhere(spec: ModelSpec, as_json: bool) -> None:
+    plan = trivial_plan(spec, build(spec).training)
+    if as_json:
+        print_json(trivial_record(plan))
+    else:
+        show_trivial(plan)
+        say(f"whether it fits, how fast, and on how many: {NAME_ONE}")
+
+
 def _placed(spec: ModelSpec, kind: str | None, nodes: int | None) -> tuple[ModelSpec, Hardware]:
     """The spec on its cluster, or on another."""
     own = spec.cluster if kind is None else None
     if own is None and kind is None:
-        help = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
-        raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), help)])
+        raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), NAME_ONE)])
     machines = Machines(kind=kind or (own.kind if own else ""), nodes=nodes or (own.nodes if own else 1))
     return spec.model_copy(update={"cluster": machines}), hardware(machines)
 

@@ -13,6 +13,7 @@ from dsc.compiler.planner.ledger import Role
 from dsc.compiler.planner.plan import MEMORY, Plan, choices, memory, ranks_text, where
 from dsc.compiler.planner.serving import Alternative, ServingFound
 from dsc.compiler.planner.serving_record import serving_record
+from dsc.compiler.planner.trivial import TrivialPlan
 
 GIB = 2**30
 MOST_ROLES = 8
@@ -46,6 +47,19 @@ def show_plan(plan: Plan) -> None:
         missing = (faster.bytes - problem.capacity) / GIB
         say(f"with {missing:.1f} GiB more a GPU, a step would take {faster.seconds:.2f} s: {', '.join(choices(plan))}")
     say(f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} were simulated")
+
+
+def show_trivial(plan: TrivialPlan) -> None:
+    length = plan.spec.workload.sequence_length
+    say(f"{plan.spec.name}, training on one device that holds all of it, a sequence of {length:,} tokens at a time")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("of the device", "GiB", "", ""):
+        table.add_column(column, justify="right" if column == "GiB" else "left")
+    for line in plan.role.lines:
+        table.add_row(line.name, f"{line.bytes / GIB:.2f}", line.provenance, line.source)
+    table.add_section()
+    table.add_row("total", f"{plan.role.bytes / GIB:.2f}", style="bold")
+    show(table)
 
 
 def _memory(plan: Plan) -> Table:

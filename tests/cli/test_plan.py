@@ -197,12 +197,35 @@ def test_contradictory_pins_say_the_arithmetic(run: Any, pins: str, mode: str, s
     assert not result.stdout
 
 
-def test_a_spec_without_a_cluster_is_told_how_to_name_one(run: Any) -> None:
-    result = run("plan", "tiny", code=2)
-    assert errors(result) == [
+def test_a_spec_without_a_cluster_is_planned_on_one_device_of_no_name(run: Any, facts: Any) -> None:
+    plan, known = facts("plan", "tiny"), facts("plan", "tiny", *CPU)
+    assert (plan["fits"], plan["cluster"], plan["time"], plan["world_size"]) == (None, None, None, 1)
+    assert set(plan) <= set(known) and set(plan["mesh"].values()) == {1}
+    (role,) = plan["memory"]
+    assert sum(role[name] for name in SMALL) == role["total"] == sum(line["bytes"] for line in role["lines"])
+    assert role["capacity"] is None and role["reserve"] == 0 < role["activations"]
+    parameters = facts("stats", "tiny")["parameters"]
+    assert role["weights"] == 4 * (parameters["total"] + parameters["mtp"]) == role["gradients"]
+    shown = run("plan", "tiny").stdout
+    assert shown.startswith("tiny, training on one device that holds all of it, a sequence of ")
+    assert shown.endswith("or with --cluster h800 --nodes 256\n") and re.search(r"^ total +\d+\.\d\d", shown, re.M)
+
+
+@pytest.mark.parametrize("more", [("--mode", "decode"), ("--nodes", "2")])
+def test_a_spec_without_a_cluster_is_told_how_to_name_one(run: Any, more: tuple[str, str]) -> None:
+    result = run("plan", "tiny", *more, code=2)
+    assert errors(result)[:2] == [
         "error[DSC065]: tiny names no cluster to plan for",
         "help: name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256",
     ]
+
+
+def test_files_are_for_plans_with_a_cluster(run: Any) -> None:
+    assert (
+        "--output, --report: not for a plan without a cluster"
+        in run("plan", "tiny", "-o", "a.yaml", "--report", "a.html", code=2).stderr
+    )
+    assert not Path("a.yaml").exists()
 
 
 def test_an_unknown_cluster_is_told_the_known_ones(run: Any) -> None:
