@@ -15,6 +15,8 @@ from dsc.compiler.cli.exits import Exit
 from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
 from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.capacity import smallest_cluster
+from dsc.compiler.planner.expert_loads import Loads, read_loads
+from dsc.compiler.planner.experts import PlacementError
 from dsc.compiler.planner.hardware import Hardware, hardware
 from dsc.compiler.planner.inference import Phase
 from dsc.compiler.planner.pictures.trace import chrome_trace
@@ -30,6 +32,8 @@ from dsc.spec.errors import DscError, Finding
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
+FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
+"""Options that ask for more than is known where no cluster is named."""
 NAME_ONE = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
 
 
@@ -55,6 +59,7 @@ class Planned:
 @click.option("--nodes", type=click.IntRange(min=1), help="Another number of nodes.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of each sequence served; else workload's length.")
 @click.option("--redundant", type=click.IntRange(min=0), help="At least so many experts of a layer are served twice.")
+@click.option("--loads", type=PATH, help="Place experts by these loads: JSON, for each layer of experts a list.")
 @click.option("-o", "--output", type=PATH, help="Write the plan to this file, as YAML.")
 @click.option("--report", type=PATH, help="Write one page of HTML, with all tables and pictures, to this file.")
 @click.option("--trace", type=PATH, help="Write the training step to this file, for ui.perfetto.dev.")
@@ -68,6 +73,7 @@ def plan_command(
     nodes: int | None,
     context: int | None,
     redundant: int | None,
+    loads: str | None,
     output: str | None,
     report: str | None,
     trace: str | None,
@@ -81,19 +87,19 @@ def plan_command(
     """
     model = load(spec)
     if mode == "train" and model.cluster is None and cluster is None and nodes is None:
-        if given := [f"--{name}" for name in ("context", "redundant", "output", "report", "trace") if ctx.params[name]]:
+        if given := [f"--{name}" for name in FOR_CLUSTERS if ctx.params[name]]:
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         _nowhere(model, as_json)
         return
     model, machines = _placed(model, cluster, nodes)
     if mode == "train":
-        if context is not None or redundant is not None:
-            raise click.UsageError("--context and --redundant are for --mode prefill and --mode decode")
+        if context is not None or redundant is not None or loads is not None:
+            raise click.UsageError("--context, --redundant and --loads are for --mode prefill and --mode decode")
         planned = _training(model, machines)
     else:
         if trace is not None:
             raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
-        planned = _serving(model, machines, cast(Phase, mode), context, redundant)
+        planned = _serving(model, machines, cast(Phase, mode), context, redundant, loads)
     for path, text in ((output, planned.yaml), (report, planned.report), (trace, planned.trace)):
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")
@@ -138,10 +144,13 @@ def _training(spec: ModelSpec, machines: Hardware) -> Planned:
     )
 
 
-def _serving(spec: ModelSpec, machines: Hardware, phase: Phase, context: int | None, redundant: int | None) -> Planned:
+def _serving(
+    spec: ModelSpec, machines: Hardware, phase: Phase, context: int | None, redundant: int | None, loads: str | None
+) -> Planned:
     program = build(spec)
     tokens = context or spec.workload.sequence_length
-    problem = ServingProblem(spec, program.training, program.inference, machines, phase, tokens, redundant or 0)
+    graphs, measured = (program.training, program.inference), _loads(spec, loads)
+    problem = ServingProblem(spec, *graphs, machines, phase, tokens, redundant or 0, measured)
     with console(stderr=True).status("planning"):
         found = make_serving_plan(problem)
     return Planned(
@@ -152,6 +161,15 @@ def _serving(spec: ModelSpec, machines: Hardware, phase: Phase, context: int | N
         lambda: show_serving(found),
         None if found.fits else lambda: _too_small_to_serve(found),
     )
+
+
+def _loads(spec: ModelSpec, path: str | None) -> Loads:
+    if path is None:
+        return ()
+    try:
+        return read_loads(Path(path).read_text(encoding="utf-8"), spec)
+    except (PlacementError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--loads") from error
 
 
 def _too_small(plan: Plan) -> str:

@@ -123,6 +123,13 @@ def show_serving(found: ServingFound) -> None:
     if chosen.plan is not None:
         group, everywhere = facts["sequences"]["of_a_group"], facts["sequences"]["of_all"]
         say(f"{group:,} sequences at once in a group, {everywhere:,} in all; {cache['pages']:,} pages on a GPU")
+    if found.placed:
+        worst = max(found.placed, key=lambda one: one.imbalance)
+        blocks = f", {worst.of_blocks:.2f} in blocks" if worst.of_blocks is not None else ""
+        say(
+            f"experts by load: the busiest GPU carries {worst.imbalance:.2f} times the mean at most, in layer "
+            f"{worst.layer}{blocks}; -o and --json have the experts of each GPU"
+        )
     show(_rejected(found.around))
 
 

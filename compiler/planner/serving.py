@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.planner.expert_loads import Loads, PlacedLayer, place_by_load
 from dsc.compiler.planner.hardware import Hardware
 from dsc.compiler.planner.inference import (
     DoesNotFit,
@@ -48,6 +49,8 @@ class ServingProblem:
     """Tokens of a sequence in the cache: in decode those before the new one and itself, in prefill the whole prompt."""
     redundant: int = 0
     """Experts to be held twice, at least."""
+    loads: Loads = ()
+    """By which experts are placed; none where nobody measured them."""
 
     @property
     def world(self) -> int:
@@ -126,6 +129,15 @@ class ServingFound:
     @property
     def fits(self) -> bool:
         return self.chosen.plan is not None
+
+    @cached_property
+    def placed(self) -> tuple[PlacedLayer, ...]:
+        """Experts by their load, layer by layer; empty where no loads are known."""
+        problem, serving = self.problem, self.chosen.serving
+        if not problem.loads:
+            return ()
+        gpus_per_node = problem.hardware.cluster.gpus_per_node
+        return place_by_load(problem.spec, problem.loads, serving.slots, serving.ep or serving.gpus, gpus_per_node)
 
 
 def make_serving_plan(problem: ServingProblem) -> ServingFound:

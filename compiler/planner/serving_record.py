@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from dsc.compiler.planner.expert_loads import PlacedLayer
 from dsc.compiler.planner.ledger import Line
 from dsc.compiler.planner.plan import memory_line, sha256
 from dsc.compiler.planner.serving import Alternative, ServingFound
@@ -44,6 +45,7 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
         "context_length": problem.context,
         "sequences": _sequences(found),
         "experts": _experts(found) if problem.experts else None,
+        "expert_placement": [_placed(one) for one in found.placed] or None,
         "weights": "fp8_block" if chosen.storing.fp8_weights else problem.spec.precision.parameters,
         "cache": _cache(found),
         "arena": _arena(found),
@@ -75,6 +77,16 @@ def _experts(found: ServingFound) -> dict[str, Any]:
         "redundant": serving.redundant(experts),
         "slots_per_gpu": serving.slots,
         "shared_on_every_gpu": serving.shared and found.problem.spec.moe().n_shared_experts > 0,
+    }
+
+
+def _placed(one: PlacedLayer) -> dict[str, Any]:
+    """The experts on each GPU of the group that shares them out."""
+    return {
+        "layer": one.layer,
+        "imbalance": one.imbalance,
+        "imbalance_of_blocks": one.of_blocks,
+        "gpus": [list(held) for held in one.placement.on_gpu],
     }
 
 

@@ -63,6 +63,7 @@ def serving_yaml(found: ServingFound) -> str:
         sequences=_flow(facts["sequences"]),
         placement=_flow({name: facts["mesh"][name] for name in ("tp", "dp", "ep")}),
         experts=facts["experts"] and _flow(facts["experts"]),
+        **({"expert_placement": CommentedSeq(map(_flow, placed))} if (placed := facts["expert_placement"]) else {}),
         weights=facts["weights"],
         cache=_flow(facts["cache"]),
         arena=facts["arena"] and _flow(facts["arena"]),
@@ -73,10 +74,14 @@ def serving_yaml(found: ServingFound) -> str:
     asked = f"--mode {facts['mode']} --context {facts['context_length']} "
     if found.problem.redundant:
         asked += f"--redundant {found.problem.redundant} "
+    if placed:
+        asked += "--loads LOADS "
     body.yaml_set_start_comment(_title(facts, found.problem.hardware, asked))
     _say(body, "sequences", "at once, at this context length: in the cache of a group of tp GPUs, and of them all")
     _say(body, "placement", "under this key in the spec, it is pinned")
     _say(body, "experts", "of each layer; which are doubled is decided by their load")
+    if placed:
+        _say(body, "expert_placement", "by load: the busiest GPU over the mean, and the experts on each GPU")
     _say(body, "cache", "of one GPU; a sequence has its pages on every GPU of its group")
     _say(body, "arena", "of one step: every intermediate value at a fixed offset")
     _say(body, "memory", "bytes of one GPU; all are alike; sums, then what they are made of")

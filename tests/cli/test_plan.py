@@ -130,6 +130,53 @@ def test_redundant_experts(facts: Any) -> None:
     assert plan["experts"] == {"routed": 256, "redundant": 32, "slots_per_gpu": 9, "shared_on_every_gpu": True}
 
 
+def skewed(layers: int, experts: int) -> str:
+    """Loads of which the first experts carry most."""
+    return json.dumps([[1000 // (1 + expert + layer) for expert in range(experts)] for layer in range(layers)])
+
+
+def test_experts_are_placed_by_load(run: Any, facts: Any) -> None:
+    """The balancer itself is held to EPLB's example in tests/planner/test_experts.py."""
+    Path("loads.json").write_text(skewed(58, 256))
+    arguments = ("deepseek-v3", "--mode", "decode", "--cluster", "h800", "--nodes", "40", "--loads", "loads.json")
+    plan = facts("plan", *arguments)
+    placed = plan["expert_placement"]
+    assert [one["layer"] for one in placed] == list(range(3, 61))
+    for one in placed:
+        assert [len(held) for held in one["gpus"]] == [plan["experts"]["slots_per_gpu"]] * 320
+        assert {expert for held in one["gpus"] for expert in held} == set(range(256))
+    assert sum(held == [0] for held in placed[0]["gpus"]) > 1 == sum(held == [255] for held in placed[0]["gpus"])
+    run("plan", *arguments, "-o", "plan.yaml", "--report", "plan.html")
+    text = Path("plan.yaml").read_text()
+    assert YAML(typ="safe", pure=True).load(text)["expert_placement"][0]["gpus"] == placed[0]["gpus"]
+    assert "--loads LOADS" in text and "placed by load" in Path("plan.html").read_text()
+    assert "experts by load: the busiest GPU carries " in run("plan", *arguments).stdout
+
+
+def test_loads_lower_the_imbalance(facts: Any) -> None:
+    Path("loads.json").write_text(skewed(4, 16))
+    arguments = ("tiny", "--mode", "decode", "--cluster", "h100", "--redundant", "8", "--loads", "loads.json")
+    for one in facts("plan", *arguments)["expert_placement"]:
+        assert 1 <= one["imbalance"] < one["imbalance_of_blocks"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "no JSON: "),
+        ("{}", "a dict, not a list of 4, one for each layer of experts"),
+        ("[[1]]", "a list of 1, not a list of 4, one for each layer of experts"),
+        ("[[1], [1], [1], [1]]", "layer 1: not a list of 16 loads, one for each expert"),
+        (json.dumps([[1] * 15 + [-1]] * 4), "layer 1, expert 15: -1 is no load"),
+        (json.dumps([[0] * 16] * 4), "layer 1: no expert has a load"),
+    ],
+)
+def test_loads_that_are_none_say_why(run: Any, text: str, says: str) -> None:
+    Path("loads.json").write_text(text)
+    result = run("plan", "tiny", "--mode", "decode", *CPU, "--loads", "loads.json", code=2)
+    assert f"loads.json: {says}" in " ".join(result.stderr.split())
+
+
 def test_pins_of_a_deployment_hold(facts: Any) -> None:
     spec = spec_with("llama-3.1-8b", "placement: {tp: 4}\n")
     plan = facts("plan", spec, "--mode", "decode", "--cluster", "h100")
@@ -244,8 +291,8 @@ def test_a_machine_that_lacks_what_the_spec_needs(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--context", "4096"), "--context and --redundant are for --mode prefill and --mode decode"),
-        (("--redundant", "32"), "--context and --redundant are for --mode prefill and --mode decode"),
+        (("--context", "4096"), "--context, --redundant and --loads are for --mode prefill and --mode decode"),
+        (("--redundant", "32"), "--context, --redundant and --loads are for --mode prefill and --mode decode"),
         (("--mode", "decode", "--trace", "x"), "--trace shows the pipeline of a training step"),
         (("--mode", "dream"), "'dream' is not one of"),
         (("--nodes", "0"), "0 is not in the range"),
