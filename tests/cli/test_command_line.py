@@ -18,7 +18,7 @@ OPTIONS = {
     "check": {"SPECS", "--format"},
     "stats": {"SPEC", "--compare", "--json"},
     "plan": {
-        *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant"),
+        *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
     "diff": {"FIRST", "SECOND", "--files", "--json"},
