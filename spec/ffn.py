@@ -1,6 +1,6 @@
 """Feed-forward kinds: a dense SwiGLU and a mixture of SwiGLU experts."""
 
-from dsc.spec.base import Count, NonNegativeCount, Section
+from dsc.spec.base import Count, NonNegativeCount, PositiveFloat, Section
 from dsc.spec.router import Router
 
 
@@ -26,3 +26,5 @@ class Ffn(Section):
 
     dense: DenseFfn | None = None
     moe: MoeFfn | None = None
+    swiglu_limit: PositiveFloat | None = None
+    """Every SwiGLU, experts' or not, is silu(min(gate, limit)) * clamp(up, -limit, limit) (DeepSeek-V4)."""

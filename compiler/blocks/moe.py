@@ -1,12 +1,12 @@
 """A mixture of experts: route, gather by expert, multiply group by group, bring back, add the shared experts."""
 
 from dsc.compiler.blocks.context import Context
-from dsc.compiler.blocks.ffn import WIDTH
+from dsc.compiler.blocks.ffn import WIDTH, swiglu
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Dim, T
 from dsc.compiler.ops.call import CallModule, Signature
-from dsc.compiler.ops.elementwise import Add, Swiglu
+from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.moe import (
     EveryExpert,
     GatherRows,
@@ -56,7 +56,7 @@ def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block
     op = GroupedLinear("gate_up_proj", ("gate_proj", "up_proj"), experts, hidden, width * 2, top_k, dtype)
     h = block.add("h", op, h, ends)
     gate, up = block.add_many(("gate", "up"), SplitGateUp(width), h)
-    h = block.add("h", Swiglu(), gate, up)
+    h = block.add("h", swiglu(context), gate, up)
     h = block.add("h", WeighSlots(), h, slot_weights)
     h = block.add("h", GroupedLinear("down_proj", ("down_proj",), experts, width, hidden, top_k, dtype), h, ends)
 

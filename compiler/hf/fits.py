@@ -55,6 +55,7 @@ def _of_every_type(spec: ModelSpec, model_type: ModelType) -> Iterator[Requireme
         yield from _latent_attention(spec.attention)
     else:
         yield from _grouped_attention(spec.attention, model_type)
+    yield Requirement(spec.ffn.swiglu_limit is None, ("ffn", "swiglu_limit"), "SwiGLU has no limit")
     if model_type != "deepseek_v3":
         yield Requirement(spec.mtp is None, ("mtp",), "there is no multi-token prediction")
     if model_type != "minicpm3":

@@ -51,3 +51,18 @@ class Swiglu(Op):
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         both = (Saved("input", 0), Saved("input", 1))
         return (*both, Saved("own", 0, tensor(inputs[0])))
+
+
+@register
+@dataclass(frozen=True)
+class ClampedSwiglu(Swiglu):
+    """silu(gate) * up, gate no greater and |up| no greater than a constant of the model."""
+
+    kind = "clamped_swiglu"
+    limit: str
+    """Name of the constant."""
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """What was clamped, and of both halves what came of it, beside silu's result."""
+        both = (Saved("input", 0), Saved("input", 1))
+        return (*both, *(Saved("own", index, tensor(inputs[0])) for index in range(3)))

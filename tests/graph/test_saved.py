@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, Mapping[str, int]]] = {
     "latent, no query latent, in FP8": ("deepseek-v2-lite", {}),
     "grouped heads, in FP8": ("llama-3.1-8b", {}),
     "grouped heads, z-loss": ("llama-3.1-8b", {}),
+    "latent, clamped": ("tiny", {}),
 }
 
 
@@ -100,6 +101,8 @@ def spec(request: pytest.FixtureRequest, shrunk: Callable[[ModelSpec], ModelSpec
         data["precision"]["linear"] = {"kind": "fp8_block"}
     if request.param.endswith("z-loss"):
         data["z_loss"] = 0.001
+    if request.param.endswith("clamped"):
+        data["ffn"]["swiglu_limit"] = 10.0
     return ModelSpec.model_validate(data)
 
 

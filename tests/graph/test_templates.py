@@ -70,6 +70,12 @@ def with_z_loss(name: str) -> ModelSpec:
     return load(name).model_copy(update={"z_loss": 0.001})
 
 
+def with_clamp(name: str) -> ModelSpec:
+    data = load(name).model_dump()
+    data["ffn"]["swiglu_limit"] = 10.0
+    return ModelSpec.model_validate(data)
+
+
 def in_fp8(name: str) -> ModelSpec:
     data = load(name).model_dump()
     data["precision"]["linear"] = {"kind": "fp8_block"}
@@ -82,12 +88,13 @@ def on_gpus(spec: ModelSpec) -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
-    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and ones with wider v; a z-loss.
+    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
-    odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), with_z_loss("tiny")]
+    odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]
+    odd += [with_z_loss("tiny"), with_clamp("tiny")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, [*specs, in_fp8("mixtral-8x7b")])]]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsc.compiler.driver import build
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.kernels import kernel_file
+from dsc.compiler.emit.kernels import SIBLING, kernel_file
 from dsc.compiler.emit.printer import environment
 from dsc.compiler.kernels.target import TARGETS
 from dsc.spec.loader import load
@@ -49,9 +49,14 @@ def spec_with(zoo: str, changes: Mapping[str, Any]) -> ModelSpec:
 
 
 def printed(names: tuple[str, ...], spec: ModelSpec, arch: str = "sm_90") -> dict[str, str]:
-    """kernels/<name>.py for each name, and launch.py that they all import."""
+    """kernels/<name>.py for each name, and those that they import."""
     graph, templates = build(spec).training, environment()
-    files = {f"{name}.py": kernel_file(templates, name, graph, spec, TARGETS[arch]) for name in ("launch", *names)}
+    files: dict[str, str] = {}
+    wanted = ["launch", *names]
+    while wanted:
+        if (name := wanted.pop()) + ".py" not in files:
+            files[f"{name}.py"] = kernel_file(templates, name, graph, spec, TARGETS[arch])
+            wanted += SIBLING.findall(files[f"{name}.py"])
     return format_files(files)
 
 
@@ -82,12 +87,16 @@ def package(files: Mapping[str, str], names: tuple[str, ...]) -> list[ModuleType
 
 
 def mutated(name: str, old: str, new: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> ModuleType:
-    """A kernel with one planted fault: `old` in its printed text, there exactly once, becomes `new`."""
+    """A kernel with one planted fault in it, or in what it imports."""
     spec = spec_with(zoo, {key.replace("__", "."): value for key, value in changes.items()})
-    files = printed((name,), spec, arch)
-    assert files[f"{name}.py"].count(old) == 1, f"{old!r} stands {files[f'{name}.py'].count(old)} times in {name}"
-    files[f"{name}.py"] = files[f"{name}.py"].replace(old, new)
-    return package(files, (name,))[0]
+    return package(with_fault(printed((name,), spec, arch), old, new), (name,))[0]
+
+
+def with_fault(files: Mapping[str, str], old: str, new: str) -> dict[str, str]:
+    """Files with `new` for `old`, which stands exactly once in all of them."""
+    found = sum(text.count(old) for text in files.values())
+    assert found == 1, f"{old!r} stands {found} times"
+    return {name: text.replace(old, new) for name, text in files.items()}
 
 
 def calc_diff(actual: Tensor, expected: Tensor) -> float:

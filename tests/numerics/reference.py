@@ -25,10 +25,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """SwiGLU, arXiv 2002.05202, equation 6."""
-    g = x @ gate.T
-    return (g / (1 + torch.exp(-g)) * (x @ up.T)) @ down.T
+def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, limit: float | None) -> Tensor:
+    """SwiGLU, arXiv 2002.05202, equation 6; with a limit, gate and up are cut off there (DeepSeek-V4)."""
+    g, u = x @ gate.T, x @ up.T
+    if limit is not None:
+        g = torch.where(g > limit, torch.full_like(g, limit), g)
+        u = torch.where(u.abs() > limit, limit * u.detach().sign(), u)
+    return (g / (1 + torch.exp(-g)) * u) @ down.T
 
 
 def mscale(factor: float, scale: float) -> float:
@@ -194,7 +197,7 @@ class Routed:
     chosen: list[list[int]]
 
 
-def mixture_of_experts(x: Tensor, weights: Weights, moe: MoeFfn) -> tuple[Tensor, Routed]:
+def mixture_of_experts(x: Tensor, weights: Weights, moe: MoeFfn, limit: float | None) -> tuple[Tensor, Routed]:
     """h = sum of g_e FFN_e(u) + shared FFN(u), token by token (DeepSeekMoE, arXiv 2401.06066, equation 9)."""
     scores = scores_of(x, weights["gate.weight"], moe.router)
     bias = weights.get("gate.e_score_correction_bias")
@@ -203,10 +206,10 @@ def mixture_of_experts(x: Tensor, weights: Weights, moe: MoeFfn) -> tuple[Tensor
         choice = choose(row, bias, moe)
         out = torch.zeros_like(token)
         for expert, weight in zip(choice.experts, choice.weights, strict=True):
-            out = out + weight * swiglu(token, *expert_weights(weights, expert))
+            out = out + weight * swiglu(token, *expert_weights(weights, expert), limit)
         if moe.n_shared_experts:
             shared = (weights[f"shared_experts.{name}_proj.weight"] for name in ("gate", "up", "down"))
-            out = out + swiglu(token, *shared)
+            out = out + swiglu(token, *shared, limit)
         rows.append(out)
         chosen.append(choice.experts)
     return torch.stack(rows), Routed(scores, chosen)
@@ -230,9 +233,9 @@ def layer(x: Tensor, weights: Weights, spec: ModelSpec) -> tuple[Tensor, Routed 
     h = rms_norm(x, weights["post_attention_layernorm.weight"], spec.norm.eps)
     mlp, routed = below(weights, "mlp.", "block_sparse_moe."), None
     if "gate.weight" in mlp:
-        h, routed = mixture_of_experts(h, mlp, spec.moe())
+        h, routed = mixture_of_experts(h, mlp, spec.moe(), spec.ffn.swiglu_limit)
     else:
-        h = swiglu(h, *(mlp[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
+        h = swiglu(h, *(mlp[f"{name}_proj.weight"] for name in ("gate", "up", "down")), spec.ffn.swiglu_limit)
     return x + multiplier * h, routed
 
 

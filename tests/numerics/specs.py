@@ -110,6 +110,7 @@ SPECS: dict[str, str] = {
     "experts_beside_grouped_attention": spec_text(attention=GROUPED),
     "multipliers": spec_text(embedding_multiplier=3.0, logit_multiplier=0.25, residual={"multiplier": 0.4}),
     "z_loss": spec_text(z_loss=0.3),
+    "clamped_swiglu": spec_text(ffn__swiglu_limit=0.5),
     "mtp": spec_text(mtp=MTP),
     "mtp_with_z_loss": spec_text(mtp=MTP, z_loss=0.3),
     "mtp_before_the_norm": spec_text(mtp={**MTP, "hidden": "pre_norm"}),

@@ -100,6 +100,12 @@ TRANSFORMERS = [
     Fault("deepseek_v3-base", "shifted labels", "upcast(logits).flatten", "upcast(logits).roll(1, 1).flatten"),
 ]
 FORMULAS = [
+    Fault(
+        "clamped_swiglu", "gate clamped from below too", "clamp(max=SWIGLU_LIMIT)", "clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)"
+    ),
+    Fault(
+        "clamped_swiglu", "up clamped from above alone", "clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)", "clamp(max=SWIGLU_LIMIT)"
+    ),
     Fault("latent_eps_unlike_norm_eps", "the norms' eps", "eps=LATENT_NORM_EPS", "eps=NORM_EPS"),
     Fault("experts_beside_grouped_attention", "the norms' eps", "eps=QK_NORM_EPS", "eps=NORM_EPS"),
     Fault("mtp", "halves exchanged", "torch.cat((ahead, x), -1)", "torch.cat((x, ahead), -1)"),

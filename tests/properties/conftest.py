@@ -95,7 +95,11 @@ def body(draw: Draw) -> Section:
     dense = {"intermediate_size": number(draw, 1, 40)}
     return {
         "layers": layers,
-        "ffn": {"dense": dense if "dense" in named else None, "moe": moe(draw) if "moe" in named else None},
+        "ffn": {
+            "dense": dense if "dense" in named else None,
+            "moe": moe(draw) if "moe" in named else None,
+            "swiglu_limit": pick(draw, None, 0.5),
+        },
     }
 
 

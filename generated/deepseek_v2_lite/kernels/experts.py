@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """The routed experts of a mixture as one operator: every token through its K experts, and their sum.
 
-    y[t] = sum over k of (silu(gate) * up * weights[t, k]) @ down_proj[e].T + shared[t]
+    y[t] = sum over k of (swiglu(gate, up) * weights[t, k]) @ down_proj[e].T + shared[t]
            gate | up = tokens[t] @ gate_up_proj[e].T,  e = experts[t, k]
 
 Shapes: tokens, shared and y [T, D], weights [T, K], gate_up_proj [E, 2 * F, D], down_proj [E, D, F]; order [T * K],

@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """The routed experts of a mixture as one operator, in FP8: every token through its K experts, and their sum.
 
-    y[t] = sum over k of (silu(gate) * up * weights[t, k]) @ down_proj[e].T + shared[t]
+    y[t] = sum over k of (swiglu(gate, up) * weights[t, k]) @ down_proj[e].T + shared[t]
            gate | up = tokens[t] @ gate_up_proj[e].T,  e = experts[t, k]
 
 What is multiplied in what (DeepSeek-V3, section 3.3):

@@ -6,7 +6,7 @@ A step of 128 along the inner dim has one scale for each row of x and one for ea
 a step the matrix units add up in the few bits that they have; the sum of steps, each times both scales, is float32 in
 registers (the promotion of DeepSeek-V3, section 3.3.2). Both operands lie along the inner dim, as the units want them.
 
-    gate_up     gate | up = x[t] @ gate_up_proj[e].T,  h = silu(gate) * up * weight, quantised where it is made
+    gate_up     gate | up = x[t] @ gate_up_proj[e].T,  h = swiglu(gate, up) * weight, quantised where it is made
     product     y[r] = x[r] @ w[e].T: down_proj, and the transposed gate_up_proj for the gradient of its input
 
 Shapes: codes x [T, D], h [T * K, F], scales [.., inner / 128]. gate_up_proj is quantised as [2 * E, F, D], gate and up
@@ -23,6 +23,7 @@ from torch import Tensor
 from .fp8_quantize import BLOCK, dequantize, encode, reference_rows, scale_of
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
+from .swiglu_formula import reference_swiglu, swiglu_of
 
 HIDDEN_SIZE = 7168  # hidden_size
 
@@ -49,7 +50,7 @@ def reference_gate_up(
     stacked = dequantize(w, w_scale).view(len(ends), -1, w.shape[2])
     preactivation = reference_product(dequantize(x, x_scale)[order // weights.shape[1]], stacked, ends).to(dtype)
     gate, up = preactivation.float().chunk(2, -1)
-    h = gate * gate.sigmoid() * up * weights.float().flatten()[order].unsqueeze(1)
+    h = reference_swiglu(gate, up) * weights.float().flatten()[order].unsqueeze(1)
     return *reference_rows(h), preactivation
 
 
@@ -98,8 +99,8 @@ def _gate_up_kernel(
         pre_at = pre_ptr + first_row.to(tl.int64) * (2 * F) + (row - first_row)[:, None] * (2 * F) + column[None, :]
         tl.store(pre_at, rounded_gate, mask=mask)
         tl.store(pre_at + F, rounded_up, mask=mask)
-    gate, up = rounded_gate.to(tl.float32), rounded_up.to(tl.float32)
-    h = gate * tl.sigmoid(gate) * up * tl.load(weights_ptr + slot).to(tl.float32)[:, None]
+    h = swiglu_of(rounded_gate.to(tl.float32), rounded_up.to(tl.float32))
+    h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]
     h_scale = scale_of(tl.max(tl.abs(h), 1))  # columns outside the matrix are zero
     h_at = h_ptr + first_row.to(tl.int64) * F + (row - first_row)[:, None] * F + column[None, :]
     tl.store(h_at, encode(h, h_scale[:, None]), mask=mask)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .fp8_grouped_gemm import sum_of_steps
 from .fp8_quantize import BLOCK, dequantize
 from .grouped_gemm import num_programs, tile_for, tile_of_program
-from .grouped_gemm_backward import reference_down_gradient, swiglu_gradient
+from .grouped_gemm_backward import reference_down_gradient, swiglu_gradients
 from .launch import runs_triton
 
 HIDDEN_SIZE = 7168  # hidden_size
@@ -68,13 +68,8 @@ def _down_gradient_kernel(
         w_scale_ptr + expert * w_scale_stride_e + first_column // BLOCK * w_scale_stride_n, w_scale_stride_k,
         depth, (column < F)[None, :], D, BLOCK, BLOCK_M, BLOCK_N, D % BLOCK != 0 or F % BLOCK_N != 0,
     )  # fmt: skip
-    # Half the columns at a time: all at once do not fit the registers.
     weight = tl.load(weights_ptr + slot).to(tl.float32)[:, None]
-    HALF: tl.constexpr = BLOCK_N // 2
-    left, right = tl.split(tl.permute(tl.reshape(dh, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-    column = first_column + tl.arange(0, HALF)
-    dw = swiglu_gradient(left, weight, first_row, end, column, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
-    dw += swiglu_gradient(right, weight, first_row, end, column + HALF, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    dw = swiglu_gradients(dh, weight, first_row, end, first_column, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M, BLOCK_N)
     tl.store(partial_ptr + (first_column // BLOCK_N) * num_rows + row, dw, mask=row < end)
 
 

@@ -6,7 +6,7 @@ Rows are slots sorted by expert (expert_dispatch.py): expert e owns the rows end
 and row r belongs to the token order[r] // K. With the expert e and the token t of row r:
 
     gate_up     gate | up = tokens[t] @ gate_up_proj[e].T
-                h = silu(gate) * up * weights[order[r]]          the routing weight, ahead of a product that is linear
+                h = swiglu(gate, up) * weights[order[r]]         the routing weight, ahead of a product that is linear
     product     y = x[r] @ weight[e].T                           for example h by down_proj; or without the .T, as the
                                                                  gradient of gate_up's input needs it
 
@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import runs_triton
+from .swiglu_formula import reference_swiglu, swiglu_of
 
 HIDDEN_SIZE = 7168  # hidden_size
 
@@ -57,7 +58,7 @@ def reference_gate_up(
     preactivation = reference_product(tokens[order // weights.shape[1]], gate_up_proj, ends)
     wide = preactivation.to(torch.promote_types(tokens.dtype, torch.float32))
     gate, up = wide.chunk(2, -1)
-    h = gate * gate.sigmoid() * up * weights.flatten()[order].unsqueeze(1)
+    h = reference_swiglu(gate, up) * weights.flatten()[order].unsqueeze(1)
     return h.to(tokens.dtype), preactivation
 
 
@@ -131,8 +132,8 @@ def _gate_up_kernel(
         pre_at = pre_ptr + first_row.to(tl.int64) * (2 * F) + (row - first_row)[:, None] * (2 * F) + column[None, :]
         tl.store(pre_at, rounded_gate, mask=mask)
         tl.store(pre_at + F, rounded_up, mask=mask)
-    gate, up = rounded_gate.to(tl.float32), rounded_up.to(tl.float32)
-    h = gate * tl.sigmoid(gate) * up * tl.load(weights_ptr + slot).to(tl.float32)[:, None]
+    h = swiglu_of(rounded_gate.to(tl.float32), rounded_up.to(tl.float32))
+    h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]
     h_at = h_ptr + first_row.to(tl.int64) * F + (row - first_row)[:, None] * F + column[None, :]
     tl.store(h_at, h.to(h_ptr.dtype.element_ty), mask=mask)
 

@@ -5,10 +5,9 @@
 With the expert e and the token t of row r, its routing weight w = weights[order[r]], and g | u the preactivation:
 
     down_gradient       dh = dy[t] @ down_proj[e]                                           never written
-                        du = dh * w * silu(g)
-                        dg = dh * w * u * silu'(g)        silu'(g) = s * (1 + g * (1 - s)),  s = sigmoid(g)
-                        dw = sum over F of dh * silu(g) * u                      column tile by column tile, then added
-                        h  = w * silu(g) * u                                     again, for weight_gradient
+                        dg, du = the gradients of swiglu(g, u), given dh * w     (swiglu_formula.py)
+                        dw = sum over F of dh * swiglu(g, u)                     column tile by column tile, then added
+                        h  = w * swiglu(g, u)                                    again, for weight_gradient
     weight_gradient     ddown_proj[e]    = sum over the rows r of e of  dy[t] (x) h[r]
                         dgate_up_proj[e] = sum over the rows r of e of  (dg | du)[r] (x) tokens[t]
     grouped_gemm.product, transposed: drows = (dg | du) @ gate_up_proj[e], which expert_dispatch.combine sums by token
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
+from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
 
 HIDDEN_SIZE = 7168  # hidden_size
 
@@ -52,11 +52,9 @@ def reference_down_gradient(
     wide = torch.promote_types(dy.dtype, torch.float32)
     dh = reference_product(dy[order // weights.shape[1]].to(wide), down_proj, ends, transposed=True)
     gate, up = preactivation.to(wide).chunk(2, -1)
-    weight, sigmoid = weights.to(wide).flatten()[order].unsqueeze(1), gate.sigmoid()
-    silu = gate * sigmoid
-    dgate, dup = dh * weight * up * sigmoid * (1 + gate * (1 - sigmoid)), dh * weight * silu
-    dpre, h = torch.cat((dgate, dup), -1), weight * silu * up
-    return dpre.to(dy.dtype), h.to(dy.dtype), (dh * silu * up).sum(-1)
+    weight, y = weights.to(wide).flatten()[order].unsqueeze(1), reference_swiglu(gate, up)
+    dpre = torch.cat(reference_gradients(dh * weight, gate, up), -1)
+    return dpre.to(dy.dtype), (weight * y).to(dy.dtype), (dh * y).sum(-1)
 
 
 def reference_weight_gradient(dy: Tensor, x: Tensor, ends: Tensor) -> Tensor:
@@ -88,36 +86,44 @@ def _down_gradient_kernel(
         dy = load(dy_at + k, left[None, :], D % BLOCK_K != 0)
         w = load(w_at + k * F, left[:, None] & inside, D % BLOCK_K != 0 or F % BLOCK_N != 0)
         dh = tl.dot(dy, w, dh, input_precision="ieee")
-    # Half the columns at a time: all at once do not fit the registers.
     weight = tl.load(weights_ptr + slot).to(tl.float32)[:, None]
-    HALF: tl.constexpr = BLOCK_N // 2
-    left, right = tl.split(tl.permute(tl.reshape(dh, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-    column = first_column + tl.arange(0, HALF)
-    dw = swiglu_gradient(left, weight, first_row, end, column, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
-    dw += swiglu_gradient(right, weight, first_row, end, column + HALF, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    dw = swiglu_gradients(dh, weight, first_row, end, first_column, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M, BLOCK_N)
     tl.store(partial_ptr + (first_column // BLOCK_N) * num_rows + row, dw, mask=row < end)
 
 
 @triton.jit
-def swiglu_gradient(
-    dh, weight, first_row, end, column, pre_ptr, dpre_ptr, h_ptr, F: tl.constexpr, BLOCK_M: tl.constexpr
-):
-    """Stores the dg | du and the h that belong to a tile of dh, and returns its part of dw."""
+def swiglu_gradients(
+    dh, weight, first_row, end, first_column, pre_ptr, dpre_ptr, h_ptr,
+    F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Stores the dg | du and the h that belong to a tile of dh, and returns its part of dw.
+
+    Half the columns at a time: all at once do not fit the registers.
+    """
+    HALF: tl.constexpr = BLOCK_N // 2
+    left, right = tl.split(tl.permute(tl.reshape(dh, (BLOCK_M, 2, HALF)), (0, 2, 1)))
+    column = first_column + tl.arange(0, HALF)
+    dw = _half(left, weight, first_row, end, column, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    dw += _half(right, weight, first_row, end, column + HALF, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    return dw
+
+
+@triton.jit
+def _half(dh, weight, first_row, end, column, pre_ptr, dpre_ptr, h_ptr, F: tl.constexpr, BLOCK_M: tl.constexpr):
     row = tl.arange(0, BLOCK_M)
     mask = (first_row + row < end)[:, None] & (column < F)[None, :]
     row_at, pre_at = first_row.to(tl.int64) * F, row[:, None] * (2 * F) + column[None, :]
     gate = tl.load(pre_ptr + 2 * row_at + pre_at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(pre_ptr + 2 * row_at + F + pre_at, mask=mask, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    swiglu = gate * sigmoid * up
-    h = (swiglu * weight).to(h_ptr.dtype.element_ty)
+    y = swiglu_of(gate, up)
+    h = (y * weight).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + row_at + row[:, None] * F + column[None, :], h, mask=mask)
-    dswiglu = dh * weight
-    dgate = dswiglu * up * sigmoid * (1 + gate * (1 - sigmoid))
+    dy = dh * weight
+    dgate = gradient_of_gate(dy, gate, up)
     tl.store(dpre_ptr + 2 * row_at + pre_at, dgate.to(dpre_ptr.dtype.element_ty), mask=mask)
-    dup = dswiglu * gate * sigmoid
+    dup = gradient_of_up(dy, gate, up)
     tl.store(dpre_ptr + 2 * row_at + F + pre_at, dup.to(dpre_ptr.dtype.element_ty), mask=mask)
-    return tl.sum(dh * swiglu, 1)
+    return tl.sum(dh * y, 1)
 
 
 @triton.jit

@@ -2,12 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """SwiGLU of a feed-forward (arXiv 2002.05202).
 
-    y = silu(gate) * up
-
-and backward, with s = sigmoid(gate) and silu(gate) = gate * s:
-
-    dgate = dy * up * s * (1 + gate * (1 - s))
-    dup   = dy * silu(gate)
+    y = swiglu(gate, up)                            (swiglu_formula.py)
+    dgate, dup = its gradients, given dy
 
 Shapes: gate, up, y [..., F]. gate and up may be the halves of one tensor: their rows only lie further apart.
 Arithmetic is float32 inside, rounded once.
@@ -17,12 +13,12 @@ computes the rest again: that costs no traffic.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .launch import op_name, runs_triton
+from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
 
 INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
 EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
@@ -43,24 +39,14 @@ BACKWARD = (2048, 4)  # guessed
 def reference(gate: Tensor, up: Tensor) -> Tensor:
     """y in plain PyTorch, in float32 or wider inside."""
     wide = torch.promote_types(gate.dtype, torch.float32)
-    return (F.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
+    return reference_swiglu(gate.to(wide), up.to(wide)).to(gate.dtype)
 
 
 def reference_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """dgate and dup in plain PyTorch."""
     dtype, wide = gate.dtype, torch.promote_types(gate.dtype, torch.float32)
-    dy, gate, up = dy.to(wide), gate.to(wide), up.to(wide)
-    s = gate.sigmoid()
-    dgate = dy * up * s * (1 + gate * (1 - s))
-    dup = dy * gate * s
+    dgate, dup = reference_gradients(dy.to(wide), gate.to(wide), up.to(wide))
     return dgate.to(dtype).contiguous(), dup.to(dtype).contiguous()
-
-
-@triton.jit
-def silu_and_slope(gate):
-    """silu(gate) and its derivative, float32."""
-    s = tl.sigmoid(gate)
-    return gate * s, s * (1 + gate * (1 - s))
 
 
 @triton.jit
@@ -74,8 +60,7 @@ def _forward_kernel(
     mask = (row < num_rows) & (column < WIDTH)
     gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)
-    silu, _ = silu_and_slope(gate)
-    tl.store(y_ptr + row * WIDTH + column, (silu * up).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + row * WIDTH + column, swiglu_of(gate, up).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -91,14 +76,15 @@ def _backward_kernel(
     dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)
-    silu, slope = silu_and_slope(gate)
-    tl.store(dgate_ptr + at, (dy * up * slope).to(dgate_ptr.dtype.element_ty), mask=mask)
-    tl.store(dup_ptr + at, (dy * silu).to(dup_ptr.dtype.element_ty), mask=mask)
+    dgate = gradient_of_gate(dy, gate, up)
+    tl.store(dgate_ptr + at, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+    dup = gradient_of_up(dy, gate, up)
+    tl.store(dup_ptr + at, dup.to(dup_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op(op_name(__name__, "swiglu"), mutates_args=())
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up: [..., F] twice -> [..., F]."""
+    """y of gate and up: [..., F] twice -> [..., F]."""
     return (_launch_forward if runs_triton(gate) else reference)(gate, up)
 
 

@@ -23,6 +23,7 @@ FAMILIES = ["tiny", "deepseek-v2-lite", "llama-3.1-8b", "mixtral-8x7b", "qwen3-3
 FAMILIES_IN_FP8 = ["deepseek-v3", "mixtral-8x7b", "llama-3.1-8b"]
 BATCH, LENGTH = 2, 9
 SEEDS = 5
+LIMIT = 0.1
 
 
 def on_gpus(spec: ModelSpec) -> ModelSpec:
@@ -66,12 +67,19 @@ def with_z_loss(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"z_loss": 0.3})
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "tiny with z-loss"])
+def with_clamp(spec: ModelSpec) -> ModelSpec:
+    """At a limit that a third of the gates and ups of `pair` are beyond."""
+    return spec.model_copy(update={"ffn": spec.ffn.model_copy(update={"swiglu_limit": LIMIT})})
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "tiny with z-loss", "tiny clamped", "mixtral-8x7b clamped"])
 def test_one_step(name: str, emitted: Emitted) -> None:
     spec = shrunk(load(name.split()[0]))
     if name.endswith("z-loss"):
         spec = with_z_loss(spec)
         assert "Z_LOSS" in emit(build(on_gpus(spec)))["kernels/linear_cross_entropy.py"]
+    if name.endswith("clamped"):
+        spec = with_clamp(spec)
     fused, plain = pair(spec, emitted)
     (loss, gradients), (expected_loss, expected) = (step(m, torch.float32, spec.vocab_size) for m in (fused, plain))
     assert loss == pytest.approx(expected_loss, rel=1e-6)
