@@ -1,4 +1,4 @@
-"""What templates/kernels/fp8_quantize.py.jinja is told: the block, the format of its scales, and the tiles."""
+"""What templates/kernels/fp8_quantize.py.jinja is told: the block, and the tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     return {
         **launches,
         "block": linear.activation_block[1],
-        "ue8m0": linear.scale == "ue8m0",
         "widths": widths(graph, ("HIDDEN_SIZE", *FEED_FORWARD)),
     }
 

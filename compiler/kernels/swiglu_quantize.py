@@ -1,4 +1,4 @@
-"""What templates/kernels/swiglu_quantize.py.jinja is told: the tiles, and whether rows may have a weight."""
+"""What templates/kernels/swiglu_quantize.py.jinja is told: the block, and the tiles."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ NAME = "swiglu_quantize"
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     linear = spec.precision.linear
     assert isinstance(linear, Fp8BlockLinear), "only fp8 linear layers quantise"
-    launches = {launch: tile(NAME, launch, target, linear) for launch in ("rows", "rows_and_columns")}
+    launches = {launch: tile(NAME, launch, target, linear) for launch in ("rows", "columns")}
     return {
         **launches,
         "block": linear.activation_block[1],
-        "weighted": spec.ffn.moe is not None,
-        "widths": widths(graph, FEED_FORWARD),
+        "widths": widths(graph, FEED_FORWARD[:2]),
     }

@@ -17,7 +17,7 @@ from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.fused.attention import MlaAttention
-from dsc.compiler.ops.fused.fp8 import Fp8Linears
+from dsc.compiler.ops.fused.fp8 import Fp8Linears, Fp8SwigluLinear
 from dsc.compiler.planner.shard import CHOSEN, is_routed, sizes_in_dim
 
 SCALED_TILE = 128  # FP8 activations carry one float32 scale for 128 numbers (DeepSeek-V3, section 3.3.2)
@@ -74,6 +74,7 @@ def fp8_storages(steps: tuple[Step, ...]) -> frozenset[Storage]:
     elementwise = [step for step in steps if step.node.op.recompute == "swiglu"]
     made = {one for step in elementwise for one in _made(step)}
     found = {one for step in elementwise for one in step.saved if one not in made}
+    found |= {one for step in steps if isinstance(step.node.op, Fp8SwigluLinear) for one in step.saved}
     found |= {one for step in steps if _routed(step) for one in step.saved if CHOSEN in sizes_in_dim(one.type.shape[0])}
     return frozenset(one for one in (*found, *dispatched(steps)) if one.type.dtype is DType.BF16 and _tiled(one))
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .kernels.expert_dispatch import sort_by_expert
 from .kernels.fp8_experts import fp8_routed_experts
-from .kernels.fp8_gemm import fp8_linear, fp8_linears
+from .kernels.fp8_linear import fp8_linear, fp8_linears
+from .kernels.fp8_swiglu_linear import fp8_swiglu_linear
 from .kernels.linear_cross_entropy import linear_cross_entropy
 from .kernels.mla_attention import mla_attention
 from .kernels.rms_norm import add_rms_norm, rms_norm
 from .kernels.rope import rotate
 from .kernels.router import route
 from .kernels.router_logits import router_logits
-from .kernels.swiglu import swiglu
 
 VOCAB_SIZE = 129280  # vocab_size
 HIDDEN_SIZE = 7168  # hidden_size
@@ -136,8 +136,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = fp8_linears(x, [self.gate_proj.weight, self.up_proj.weight])  # [B, S, width], [B, S, width]
-        h = swiglu(gate, up)  # [B, S, width]
-        return fp8_linear(h, self.down_proj.weight)  # [B, S, D]
+        return fp8_swiglu_linear(gate, up, self.down_proj.weight)  # [B, S, D]
 
 
 class Router(ExactBuffers):

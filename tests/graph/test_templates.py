@@ -16,9 +16,6 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import MODELS, names
 
-# Kernels that are proved on their own and that no pass puts into a model so far.
-NOT_CHOSEN_YET = {"swiglu_quantize", "weighted_swiglu"}
-
 ROOT = Path(str(dsc.templates.__file__)).parent
 EVERY = sorted(ROOT.rglob("*.jinja"))
 CONDITION = re.compile(r"\{%-?\s*(?:el)?if\b(.*?)%\}|\{\{[^}]*?\sif\s(.*?)\}\}")
@@ -114,4 +111,4 @@ def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
     templates = environment()
     files = [kernel_files(templates, (p.training, p.inference), p.spec, p.target) for p in programs]
     printed = {Path(path).stem for kernels in files for path in kernels}
-    assert printed | NOT_CHOSEN_YET == stems("kernels") and not printed & NOT_CHOSEN_YET
+    assert printed == stems("kernels")

@@ -21,7 +21,7 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
         )
         yield Case(
             f"swiglu_backward {sizes}",
-            partial(kernel._backward, dy, gate, up),
+            partial(kernel.swiglu_backward, dy, gate, up),
             partial(kernel.reference_backward, dy, gate, up),
             bytes=5 * row,
         )

@@ -1,4 +1,4 @@
-"""Products of FP8 codes: linear layers as kernels/fp8_gemm.py, routed experts as kernels/fp8_experts.py have them."""
+"""Products of FP8 codes: linear layers as kernels/fp8_linear.py, routed experts as kernels/fp8_experts.py have them."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Fp8Linears(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.fp8_gemm.fp8_linears",)
+        return ("kernels.fp8_linear.fp8_linears",)
 
     def infer(self, inputs: Types) -> Types:
         return tuple(type for linear in self.linears for type in linear.infer(inputs))
@@ -54,7 +54,30 @@ class Fp8Linear(Fp8Linears):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.fp8_gemm.fp8_linear",)
+        return ("kernels.fp8_linear.fp8_linear",)
+
+
+@register
+@dataclass(frozen=True)
+class Fp8SwigluLinear(Fp8Linears):
+    """swiglu(gate, up) @ weight.T, for which SwiGLU makes the codes: [..., F] twice -> [..., out]."""
+
+    kind = "fp8_swiglu_linear"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("gate", "up")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.fp8_swiglu_linear.fp8_swiglu_linear",)
+
+    def infer(self, inputs: Types) -> Types:
+        assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} against {inputs[1]}"
+        return super().infer(inputs[:1])
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0), Saved("input", 1))
 
 
 @register

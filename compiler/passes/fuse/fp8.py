@@ -9,9 +9,17 @@ from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import Int
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
+from dsc.compiler.ops.fused.elementwise import FusedSwiglu
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
-from dsc.compiler.ops.fused.fp8 import Fp8Linear, Fp8Linears, Fp8RoutedAndSharedExperts, Fp8RoutedExperts
+from dsc.compiler.ops.fused.fp8 import (
+    Fp8Linear,
+    Fp8Linears,
+    Fp8RoutedAndSharedExperts,
+    Fp8RoutedExperts,
+    Fp8SwigluLinear,
+)
 from dsc.compiler.ops.projection import Linear
+from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by, used_outside
 from dsc.spec.precision import Fp8BlockLinear
 
 EXPERTS: Mapping[type[Op], type[Op]] = {
@@ -21,7 +29,10 @@ EXPERTS: Mapping[type[Op], type[Op]] = {
 
 
 def multiply_in_fp8(graph: Graph, linear: Fp8BlockLinear) -> Graph:
-    """After `fuse_experts`. What the spec's table says is bf16 stays wide, and so do layers of no role in it."""
+    """After `fuse_experts` and `fuse_elementwise`.
+
+    What the spec's table says is bf16 stays wide, and so do layers of no role in it.
+    """
     chosen = linear.products.in_fp8()
     block = Int(linear.weight_block[0])
 
@@ -29,7 +40,18 @@ def multiply_in_fp8(graph: Graph, linear: Fp8BlockLinear) -> Graph:
         body = _linears(body, chosen, block)
         return _experts(body) if "experts" in chosen else body
 
-    return graph.map(rewrite)
+    return each_node(graph.map(rewrite), Fp8Linear, _behind_swiglu)
+
+
+def _behind_swiglu(body: Block, node: Node) -> Block:
+    """A layer that alone reads a SwiGLU takes codes from it."""
+    (x,) = node.inputs
+    found = made_by(body, x, FusedSwiglu)
+    if found is None or used_outside(body, x, [node]) or not isinstance(node.op, Fp8Linear):
+        return body
+    swiglu, _ = found
+    op = Fp8SwigluLinear(node.op.linears, node.op.block)
+    return collapse(body, [swiglu, node], replace(node, op=op, inputs=swiglu.inputs))
 
 
 def _linears(body: Block, chosen: frozenset[str], block: Int) -> Block:

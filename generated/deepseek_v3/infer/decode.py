@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.expert_dispatch import sort_by_expert
 from ..kernels.fp8_experts import fp8_routed_experts
-from ..kernels.fp8_gemm import fp8_linear, fp8_linears
+from ..kernels.fp8_linear import fp8_linear, fp8_linears
 from ..kernels.latent_cache import PAGE_SIZE, empty_cache, write_latent_cache
 from ..kernels.mla_decode import mla_decode
 from ..kernels.rms_norm import add_rms_norm, rms_norm

@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_quantize import BLOCK, dequantize, encode, reference_rows, scale_of
+from .fp8_codes import BLOCK, dequantize, encode, scale_of
+from .fp8_quantize import reference_rows
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of

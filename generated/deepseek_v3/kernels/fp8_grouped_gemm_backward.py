@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .fp8_codes import BLOCK, dequantize
 from .fp8_grouped_gemm import sum_of_steps
-from .fp8_quantize import BLOCK, dequantize
 from .grouped_gemm import num_programs, tile_for, tile_of_program
 from .grouped_gemm_backward import reference_down_gradient, swiglu_gradients
 from .launch import runs_triton

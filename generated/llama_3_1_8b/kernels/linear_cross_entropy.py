@@ -14,14 +14,14 @@ and backward, with scale[t] = dloss / (number of labels that are not -100), or 0
 
 Shapes: hidden [T, D], weight [V, D], labels [T], lse [T] in float32; products are summed in float32.
 
-Forward: one program makes one tile of logits and leaves the log-sum-exp of its columns; these are [V / BLOCK_V, T].
-Backward makes the logits again, and writes dlogits into a buffer that is at most TOKEN_CHUNK x VOCAB_CHUNK in the type
-of hidden, 256 MiB in bfloat16 whatever T and V are; two products of the library then read it. Kernels that keep
-dlogits on chip (CCE, arXiv 2411.09009) add to the gradients in whatever order programs end in.
+Forward: one program makes one tile of logits and leaves the log-sum-exp of its columns, [V / BLOCK_V, T] in all.
+Backward makes the logits again, and writes dlogits into a buffer of at most TOKEN_CHUNK x VOCAB_CHUNK, 256 MiB in
+bfloat16; two products of the library then read it. Kernels that keep dlogits on chip (CCE, arXiv 2411.09009) add to
+the gradients in whatever order programs end in.
 
-Floor: 2 * T * V * D operations forward and 6 * T * V * D backward (logits, dhidden, dweight), which is what this does.
-Beside the floor's bytes, backward writes dlogits once and reads it twice, 6 * T * V, adds dhidden up in float32,
-8 * T * D for each VOCAB_CHUNK columns, and for T > TOKEN_CHUNK dweight too, 8 * V * D for each TOKEN_CHUNK tokens.
+Floor: 2 * T * V * D operations forward and 6 * T * V * D backward, which is what this does. Beside the floor's bytes,
+backward writes dlogits once and reads it twice, 6 * T * V, adds dhidden up in float32, 8 * T * D for each VOCAB_CHUNK
+columns, and for T > TOKEN_CHUNK dweight too, 8 * V * D for each TOKEN_CHUNK tokens.
 """
 
 import torch

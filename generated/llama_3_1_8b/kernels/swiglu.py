@@ -83,7 +83,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(op_name(__name__, "swiglu_backward"), mutates_args=())
-def _backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """dgate and dup, [..., F] each."""
     return (_launch_backward if runs_triton(gate) else reference_backward)(dy, gate, up)
 
 
@@ -123,7 +124,7 @@ def _(gate: Tensor, up: Tensor) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@_backward.register_fake
+@swiglu_backward.register_fake
 def _(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
@@ -133,7 +134,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
-    return _backward(dy, *ctx.saved_tensors)
+    return swiglu_backward(dy, *ctx.saved_tensors)
 
 
 swiglu.register_autograd(_gradients, setup_context=_save)

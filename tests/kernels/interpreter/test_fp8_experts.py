@@ -7,7 +7,7 @@ from kernels.lab import calc_diff, kernels, package, poisoned, printed, randn, s
 from torch import Tensor
 
 FILES = (
-    "fp8_quantize", "expert_dispatch", "grouped_gemm", "grouped_gemm_backward",
+    "fp8_codes", "fp8_quantize", "expert_dispatch", "grouped_gemm", "grouped_gemm_backward",
     "fp8_grouped_gemm", "fp8_grouped_gemm_backward", "fp8_experts",
 )  # fmt: skip
 CHANGES = {"precision.linear.kind": "fp8_block"}
@@ -22,7 +22,7 @@ def modules(**more: object):
 
 
 def quantised_formula(
-    quantize, given: list[Tensor], experts: Tensor, dy: Tensor, limit: float = float("inf")
+    files, given: list[Tensor], experts: Tensor, dy: Tensor, limit: float = float("inf")
 ) -> list[Tensor]:
     """y and the five gradients as the recipe defines them, token by token in float64.
 
@@ -30,15 +30,16 @@ def quantised_formula(
     """
     tokens, weights, gate_up, down, shared = (x.double() for x in given)
     inner, width = gate_up.shape[1] // 2, gate_up.shape[2]
+    codes, quantize, *_ = files
 
     def rows(x: Tensor) -> Tensor:
-        return quantize.dequantize(*quantize.reference_rows(x.float())).double()
+        return codes.dequantize(*quantize.reference_rows(x.float())).double()
 
     def rounded(x: Tensor) -> Tensor:
         return x.to(dy.dtype).double()
 
     def blocks(w: Tensor) -> Tensor:
-        return quantize.dequantize(*quantize.reference_blocks(w.float())).double()
+        return codes.dequantize(*quantize.reference_blocks(w.float())).double()
 
     apart = blocks(gate_up.view(-1, inner, width)).view(gate_up.shape)
     q_gate_up, q_down, q_tokens, q_dy = blocks(gate_up), blocks(down), rows(tokens), rows(dy)
@@ -65,7 +66,7 @@ def quantised_formula(
 
 
 def run(files, given: list[Tensor], experts: Tensor, num_experts: int, dy: Tensor) -> list[Tensor]:
-    metadata = (poisoned_ids(x) for x in files[1].reference_sort(experts, num_experts))
+    metadata = (poisoned_ids(x) for x in files[2].reference_sort(experts, num_experts))
     given = [poisoned(x).requires_grad_() for x in given]
     y = files[-1].fp8_routed_experts(*given[:2], *metadata, *given[2:])
     return [y.detach(), *torch.autograd.grad(y, given, dy)]
@@ -76,7 +77,7 @@ def check(
 ) -> None:
     given = arguments(experts, num_experts, width, inner, dtype)
     dy = randn(len(experts), width, dtype=dtype, seed=6)
-    expected = quantised_formula(files[0], given, experts, dy, limit)
+    expected = quantised_formula(files, given, experts, dy, limit)
     for a, e in zip(run(files, given, experts, num_experts, dy), expected, strict=True):
         assert calc_diff(a, e) <= (RECODED if dtype is torch.float32 else NARROW)
 
@@ -124,7 +125,7 @@ def test_fake_results_are_like_real_ones() -> None:
     *_, op = files = modules()
     experts, num_experts, width, inner = CASES["odd sizes"]
     tokens, weights, gate_up, down, shared = arguments(experts, num_experts, width, inner, torch.bfloat16)
-    metadata = files[1].reference_sort(experts, num_experts)
+    metadata = files[2].reference_sort(experts, num_experts)
     utils = ("test_schema", "test_faketensor")
     torch.library.opcheck(op._forward, (tokens, weights, *metadata, gate_up, down, shared, True), test_utils=utils)
     pre = randn(33, 74, dtype=torch.bfloat16)

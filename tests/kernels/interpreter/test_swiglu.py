@@ -106,7 +106,7 @@ def test_halves_of_one_tensor(swiglu) -> None:
 
 def test_fake_outputs_are_the_real_ones(swiglu) -> None:
     gate, up = randn(2, 5, 128, dtype=torch.bfloat16).chunk(2, -1)
-    for op, arguments in ((swiglu.swiglu, (gate, up)), (swiglu._backward, (gate, gate, up))):
+    for op, arguments in ((swiglu.swiglu, (gate, up)), (swiglu.swiglu_backward, (gate, gate, up))):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

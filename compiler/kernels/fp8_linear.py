@@ -1,14 +1,12 @@
-"""What templates/kernels/weighted_swiglu.py.jinja is told: the tiles."""
+"""What templates/kernels/fp8_linear.py.jinja is told: the block. It only calls the kernels of other files."""
 
 from __future__ import annotations
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.swiglu import tile
+from dsc.compiler.kernels.fp8_grouped_gemm import block_of
 from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
-NAME = "weighted_swiglu"
-
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    return {launch: tile(NAME, launch, target) for launch in ("forward", "backward")}
+    return {"block": block_of(spec)}
