@@ -39,8 +39,7 @@ IGNORED = tl.constexpr(-100)  # the label that leaves a token out
 # (tokens, vocabulary and depth of one step, tokens of a group that shares weights in cache, warps, stages).
 FORWARD = (128, 256, 64, 16, 8, 4)  # guessed
 BACKWARD = (128, 256, 64, 16, 8, 4)  # guessed
-TOKEN_CHUNK = 8192  # of the buffer of dlogits
-VOCAB_CHUNK = 16384
+TOKEN_CHUNK, VOCAB_CHUNK = 8192, 16384  # of the buffer of dlogits
 
 
 def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
