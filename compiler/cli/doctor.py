@@ -16,7 +16,7 @@ from dsc.compiler.cli.arguments import json_option
 from dsc.compiler.cli.console import print_json, say, show
 from dsc.compiler.cli.exits import Exit
 
-COMPILER = ("dsc-compiler", "click", "jinja2", "networkx", "pydantic", "rich", "ruamel.yaml", "ruff")
+COMPILER = ("dsc-compiler", "click", "jinja2", "pydantic", "rich", "ruamel.yaml", "ruff")
 EMITTED = {
     "torch": "runs emitted packages",
     "triton": "kernels on a GPU",
