@@ -6,7 +6,7 @@ same size when their expanded polynomials are equal, however they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -50,6 +50,10 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
+    def symbols(self) -> Iterator[Symbol]:
+        """Those that the size is written with, in reading order."""
+        raise TypeError(type(self))
+
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
         raise TypeError(type(self))
@@ -67,6 +71,9 @@ class Int(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self
+
+    def symbols(self) -> Iterator[Symbol]:
+        return iter(())
 
     def __str__(self) -> str:
         return str(self.number)
@@ -103,6 +110,9 @@ class Symbol(Dim):
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
+
     def __str__(self) -> str:
         return self.name
 
@@ -128,6 +138,10 @@ class Sum(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -160,6 +174,10 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
+
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
 
@@ -186,6 +204,10 @@ class Quotient(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.numerator.symbols()
+        yield from self.divisor.symbols()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)

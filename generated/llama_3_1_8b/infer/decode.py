@@ -10,20 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dims import ATTENTION_SCALE, HEAD_DIM, NORM_EPS, NUM_HEADS, NUM_KV_HEADS
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
-from ..model import (
-    ATTENTION_SCALE,
-    HEAD_DIM,
-    NORM_EPS,
-    NUM_HEADS,
-    NUM_KV_HEADS,
-    DenseLayer,
-    GroupedQueryAttention,
-    Model,
-    rotary_table,
-    spread_pairs,
-)
+from ..model import DenseLayer, GroupedQueryAttention, Model, rotary_table, spread_pairs
 
 
 class LayerCache:
