@@ -70,7 +70,7 @@ def plan_command(
     else:
         if trace is not None:
             raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
-        planned = serving(model, machines, cast(Phase, mode), context, redundant, loads)
+        planned = serving(model, machines, cast("Phase", mode), context, redundant, loads)
     for path, text in ((output, planned.yaml), (report, planned.report), (trace, planned.trace)):
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")
