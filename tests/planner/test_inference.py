@@ -3,8 +3,8 @@
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.arena import place
-from dsc.compiler.planner.inference import (
+from dsc.compiler.planner.serving.arena import place
+from dsc.compiler.planner.serving.memory import (
     DoesNotFit,
     Request,
     Serving,
