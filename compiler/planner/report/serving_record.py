@@ -94,12 +94,12 @@ def _cache(found: ServingFound) -> dict[str, Any]:
     """Of one GPU; a sequence's pages lie on every GPU of its group."""
     plan, problem = found.chosen.plan, found.problem
     storing, memory = found.chosen.storing, problem.memory
-    row = memory.row_bytes(found.chosen.serving, storing)
+    token_bytes = memory.token_bytes(found.chosen.serving, storing)
     return {
         "rows": storing.rows,
-        "bytes_per_token": row * memory.layers,
+        "bytes_per_token": token_bytes,
         "page_tokens": storing.page,
-        "page_bytes": storing.page * row * memory.layers,
+        "page_bytes": storing.page * token_bytes,
         "pages": plan.pages if plan else 0,
         "pages_per_sequence": -(-problem.context // storing.page),
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from dsc.compiler.graph.cache_rows import cache_rows
 from dsc.compiler.graph.dim import product
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
@@ -22,10 +23,8 @@ from dsc.compiler.planner.machine.calibration import Constant
 from dsc.compiler.planner.memory.ledger import CONTEXT, EXPERT_BUFFER, NCCL, Line
 from dsc.compiler.planner.parts.shard import is_routed, share, sizes_in
 from dsc.compiler.planner.serving.arena import Arena, Interval, lifetimes, place
-from dsc.compiler.stats import cache_bytes
-from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
+from dsc.spec.precision import Fp8BlockLinear
 
 ROOT = "Model.forward"
 HEADS = frozenset(("NUM_HEADS", "NUM_KV_HEADS"))
@@ -130,14 +129,13 @@ class ServingMemory:
     def __init__(self, spec: ModelSpec, training: Graph, inference: Graph) -> None:
         self.spec = spec
         self.steps = trace(inference, ROOT)
-        self.token_bytes = cache_bytes(training, ROOT)
-        self.layers = spec.num_layers
+        self.rows = tuple(row for rows in cache_rows(training, ROOT).values() for row in rows)
 
     def plan(self, serving: Serving, request: Request, storing: Storing, capacity: int) -> ServingPlan:
         """With as many sequences as fit. Raises DoesNotFit."""
         weights = tuple(self.weights(serving, storing))
         fixed = sum(line.bytes for line in weights)
-        page_bytes = storing.page * self.row_bytes(serving, storing) * self.layers
+        page_bytes = storing.page * self.token_bytes(serving, storing)
         pages_each = share(request.context, storing.page)
 
         def beside(sequences: int) -> tuple[Line, ...]:
@@ -200,19 +198,15 @@ class ServingMemory:
             if (op.role in roles if isinstance(op, Linear) else is_routed(one) and "experts" in roles)
         )
 
-    def row_bytes(self, serving: Serving, storing: Storing) -> int:
-        """What one token leaves in the cache of one layer on one GPU; a latent is whole on every tensor rank."""
-        attention = self.spec.attention
-        if isinstance(attention, MlaAttention):
-            if storing.rows == "fp8":
-                latent = attention.kv_lora_rank
-                return (
-                    latent
-                    + share(latent, CACHE_GROUP) * DType.FP32.bytes
-                    + attention.qk_rope_head_dim * DType.BF16.bytes
-                )
-            return self.token_bytes // self.layers
-        return share(self.token_bytes // self.layers, serving.tp)
+    def token_bytes(self, serving: Serving, storing: Storing) -> int:
+        """What one token leaves in the cache of all layers on one GPU.
+
+        Tensor parallelism divides heads; what has none, such as a latent, is whole on every tensor rank.
+        """
+        rows = [row.in_fp8_cache() for row in self.rows] if storing.rows == "fp8" else self.rows
+        return sum(
+            share(row.bytes, serving.tp if HEADS & sizes_in(TensorType(row.shape, row.dtype)) else 1) for row in rows
+        )
 
     def values(self, serving: Serving, request: Request, sequences: int) -> tuple[Interval, ...]:
         """What a step makes on one GPU, and for how long."""
