@@ -4,7 +4,7 @@ from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Axis, Dim
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
@@ -16,7 +16,7 @@ from dsc.spec.attention import MlaAttention
 
 def build_mla(context: Context, spec: MlaAttention) -> Block:
     constants, hidden, dtype = context.constants, context.hidden_size, context.dtype
-    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H")
+    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H", Axis.HEADS)
     latent = constants.dim("KV_LORA_RANK", spec.kv_lora_rank, "attention.kv_lora_rank", "L")
     nope = constants.dim("QK_NOPE_HEAD_DIM", spec.qk_nope_head_dim, "attention.qk_nope_head_dim", "N")
     rotary = constants.dim("QK_ROPE_HEAD_DIM", spec.qk_rope_head_dim, "attention.qk_rope_head_dim", "R")

@@ -12,7 +12,7 @@ from dsc.compiler.blocks.router import build_bias_update, build_router
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim, Int, S
+from dsc.compiler.graph.dim import Axis, Dim, Int, S
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
@@ -55,7 +55,7 @@ def build_attention(context: Context) -> Block:
 
 def _context(spec: ModelSpec) -> Context:
     constants = Constants()
-    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W")
+    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W", Axis.VOCABULARY)
     hidden = constants.dim("HIDDEN_SIZE", spec.hidden_size, "hidden_size", "D")
     constants.number("INITIALIZER_RANGE", spec.initializer_range, "initializer_range")
     constants.number("NORM_EPS", spec.norm.eps, "norm.eps")
@@ -96,7 +96,7 @@ def _layer_kinds(context: Context, attention: Block, feed_forward: Block) -> tup
     blocks = [attention] + [feed_forward] * uses_swiglu
     if "dense" in kinds:
         width = context.constants.dim(
-            "INTERMEDIATE_SIZE", spec.dense().intermediate_size, "ffn.dense.intermediate_size"
+            "INTERMEDIATE_SIZE", spec.dense().intermediate_size, "ffn.dense.intermediate_size", axis=Axis.FEED_FORWARD
         )
         layers["dense"] = build_layer(
             context, "DenseLayer", "A layer with a dense feed-forward.", attention, feed_forward, ((WIDTH.name, width),)
