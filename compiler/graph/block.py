@@ -63,8 +63,6 @@ class Block:
     arguments: tuple[Symbol, ...] = ()
     cached: tuple[tuple[Value, DType], ...] = ()
     """What inference keeps of every token, and as what."""
-    base: str = "nn.Module"
-    """The base class."""
 
     @property
     def key(self) -> str:
