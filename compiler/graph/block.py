@@ -72,8 +72,6 @@ class Block:
     """In the order of emission: dependencies first (`in_order`)."""
     arguments: tuple[Symbol, ...] = ()
     cached: tuple[CachedValue, ...] = ()
-    base: str = "nn.Module"
-    """The base class."""
 
     @property
     def key(self) -> str:

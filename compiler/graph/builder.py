@@ -21,9 +21,7 @@ class BlockBuilder:
         class_doc: str = "",
         method: str = "forward",
         arguments: tuple[Symbol, ...] = (),
-        base: str = "nn.Module",
     ) -> None:
-        self._base = base
         self._class_name, self._method, self._arguments = class_name, method, arguments
         self._doc, self._class_doc = doc, class_doc
         self._inputs: list[Value] = []
@@ -72,7 +70,6 @@ class BlockBuilder:
             in_order(tuple(self._nodes)),
             self._arguments,
             tuple(self._cached),
-            self._base,
         )
 
     def _fresh(self, name: str) -> str:
