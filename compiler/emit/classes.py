@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsc.compiler.emit.printer import Printer
@@ -28,11 +27,11 @@ class Method:
 @dataclass(frozen=True)
 class Class:
     name: str
-    base: str
     doc: str
     constructor: str
     declarations: tuple[Declaration, ...]
     construction: tuple[str, ...]
+    overrides: tuple[str, ...]
     methods: tuple[Method, ...]
 
 
@@ -48,13 +47,18 @@ def describe(graph: Graph, plain: Graph, printer: Printer, name: str) -> Class:
     arguments = {symbol.name: symbol for block in blocks for symbol in block.arguments}
     return Class(
         name=name,
-        base=blocks[0].base,
         doc=next((block.class_doc for block in blocks if block.class_doc), name),
         constructor=", ".join(["self", *(f"{argument}: int" for argument in arguments)]),
         declarations=declarations(blocks, plain.methods(name), printer),
         construction=("self.init_weights()",) if name == graph.root else (),
+        overrides=tuple(dict.fromkeys(text for op in holders(blocks) if (text := printer.override(op)))),
         methods=tuple(method(block, printer) for block in blocks),
     )
+
+
+def holders(blocks: tuple[Block, ...]) -> list[Op]:
+    """The ops that declare attributes of a class."""
+    return [op for block in blocks for node in block.nodes() for op in node.op.holders()]
 
 
 def declarations(blocks: tuple[Block, ...], plain: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
@@ -64,17 +68,13 @@ def declarations(blocks: tuple[Block, ...], plain: tuple[Block, ...], printer: P
     a seed means the same weights on any machine.
     """
     found: dict[str, list[str]] = {}
-    for op in _holders(blocks):
+    for op in holders(blocks):
         expression = printer.declaration(op)
         name = op.attribute()
         if expression is not None and name is not None and expression not in found.setdefault(name, []):
             found[name].append(expression)
-    order = list(dict.fromkeys(op.attribute() for op in _holders(plain)))
+    order = list(dict.fromkeys(op.attribute() for op in holders(plain)))
     return tuple(Declaration(name, _joined(name, found[name])) for name in sorted(found, key=order.index))
-
-
-def _holders(blocks: tuple[Block, ...]) -> Iterator[Op]:
-    return (op for block in blocks for node in block.nodes() for op in node.op.holders())
 
 
 def _joined(name: str, parts: list[str]) -> str:

@@ -81,4 +81,4 @@ def legend(symbols: Iterable[Symbol], body: str) -> str:
     parts = [text for letter, text in runtime.items() if letter in letters]
     parts += [f"{symbol.letter} {symbol.name}" for symbol in symbols if symbol.letter in letters]
     whole = [part.replace(" ", "\0") for part in parts]  # a line breaks between two, never inside one
-    return textwrap.fill(f"Shapes: {', '.join(whole)}.", WIDTH, subsequent_indent="    ").replace("\0", " ")
+    return textwrap.fill(f"Dims: {', '.join(whole)}.", WIDTH, subsequent_indent="    ").replace("\0", " ")

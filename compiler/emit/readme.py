@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.stats import compute_stats
 from dsc.spec.model import ModelSpec
 
 

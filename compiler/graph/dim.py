@@ -8,10 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from fractions import Fraction
 
 # A sum of products: {("B", "S"): 2} is 2 B S.
 Polynomial = Mapping[tuple[str, ...], Fraction]
+
+
+class Axis(Enum):
+    """What a size counts, where GPUs may share it out."""
+
+    BATCH = "sequences"
+    SEQUENCE = "tokens of a sequence"
+    HEADS = "attention heads, of queries or of keys and values"
+    FEED_FORWARD = "width of a dense feed-forward"
+    SHARED_EXPERTS = "width of the shared experts"
+    EXPERTS = "routed experts"
+    CHOSEN_EXPERTS = "routed experts of one token"
+    EXPERT_WIDTH = "width of a routed expert"
+    VOCABULARY = "tokens that there are"
 
 
 class Dim:
@@ -54,6 +69,10 @@ class Dim:
         """Those that the size is written with, in reading order."""
         raise TypeError(type(self))
 
+    def axes(self) -> frozenset[Axis]:
+        """Of every symbol that it is written with, and of those that these are defined by."""
+        return frozenset()
+
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
         raise TypeError(type(self))
@@ -90,6 +109,7 @@ class Symbol(Dim):
     size: int | None = None
     definition: Dim | None = None
     letter: str | None = None
+    axis: Axis | None = None
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         if self.definition is not None:
@@ -112,6 +132,10 @@ class Symbol(Dim):
 
     def symbols(self) -> Iterator[Symbol]:
         yield self
+
+    def axes(self) -> frozenset[Axis]:
+        own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
+        return own if self.definition is None else own | self.definition.axes()
 
     def __str__(self) -> str:
         return self.name
@@ -142,6 +166,9 @@ class Sum(Dim):
     def symbols(self) -> Iterator[Symbol]:
         yield from self.left.symbols()
         yield from self.right.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -178,6 +205,9 @@ class Product(Dim):
         yield from self.left.symbols()
         yield from self.right.symbols()
 
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
+
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
 
@@ -209,6 +239,9 @@ class Quotient(Dim):
         yield from self.numerator.symbols()
         yield from self.divisor.symbols()
 
+    def axes(self) -> frozenset[Axis]:
+        return self.numerator.axes()
+
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
         return f"{text} // {self.divisor}"
@@ -238,6 +271,8 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
         return left
     if left == Int(0):
         return right
+    if left == right:
+        return Product(Int(2), left)
     if isinstance(left, Sum) and isinstance(left.right, Int) and isinstance(right, Int):
         return simplify_sum(left.left, Int(left.right.number + right.number))
     return Sum(left, right)
@@ -272,7 +307,7 @@ def product(dims: tuple[Dim, ...]) -> Dim:
 
 
 # Run-time sizes. T is what a mixture of experts sees when batch and sequence are flattened.
-B = Symbol("B", letter="B")
-S = Symbol("S", letter="S")
+B = Symbol("B", letter="B", axis=Axis.BATCH)
+S = Symbol("S", letter="S", axis=Axis.SEQUENCE)
 C = Symbol("C", letter="C")
 T = Symbol("T", definition=B * S, letter="T")
