@@ -18,7 +18,7 @@ from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
 from dsc.compiler.ops.elementwise import Add, Scale
 from dsc.compiler.ops.init import InitWeights
-from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, WeighMtpLoss, ZeroLoss
+from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, SumLosses, WeighMtpLoss, ZeroLoss
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
@@ -103,11 +103,11 @@ def _layer_kinds(context: Context, attention: Block, feed_forward: Block) -> tup
         )
     if "moe" in kinds:
         experts, top_k, _ = moe_sizes(context, spec.moe())
-        router = build_router(context, spec.moe(), experts, top_k)
-        blocks.append(router)
+        *before, router = build_router(context, spec.moe(), experts, top_k)
+        blocks += [*before, router]
         rate = spec.moe().router.balance.bias_update_rate
         if rate is not None:
-            blocks.append(build_bias_update(context, rate))
+            blocks.append(build_bias_update(context, rate, experts))
         moe = build_moe(context, spec.moe(), router, feed_forward if spec.moe().n_shared_experts else None)
         blocks.append(moe)
         layers["moe"] = build_layer(context, "MoeLayer", "A layer with a mixture of experts.", attention, moe, ())
@@ -159,16 +159,15 @@ def _final_norm(block: BlockBuilder, context: Context, x: Value) -> Value:
     return block.add("hidden", RmsNorm("norm", context.hidden_size, "NORM_EPS", context.dtype), x)
 
 
-def _head(block: BlockBuilder, context: Context, hidden: Value) -> Value:
+def _head(block: BlockBuilder, context: Context, hidden: Value, prefix: str = "") -> Value:
     """Logits of normed hidden states."""
     spec = context.spec
     if spec.logit_multiplier != 1.0:
         factor = context.constants.number("LOGIT_MULTIPLIER", spec.logit_multiplier, "logit_multiplier")
-        hidden = block.add("scaled", Scale(factor), hidden)  # not "hidden": multi-token prediction reads that later
+        hidden = block.add(f"{prefix}scaled", Scale(factor), hidden)  # multi-token prediction reads `hidden` later
     head = Linear("lm_head", context.hidden_size, context.vocab_size, context.dtype)
-    return block.add(
-        "logits", TiedHead("embed_tokens", context.vocab_size) if spec.tie_word_embeddings else head, hidden
-    )
+    tied = TiedHead("embed_tokens", context.vocab_size)
+    return block.add(f"{prefix}logits", tied if spec.tie_word_embeddings else head, hidden)
 
 
 def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
@@ -178,7 +177,7 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
     x, *rest = block.add_many([v.name for v in backbone.outputs], CallMethod(Signature.of(backbone)), tokens)
     rope = rest.pop(0) if mtp else None
     hidden = _final_norm(block, context, x)
-    loss = main = block.add("main_loss", _cross_entropy(context), _head(block, context, hidden), labels)
+    main = block.add("main_loss", _cross_entropy(context), _head(block, context, hidden), labels)
     parts = {"main": main}
     if mtp is not None and rope is not None and context.spec.mtp is not None:
         state = hidden if context.spec.mtp.hidden == "post_norm" else x
@@ -191,11 +190,9 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
             balance = block.add("balance_loss", Add(), balance, other)
         parts["balance"] = balance
     block.paragraph()
-    for part in list(parts.values())[1:]:
-        loss = block.add("loss", Add(), loss, part)
     names = tuple(parts)
-    summary = block.add("parts", LossParts(names), *parts.values())
-    return block.finish(loss, summary)
+    loss = block.add("loss", SumLosses(names), *parts.values()) if len(parts) > 1 else main
+    return block.finish(loss, block.add("parts", LossParts(names), *parts.values()))
 
 
 def _cross_entropy(context: Context) -> CrossEntropy:
@@ -215,7 +212,7 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
         loss = block.add(
             "mtp_loss" if index == 0 else "depth_loss",
             _cross_entropy(context),
-            _head(block, context, hidden),
+            _head(block, context, hidden, "mtp_"),
             depth.labels,
         )
         sum_of_depths = block.add("mtp_loss", Add(), sum_of_depths, loss) if sum_of_depths else loss

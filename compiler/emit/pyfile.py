@@ -95,4 +95,4 @@ def legend(symbols: Iterable[Symbol], body: str) -> str:
     runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached}
     parts = [text for letter, text in runtime.items() if letter in letters]
     parts += [f"{symbol.letter} {symbol.name}" for symbol in symbols if symbol.letter in letters]
-    return textwrap.fill(f"Shapes: {', '.join(parts)}.", WIDTH, subsequent_indent="    ")
+    return textwrap.fill(f"Dims: {', '.join(parts)}.", WIDTH, subsequent_indent="    ")

@@ -249,6 +249,8 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
         return left
     if left == Int(0):
         return right
+    if left == right:
+        return Product(Int(2), left)
     if isinstance(left, Sum) and isinstance(left.right, Int) and isinstance(right, Int):
         return simplify_sum(left.left, Int(left.right.number + right.number))
     return Sum(left, right)

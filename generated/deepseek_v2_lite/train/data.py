@@ -5,7 +5,7 @@
 - text: one UTF-8 file, or every such file under a folder in sorted order; ids are bytes, or a tokenizer.json's
 - token ids: a 1-D .npy of any integer type, or a raw .bin; both stay on disk and are read batch by batch
 
-Shapes:  B batch   S sequence
+Dims: B batch, S sequence.
 """
 
 import sys

@@ -8,7 +8,7 @@
 - the learning rate warms up, stays, and cools down over the last --decay-steps (DeepSeek-V3, section 4.2)
 - --resume goes on exactly where the checkpoint stopped: same batches, same random numbers, on a CPU the same bits
 
-Shapes:  B batch   S sequence
+Dims: B batch, S sequence.
 """
 
 import argparse
