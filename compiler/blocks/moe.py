@@ -4,7 +4,7 @@ from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.ffn import WIDTH, swiglu
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim, T
+from dsc.compiler.graph.dim import Axis, Dim, T
 from dsc.compiler.ops.call import CallModule, Signature
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.moe import (
@@ -28,9 +28,11 @@ def moe_sizes(context: Context, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
     """Experts, experts per token, width of an expert."""
     constants = context.constants
     return (
-        constants.dim("NUM_EXPERTS", spec.n_routed_experts, "ffn.moe.n_routed_experts", "E"),
-        constants.dim("TOP_K", spec.num_experts_per_tok, "ffn.moe.num_experts_per_tok", "K"),
-        constants.dim("EXPERT_SIZE", spec.moe_intermediate_size, "ffn.moe.moe_intermediate_size", "I"),
+        constants.dim("NUM_EXPERTS", spec.n_routed_experts, "ffn.moe.n_routed_experts", "E", Axis.EXPERTS),
+        constants.dim("TOP_K", spec.num_experts_per_tok, "ffn.moe.num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
+        constants.dim(
+            "EXPERT_SIZE", spec.moe_intermediate_size, "ffn.moe.moe_intermediate_size", "I", Axis.EXPERT_WIDTH
+        ),
     )
 
 
@@ -68,7 +70,7 @@ def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block
     out = block.add("out", ViewAs(), out, x)
     if feed_forward is not None:
         shared = context.constants.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "ffn.moe.n_shared_experts")
-        shared_size = context.constants.derived("SHARED_SIZE", shared * width)
+        shared_size = context.constants.derived("SHARED_SIZE", shared * width, axis=Axis.SHARED_EXPERTS)
         call = CallModule(Signature.of(feed_forward), "shared_experts", ((WIDTH.name, shared_size),))
         out = block.add("out", Add(), out, block.add("shared", call, x))
     return block.finish(out, *losses)

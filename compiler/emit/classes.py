@@ -35,11 +35,11 @@ class Class:
     methods: tuple[Method, ...]
 
 
-def classes(graph: Graph, printer: Printer) -> list[str]:
-    """The printed classes, leaves first."""
+def classes(graph: Graph, printer: Printer) -> dict[str, str]:
+    """The printed classes by name, leaves first."""
     names = dict.fromkeys(block.class_name for block in graph.blocks.values())
     template = printer.templates.get_template("model/class.py.jinja")
-    return [template.render({"class": describe(graph, printer, name)}) for name in names]
+    return {name: template.render({"class": describe(graph, printer, name)}) for name in names}
 
 
 def describe(graph: Graph, printer: Printer, name: str) -> Class:

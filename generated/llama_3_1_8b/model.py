@@ -11,30 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    ATTENTION_SCALE,
+    HEAD_DIM,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    NORM_EPS,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    NUM_LAYERS,
+    ROPE_FACTOR,
+    ROPE_HIGH_FREQ_FACTOR,
+    ROPE_LOW_FREQ_FACTOR,
+    ROPE_ORIGINAL_LENGTH,
+    ROPE_THETA,
+    VOCAB_SIZE,
+)
 from .kernels.linear_cross_entropy import linear_cross_entropy
 from .kernels.rms_norm import add_rms_norm, rms_norm
 from .kernels.rope import rotate
 from .kernels.swiglu import swiglu
-
-VOCAB_SIZE = 128256  # vocab_size
-HIDDEN_SIZE = 4096  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-05  # norm.eps
-
-NUM_LAYERS = 32  # layers[0].repeat
-
-HEAD_DIM = 128  # attention.head_dim
-ROPE_THETA = 500000.0  # attention.rope.theta
-ROPE_FACTOR = 8.0  # attention.rope.scaling.factor
-ROPE_LOW_FREQ_FACTOR = 1.0  # attention.rope.scaling.low_freq_factor
-ROPE_HIGH_FREQ_FACTOR = 4.0  # attention.rope.scaling.high_freq_factor
-ROPE_ORIGINAL_LENGTH = 8192  # attention.rope.scaling.original_max_position_embeddings
-NUM_HEADS = 32  # attention.num_attention_heads
-NUM_KV_HEADS = 8  # attention.num_key_value_heads
-ATTENTION_SCALE = HEAD_DIM**-0.5
-
-INTERMEDIATE_SIZE = 14336  # ffn.dense.intermediate_size
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:

@@ -2,22 +2,14 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """Decoding: the forward pass of new tokens, with a cache of the earlier ones in each layer.
 
-Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
 """
 
 import torch
 from torch import Tensor
 
-from ..kernels.expert_dispatch import sort_by_expert
-from ..kernels.experts import routed_experts
-from ..kernels.latent_cache import PAGE_SIZE, empty_cache, write_latent_cache
-from ..kernels.mla_decode import mla_decode
-from ..kernels.rms_norm import add_rms_norm, rms_norm
-from ..kernels.rope import rotate
-from ..kernels.router import route
-from ..kernels.router_logits import router_logits
-from ..model import (
+from ..dims import (
     NORM_EPS,
     NUM_DENSE_LAYERS,
     NUM_EXPERTS,
@@ -26,15 +18,16 @@ from ..model import (
     QK_NOPE_HEAD_DIM,
     QK_ROPE_HEAD_DIM,
     V_HEAD_DIM,
-    DenseLayer,
-    LatentAttention,
-    MixtureOfExperts,
-    Model,
-    MoeLayer,
-    Router,
-    rotary_table,
-    spread_pairs,
 )
+from ..kernels.expert_dispatch import sort_by_expert
+from ..kernels.experts import routed_experts
+from ..kernels.latent_cache import PAGE_SIZE, empty_cache, write_latent_cache
+from ..kernels.mla_decode import mla_decode
+from ..kernels.rms_norm import add_rms_norm, rms_norm
+from ..kernels.rope import rotate
+from ..kernels.router import route
+from ..kernels.router_logits import router_logits
+from ..model import DenseLayer, LatentAttention, MixtureOfExperts, Model, MoeLayer, Router, rotary_table, spread_pairs
 
 
 class LayerCache:

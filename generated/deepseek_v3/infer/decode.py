@@ -2,13 +2,23 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """Decoding: the forward pass of new tokens, with a cache of the earlier ones in each layer.
 
-Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
 import torch
 from torch import Tensor
 
+from ..dims import (
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_HEADS,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    V_HEAD_DIM,
+)
 from ..kernels.expert_dispatch import sort_by_expert
 from ..kernels.fp8_experts import fp8_routed_experts
 from ..kernels.fp8_linear import fp8_linear, fp8_linears
@@ -18,24 +28,7 @@ from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
 from ..kernels.router import route
 from ..kernels.router_logits import router_logits
-from ..model import (
-    NORM_EPS,
-    NUM_DENSE_LAYERS,
-    NUM_EXPERTS,
-    NUM_HEADS,
-    QK_HEAD_DIM,
-    QK_NOPE_HEAD_DIM,
-    QK_ROPE_HEAD_DIM,
-    V_HEAD_DIM,
-    DenseLayer,
-    LatentAttention,
-    MixtureOfExperts,
-    Model,
-    MoeLayer,
-    Router,
-    rotary_table,
-    spread_pairs,
-)
+from ..model import DenseLayer, LatentAttention, MixtureOfExperts, Model, MoeLayer, Router, rotary_table, spread_pairs
 
 
 class LayerCache:

@@ -2,28 +2,18 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """Decoding: the forward pass of new tokens, with a cache of the earlier ones in each layer.
 
-Dims: B batch, S sequence, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J
-    NUM_KV_HEADS.
+Dims: B batch, S sequence, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS,
+    J NUM_KV_HEADS.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dims import ATTENTION_SCALE, HEAD_DIM, NORM_EPS, NUM_HEADS, NUM_KV_HEADS
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
-from ..model import (
-    ATTENTION_SCALE,
-    HEAD_DIM,
-    NORM_EPS,
-    NUM_HEADS,
-    NUM_KV_HEADS,
-    DenseLayer,
-    GroupedQueryAttention,
-    Model,
-    rotary_table,
-    spread_pairs,
-)
+from ..model import DenseLayer, GroupedQueryAttention, Model, rotary_table, spread_pairs
 
 
 class LayerCache:

@@ -2,9 +2,9 @@
 # Yours to read and edit. Regenerate: dsc compile tiny
 """Decoding: the forward pass of new tokens, with a cache of the earlier ones in each layer.
 
-Dims: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, R
-    QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K
-    TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
+Dims: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE,
+    R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS,
+    K TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
 """
 
 import math
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.grouped_mm import grouped_mm
-from ..model import (
+from ..dims import (
     ATTENTION_SCALE,
     HIDDEN_SIZE,
     KV_LORA_RANK,
@@ -29,6 +28,9 @@ from ..model import (
     TOP_GROUPS,
     TOP_K,
     V_HEAD_DIM,
+)
+from ..kernels.grouped_mm import grouped_mm
+from ..model import (
     DenseLayer,
     LatentAttention,
     MixtureOfExperts,

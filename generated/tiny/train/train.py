@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..checkpoint import load_hf, save_hf
+from ..dims import SEQUENCE_LENGTH
 from ..model import Model
 from .data import Batches, load_tokens, split
 from .log import Log
 
-SEQUENCE_LENGTH = 256  # workload.sequence_length
 BETAS = (0.9, 0.95)
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 
