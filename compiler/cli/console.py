@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,13 +57,13 @@ def deliver(text: str, output: str | None) -> None:
         say(f"wrote {output}")
 
 
-def report(findings: Sequence[Finding]) -> None:
-    """Findings for a person, on standard error."""
+def report(findings: Sequence[Finding], sources: Mapping[str, str] | None = None) -> None:
+    """Findings for a person, on standard error; `sources`: the texts of what is no file."""
     from rich.text import Text
 
     from dsc.spec.report import render, sources_of
 
-    text = Text(render(findings, "human", sources_of(findings)), end="")
+    text = Text(render(findings, "human", {**sources_of(findings), **(sources or {})}), end="")
     for pattern, style in HIGHLIGHTS.items():
         for found in re.finditer(pattern, text.plain):
             text.stylize(style, *found.span(1))
