@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dsc.compiler.cli.console import show
 
-COMPILER = ("dsc-compiler", "click", "jinja2", "networkx", "pydantic", "rich", "ruamel.yaml", "ruff")
+COMPILER = ("dsc-compiler", "click", "jinja2", "pydantic", "rich", "ruamel.yaml", "ruff")
 EMITTED = {
     "torch": "runs emitted packages",
     "triton": "kernels on a GPU",

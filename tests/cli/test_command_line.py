@@ -155,7 +155,7 @@ def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
 
 
 # What takes long to import: libraries, the schema, and every room of the compiler but this one.
-LIBRARIES = {"jinja2", "networkx", "numpy", "pydantic", "ruamel.yaml", "ruff", "torch", "triton"}
+LIBRARIES = {"jinja2", "numpy", "pydantic", "ruamel.yaml", "ruff", "torch", "triton"}
 LIGHT = re.compile(r"dsc\.compiler\.cli|dsc\.spec\.(errors|pages|words|zoo)$")
 
 
@@ -182,7 +182,7 @@ def test_the_zoo_is_listed_and_a_spec_checked_without_the_compiler(tmp_path: Pat
     assert not heavy(imported("zoo", folder=tmp_path))
     loaded = heavy(imported("check", "tiny", folder=tmp_path))
     assert "pydantic" in loaded, "what is looked for is found where it is"
-    assert not [name for name in loaded if name.startswith(("dsc.compiler", "jinja2", "networkx"))]
+    assert not [name for name in loaded if name.startswith(("dsc.compiler", "jinja2"))]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
