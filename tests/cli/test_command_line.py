@@ -24,7 +24,7 @@ OPTIONS = {
         *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
-    "diff": {"FIRST", "SECOND", "--files", "--json"},
+    "diff": {"FIRST", "SECOND", "--files", "--hashes", "--json"},
     "compile": {"SPEC", "-o", "--output", "--check", "--force"},
     "verify": {"SPEC", "--json"},
     "bench": {"PACKAGE", "--tokens", "--kernel", "--device", "--compile", "--tune", "-o", "--output"},
