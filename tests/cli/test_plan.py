@@ -102,7 +102,7 @@ def test_decode_in_the_terminal(run: Any) -> None:
     assert shown.startswith("fits: llama-3.1-8b, decode on 1 node of h100, 8 GPUs\n  dp ")
     assert "weights in bf16; cache of " in shown and "sequences of 4,096 tokens" in shown
     for line in ("vocabulary weights", "arena", "block tables", "CUDA graphs", "cache", "total", "capacity"):
-        assert re.search(rf"^ {line} +\d+\.\d\d ", shown, re.MULTILINE), line
+        assert re.search(rf"^ {line} +\d+\.\d\d\b", shown, re.MULTILINE), line
     assert re.search(r"^[\d,]+ sequences at once in a group, [\d,]+ in all; [\d,]+ pages on a GPU$", shown, re.M)
 
 
