@@ -66,8 +66,8 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
 
 def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
     """A diff of the files that stand on both sides, less the lock's hashes; those that stand on one are named."""
-    from dsc.compiler.diff import unified
     from dsc.compiler.emit.lock import LOCK
+    from dsc.compiler.facts.diff import unified
 
     give_verdict(
         "drift" if changes.drift else "up to date", not changes.drift, _summary(changes, "to write", "to delete")

@@ -10,9 +10,9 @@ from rich.table import Table
 from dsc.compiler.cli.console import give_verdict, print_json, say, show, show_diff
 from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import as_yaml, ratio
-from dsc.compiler.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.driver import emit
 from dsc.compiler.emit.lock import LOCK
+from dsc.compiler.facts.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.spec.words import dotted
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dsc.compiler.cli import main
 from dsc.compiler.cli.group import VERBS
-from dsc.compiler.verify import Check
+from dsc.compiler.verify.verify import Check
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 ERRORS = Path(__file__).resolve().parents[1] / "errors"
@@ -68,8 +68,8 @@ MACHINE = {
     "dsc.compiler.cli.environment.pinned": lambda name: "1.2.4",
     "dsc.compiler.cli.environment._gpus": lambda: ["NVIDIA H100 80GB HBM3, 81559 MiB, 9.0"],
     "sys.executable": "venv/bin/python",
-    "dsc.compiler.verify.verify": lambda spec: CHECKS,
-    "dsc.compiler.verify.missing_libraries": lambda: [],
+    "dsc.compiler.verify.verify.verify": lambda spec: CHECKS,
+    "dsc.compiler.verify.verify.missing_libraries": lambda: [],
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.diff import file_changes
+from dsc.compiler.facts.diff import file_changes
 
 
 def test_the_same(run: Any, facts: Any) -> None:
@@ -27,11 +27,11 @@ def test_one_key(run: Any, facts: Any) -> None:
     assert found["spec"] == [{"name": "vocab_size", "first": 256, "second": 512}]
     total = next(fact for fact in found["facts"] if fact["name"] == "parameters.total")
     assert total["second"] - total["first"] == 2 * 256 * 64
-    assert {"path": "model.py", "change": "changed"} in found["files"]
+    assert {"path": "dims.py", "change": "changed"} in found["files"]
     shown = run("diff", "a.yaml", "b.yaml", "--files", code=1).stdout
-    assert shown.startswith("different: 1 key, 6 figures, 3 files\n")
+    assert shown.startswith("different: 1 key, 6 figures, 2 files\n")
     assert shown.splitlines()[2].split() == ["a.yaml", "b.yaml", "ratio"], "the specs have one name"
-    assert "--- a/model.py\n+++ b/model.py\n" in shown
+    assert "--- a/dims.py\n+++ b/dims.py\n" in shown
     assert "-VOCAB_SIZE = 256  # vocab_size\n+VOCAB_SIZE = 512  # vocab_size\n" in shown
 
 
@@ -53,7 +53,7 @@ def test_hashes_are_hidden_until_asked_for(run: Any, facts: Any) -> None:
     Path("b.yaml").write_text(Path("a.yaml").read_text().replace("vocab_size: 256", "vocab_size: 512"))
     for options in ((), ("--files",)):
         shown = run("diff", "a.yaml", "b.yaml", *options, code=1).stdout
-        assert "dsc.lock.json" not in shown and "changed: model.py" in shown
+        assert "dsc.lock.json" not in shown and "changed: dims.py" in shown
     assert "changed: dsc.lock.json" in run("diff", "a.yaml", "b.yaml", "--hashes", code=1).stdout
     assert {"path": "dsc.lock.json", "change": "changed"} in facts("diff", "a.yaml", "b.yaml", code=1)["files"]
 
