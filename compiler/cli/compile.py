@@ -14,8 +14,7 @@ from dsc.compiler.cli.console import give_verdict, report, say, show_diff
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
-    pass
-from dsc.compiler.emit.write import Changes
+    from dsc.compiler.emit.write import Changes
 
 
 @click.command("compile")
