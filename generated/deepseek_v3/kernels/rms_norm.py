@@ -21,18 +21,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import HIDDEN_SIZE, KV_LORA_RANK, Q_LORA_RANK
 from .launch import op_name, runs_triton
 
 # Width of a row -> (rows of one program, warps).
 FORWARD = {
-    512: (4, 4),  # guessed
-    1536: (1, 4),  # guessed
-    7168: (1, 8),  # guessed
+    Q_LORA_RANK: (1, 4),  # guessed
+    KV_LORA_RANK: (4, 4),  # guessed
+    HIDDEN_SIZE: (1, 8),  # guessed
 }
 BACKWARD = {
-    512: (2, 4),  # guessed
-    1536: (1, 4),  # guessed
-    7168: (1, 16),  # guessed
+    Q_LORA_RANK: (1, 4),  # guessed
+    KV_LORA_RANK: (2, 4),  # guessed
+    HIDDEN_SIZE: (1, 16),  # guessed
 }
 NUM_PROGRAMS = 264  # of backward: the rows of partial sums of dweight
 

@@ -21,14 +21,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import HIDDEN_SIZE
 from .launch import op_name, runs_triton
 
 # Width of a row -> (rows of one program, warps).
 FORWARD = {
-    4096: (1, 4),  # guessed
+    HIDDEN_SIZE: (1, 4),  # guessed
 }
 BACKWARD = {
-    4096: (1, 8),  # guessed
+    HIDDEN_SIZE: (1, 8),  # guessed
 }
 NUM_PROGRAMS = 264  # of backward: the rows of partial sums of dweight
 
