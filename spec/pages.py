@@ -17,9 +17,10 @@ class Page:
     right: str
 
 
-_TWO_ATTENTIONS = """attention:
-  full: {kind: gqa, num_attention_heads: 8, num_key_value_heads: 2, head_dim: 64, rope: {layout: half}}
-  window: {kind: window, window: 9, num_attention_heads: 8, num_key_value_heads: 2, head_dim: 64, rope: {layout: half}}"""
+_HEADS = "num_attention_heads: 8, num_key_value_heads: 2, head_dim: 64, rope: {layout: half}"
+_TWO_ATTENTIONS = f"""attention:
+  full: {{kind: gqa, {_HEADS}}}
+  window: {{kind: window, window: 512, {_HEADS}}}"""
 
 PAGES: dict[Code, Page] = {
     "DSC001": Page(
@@ -209,7 +210,7 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC051": Page(
         "an odd rotary dimension",
-        "A rotary embedding turns pairs of components: qk_rope_head_dim of mla, head_dim of gqa and of window are even.",
+        "A rotary embedding turns pairs of components. qk_rope_head_dim of mla, head_dim of gqa and window are even.",
         "attention: {qk_rope_head_dim: 63}",
         "attention: {qk_rope_head_dim: 64}",
     ),
