@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dsc.compiler.graph.cache_rows import cache_rows
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import Parameter, tensor
-from dsc.compiler.graph.types import DType
+from dsc.compiler.graph.op import Parameter
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import CACHE_GROUP
 
 MTP = "mtp."
 EMBEDDING = "embed_tokens.weight"
@@ -65,8 +64,8 @@ def compute_stats(spec: ModelSpec, graph: Graph) -> Stats:
             mtp=sum(p.type.numel.value() for name, p in parameters.items() if name.startswith(MTP)),
         ),
         flops_per_token=FlopsPerToken(forward=round(forward), training=round(forward * 3)),
-        kv_cache_bytes_per_token=cache_bytes(graph, "Model.forward"),
-        kv_cache_bytes_per_token_mtp=cache_bytes(graph, "MultiTokenPredictor.forward"),
+        kv_cache_bytes_per_token=_cache_bytes(graph, "Model.forward"),
+        kv_cache_bytes_per_token_mtp=_cache_bytes(graph, "MultiTokenPredictor.forward"),
         weight_bytes=sum(p.type.bytes.value() for p in parameters.values()),
     )
 
@@ -77,15 +76,6 @@ def active_elements(parameter: Parameter) -> int:
     return parameter.type.numel.value() * chosen // all_of_them
 
 
-def cache_bytes(graph: Graph, key: str) -> int:
-    """What one token leaves in the cache, over all layers that a method runs; none where there is no such method."""
-    if key not in graph.blocks:
-        return 0
-    kept = [entry for block in graph.executions(key) for entry in block.cached]
-    return sum(_row_bytes(tensor(value.type).numel.value({"B": 1, "S": 1}), dtype) for value, dtype in kept)
-
-
-def _row_bytes(numbers: int, dtype: DType) -> int:
-    """FP8 codes have a float32 scale for every 128 of them."""
-    scales = numbers // CACHE_GROUP * DType.FP32.bytes if dtype is DType.FP8 else 0
-    return numbers * dtype.bytes + scales
+def _cache_bytes(graph: Graph, key: str) -> int:
+    """What one token leaves in the cache, over all layers that a method runs."""
+    return sum(row.bytes for rows in cache_rows(graph, key).values() for row in rows)

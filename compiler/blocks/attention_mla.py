@@ -40,7 +40,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     kv_latent = block.add("kv_latent", RmsNorm("kv_a_layernorm", latent, eps, dtype), kv_latent)
     k_rope = block.add("k_rope", AddHeadDim(), k_rope)
     k_rope = block.add("k_rope", Rotate(spec.rope.layout, rotary), k_rope, rope)
-    block.keep(kv_latent, context.cache_dtype)
+    block.keep(kv_latent, context.cache_dtype, has_fp8_form=True)
     block.keep(k_rope, DType.BF16 if context.cache_dtype is DType.FP8 else context.cache_dtype)
 
     block.paragraph()

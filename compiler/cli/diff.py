@@ -16,7 +16,7 @@ from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import ratio
 from dsc.compiler.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.driver import emit
-from dsc.compiler.planner.difference import PlanFile, plan_changes, read_plan
+from dsc.compiler.planner.report.difference import PlanFile, plan_changes, read_plan
 from dsc.spec.words import dotted
 
 HASH = re.compile("[0-9a-f]{64}")

@@ -50,6 +50,16 @@ INPUT = ""  # the producer of a block's inputs
 
 
 @dataclass(frozen=True)
+class CachedValue:
+    """What inference keeps of every token, [B, S, ...], and as what."""
+
+    value: Value
+    dtype: DType
+    has_fp8_form: bool = False
+    """Whether an FP8 cache keeps codes of it."""
+
+
+@dataclass(frozen=True)
 class Block:
     """Method `method` of class `class_name`. `arguments` are sizes that whoever constructs the class gives."""
 
@@ -61,8 +71,7 @@ class Block:
     outputs: tuple[Value, ...]
     dataflow: nx.DiGraph[str]
     arguments: tuple[Symbol, ...] = ()
-    cached: tuple[tuple[Value, DType], ...] = ()
-    """What inference keeps of every token, and as what."""
+    cached: tuple[CachedValue, ...] = ()
     base: str = "nn.Module"
     """The base class."""
 
@@ -122,7 +131,7 @@ class Block:
             outputs = tuple(replace(v, type=t) for v, t in zip(node.outputs, types, strict=True))
             current.update(zip(node.outputs, outputs, strict=True))
             nodes.append(replace(node, inputs=inputs, outputs=outputs))
-        cached = tuple((read(value), dtype) for value, dtype in self.cached)
+        cached = tuple(replace(kept, value=read(kept.value)) for kept in self.cached)
         return replace(self, cached=cached).with_nodes(nodes, tuple(read(value) for value in self.outputs))
 
 

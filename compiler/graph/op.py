@@ -51,7 +51,8 @@ class Op(ABC):
     """The outputs share the storage of the first input."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
-    work, which is why only that says so. Choices that span products follow from the graph (planner/recompute.py)."""
+    work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of
+    the planner)."""
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dsc.compiler.cli.plan_tables import shown_roles
-from dsc.compiler.planner.ledger import Line, Role
+from dsc.compiler.planner.memory.ledger import Line, Role
 from dsc.spec.zoo import CLUSTERS, MODELS, names
 
 CPU = ("--cluster", "cpu")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import DType
-from dsc.compiler.planner.layout import TRIVIAL, Layout
-from dsc.compiler.planner.ledger import Memory
-from dsc.compiler.planner.schedule import actions
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
+from dsc.compiler.planner.memory.ledger import Memory
+from dsc.compiler.planner.pipeline.schedule import actions
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

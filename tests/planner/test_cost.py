@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.bounds import pipeline_bound
-from dsc.compiler.planner.cost import EXPOSED, REDUCE, UPDATE, CostModel
-from dsc.compiler.planner.hardware import Hardware
-from dsc.compiler.planner.layout import Layout
-from dsc.compiler.planner.roofline import CLASSES
-from dsc.compiler.planner.schedule import Schedule, actions
-from dsc.compiler.planner.shard import Elements
-from dsc.compiler.planner.simulate import StageTimes, simulate
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.pipeline.schedule import Schedule, actions
+from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
+from dsc.compiler.planner.time.bounds import pipeline_bound
+from dsc.compiler.planner.time.roofline import CLASSES
+from dsc.compiler.planner.time.step import EXPOSED, REDUCE, UPDATE, CostModel
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
 
 V3 = costs("deepseek-v3", "h800", 256)

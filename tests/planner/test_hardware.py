@@ -6,11 +6,11 @@ from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.driver import run
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.norms import fuse_norms
-from dsc.compiler.planner.calibration import CALIBRATIONS, HOPPER, Calibration, Constant
-from dsc.compiler.planner.cost import CostModel
-from dsc.compiler.planner.hardware import Hardware, UnknownHardware, calibration_of, hardware
-from dsc.compiler.planner.parts import parts_of
-from dsc.compiler.planner.roofline import CLASSES, OpCost, Share, op_costs, seconds
+from dsc.compiler.planner.machine.calibration import CALIBRATIONS, HOPPER, Calibration, Constant
+from dsc.compiler.planner.machine.hardware import Hardware, UnknownHardware, calibration_of, hardware
+from dsc.compiler.planner.parts.parts import parts_of
+from dsc.compiler.planner.time.roofline import CLASSES, OpCost, Share, op_costs, seconds
+from dsc.compiler.planner.time.step import CostModel
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load

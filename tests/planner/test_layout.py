@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from dsc.compiler.planner.layout import (
+from dsc.compiler.planner.layout.layout import (
     LARGEST_MICRO_BATCH,
     TRIVIAL,
     Layout,
@@ -18,7 +18,7 @@ from dsc.compiler.planner.layout import (
     recompute_sets,
     variants,
 )
-from dsc.compiler.planner.schedule import SCHEDULES
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

@@ -10,8 +10,8 @@ import pytest
 
 from dsc.compiler.driver import build
 from dsc.compiler.graph.saved import Storage
-from dsc.compiler.planner.layout import Layout, grids, problems, recompute_sets, variants
-from dsc.compiler.planner.ledger import (
+from dsc.compiler.planner.layout.layout import Layout, grids, problems, recompute_sets, variants
+from dsc.compiler.planner.memory.ledger import (
     ACTIVATIONS,
     ASSUMED,
     ENOUGH,
@@ -22,9 +22,9 @@ from dsc.compiler.planner.ledger import (
     WEIGHTS,
     Memory,
 )
-from dsc.compiler.planner.recompute import fp8_storages, kept
-from dsc.compiler.planner.schedule import SCHEDULES, actions, holdings
-from dsc.compiler.planner.shard import Elements, elements, is_routed
+from dsc.compiler.planner.parts.recompute import fp8_storages, kept
+from dsc.compiler.planner.parts.shard import Elements, elements, is_routed
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, holdings
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.precision import Bf16Linear

@@ -12,8 +12,8 @@ from functools import cache
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.layout import Layout
-from dsc.compiler.planner.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, RESERVE, WEIGHTS, Memory, Role
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.memory.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, RESERVE, WEIGHTS, Memory, Role
 from dsc.compiler.stats import Stats, compute_stats
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

@@ -7,19 +7,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.difference import plan_changes, read_plan
-from dsc.compiler.planner.ledger import Line, Role
-from dsc.compiler.planner.plan import Plan, alike, choices, make_plan, memory, ranks_text, record, runs
-from dsc.compiler.planner.search import Problem
-from dsc.compiler.planner.serving import (
+from dsc.compiler.planner.memory.ledger import Line, Role
+from dsc.compiler.planner.report.difference import plan_changes, read_plan
+from dsc.compiler.planner.report.plan import Plan, alike, choices, make_plan, memory, ranks_text, record, runs
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
+from dsc.compiler.planner.search.search import Problem
+from dsc.compiler.planner.serving.deployment import (
     ServingFound,
     ServingProblem,
     make_serving_plan,
     servings,
     smallest_deployment,
 )
-from dsc.compiler.planner.serving_record import serving_record
-from dsc.compiler.planner.write import plan_yaml, serving_yaml
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement

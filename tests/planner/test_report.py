@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dsc.compiler.planner.pictures.memory_svg import memory_of
-from dsc.compiler.planner.report import TENSORS, memory_picture, plan_html, serving_html
-from dsc.compiler.planner.serving import make_serving_plan
+from dsc.compiler.planner.report.page import TENSORS, memory_picture, plan_html, serving_html
+from dsc.compiler.planner.report.pictures.memory_svg import memory_of
+from dsc.compiler.planner.serving.deployment import make_serving_plan
 from planner.test_plan import llama, serving, tiny
 
 VOID = {"meta", "br"}

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import build, timed
-from dsc.compiler.planner.capacity import smallest_cluster
-from dsc.compiler.planner.explain import largest_saving, neighbours
-from dsc.compiler.planner.layout import Family, Layout, families, problems, variants
-from dsc.compiler.planner.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, WEIGHTS
-from dsc.compiler.planner.search import Candidate, Found, Problem, search
+from dsc.compiler.planner.layout.layout import Family, Layout, families, problems, variants
+from dsc.compiler.planner.memory.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, WEIGHTS
+from dsc.compiler.planner.search.capacity import smallest_cluster
+from dsc.compiler.planner.search.explain import largest_saving, neighbours
+from dsc.compiler.planner.search.search import Candidate, Found, Problem, search
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.placement import Placement

@@ -9,10 +9,10 @@ from math import prod
 
 import pytest
 
-from dsc.compiler.planner.calibration import HOPPER, TABLE_4
-from dsc.compiler.planner.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
-from dsc.compiler.planner.cost import BUBBLE, SYNC, CostModel, StepTime
-from dsc.compiler.planner.layout import Layout, problems
+from dsc.compiler.planner.layout.layout import Layout, problems
+from dsc.compiler.planner.machine.calibration import HOPPER, TABLE_4
+from dsc.compiler.planner.machine.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
+from dsc.compiler.planner.time.step import BUBBLE, SYNC, CostModel, StepTime
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
 
 V3 = costs("deepseek-v3", "h800", 256)
