@@ -62,10 +62,9 @@ Attention = Annotated[MlaAttention | GqaAttention | WindowAttention, Field(discr
 
 def _form(value: object) -> str | None:
     """The kind of a section; SEVERAL for sections by name, of which one at least has a kind."""
-    if isinstance(value, dict):
-        named = any(isinstance(inner, dict) and "kind" in inner for inner in value.values())
-        return str(value["kind"]) if "kind" in value else SEVERAL if named else None
-    return getattr(value, "kind", None)
+    if isinstance(value, dict) and "kind" not in value:
+        return SEVERAL if any(_form(inner) not in (None, SEVERAL) for inner in value.values()) else None
+    return str(value["kind"]) if isinstance(value, dict) else getattr(value, "kind", None)
 
 
 OneOrSeveral = Annotated[

@@ -135,12 +135,16 @@ class ModelSpec(Section):
         """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
         return self.name.replace("-", "_").replace(".", "_")
 
+    @property
+    def ffn_kinds(self) -> tuple[str, ...]:
+        """Dense or moe, of every layer."""
+        kinds = {name: section.kind for name, section in self.ffns.items()}
+        return tuple(kinds[layer.ffn] for layer in self.schedule)
+
     def dense(self) -> DenseFfn:
-        """The dense feed-forward; checked specs have it wherever a layer names it."""
-        assert self.ffn.dense is not None
-        return self.ffn.dense
+        """The dense feed-forward, of several the first; not for specs without one."""
+        return next(section for section in self.ffns.values() if isinstance(section, DenseFfn))
 
     def moe(self) -> MoeFfn:
-        """The mixture of experts; checked specs have it wherever a layer names it."""
-        assert self.ffn.moe is not None
-        return self.ffn.moe
+        """The mixture of experts, of several the first; not for specs without one."""
+        return next(section for section in self.ffns.values() if isinstance(section, MoeFfn))

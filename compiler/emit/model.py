@@ -18,29 +18,35 @@ def model_body(graph: Graph, printer: Printer) -> str:
     return "\n\n\n".join(text.strip("\n") for text in definitions) + "\n"
 
 
-def requirements(graph: Graph) -> dict[str, Op]:
+Requirement = tuple[str, str]
+"""The prefix and the name of a helper."""
+
+
+def requirements(graph: Graph) -> dict[Requirement, Op]:
     """Every helper that some line calls, with the op that wants it first, in order of need."""
-    found: dict[str, Op] = {}
+    found: dict[Requirement, Op] = {}
     for block in graph.blocks.values():
         for node in block.nodes():
             for name in node.op.requires:
-                found.setdefault(name, node.op)
+                found.setdefault((node.op.prefix, name), node.op)
     return found
 
 
-def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> list[str]:
+def helpers(graph: Graph, printer: Printer, besides: Collection[Requirement] = ()) -> list[str]:
     """The printed helper functions, less those that stand elsewhere; those that others build on first."""
     needed = requirements(graph)
-    wanted = {name: op for name, op in needed.items() if not name.startswith(KERNELS) and name not in besides}
-    order = sorted(
-        wanted, key=lambda name: (name != "upcast", not name.startswith("rotary_table"), list(wanted).index(name))
-    )
-    return [printer.templates.get_template(f"helpers/{name}.py.jinja").render(op=wanted[name]) for name in order]
+    wanted = {one: op for one, op in needed.items() if not one[1].startswith(KERNELS) and one not in besides}
+
+    def rank(one: Requirement) -> tuple[bool, bool]:
+        return one[1] != "upcast", not one[1].startswith("rotary_table")
+
+    order = sorted(wanted, key=rank)
+    return [printer.templates.get_template(f"helpers/{one[1]}.py.jinja").render(op=wanted[one]) for one in order]
 
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    wanted = sorted(name.removeprefix(KERNELS) for name in requirements(graph) if name.startswith(KERNELS))
+    wanted = sorted({name.removeprefix(KERNELS) for _, name in requirements(graph) if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 

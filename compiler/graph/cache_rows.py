@@ -48,4 +48,6 @@ def cache_rows(graph: Graph, key: str) -> dict[str, tuple[CacheRow, ...]]:
 
 def _row(kept: CachedValue) -> CacheRow:
     """Of a value [B, S, ...]."""
-    return CacheRow(kept.value.name, tensor(kept.value.type).shape[2:], kept.dtype, kept.has_fp8_form)
+    window = None if kept.window is None else kept.window.value()
+    shape = tensor(kept.value.type).shape[2:]
+    return CacheRow(kept.value.name, shape, kept.dtype, kept.has_fp8_form, window=window)

@@ -49,6 +49,9 @@ class Op(ABC):
     kind: ClassVar[str]
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    prefix = ""
+    """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
+    of the model call the same helpers with other constants."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
     work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of

@@ -49,7 +49,7 @@ def _modules(graph: Graph) -> Iterator[tuple[str, str]]:
     for key in (BACKBONE, LOSS):
         for node in graph.blocks[key].nodes():
             if isinstance(node.op, Call):
-                yield from ((path, node.op.callee()) for path in node.op.prefixes() if path)
+                yield from ((path, callee) for callee, path in node.op.runs() if path)
 
 
 def _module(path: str) -> str:
@@ -67,7 +67,7 @@ def _places(graph: Graph, names: list[str]) -> dict[int, str]:
     readers: dict[tuple[str, int], str] = {}
     for node in reversed(graph.blocks[LOSS].nodes()):
         if isinstance(node.op, Call):
-            part = next((path for path in node.op.prefixes() if path), EMBEDDING)
+            part = next((path for _, path in node.op.runs() if path), EMBEDDING)
         else:
             read_by = [readers.get((value.producer, value.index), HEAD) for value in node.outputs]
             part = min(read_by, key=names.index, default=HEAD)

@@ -27,6 +27,7 @@ from dsc.compiler.planner.serving.memory import (
     ServingPlan,
     Storing,
 )
+from dsc.spec.attention import MlaAttention
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
@@ -227,7 +228,7 @@ def _alternatives(problem: ServingProblem, best: Option, found: list[Option]) ->
     if best.storing.fp8_weights:
         change = "weights in bfloat16"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, fp8_weights=False)))
-    if problem.spec.attention.kind == "mla" and best.storing.rows == "plain":
+    if isinstance(problem.spec.attention, MlaAttention) and best.storing.rows == "plain":
         change = "cache rows in FP8"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, rows="fp8")))
     double = replace(problem, context=2 * problem.context)

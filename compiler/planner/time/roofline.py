@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple, get_args
 
-from dsc.compiler.graph.dim import Dim, Int, total
+from dsc.compiler.graph.dim import Atom, Dim, Int, total
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 from dsc.compiler.planner.layout.layout import RECOMPUTE
@@ -32,12 +33,16 @@ SAMPLE = {"B": 1, "S": 4096}  # where it is decided which of two sizes is the sm
 
 
 class Terms(NamedTuple):
-    """A polynomial: the sum of coefficient * B^b * S^s."""
+    """A polynomial: the sum of coefficient * B^b * S^s, times the formulas that some terms have beside them."""
 
-    terms: tuple[tuple[float, int, int], ...] = ()
+    terms: tuple[tuple[float, int, int, tuple[Dim, ...]], ...] = ()
 
     def at(self, batch: int, length: int) -> float:
-        return sum(coefficient * float(batch**b * length**s) for coefficient, b, s in self.terms)
+        sizes = {"B": batch, "S": length}
+        return sum(
+            coefficient * float(batch**b * length**s * prod(formula.value(sizes) for formula in formulas))
+            for coefficient, b, s, formulas in self.terms
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,12 @@ def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:
 
 
 def _terms(dim: Dim) -> Terms:
-    return Terms(tuple((float(c), names.count("B"), names.count("S")) for names, c in dim.polynomial().items()))
+    return Terms(
+        tuple(
+            (float(c), names.count("B"), names.count("S"), tuple(name.dim for name in names if isinstance(name, Atom)))
+            for names, c in dim.polynomial().items()
+        )
+    )
 
 
 class Share(NamedTuple):
