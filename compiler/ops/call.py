@@ -132,7 +132,7 @@ class CallMethod(_Call):
 
 
 @dataclass(frozen=True)
-class _Layers(_Call):
+class LayerLoop(_Call):
     """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in turn, the whole turn `count` times.
 
     They have one signature, that of the first. `slice` selects them, [a:b] or empty for all.
@@ -160,13 +160,13 @@ class _Layers(_Call):
 
 @register
 @dataclass(frozen=True)
-class RepeatLayers(_Layers):
+class RepeatLayers(LayerLoop):
     kind = "repeat_layers"
 
 
 @register
 @dataclass(frozen=True)
-class RepeatLayersSum(_Layers):
+class RepeatLayersSum(LayerLoop):
     """Layers that also return a loss, which is added up: the last operand is the sum so far."""
 
     kind = "repeat_layers_sum"
@@ -191,7 +191,7 @@ class RepeatLayersSum(_Layers):
 
 @register
 @dataclass(frozen=True)
-class RepeatLayersCached(_Layers):
+class RepeatLayersCached(LayerLoop):
     """Layers as functions, each with its own part of the caches, which are the last operand."""
 
     kind = "repeat_layers_cached"
