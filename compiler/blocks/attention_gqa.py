@@ -5,7 +5,7 @@ from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.blocks.scope import Scope
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Axis, Dim
 from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
@@ -26,8 +26,8 @@ def build_grouped(
 ) -> Block:
     """[B, S, D] -> [B, S, D] through `core`, the attention of q to k and v; keys and values are kept."""
     hidden, dtype, table = context.hidden_size, context.dtype, context.ropes[scope.name]
-    heads = scope.dim("NUM_HEADS", spec.num_attention_heads, "num_attention_heads", "H")
-    kv_heads = scope.dim("NUM_KV_HEADS", spec.num_key_value_heads, "num_key_value_heads", "J")
+    heads = scope.dim("NUM_HEADS", spec.num_attention_heads, "num_attention_heads", "H", Axis.HEADS)
+    kv_heads = scope.dim("NUM_KV_HEADS", spec.num_key_value_heads, "num_key_value_heads", "J", Axis.HEADS)
     head_dim = scope.dim("HEAD_DIM", spec.head_dim, "head_dim", "N")
     softmax_scale(scope, table, head_dim)
 

@@ -5,7 +5,7 @@ from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.blocks.scope import Scope
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Axis, Dim
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
@@ -17,7 +17,7 @@ from dsc.spec.attention import MlaAttention
 
 def build_mla(context: Context, scope: Scope, spec: MlaAttention) -> Block:
     hidden, dtype, table = context.hidden_size, context.dtype, context.ropes[scope.name]
-    heads = scope.dim("NUM_HEADS", spec.num_attention_heads, "num_attention_heads", "H")
+    heads = scope.dim("NUM_HEADS", spec.num_attention_heads, "num_attention_heads", "H", Axis.HEADS)
     latent = scope.dim("KV_LORA_RANK", spec.kv_lora_rank, "kv_lora_rank", "L")
     nope = scope.dim("QK_NOPE_HEAD_DIM", spec.qk_nope_head_dim, "qk_nope_head_dim", "N")
     rotary = scope.dim("QK_ROPE_HEAD_DIM", spec.qk_rope_head_dim, "qk_rope_head_dim", "R")

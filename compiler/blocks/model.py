@@ -6,7 +6,7 @@ from dsc.compiler.blocks.schedule import Run, build_layers, runs
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.dim import Axis, Dim, Int
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
@@ -43,7 +43,7 @@ def build_graph(spec: ModelSpec) -> Graph:
 
 def _context(spec: ModelSpec) -> tuple[Context, tuple[Run, ...]]:
     constants = Constants()
-    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W")
+    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W", Axis.VOCABULARY)
     hidden = constants.dim("HIDDEN_SIZE", spec.hidden_size, "hidden_size", "D")
     constants.number("INITIALIZER_RANGE", spec.initializer_range, "initializer_range")
     constants.number("NORM_EPS", spec.norm.eps, "norm.eps")

@@ -5,7 +5,7 @@ from dsc.compiler.blocks.ffn import WIDTH, swiglu
 from dsc.compiler.blocks.scope import Scope
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim, T
+from dsc.compiler.graph.dim import Axis, Dim, T
 from dsc.compiler.ops.call import CallModule, Signature
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.moe import (
@@ -27,9 +27,9 @@ from dsc.spec.ffn import MoeFfn
 def moe_sizes(scope: Scope, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
     """Experts, experts per token, width of an expert."""
     return (
-        scope.dim("NUM_EXPERTS", spec.n_routed_experts, "n_routed_experts", "E"),
-        scope.dim("TOP_K", spec.num_experts_per_tok, "num_experts_per_tok", "K"),
-        scope.dim("EXPERT_SIZE", spec.moe_intermediate_size, "moe_intermediate_size", "F"),
+        scope.dim("NUM_EXPERTS", spec.n_routed_experts, "n_routed_experts", "E", Axis.EXPERTS),
+        scope.dim("TOP_K", spec.num_experts_per_tok, "num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
+        scope.dim("EXPERT_SIZE", spec.moe_intermediate_size, "moe_intermediate_size", "F", Axis.EXPERT_WIDTH),
     )
 
 
@@ -66,7 +66,7 @@ def build_moe(context: Context, scope: Scope, spec: MoeFfn, router: Block, feed_
     out = block.add("out", ViewAs(), out, x)
     if feed_forward is not None:
         shared = scope.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "n_shared_experts")
-        shared_size = scope.derived("SHARED_SIZE", shared * width)
+        shared_size = scope.derived("SHARED_SIZE", shared * width, Axis.SHARED_EXPERTS)
         call = CallModule(Signature.of(feed_forward), "shared_experts", ((WIDTH.name, shared_size),))
         out = block.add("out", Add(), out, block.add("shared", call, x))
     return block.finish(out, *losses)

@@ -13,7 +13,7 @@ from dsc.compiler.blocks.moe import build_moe, moe_sizes
 from dsc.compiler.blocks.router import build_bias_update, build_router
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Axis, Dim
 from dsc.spec.attention import GqaAttention, MlaAttention, WindowAttention
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import Layer, LayerCycle, ModelSpec
@@ -91,7 +91,7 @@ def _feed_forwards(context: Context) -> tuple[dict[str, FeedForward], list[Block
             blocks += [router, *update, moe]
             found[name] = FeedForward(moe, (), "a mixture of experts")
         else:
-            width = scope.dim("INTERMEDIATE_SIZE", spec.intermediate_size, "intermediate_size")
+            width = scope.dim("INTERMEDIATE_SIZE", spec.intermediate_size, "intermediate_size", axis=Axis.FEED_FORWARD)
             found[name] = FeedForward(swiglu, ((WIDTH.name, width),), "a dense feed-forward")
     uses_swiglu = any(not isinstance(spec, MoeFfn) or spec.n_shared_experts for spec in context.spec.ffns.values())
     return found, [swiglu] * uses_swiglu + blocks

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Axis, Dim, Symbol
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Scope:
         """WindowAttention; `alone` where there is no other."""
         return f"{self.name.capitalize()}{family}" if self.siblings else alone
 
-    def dim(self, name: str, size: int, key: str, letter: str | None = None) -> Symbol:
+    def dim(self, name: str, size: int, key: str, letter: str | None = None, axis: Axis | None = None) -> Symbol:
         """A size that the spec gives, under a key of the section."""
-        return self.constants.dim(f"{self.prefix}{name}", size, f"{self.key}.{key}", letter)
+        return self.constants.dim(f"{self.prefix}{name}", size, f"{self.key}.{key}", letter, axis)
 
-    def derived(self, name: str, definition: Dim) -> Symbol:
-        return self.constants.derived(f"{self.prefix}{name}", definition)
+    def derived(self, name: str, definition: Dim, axis: Axis | None = None) -> Symbol:
+        """A size made of other sizes."""
+        return self.constants.derived(f"{self.prefix}{name}", definition, axis=axis)
 
     def number(self, name: str, value: float | int, key: str) -> str:
         """A number that is no size. Returns the name."""

@@ -19,7 +19,7 @@ from dsc.compiler.cli.arguments import PATH
 from dsc.compiler.cli.console import console, say, show
 from dsc.compiler.cli.exits import Exit
 from dsc.compiler.driver import build
-from dsc.compiler.verify import missing_libraries
+from dsc.compiler.verify.verify import missing_libraries
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 

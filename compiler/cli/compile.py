@@ -11,9 +11,9 @@ import click
 from dsc.compiler.cli.arguments import PATH, spec_argument
 from dsc.compiler.cli.console import report, say, show_diff
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.diff import unified
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import Changes, compare, write
+from dsc.compiler.facts.diff import unified
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 

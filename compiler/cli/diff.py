@@ -14,8 +14,8 @@ from dsc.compiler.cli.console import print_json, say, show, show_diff
 from dsc.compiler.cli.exits import Exit
 from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import ratio
-from dsc.compiler.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.driver import emit
+from dsc.compiler.facts.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.planner.report.difference import PlanFile, plan_changes, read_plan
 from dsc.spec.words import dotted
 

@@ -17,12 +17,13 @@ from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.report.page import plan_html, serving_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
-from dsc.compiler.planner.report.plan import Plan, make_plan, record
+from dsc.compiler.planner.report.plan import Plan, make_plan
+from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.trivial import trivial_plan, trivial_record
 from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
 from dsc.compiler.planner.search.capacity import smallest_cluster
-from dsc.compiler.planner.search.search import Problem
+from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import (
     ServingFound,
     ServingProblem,

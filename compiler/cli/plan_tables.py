@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from dsc.compiler.cli.console import say, show
-from dsc.compiler.planner.memory.ledger import Role
+from dsc.compiler.planner.memory.lines import Role
 from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.trivial import TrivialPlan

@@ -7,8 +7,8 @@ import click
 from dsc.compiler.cli.arguments import output_option, spec_argument
 from dsc.compiler.cli.console import deliver
 from dsc.compiler.hf.yaml import to_yaml
-from dsc.compiler.shrink import shrunk
 from dsc.spec.loader import load
+from dsc.spec.shrink import shrunk
 
 
 @click.command()

@@ -12,8 +12,8 @@ from rich.text import Text
 from dsc.compiler.cli.arguments import json_option, spec_argument
 from dsc.compiler.cli.console import console, print_json, say, show
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.verify import Check, missing_libraries
-from dsc.compiler.verify import verify as run_checks
+from dsc.compiler.verify.verify import Check, missing_libraries
+from dsc.compiler.verify.verify import verify as run_checks
 from dsc.spec.loader import load
 
 

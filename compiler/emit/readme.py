@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from jinja2 import Environment
 
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.stats import compute_stats
 from dsc.spec.model import ModelSpec
 
 PURPOSES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import CachedValue
-from dsc.compiler.graph.dim import Dim, product
+from dsc.compiler.graph.dim import Axis, Dim, product
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import DType
@@ -26,6 +26,10 @@ class CacheRow:
     """That share one row."""
     window: int | None = None
     """How many of the last tokens are kept; None: all."""
+
+    @property
+    def axes(self) -> frozenset[Axis]:
+        return frozenset[Axis]().union(*(dim.axes() for dim in self.shape))
 
     @property
     def bytes(self) -> int:

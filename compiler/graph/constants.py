@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Axis, Dim, Symbol
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,17 @@ class Constants:
         """Every size, in order of first mention."""
         return tuple(self._symbols.values())
 
-    def dim(self, name: str, size: int, origin: str, letter: str | None = None) -> Symbol:
+    def dim(self, name: str, size: int, origin: str, letter: str | None = None, axis: Axis | None = None) -> Symbol:
         """A size that the spec gives."""
         self._add(Constant(name, repr(size), origin))
-        return self._symbols.setdefault(name, Symbol(name, size=size, letter=letter))
+        return self._symbols.setdefault(name, Symbol(name, size=size, letter=letter, axis=axis))
 
-    def derived(self, name: str, definition: Dim, origin: str = "", letter: str | None = None) -> Symbol:
+    def derived(
+        self, name: str, definition: Dim, origin: str = "", letter: str | None = None, axis: Axis | None = None
+    ) -> Symbol:
         """A size made of other sizes."""
         self._add(Constant(name, str(definition), origin))
-        return self._symbols.setdefault(name, Symbol(name, definition=definition, letter=letter))
+        return self._symbols.setdefault(name, Symbol(name, definition=definition, letter=letter, axis=axis))
 
     def number(self, name: str, value: float | int, origin: str) -> str:
         """A number that is no size. Returns the name."""

@@ -8,10 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from fractions import Fraction
 
 # A sum of products: {("B", "S"): 2} is 2 B S. A factor that is no symbol is an Atom.
 Polynomial = Mapping[tuple[str, ...], Fraction]
+
+
+class Axis(Enum):
+    """What a size counts, where GPUs may share it out."""
+
+    BATCH = "sequences"
+    SEQUENCE = "tokens of a sequence"
+    HEADS = "attention heads, of queries or of keys and values"
+    FEED_FORWARD = "width of a dense feed-forward"
+    SHARED_EXPERTS = "width of the shared experts"
+    EXPERTS = "routed experts"
+    CHOSEN_EXPERTS = "routed experts of one token"
+    EXPERT_WIDTH = "width of a routed expert"
+    VOCABULARY = "tokens that there are"
 
 
 class Dim:
@@ -50,6 +65,10 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
+    def axes(self) -> frozenset[Axis]:
+        """Of every symbol that it is written with, and of those that these are defined by."""
+        return frozenset()
+
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
         raise TypeError(type(self))
@@ -83,6 +102,7 @@ class Symbol(Dim):
     size: int | None = None
     definition: Dim | None = None
     letter: str | None = None
+    axis: Axis | None = None
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         if self.definition is not None:
@@ -102,6 +122,10 @@ class Symbol(Dim):
             return bindings.get(self.name, self)
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
+
+    def axes(self) -> frozenset[Axis]:
+        own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
+        return own if self.definition is None else own | self.definition.axes()
 
     def __str__(self) -> str:
         return self.name
@@ -128,6 +152,9 @@ class Sum(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -160,6 +187,9 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
+
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
 
@@ -186,6 +216,9 @@ class Quotient(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
+
+    def axes(self) -> frozenset[Axis]:
+        return self.numerator.axes()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
@@ -232,6 +265,9 @@ class Beyond(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return Beyond(self.size.substitute(bindings), self.limit.substitute(bindings))
+
+    def axes(self) -> frozenset[Axis]:
+        return self.size.axes()
 
     def __str__(self) -> str:
         return f"max({self.size - self.limit}, 0)"
@@ -285,7 +321,7 @@ def product(dims: tuple[Dim, ...]) -> Dim:
 
 
 # Run-time sizes. T is what a mixture of experts sees when batch and sequence are flattened.
-B = Symbol("B", letter="B")
-S = Symbol("S", letter="S")
+B = Symbol("B", letter="B", axis=Axis.BATCH)
+S = Symbol("S", letter="S", axis=Axis.SEQUENCE)
 C = Symbol("C", letter="C")
 T = Symbol("T", definition=B * S, letter="T")

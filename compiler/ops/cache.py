@@ -28,6 +28,9 @@ class CacheAppend(Op):
         assert isinstance(inputs[1], CacheType)
         return (retyped(x, x.shape[0], C, *x.shape[2:]),)
 
+    def memory(self, inputs: Types, outputs: Types) -> tuple[None, ...]:
+        return (None,)
+
 
 @register
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -14,6 +14,7 @@ class RouterLogits(Op):
     """x @ weight.T in float32 or wider: [B, S, D] -> [B, S, E]."""
 
     kind = "router_logits"
+    op_class = OpClass.PRODUCT
     hidden_size: Dim
     num_experts: Dim
     dtype: DType

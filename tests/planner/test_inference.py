@@ -3,16 +3,9 @@
 import pytest
 
 from dsc.compiler.driver import build
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.planner.serving.arena import place
-from dsc.compiler.planner.serving.memory import (
-    DoesNotFit,
-    Request,
-    Serving,
-    ServingMemory,
-    Storing,
-    low_latency_bytes,
-)
-from dsc.compiler.stats import compute_stats
+from dsc.compiler.planner.serving.memory import DoesNotFit, Request, Serving, ServingMemory, Storing, low_latency_bytes
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 

@@ -98,7 +98,7 @@ def test_the_drawn_memory_peaks_where_the_ledger_ends() -> None:
     plan = tiny()
     stages = plan.problem.stages(plan.layout)
     kinds = [tuple(plan.problem.memory.parts[part].kind for part in stage) for stage in stages]
-    held = [plan.problem.memory.stage(one, plan.layout).kept for one in kinds]
+    held = [plan.problem.memory.stages.of(one, plan.layout).kept for one in kinds]
     for role in plan.roles:
         going = sum(line.bytes for line in role.lines if line.name.startswith(("activations of ", "logits")))
         for rank in role.ranks:

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 
 Provenance = Literal["derived", "measured", "assumed"]
 
-OpClass = Literal["fp8_gemm", "fp8_grouped", "gemm", "fp32_gemm", "attention", "memory", "cast"]
-"""How an op is limited: FP8 block-scaled products, those of experts' groups, products in bfloat16 (dense or grouped)
+KernelClass = Literal["fp8_gemm", "fp8_grouped", "gemm", "fp32_gemm", "attention", "memory", "cast"]
+"""How a kernel is limited: FP8 block-scaled products, those of experts' groups, products in bfloat16 (dense or grouped)
 and float32, attention, memory traffic, and casts to FP8."""
 
 TRACE = "DeepSeek profile-data train.json (H800, 129.0 ms)"
@@ -24,7 +24,7 @@ REPORT = "DeepSeek-V3 report, arXiv 2412.19437"
 
 
 @dataclass(frozen=True)
-class Constant:
+class Figure:
     value: float
     provenance: Provenance
     source: str
@@ -34,40 +34,40 @@ class Constant:
 class Calibration:
     """Efficiencies are shares of a dense peak, or of memory bandwidth, of a whole GPU that does nothing else."""
 
-    forward: dict[OpClass, Constant]
+    forward: dict[KernelClass, Figure]
     """Of a product with a weight and of attention forward; of memory bandwidth for `memory` and `cast`."""
-    input_gradient: dict[OpClass, Constant]
+    input_gradient: dict[KernelClass, Figure]
     """The same for the products that make the input's gradient, and for attention backward."""
-    weight_gradient: dict[OpClass, Constant]
-    attention_backward_products: Constant
+    weight_gradient: dict[KernelClass, Figure]
+    attention_backward_products: Figure
     """Products that a fused attention's backward really does for each one of the graph's count."""
-    fp32_rate: Constant
+    fp32_rate: Figure
     """float32 products (TF32 on a GPU) against the peak of bfloat16."""
-    kernel_floor: Constant
+    kernel_floor: Figure
     """Seconds that the smallest kernel takes."""
-    launch: Constant
+    launch: Figure
     """Seconds of the host for each kernel; no stage is faster than its launches."""
-    communication_share: Constant
+    communication_share: Figure
     """Of a GPU's multiprocessors, what overlapped communication occupies."""
-    overlapped_dispatch: Constant
+    overlapped_dispatch: Figure
     """Of the network's nominal bandwidth, what an overlapped expert dispatch reaches."""
-    overlapped_combine: Constant
-    imbalance: Constant
+    overlapped_combine: Figure
+    imbalance: Figure
     """Time of a MoE layer under real routing over that under balanced routing."""
-    sync: Constant
+    sync: Figure
     """Time that a pipeline loses between its ranks on top of its schedule's bubble, as a share of its step."""
-    uncertainty: Constant
+    uncertainty: Figure
     """Relative error of a step's time, either way."""
 
 
-def _trace(value: float, kernels: str) -> Constant:
-    return Constant(value, "measured", f"{TRACE}: {kernels}")
+def _trace(value: float, kernels: str) -> Figure:
+    return Figure(value, "measured", f"{TRACE}: {kernels}")
 
 
 # The trace ran its products on 112 of 132 SMs, beside kernels of communication on the other 20.
 WHOLE_GPU = 132 / 112
 
-_GEMM = Constant(0.70, "assumed", "AutoParallel compute_estimation.py: 0.7 of peak for any product")
+_GEMM = Figure(0.70, "assumed", "AutoParallel compute_estimation.py: 0.7 of peak for any product")
 _MEMORY = _trace(0.69, "kernels that neither multiply, attend nor cast 16.9 ms for the graph's 38.9 GB")
 _CAST = _trace(0.424, "casts and transposes to FP8 16.7 ms for the graph's 23.7 GB")
 
@@ -104,25 +104,25 @@ HOPPER = Calibration(
     attention_backward_products=_trace(
         5 / 4, "FlashAttention computes q k^T again: five products, the graph counts four"
     ),
-    fp32_rate=Constant(0.5, "assumed", "NVIDIA H100 data sheet: TF32 dense is half of bfloat16"),
-    kernel_floor=Constant(3e-6, "assumed", "aiconfigurator's constant for a memory-bound op"),
-    launch=Constant(7e-6, "assumed", "AutoParallel compute_estimation.py: 7 us for each op of the host"),
-    communication_share=Constant(20 / 132, "measured", f"{REPORT}, section 3.2.2: 20 of 132 SMs"),
+    fp32_rate=Figure(0.5, "assumed", "NVIDIA H100 data sheet: TF32 dense is half of bfloat16"),
+    kernel_floor=Figure(3e-6, "assumed", "aiconfigurator's constant for a memory-bound op"),
+    launch=Figure(7e-6, "assumed", "AutoParallel compute_estimation.py: 7 us for each op of the host"),
+    communication_share=Figure(20 / 132, "measured", f"{REPORT}, section 3.2.2: 20 of 132 SMs"),
     overlapped_dispatch=_trace(24.8 / 50, "dispatch kernels 3.88 ms each for 96.2 MB"),
     overlapped_combine=_trace(30.2 / 50, "combine kernels 6.18 ms each for 186.5 MB"),
-    imbalance=Constant(
+    imbalance=Figure(
         13.95 / (100.5 * 0.1290), "measured", f"{TABLE_4}: 1F1B 13.95 s in 97 to 104 pairs, each 129.0 ms when balanced"
     ),
-    sync=Constant(
+    sync=Figure(
         (2.06 - 0.86) / (19.63 - (2.06 - 0.86)),
         "measured",
         f"{TABLE_4}: ranks wait 2.06 of 19.63 s, 0.86 s of it in the simulated schedule",
     ),
-    uncertainty=Constant(0.15, "assumed", "published steps on Hopper that took no part: off by up to 7 %, taken twice"),
+    uncertainty=Figure(0.15, "assumed", "published steps on Hopper that took no part: off by up to 7 %, taken twice"),
 )
 
 
-def _held(constant: Constant, what: str) -> Constant:
+def _held(constant: Figure, what: str) -> Figure:
     return replace(constant, provenance="assumed", source=f"held utilisation of {what}, not time: {constant.source}")
 
 
@@ -130,21 +130,21 @@ def _family(base: Calibration, name: str) -> Calibration:
     """The utilisations of one family for another that nobody measured."""
     held: dict[str, Any] = {
         key: _held(value, name)
-        if isinstance(value, Constant)
-        else {op_class: _held(constant, name) for op_class, constant in value.items()}
+        if isinstance(value, Figure)
+        else {kernel_class: _held(constant, name) for kernel_class, constant in value.items()}
         for key, value in vars(base).items()
     }
-    worst = Constant(0.30, "assumed", "held utilisations: DeepSeek-V3 on 256 B200 was off by up to 30 %")
+    worst = Figure(0.30, "assumed", "held utilisations: DeepSeek-V3 on 256 B200 was off by up to 30 %")
     return replace(Calibration(**held), uncertainty=worst)
 
 
-def _assumed(value: float, why: str) -> Constant:
-    return Constant(value, "assumed", why)
+def _assumed(value: float, why: str) -> Figure:
+    return Figure(value, "assumed", why)
 
 
 def _cpu() -> Calibration:
     why = "no measurement: the order of magnitude of PyTorch on a CPU"
-    classes: dict[OpClass, Constant] = dict.fromkeys(get_args(OpClass), _assumed(0.5, why))
+    classes: dict[KernelClass, Figure] = dict.fromkeys(get_args(KernelClass), _assumed(0.5, why))
     return Calibration(
         forward=classes,
         input_gradient=classes,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsc.compiler.planner.machine.calibration import CALIBRATIONS, Calibration, Constant, OpClass
+from dsc.compiler.planner.machine.calibration import CALIBRATIONS, Calibration, Figure, KernelClass
 from dsc.spec.cluster import Cluster, Machines
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.loader import load_section
 from dsc.spec.zoo import CLUSTERS, names, path_of
 
-FP8_CLASSES: tuple[OpClass, ...] = ("fp8_gemm", "fp8_grouped")
+FP8_CLASSES: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
 
 
 class UnknownHardware(DscError):
@@ -27,29 +27,29 @@ class Hardware:
     def gpus(self) -> int:
         return self.nodes * self.cluster.gpus_per_node
 
-    def peak(self, op_class: OpClass) -> float:
+    def peak(self, kernel_class: KernelClass) -> float:
         """Dense FLOP per second."""
-        if op_class in FP8_CLASSES:
+        if kernel_class in FP8_CLASSES:
             if self.cluster.fp8_flops is None:
                 message = f"{self.cluster.gpu} has no FP8 units, which precision.linear.kind fp8_block needs"
                 raise UnknownHardware([Finding("DSC065", message, ("cluster", "kind"))])
             return self.cluster.fp8_flops
-        rate = self.calibration.fp32_rate.value if op_class == "fp32_gemm" else 1.0
+        rate = self.calibration.fp32_rate.value if kernel_class == "fp32_gemm" else 1.0
         return self.cluster.bf16_flops * rate
 
-    def rates(self, efficiencies: dict[OpClass, Constant], op_class: OpClass) -> tuple[float, float]:
+    def rates(self, efficiencies: dict[KernelClass, Figure], kernel_class: KernelClass) -> tuple[float, float]:
         """FLOP and bytes a second that a kernel reaches; memory as well as memory-bound kernels reach it."""
-        memory: OpClass = "cast" if op_class == "cast" else "memory"
+        memory: KernelClass = "cast" if kernel_class == "cast" else "memory"
         moving = self.cluster.hbm_bandwidth * efficiencies[memory].value
-        if op_class in ("cast", "memory"):
+        if kernel_class in ("cast", "memory"):
             return 0.0, moving
-        return self.peak(op_class) * efficiencies[op_class].value, moving
+        return self.peak(kernel_class) * efficiencies[kernel_class].value, moving
 
     def kernel_seconds(
-        self, efficiencies: dict[OpClass, Constant], op_class: OpClass, flops: float, bytes: float
+        self, efficiencies: dict[KernelClass, Figure], kernel_class: KernelClass, flops: float, bytes: float
     ) -> float:
         """One kernel on a GPU that does nothing else."""
-        computing, moving = self.rates(efficiencies, op_class)
+        computing, moving = self.rates(efficiencies, kernel_class)
         return max(flops / computing if flops else 0.0, bytes / moving, self.calibration.kernel_floor.value)
 
 

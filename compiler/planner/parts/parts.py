@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dsc.compiler.graph.graph import Call, Graph
-from dsc.compiler.graph.op import Parameter
+from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, trace
-from dsc.compiler.ops.projection import TiedHead
+from dsc.compiler.graph.types import TensorType
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
@@ -50,6 +50,15 @@ def _modules(graph: Graph) -> Iterator[tuple[str, str]]:
         for node in graph.blocks[key].nodes():
             if isinstance(node.op, Call):
                 yield from ((path, callee) for callee, path in node.op.runs() if path)
+
+
+def stream(graph: Graph) -> TensorType:
+    """What one layer hands to the next, and one pipeline stage to the next: sizes in B and S."""
+    calls = [node for node in graph.blocks[BACKBONE].nodes() if isinstance(node.op, Call)]
+    layers = [node for node in calls if any(path for _, path in node.op.runs())]
+    types = [tensor(node.output_types[0]) for node in layers]
+    assert all(type.same(types[0]) for type in types), f"layers hand on {', '.join(one.shape_text() for one in types)}"
+    return types[0]
 
 
 def _module(path: str) -> str:
@@ -97,6 +106,4 @@ def _used(steps: tuple[Step, ...]) -> Iterator[str]:
     for step in steps:
         for parameter in step.node.op.parameters():
             yield f"{step.path}{parameter.name}"
-        for op in (step.node.op, getattr(step.node.op, "head", None)):  # alone, or fused with the loss
-            if isinstance(op, TiedHead):
-                yield f"{op.embedding}.weight"
+        yield from step.node.op.borrowed()

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
+from dsc.compiler.graph.dim import B, S
+from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
-from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.fused.attention import MlaAttention
-from dsc.compiler.ops.fused.fp8 import Fp8Linears, Fp8SwigluLinear
-from dsc.compiler.planner.parts.shard import CHOSEN, is_routed, sizes_in_dim
+from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 
 SCALED_TILE = 128  # FP8 activations carry one float32 scale for 128 numbers (DeepSeek-V3, section 3.3.2)
 
@@ -65,7 +64,7 @@ def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:
 
     Attention's backward asks for more digits than E4M3 has, hence E5M6 (DeepSeek-V3, section 3.3.3).
     """
-    found = (step.outputs[0] for step in steps if isinstance(step.node.op, CausalAttention | MlaAttention))
+    found = (step.outputs[0] for step in steps if step.node.op.op_class is OpClass.ATTENTION)
     return frozenset(one for one in found if one is not None and one.type.dtype is DType.BF16 and _tiled(one))
 
 
@@ -74,8 +73,8 @@ def fp8_storages(steps: tuple[Step, ...]) -> frozenset[Storage]:
     elementwise = [step for step in steps if step.node.op.recompute == "swiglu"]
     made = {one for step in elementwise for one in _made(step)}
     found = {one for step in elementwise for one in step.saved if one not in made}
-    found |= {one for step in steps if isinstance(step.node.op, Fp8SwigluLinear) for one in step.saved}
-    found |= {one for step in steps if _routed(step) for one in step.saved if CHOSEN in sizes_in_dim(one.type.shape[0])}
+    found |= {one for step in steps if step.node.op.includes_swiglu for one in step.saved}
+    found |= {one for step in steps if _routed(step) for one in step.saved if has_row_for_each_expert(one.type)}
     return frozenset(one for one in (*found, *dispatched(steps)) if one.type.dtype is DType.BF16 and _tiled(one))
 
 
@@ -87,9 +86,9 @@ def dispatched(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
     """
     found = []
     for step in steps:
-        rows = [one.type.shape[0] for one in step.saved if CHOSEN in sizes_in_dim(one.type.shape[0])]
+        rows = [one.type.shape[0] for one in step.saved if has_row_for_each_expert(one.type)]
         source = step.inputs[0]
-        if _routed(step) and rows and source is not None and CHOSEN not in sizes_in_dim(source.type.shape[0]):
+        if _routed(step) and rows and source is not None and not has_row_for_each_expert(source.type):
             type = TensorType((rows[0], source.type.shape[-1]), source.type.dtype)
             found.append(Storage(f"{step.path}{step.node.id}.dispatched", type))
     return tuple(found)
@@ -100,11 +99,11 @@ def inside(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
     rows = dispatched(steps)
     owners = {one.place.removesuffix(".dispatched") for one in rows}
     fused = [step for step in steps if f"{step.path}{step.node.id}" in owners]
-    return (*rows, *(one for step in fused for one in _made(step) if CHOSEN in sizes_in_dim(one.type.shape[0])))
+    return (*rows, *(one for step in fused for one in _made(step) if has_row_for_each_expert(one.type)))
 
 
 def _tiled(storage: Storage) -> bool:
-    return storage.type.shape[-1].value({"B": 1, "S": SCALED_TILE}) % SCALED_TILE == 0
+    return storage.type.shape[-1].value({B.name: 1, S.name: SCALED_TILE}) % SCALED_TILE == 0
 
 
 def _results(step: Step) -> set[Storage]:
@@ -120,7 +119,7 @@ def _made(step: Step) -> set[Storage]:
 
 def _codes(step: Step) -> tuple[Storage, ...]:
     """Of a product's input, as the product keeps them."""
-    return tuple(set(step.saved) - set(step.inputs)) if isinstance(step.node.op, Fp8Linears) else ()
+    return tuple(set(step.saved) - set(step.inputs)) if step.node.op.saves_codes else ()
 
 
 def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
@@ -134,13 +133,13 @@ def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
             found |= _between(steps, routed[0], routed[-1])
     if "mla_up_proj" in choices:
         for index, step in enumerate(steps):
-            if isinstance(step.node.op, CausalAttention | MlaAttention):
+            if step.node.op.op_class is OpClass.ATTENTION:
                 found |= _up_projections(steps, index)
     return frozenset(found)
 
 
 def _routed(step: Step) -> bool:
-    return any(is_routed(parameter) for parameter in step.node.op.parameters())
+    return any(parameter.is_routed for parameter in step.node.op.parameters())
 
 
 def _between(steps: tuple[Step, ...], first: int, last: int) -> set[int]:

@@ -1,4 +1,4 @@
-"""Which part of a tensor one rank holds, told from the sizes in its shape.
+"""Which part of a tensor one rank holds, told from the axes of its shape.
 
 Tensor parallelism divides heads, feed-forward widths and the vocabulary, with sequence parallelism everywhere else
 (arXiv 2205.05198): low-rank projections, norms and routers are whole on every tensor rank and see their share of the
@@ -12,16 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dsc.compiler.graph.dim import Dim, Product, Quotient, Sum, Symbol
+from dsc.compiler.graph.dim import Axis
 from dsc.compiler.graph.op import Parameter
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.planner.layout.layout import Layout
 
-# Names of sizes (compiler/blocks) that tensor parallelism divides, and those of routed experts.
-TENSOR = frozenset(("NUM_HEADS", "NUM_KV_HEADS", "INTERMEDIATE_SIZE", "SHARED_SIZE", "VOCAB_SIZE"))
-EXPERT_WIDTH = "EXPERT_SIZE"
-CHOSEN = "TOP_K"
-VOCABULARY = "VOCAB_SIZE"
+TENSOR = frozenset((Axis.HEADS, Axis.FEED_FORWARD, Axis.SHARED_EXPERTS, Axis.VOCABULARY))
+"""What tensor parallelism divides."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,9 @@ def elements(parameters: Iterable[Parameter]) -> Elements:
 
 def _elements_of(parameter: Parameter) -> Elements:
     count = parameter.type.numel.value()
-    if is_routed(parameter):
+    if parameter.is_routed:
         return Elements(expert=count)
-    return Elements(tensor=count) if TENSOR & sizes_in(parameter.type) else Elements(replicated=count)
-
-
-def is_routed(parameter: Parameter) -> bool:
-    """Whether a token touches only some of it, as of routed experts."""
-    return parameter.active[1].value() > 1
+    return Elements(tensor=count) if TENSOR & parameter.type.axes else Elements(replicated=count)
 
 
 @dataclass(frozen=True)
@@ -94,33 +86,21 @@ class Extent:
 
 
 def extent(type: TensorType, bytes: int) -> Extent:
-    """Bytes of a tensor, sorted by the sizes in its shape."""
-    sizes = sizes_in(type)
-    if "S" not in sizes:
+    """Bytes of a tensor, sorted by the axes of its shape."""
+    axes = type.axes
+    if Axis.SEQUENCE not in axes:
         return Extent(whole=bytes)
-    if "B" not in sizes:
+    if Axis.BATCH not in axes:
         return Extent(positions=bytes)
-    rows = len(type.shape) == 2 and CHOSEN in sizes_in_dim(type.shape[0])
-    return Extent(rows=bytes) if rows and EXPERT_WIDTH not in sizes else Extent(tokens=bytes)
+    rows = len(type.shape) == 2 and has_row_for_each_expert(type)
+    return Extent(rows=bytes) if rows and Axis.EXPERT_WIDTH not in axes else Extent(tokens=bytes)
+
+
+def has_row_for_each_expert(type: TensorType) -> bool:
+    """Whether there is a row for each expert that a token chose."""
+    return Axis.CHOSEN_EXPERTS in type.shape[0].axes()
 
 
 def share(count: int, ranks: int) -> int:
     """The largest of equal parts."""
     return -(-count // ranks)
-
-
-def sizes_in(type: TensorType) -> frozenset[str]:
-    """Names of the sizes that a shape is written with, defined ones with what defines them."""
-    return frozenset(name for dim in type.shape for name in sizes_in_dim(dim))
-
-
-def sizes_in_dim(dim: Dim) -> frozenset[str]:
-    match dim:
-        case Symbol(name=name, definition=definition):
-            return frozenset((name,)) | (sizes_in_dim(definition) if definition is not None else frozenset())
-        case Sum(left, right) | Product(left, right):
-            return sizes_in_dim(left) | sizes_in_dim(right)
-        case Quotient(numerator, _):
-            return sizes_in_dim(numerator)
-        case _:
-            return frozenset()

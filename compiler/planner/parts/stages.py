@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import B, Dim, S
 from dsc.compiler.graph.saved import Step
 from dsc.compiler.planner.parts.parts import EMBEDDING, Part
 
@@ -17,7 +17,7 @@ Stages = tuple[tuple[int, ...], ...]
 
 def weights(parts: Sequence[Part], sequence_length: int) -> tuple[int, ...]:
     """Forward and backward FLOPs of each part for one sequence: what a stage split balances before anyone measures."""
-    sizes = {"B": 1, "S": sequence_length}
+    sizes = {B.name: 1, S.name: sequence_length}
     known: dict[str, int] = {}
     for part in parts:
         if part.kind not in known:

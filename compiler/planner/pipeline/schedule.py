@@ -199,6 +199,27 @@ def _dualpipe_v(pp: int, micro_batches: int, rank: int) -> Iterator[Action]:
     return _two_lanes(lanes, depth=pp, position=rank, length=micro_batches)
 
 
+class _Lanes:
+    """The next action of each lane, a lane being (stage, first micro-batch)."""
+
+    def __init__(self, lanes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        self._lanes = lanes
+        self._next: dict[tuple[str, int], int] = {}
+        self.waiting: deque[Action] = deque()  # Ws of the Bs done, first in, first out
+
+    def work(self, kind: Kind, lane: int) -> Action:
+        stage, first = self._lanes[lane]
+        counter = ("F" if kind == "F" else "B", lane)
+        index = self._next.get(counter, 0)
+        self._next[counter] = index + 1
+        if kind == "B":
+            self.waiting.append(Action("W", stage, first + index))
+        return Action(kind, stage, first + index)
+
+    def pair(self, forward: int, backward: int) -> Action:
+        return self.work("F", forward)._replace(kind="F&B", backward=self.work("BW", backward))
+
+
 def _two_lanes(
     lanes: tuple[tuple[int, int], tuple[int, int]], depth: int, position: int, length: int
 ) -> Iterator[Action]:
@@ -208,21 +229,8 @@ def _two_lanes(
     lie between the end of the pipeline (position 0) and its middle, or the turn of the V (position depth - 1);
     `length` micro-batches pass through each lane.
     """
-    next_of: dict[tuple[str, int], int] = {}
-    waiting: deque[Action] = deque()  # Ws of the Bs done, first in, first out
-
-    def work(kind: Kind, lane: int) -> Action:
-        stage, first = lanes[lane]
-        counter = ("F" if kind == "F" else "B", lane)
-        index = next_of.get(counter, 0)
-        next_of[counter] = index + 1
-        if kind == "B":
-            waiting.append(Action("W", stage, first + index))
-        return Action(kind, stage, first + index)
-
-    def pair(forward: int, backward: int) -> Action:
-        return work("F", forward)._replace(kind="F&B", backward=work("BW", backward))
-
+    steps = _Lanes(lanes)
+    work, pair, waiting = steps.work, steps.pair, steps.waiting
     inner = depth - 1 - position  # ranks between this one and the middle
     for _ in range(2 * inner):  # 1: forwards until the other lane's first arrives
         yield work("F", 0)

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dsc.compiler.diff import Changed
+from dsc.compiler.facts.diff import Changed
 from dsc.compiler.planner.report.plan import ranks_text
 from dsc.spec.errors import DscError, Finding, Position
 from dsc.spec.text import decode

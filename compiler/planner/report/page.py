@@ -8,16 +8,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.memory.ledger import Line, Role
+from dsc.compiler.planner.memory.lines import MemoryLine, Role
 from dsc.compiler.planner.report.pictures.arena_svg import arena_svg
 from dsc.compiler.planner.report.pictures.memory_svg import memory_svg
 from dsc.compiler.planner.report.pictures.schedule_svg import schedule_svg
-from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, record, runs, where
+from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, runs, where
+from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
-from dsc.compiler.stats import compute_stats
 from dsc.spec.model import ModelSpec
 
 GIB = 2**30
@@ -28,7 +29,7 @@ COMING_AND_GOING = ("activations", "logits")  # with every micro-batch; all else
 @dataclass(frozen=True)
 class Ledger:
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[MemoryLine, ...]
 
     @property
     def bytes(self) -> int:
@@ -71,7 +72,7 @@ def memory_picture(plan: Plan) -> str:
     problem, layout = plan.problem, plan.layout
     stages = problem.stages(layout)
     kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
-    held = [problem.memory.stage(one, layout).kept for one in kinds]
+    held = [problem.memory.stages.of(one, layout).kept for one in kinds]
     static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
     return memory_svg(plan.time.timeline, static, held, problem.capacity, "memory of one GPU over the step")
 

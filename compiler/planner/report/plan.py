@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.memory.ledger import (
+from dsc.compiler.planner.memory.lines import (
     ACTIVATIONS,
     ALLOCATOR,
     COLLECTIVES,
@@ -25,11 +22,11 @@ from dsc.compiler.planner.memory.ledger import (
     TRANSFERS,
     WEIGHTS,
     WORKING,
-    Line,
     Role,
 )
 from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
-from dsc.compiler.planner.search.search import Candidate, Found, Problem, search
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.search.search import Candidate, Found, search
 from dsc.compiler.planner.time.step import StepTime
 
 # The lines of a ledger under the names of the contract.
@@ -109,90 +106,6 @@ def memory(role: Role, capacity: int) -> dict[str, int]:
     return {**sums, "total": role.bytes, "capacity": capacity}
 
 
-def record(plan: Plan) -> dict[str, Any]:
-    """What `dsc plan --json` prints: the contract's keys, then where every figure comes from."""
-    layout, time, spec, hardware = plan.layout, plan.time, plan.problem.spec, plan.problem.hardware
-    return {
-        "name": spec.name,
-        "mode": "train",
-        "fits": plan.fits,
-        "cluster": plan.problem.hardware.cluster.name,
-        "world_size": plan.problem.world,
-        "mesh": {name: getattr(layout, name) for name in ("pp", "vpp", "dp", "cp", "tp", "ep", "etp")},
-        "schedule": layout.schedule,
-        "micro_batch": layout.micro_batch,
-        "global_batch": plan.problem.batch,
-        "micro_batches": layout.micro_batches(plan.problem.batch),
-        "zero": layout.zero,
-        "recompute": list(layout.recompute),
-        "activations": layout.activations,
-        "stages": [[plan.problem.memory.parts[part].name for part in stage] for stage in plan.problem.stages(layout)],
-        "memory": [
-            {
-                "ranks": list(role.ranks),
-                **memory(role, plan.problem.capacity),
-                "lines": [memory_line(line) for line in role.lines],
-            }
-            for role in plan.roles
-        ],
-        "time": {
-            "step_seconds": time.seconds,
-            "bubble_fraction": time.bubble_fraction,
-            "mfu": time.mfu,
-            "gpu_hours_per_trillion_tokens": time.gpu_hours_per_trillion_tokens,
-            "uncertainty": time.uncertainty,
-            "lines": [
-                {"name": line.name, "seconds": line.seconds, "provenance": line.provenance, "source": line.source}
-                for line in time.lines
-            ],
-        },
-        "rejected": [_neighbour(one) for one in plan.around],
-        "largest_saving": None if plan.saving is None else plan.saving.change,
-        "sensitivity": _sensitivity(plan),
-        "searched": {"legal": plan.found.legal, "simulated": plan.found.simulated},
-        "spec_sha256": sha256(spec.model_dump(mode="json")),
-        "hardware_sha256": sha256([hardware.cluster.model_dump(mode="json"), asdict(hardware.calibration)]),
-    }
-
-
-def memory_line(line: Line) -> dict[str, Any]:
-    return {
-        "name": line.name,
-        "bytes": line.bytes,
-        "provenance": line.provenance,
-        "source": line.source,
-        "tensors": list(line.tensors),
-    }
-
-
-def _neighbour(one: Neighbour) -> dict[str, Any]:
-    return {
-        "change": one.change,
-        "binds": one.binds,
-        "reason": one.reason,
-        "bytes": one.bytes,
-        "missing_bytes": one.missing_bytes,
-        "step_seconds": one.seconds,
-    }
-
-
-def _sensitivity(plan: Plan) -> dict[str, Any] | None:
-    """The next better plan, and how much more memory a GPU would need for it."""
-    faster = plan.found.faster
-    if faster is None:
-        return None
-    return {
-        "missing_bytes": faster.bytes - plan.problem.capacity,
-        "step_seconds": faster.seconds,
-        "placement": placement(faster.layout),
-    }
-
-
-def placement(layout: Layout) -> dict[str, Any]:
-    """A layout as the spec's `placement` section has it."""
-    return {**asdict(layout), "recompute": list(layout.recompute)}
-
-
 def choices(plan: Plan) -> list[str]:
     """Where the faster layout that lacks memory differs, if there is one."""
     if plan.found.faster is None:
@@ -231,7 +144,3 @@ def runs(parts: Sequence[str]) -> list[str]:
         first, last = members[0], members[-1].rpartition(".")[2]
         runs.append(first if len(members) == 1 else f"{stem}.{first.rpartition('.')[2]}-{last}")
     return runs
-
-
-def sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from dsc.compiler.planner.memory.ledger import Line
-from dsc.compiler.planner.report.plan import memory_line, sha256
+from dsc.compiler.planner.memory.lines import MemoryLine
+from dsc.compiler.planner.report.record import memory_line, sha256
 from dsc.compiler.planner.serving.deployment import Alternative, ServingFound
 from dsc.compiler.planner.serving.expert_loads import PlacedLayer
 
@@ -23,7 +23,7 @@ GROUPS = {
 MEMORY = ("weights", "cache", "activations", "communication", "workspace")
 
 
-def serving_memory(lines: Iterable[Line], capacity: int) -> dict[str, int]:
+def serving_memory(lines: Iterable[MemoryLine], capacity: int) -> dict[str, int]:
     """Bytes of one GPU, by the names of a training plan and with the cache."""
     sums = dict.fromkeys(MEMORY, 0)
     for line in lines:

@@ -7,8 +7,10 @@ from typing import Any
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.layout.layout import TRIVIAL, global_batch
-from dsc.compiler.planner.memory.ledger import ALLOCATOR, CUDA, Memory, Role
-from dsc.compiler.planner.report.plan import memory, memory_line, placement, sha256
+from dsc.compiler.planner.memory.ledger import MemoryModel
+from dsc.compiler.planner.memory.lines import ALLOCATOR, CUDA, Role
+from dsc.compiler.planner.report.plan import memory
+from dsc.compiler.planner.report.record import memory_line, placement, sha256
 from dsc.spec.model import ModelSpec
 
 OF_GPUS = (ALLOCATOR, CUDA)
@@ -25,7 +27,7 @@ class TrivialPlan:
 
 def trivial_plan(spec: ModelSpec, graph: Graph) -> TrivialPlan:
     """Bytes without a capacity to hold them against, and no time: neither is known of a device that has no name."""
-    ledger, batch = Memory(spec, graph), global_batch(spec, 1)
+    ledger, batch = MemoryModel(spec, graph), global_batch(spec, 1)
     (role,) = ledger.ledger(TRIVIAL, batch, ledger.split(TRIVIAL))
     lines = tuple(line for line in role.lines if line.name not in OF_GPUS)
     return TrivialPlan(spec, batch, replace(role, lines=lines))

@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.report.plan import Plan, placement, record, runs, where
+from dsc.compiler.planner.report.plan import Plan, runs, where
+from dsc.compiler.planner.report.record import placement, record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from dsc.compiler.planner.layout.layout import families, variants
-from dsc.compiler.planner.search.search import Problem
+from dsc.compiler.planner.layout.space import families, variants
+from dsc.compiler.planner.search.problem import Problem
 
 MOST_NODES = 4096
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dsc.compiler.planner.layout.layout import Layout, problems, recompute_choices
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.legal import problems, recompute_choices
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES
-from dsc.compiler.planner.search.search import Problem
+from dsc.compiler.planner.search.problem import Problem
 from dsc.spec.precision import Fp8BlockLinear
 
 

@@ -14,94 +14,12 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from dsc.compiler.graph.graph import Graph
-from dsc.compiler.planner.layout.layout import Family, Layout, check_pins, global_batch, variants
-from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.memory.ledger import Memory
-from dsc.compiler.planner.parts.stages import Stages
-from dsc.compiler.planner.time.step import PAIRING, CostModel, StepTime
-from dsc.spec.model import ModelSpec
-
-# A part's weight in the split into stages, relative to the heaviest: so coarse, many layouts split alike.
-WEIGHT_STEPS = 64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One model to train on one cluster."""
-
-    spec: ModelSpec
-    graph: Graph
-    """Whose tensors fill the memory: that of the emitted model."""
-    timed: Graph
-    """Whose ops take the time: the same with the experts' steps apart."""
-    hardware: Hardware
-
-    @property
-    def world(self) -> int:
-        return self.hardware.gpus
-
-    @property
-    def capacity(self) -> int:
-        """Bytes of one GPU."""
-        return self.hardware.cluster.hbm_bytes
-
-    @cached_property
-    def batch(self) -> int:
-        """Sequences of one step."""
-        return global_batch(self.spec, self.world)
-
-    @cached_property
-    def cost(self) -> CostModel:
-        return CostModel(self.spec, self.timed, self.hardware)
-
-    @cached_property
-    def memory(self) -> Memory:
-        return Memory(self.spec, self.graph)
-
-    @cached_property
-    def _stages(self) -> dict[tuple[object, ...], Stages]:
-        return {}
-
-    @cached_property
-    def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
-        return {}
-
-    def on(self, nodes: int) -> Problem:
-        """On so many nodes. What is known of parts and stages holds there too."""
-        other = replace(self, hardware=replace(self.hardware, nodes=nodes))
-        for name in ("cost", "memory", "_stages", "_weights"):
-            vars(other)[name] = getattr(self, name)
-        return other
-
-    def stages(self, layout: Layout) -> Stages:
-        """Parts of each stage, balanced by their time."""
-        pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
-        alike = (pairs, layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
-        key = (alike, layout.chunks)
-        if key not in self._stages:
-            if alike not in self._weights:
-                plain = replace(layout, schedule="dualpipe" if pairs else "1f1b", zero=0, recompute=())
-                exact = self.cost.weights(plain)
-                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
-            self._stages[key] = self.memory.split(layout, self._weights[alike])
-        return self._stages[key]
-
-    def bytes(self, layout: Layout) -> int:
-        """Of the fullest rank."""
-        return self.memory.fullest(layout, self.batch, self.stages(layout))
-
-    def kept_bytes(self, layout: Layout) -> int:
-        """The same without what lives for a moment."""
-        return self.memory.fullest(layout, self.batch, self.stages(layout), working=False)
-
-    def bound(self, layout: Layout) -> float:
-        return self.cost.bound(layout, self.stages(layout), self.batch)
-
-    def step(self, layout: Layout) -> StepTime:
-        return self.cost.step(layout, self.stages(layout), self.batch)
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.pins import check_pins
+from dsc.compiler.planner.layout.space import LayoutFamily, variants
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.time.sharing import PAIRING
 
 
 @dataclass(frozen=True)
@@ -128,7 +46,7 @@ class Found:
     simulated: int
 
 
-def search(problem: Problem, families: Iterable[Family] | None = None) -> Found:
+def search(problem: Problem, families: Iterable[LayoutFamily] | None = None) -> Found:
     """Among all that is legal, or what is given. Raises DscError where the spec's pins contradict each other."""
     largest_tp = problem.hardware.cluster.scale_up_domain
     legal = check_pins(problem.spec, problem.world, problem.batch, largest_tp)
@@ -155,7 +73,7 @@ def _nothing_collected() -> Iterator[None]:
 # evenly over all ranks with nothing exchanged; a family by all its work; one sharing of the GPUs by the same in its
 # pipeline and with the ZeRO stage that it needs; a layout by its pipeline's bound; what was simulated by its step.
 GROUP, FAMILY, GRID, VARIANT, SIMULATED = range(5)
-Entry = tuple[Family, ...] | Family | Layout
+Entry = tuple[LayoutFamily, ...] | LayoutFamily | Layout
 
 # Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
 ROUNDING = 1 - 1e-9
@@ -164,7 +82,7 @@ ROUNDING = 1 - 1e-9
 class _Search:
     """Best first: what has the least bound is looked at next, so the first simulated layout to come up is the best."""
 
-    def __init__(self, problem: Problem, families: tuple[Family, ...]) -> None:
+    def __init__(self, problem: Problem, families: tuple[LayoutFamily, ...]) -> None:
         self.problem = problem
         self.families = families
         self.simulated = 0
@@ -178,7 +96,7 @@ class _Search:
         self.queue: list[tuple[float, int, Entry]] = []
 
     def best(self) -> Candidate | None:
-        groups: dict[tuple[int, int, int], list[Family]] = {}
+        groups: dict[tuple[int, int, int], list[LayoutFamily]] = {}
         for family in self.families:
             groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
         for group in groups.values():
@@ -198,14 +116,14 @@ class _Search:
                 self._open(found)
             else:
                 self._try(found)
-        elif isinstance(found, Family):
+        elif isinstance(found, LayoutFamily):
             for grid in found.grids():
                 self._classify(grid, seconds)
         else:
             for family in found:
                 self._push(max(seconds, self._least(family)), FAMILY, family)
 
-    def _least(self, family: Family, exchanges: bool = True) -> float:
+    def _least(self, family: LayoutFamily, exchanges: bool = True) -> float:
         """Of the pipelines of a family one that pairs takes least, where there is any."""
         pipeline = next((one for one in family.pipelines if one.schedule in PAIRING), family.pipelines[0])
         return self.problem.cost.least(family.grid(pipeline), self.problem.batch, exchanges)

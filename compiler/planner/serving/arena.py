@@ -12,7 +12,6 @@ from functools import cached_property
 
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import TensorType
-from dsc.compiler.ops.cache import CacheAppend
 
 ALIGNMENT = 256  # bytes: what cudaMalloc gives, and enough for any vector load
 
@@ -53,8 +52,7 @@ class Arena:
 def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
     """From the op that makes a value to the last that reads it.
 
-    What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls,
-    and what is appended to the cache lies in the cache's pages.
+    What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls.
     """
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
@@ -62,8 +60,6 @@ def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
     for index, step in enumerate(steps):
         read = [one for one in step.inputs if one is not None]
         given.update(one for one in read if one not in first)
-        if isinstance(step.node.op, CacheAppend):
-            given.update(one for one in step.outputs if one is not None)
         for one in (*read, *step.outputs, *step.saved):
             if one is not None and one not in given:
                 first.setdefault(one, index)

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Literal
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.planner.layout.layout import TRIVIAL, problems
+from dsc.compiler.planner.layout.layout import TRIVIAL
+from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.memory.ledger import Line
+from dsc.compiler.planner.memory.lines import MemoryLine
 from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.expert_loads import Loads, PlacedLayer, place_by_load
 from dsc.compiler.planner.serving.memory import (
@@ -27,7 +28,6 @@ from dsc.compiler.planner.serving.memory import (
     ServingPlan,
     Storing,
 )
-from dsc.spec.attention import MlaAttention
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
@@ -65,7 +65,7 @@ class ServingProblem:
     @property
     def experts(self) -> int:
         """Routed ones of a layer."""
-        return self.spec.moe().n_routed_experts if self.spec.ffn.moe else 0
+        return self.spec.moe().n_routed_experts if "moe" in self.spec.ffn_kinds else 0
 
     @property
     def request(self) -> Request:
@@ -92,7 +92,7 @@ class Option:
 
     serving: Serving
     storing: Storing
-    lines: tuple[Line, ...]
+    lines: tuple[MemoryLine, ...]
     """Of one GPU; where it does not fit, with a single sequence."""
     plan: ServingPlan | None
     """None where it does not fit."""
@@ -228,7 +228,7 @@ def _alternatives(problem: ServingProblem, best: Option, found: list[Option]) ->
     if best.storing.fp8_weights:
         change = "weights in bfloat16"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, fp8_weights=False)))
-    if isinstance(problem.spec.attention, MlaAttention) and best.storing.rows == "plain":
+    if best.storing.rows == "plain" and problem.memory.has_fp8_rows:
         change = "cache rows in FP8"
         yield _against(problem, best, change, _option(problem, serving, replace(best.storing, rows="fp8")))
     double = replace(problem, context=2 * problem.context)

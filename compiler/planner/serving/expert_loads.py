@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from dsc.compiler.planner.serving.experts import Load, Placement, PlacementError, balanced, contiguous
+from dsc.compiler.planner.serving.experts import ExpertPlacement, Load, PlacementError, balanced, contiguous
 from dsc.spec.model import ModelSpec
 
 Loads = tuple[tuple[Load, ...], ...]
@@ -18,7 +18,7 @@ Loads = tuple[tuple[Load, ...], ...]
 class PlacedLayer:
     layer: int
     """Of all layers of the model."""
-    placement: Placement
+    placement: ExpertPlacement
     imbalance: float
     """The busiest GPU's load over the mean."""
     of_blocks: float | None

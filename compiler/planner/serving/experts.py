@@ -19,7 +19,7 @@ class PlacementError(ValueError):
 
 
 @dataclass(frozen=True)
-class Placement:
+class ExpertPlacement:
     """The experts of one layer on GPUs. Each has as many slots, its own next to each other."""
 
     experts: int
@@ -60,13 +60,13 @@ class Placement:
         return max(carried) * self.gpus / sum(carried)
 
 
-def contiguous(experts: int, gpus: int) -> Placement:
+def contiguous(experts: int, gpus: int) -> ExpertPlacement:
     """Training: GPU g of an expert-parallel group holds the g-th block, so groups of experts stay together."""
     _divides(gpus, "GPUs", experts, "experts")
-    return Placement(experts, gpus, tuple(range(experts)))
+    return ExpertPlacement(experts, gpus, tuple(range(experts)))
 
 
-def balanced(loads: Sequence[Load], slots: int, groups: int, nodes: int, gpus: int) -> Placement:
+def balanced(loads: Sequence[Load], slots: int, groups: int, nodes: int, gpus: int) -> ExpertPlacement:
     """Inference: one layer's experts on `slots` slots, by the load of each.
 
     Hierarchical where nodes divide the groups: groups to nodes, replicas within nodes, those to the node's GPUs.
@@ -86,7 +86,7 @@ def balanced(loads: Sequence[Load], slots: int, groups: int, nodes: int, gpus: i
     for own_groups in pack(group_loads, nodes):
         own = [group * size + index for group in own_groups for index in range(size)]
         placed += _on_node(own, loads, slots // nodes, gpus // nodes)
-    return Placement(experts, gpus, tuple(placed))
+    return ExpertPlacement(experts, gpus, tuple(placed))
 
 
 def _on_node(own: Sequence[int], loads: Sequence[Load], slots: int, gpus: int) -> list[int]:

@@ -12,28 +12,23 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from dsc.compiler.graph.cache_rows import cache_rows
-from dsc.compiler.graph.dim import product
+from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
+from dsc.compiler.graph.dim import Axis, B, C, S, product
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
 from dsc.compiler.graph.saved import trace
 from dsc.compiler.graph.types import DType, TensorType
-from dsc.compiler.ops.projection import Linear
-from dsc.compiler.planner.machine.calibration import Constant
-from dsc.compiler.planner.memory.ledger import CONTEXT, EXPERT_BUFFER, NCCL, Line
-from dsc.compiler.planner.parts.shard import is_routed, share, sizes_in
+from dsc.compiler.planner.machine.calibration import Figure
+from dsc.compiler.planner.memory.lines import CONTEXT, EXPERT_BUFFER, NCCL, MemoryLine
+from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.arena import Arena, Interval, lifetimes, place
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
 ROOT = "Model.forward"
-HEADS = frozenset(("NUM_HEADS", "NUM_KV_HEADS"))
-DENSE, SHARED, VOCABULARY = "INTERMEDIATE_SIZE", "SHARED_SIZE", "VOCAB_SIZE"
-CACHED = "C"  # tokens in the cache, the new ones included
-
 STRAIGHT = 4  # tries along a line
 
-CUDA_GRAPHS = Constant(
+CUDA_GRAPHS = Figure(
     1.99 * 2**30, "assumed", "vLLM pull request 25779: full CUDA graphs of DeepSeek-V2-Lite, decode only"
 )
 
@@ -44,7 +39,7 @@ Rows = Literal["plain", "fp8"]
 class DoesNotFit(ValueError):
     """Not even one sequence does; the message has the arithmetic, `lines` what that one needs."""
 
-    def __init__(self, message: str, lines: tuple[Line, ...]) -> None:
+    def __init__(self, message: str, lines: tuple[MemoryLine, ...]) -> None:
         super().__init__(message)
         self.lines = lines
 
@@ -108,7 +103,7 @@ class Storing:
 class ServingPlan:
     """One GPU of a deployment."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[MemoryLine, ...]
     capacity: int
     arena: Arena
     page_bytes: int
@@ -137,21 +132,24 @@ class ServingMemory:
         fixed = sum(line.bytes for line in weights)
         page_bytes = storing.page * self.token_bytes(serving, storing)
         pages_each = share(request.context, storing.page)
+        windows_each = self.window_bytes(serving, storing, request.context)
+        each = pages_each * page_bytes + windows_each
 
-        def beside(sequences: int) -> tuple[Line, ...]:
+        def beside(sequences: int) -> tuple[MemoryLine, ...]:
             return tuple(self._beside(serving, request, self.arena(serving, request, sequences), sequences, pages_each))
 
         def needed(sequences: int) -> int:
-            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * pages_each * page_bytes
+            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * each
 
         if needed(1) > capacity:
-            lines = (*weights, *beside(1), _pages(pages_each, page_bytes, storing))
+            lines = (*weights, *beside(1), *_windows(1, windows_each), _pages(pages_each, page_bytes, storing))
             raise DoesNotFit(
                 f"one sequence of {request.context} tokens needs {needed(1):,} bytes of {capacity:,}", lines
             )
-        most = _last(needed, capacity, (capacity - fixed) // (pages_each * page_bytes) + 1)
-        others = beside(most)
-        pages = (capacity - fixed - sum(line.bytes for line in others)) // page_bytes
+        most = _last(needed, capacity, (capacity - fixed) // each + 1)
+        others = (*beside(most), *_windows(most, windows_each))
+        left = capacity - fixed - sum(line.bytes for line in others)
+        pages = left // page_bytes if page_bytes else 0
         lines = (*weights, *others, _pages(pages, page_bytes, storing))
         return ServingPlan(lines, capacity, self.arena(serving, request, most), page_bytes, pages, most)
 
@@ -159,20 +157,20 @@ class ServingMemory:
         """Of a step with so many sequences in the cache."""
         return place(self.values(serving, request, request.stepping(sequences)))
 
-    def weights(self, serving: Serving, storing: Storing) -> Iterator[Line]:
+    def weights(self, serving: Serving, storing: Storing) -> Iterator[MemoryLine]:
         """Of one GPU, by what divides them."""
         block = self._block() if storing.fp8_weights else None
         small = self._fp8() if block else frozenset()
         sums: dict[str, int] = {}
         names: dict[str, dict[str, None]] = {}
         for name, parameter in self.parameters().items():
-            kind, held = _held(parameter.type, is_routed(parameter), serving)
+            kind, held = _held(parameter.type, parameter.is_routed, serving)
             whole = _fp8_bytes(parameter.type, block) if block and name in small else parameter.type.bytes.value()
             sums[kind] = sums.get(kind, 0) + share(whole * held[0], held[1])
             names.setdefault(kind, {})[re.sub(r"\.\d+\.", ".*.", name)] = None
         for kind, size in sums.items():
             if size:
-                yield Line(f"{kind} weights", size, "derived", "parameters of the model", tuple(names[kind]))
+                yield MemoryLine(f"{kind} weights", size, "derived", "parameters of the model", tuple(names[kind]))
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter that inference reads, by full name."""
@@ -187,49 +185,56 @@ class ServingMemory:
 
     def _fp8(self) -> frozenset[str]:
         """Names of the parameters that an fp8_block checkpoint has in FP8."""
-        linear = self.spec.precision.linear
-        assert isinstance(linear, Fp8BlockLinear)
-        roles = {role for role, kind in linear.products.model_dump().items() if kind == "fp8"}
+        in_fp8 = self.spec.precision.fp8_products()
         return frozenset(
             step.path + one.name
             for step in self.steps
             for op in step.node.op.holders()
             for one in op.parameters()
-            if (op.role in roles if isinstance(op, Linear) else is_routed(one) and "experts" in roles)
+            if op.product in in_fp8
         )
 
     def token_bytes(self, serving: Serving, storing: Storing) -> int:
-        """What one token leaves in the cache of all layers on one GPU.
+        """What one token leaves on one GPU in the caches that keep all tokens."""
+        return sum(self._held_bytes(row, serving, storing) for row in self.rows if row.window is None)
 
-        Tensor parallelism divides heads; what has none, such as a latent, is whole on every tensor rank.
-        """
-        rows = [row.in_fp8_cache() for row in self.rows] if storing.rows == "fp8" else self.rows
-        return sum(
-            share(row.bytes, serving.tp if HEADS & sizes_in(TensorType(row.shape, row.dtype)) else 1) for row in rows
-        )
+    def window_bytes(self, serving: Serving, storing: Storing, context: int) -> int:
+        """What one sequence of so many tokens has on one GPU in the caches of windows, which it fills once."""
+        windowed = [row for row in self.rows if row.window is not None]
+        return sum(row.kept(context) * self._held_bytes(row, serving, storing) for row in windowed)
+
+    def _held_bytes(self, row: CacheRow, serving: Serving, storing: Storing) -> int:
+        """Of one row on one GPU. Tensor parallelism divides heads; what has none, such as a latent, is on each rank."""
+        stored = row.in_fp8_cache() if storing.rows == "fp8" else row
+        return share(stored.bytes, serving.tp if Axis.HEADS in row.axes else 1)
+
+    @property
+    def has_fp8_rows(self) -> bool:
+        """Whether an FP8 cache would keep codes of anything."""
+        return any(row.has_fp8_form for row in self.rows)
 
     def values(self, serving: Serving, request: Request, sequences: int) -> tuple[Interval, ...]:
         """What a step makes on one GPU, and for how long."""
-        sizes = {"B": sequences, "S": request.new_tokens, CACHED: request.context}
+        sizes = {B.name: sequences, S.name: request.new_tokens, C.name: request.context}
 
         @cache  # layers have the same types
         def size(type: TensorType) -> int:
-            names = sizes_in(type)
-            divided = "B" in names and ("S" in names or names & HEADS)
+            axes = type.axes
+            divided = Axis.BATCH in axes and (Axis.SEQUENCE in axes or Axis.HEADS in axes)
             return share(type.bytes.value(sizes), serving.tp if divided else 1)
 
         return lifetimes(self.steps, size)
 
     def _beside(
         self, serving: Serving, request: Request, arena: Arena, sequences: int, pages_each: int
-    ) -> Iterator[Line]:
+    ) -> Iterator[MemoryLine]:
         """Everything but weights and cache."""
         count = len(arena.intervals)
         largest = sorted(arena.intervals, key=lambda one: (-one.bytes, one.first, one.name))[:3]
         source = f"{count:,} values of one step, at most {arena.least:,} bytes alive; the largest are named"
-        yield Line("arena", arena.bytes, "derived", source, tuple(one.name for one in largest))
+        yield MemoryLine("arena", arena.bytes, "derived", source, tuple(one.name for one in largest))
         entries = sequences * (pages_each + 1) * DType.INT32.bytes
-        yield Line("block tables", entries, "derived", "int32: the pages of each sequence, and its length")
+        yield MemoryLine("block tables", entries, "derived", "int32: the pages of each sequence, and its length")
         if request.phase == "decode":
             yield _assumed("CUDA graphs", round(CUDA_GRAPHS.value), CUDA_GRAPHS)
         yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
@@ -238,13 +243,13 @@ class ServingMemory:
         if (serving.ep or serving.gpus) > 1 and serving.slots:
             yield self._expert_buffers(serving, request, sequences)
 
-    def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> Line:
+    def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> MemoryLine:
         hidden = self.spec.hidden_size
         if request.phase == "prefill":
             return _assumed("expert buffers", round(EXPERT_BUFFER.value * hidden * DType.BF16.bytes), EXPERT_BUFFER)
         tokens = share(request.stepping(sequences) * request.new_tokens, serving.tp)
         size = low_latency_bytes(tokens, hidden, serving.slots * (serving.ep or serving.gpus))
-        return Line("expert buffers", size, "assumed", "DeepEP csrc/legacy/config.hpp, LowLatencyLayout")
+        return MemoryLine("expert buffers", size, "assumed", "DeepEP csrc/legacy/config.hpp, LowLatencyLayout")
 
 
 def low_latency_bytes(tokens: int, hidden: int, experts: int) -> int:
@@ -263,16 +268,16 @@ def low_latency_bytes(tokens: int, hidden: int, experts: int) -> int:
 
 def _held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[int, int]]:
     """What a parameter is called in the ledger, and the part of it on one GPU as (numerator, denominator)."""
-    names = sizes_in(type)
+    axes = type.axes
     if routed:
         return "routed expert", (serving.slots, type.shape[0].value())
-    if SHARED in names:
+    if Axis.SHARED_EXPERTS in axes:
         return "shared expert", (int(serving.shared), 1)
-    if DENSE in names:
+    if Axis.FEED_FORWARD in axes:
         return "dense", (1, serving.dense_tp)
-    if VOCABULARY in names:
+    if Axis.VOCABULARY in axes:
         return "vocabulary", (1, serving.tp)
-    return "attention", (1, serving.tp if names & HEADS else 1)
+    return "attention", (1, serving.tp if Axis.HEADS in axes else 1)
 
 
 def _fp8_bytes(type: TensorType, block: tuple[int, int]) -> int:
@@ -302,10 +307,16 @@ def _last(needed: Callable[[int], int], capacity: int, too_many: int) -> int:
     return low
 
 
-def _pages(count: int, page_bytes: int, storing: Storing) -> Line:
+def _pages(count: int, page_bytes: int, storing: Storing) -> MemoryLine:
     source = f"{count:,} pages of {storing.page} tokens, {page_bytes // storing.page:,} bytes a token"
-    return Line("cache", count * page_bytes, "derived", source)
+    return MemoryLine("cache", count * page_bytes, "derived", source)
 
 
-def _assumed(name: str, size: int, constant: Constant) -> Line:
-    return Line(name, size, constant.provenance, constant.source)
+def _windows(sequences: int, each: int) -> tuple[MemoryLine, ...]:
+    """None where no layer has a window."""
+    source = f"{sequences:,} sequences, {each:,} bytes in the windows of each"
+    return (MemoryLine("windows", sequences * each, "derived", source),) if each else ()
+
+
+def _assumed(name: str, size: int, constant: Figure) -> MemoryLine:
+    return MemoryLine(name, size, constant.provenance, constant.source)

@@ -6,16 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.planner.pipeline.simulate import Timeline
-from dsc.compiler.planner.report.pictures.svg import (
-    document,
-    line,
-    mix,
-    number,
-    path,
-    rectangle,
-    text,
-    ticks,
-)
+from dsc.compiler.planner.report.pictures.svg import document, line, mix, number, path, rectangle, text, ticks
 from dsc.compiler.planner.report.pictures.svg import seconds as in_seconds
 
 # What stays is grey to blue, in the order given; activations are what one looks for.

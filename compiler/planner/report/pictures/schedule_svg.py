@@ -12,17 +12,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.planner.pipeline.schedule import Action, holdings
 from dsc.compiler.planner.pipeline.simulate import Timeline
-from dsc.compiler.planner.report.pictures.svg import (
-    GROUND,
-    MUTED,
-    document,
-    line,
-    mix,
-    path,
-    rectangle,
-    text,
-    ticks,
-)
+from dsc.compiler.planner.report.pictures.svg import GROUND, MUTED, document, line, mix, path, rectangle, text, ticks
 from dsc.compiler.planner.report.pictures.svg import seconds as in_seconds
 
 # Colours of Okabe and Ito, which stay apart for the colour-blind; tints of them carry dark text.
@@ -126,6 +116,14 @@ def _head(timeline: Timeline, title: str) -> Iterator[str]:
 def _band(timeline: Timeline, cells: list[_Cell], low: float, high: float, scale: float, top: float) -> Iterator[str]:
     """Rows of the time from `low` to `high`, and their axis."""
     stages = [list(holdings(timeline.actions, rank)[0]) for rank in range(len(timeline.actions))]
+    yield from _axis(timeline, stages, low, high, scale, top)
+    yield from _work(cells, stages, low, high, scale, top)
+
+
+def _axis(
+    timeline: Timeline, stages: list[list[int]], low: float, high: float, scale: float, top: float
+) -> Iterator[str]:
+    """Names of the ranks, their ground, and marks of the time."""
     width = (high - low) * scale
     bottom = top + len(stages) * ROW
     for rank, of_rank in enumerate(stages):
@@ -138,6 +136,12 @@ def _band(timeline: Timeline, cells: list[_Cell], low: float, high: float, scale
         x = LEFT + (mark - low) * scale
         yield line(x, top, x, bottom + 4, "g")
         yield text(x, bottom + 16, in_seconds(mark, timeline.step), "m", "middle")
+
+
+def _work(
+    cells: list[_Cell], stages: list[list[int]], low: float, high: float, scale: float, top: float
+) -> Iterator[str]:
+    """What every rank does: colours by kind and stage, frames around pairs, numbers of micro-batches."""
     fills: defaultdict[str, list[str]] = defaultdict(list)
     frames: list[str] = []
     labels: list[str] = []

@@ -1,6 +1,6 @@
 """Runs two emitted packages and measures whether they do what the graph says; `dsc verify` starts it as a process.
 
-    python verify_runner.py FOLDER FULL SMALL EXPECTED.json
+    python runner.py FOLDER FULL SMALL EXPECTED.json
 
 FOLDER holds the packages FULL, which is only built on the meta device, and SMALL, which is trained and decoded.
 EXPECTED.json has the shape of every parameter of both. Prints the checks as JSON. It imports nothing of dsc.

@@ -15,11 +15,11 @@ from pathlib import Path
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.shrink import shrunk
 from dsc.spec.model import ModelSpec
+from dsc.spec.shrink import shrunk
 
 NEEDED = ("torch", "safetensors")
-RUNNER = Path(__file__).parent / "verify_runner.py"
+RUNNER = Path(__file__).parent / "runner.py"
 HASH_SEEDS = ("1", "2")
 
 # What another process emits from a spec's JSON on standard input, as JSON.

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dsc.compiler.facts.stats import MTP, active_elements
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter
-from dsc.compiler.stats import MTP, active_elements
 from dsc.spec.model import ModelSpec
 
 ATTENTION, PRODUCTS = "attention projections", "attention products"
