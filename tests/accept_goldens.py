@@ -14,7 +14,7 @@ from dsc.compiler.emit.write import write
 
 TESTS = Path(__file__).resolve().parent
 GENERATED = TESTS.parent / "generated"
-SPECS = ("tiny", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SPECS = ("tiny", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
 
 class GoldenPlan(NamedTuple):

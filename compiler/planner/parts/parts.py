@@ -54,9 +54,11 @@ def _modules(graph: Graph) -> Iterator[tuple[str, str]]:
 
 def stream(graph: Graph) -> TensorType:
     """What one layer hands to the next, and one pipeline stage to the next: sizes in B and S."""
-    calls = [node for node in graph.blocks[BACKBONE].nodes() if isinstance(node.op, Call)]
-    layers = [node for node in calls if any(path for _, path in node.op.runs())]
-    types = [tensor(node.output_types[0]) for node in layers]
+    types = [
+        tensor(node.output_types[0])
+        for node in graph.blocks[BACKBONE].nodes()
+        if isinstance(node.op, Call) and any(path for _, path in node.op.runs())
+    ]
     assert all(type.same(types[0]) for type in types), f"layers hand on {', '.join(one.shape_text() for one in types)}"
     return types[0]
 
