@@ -13,6 +13,7 @@ from dsc.compiler.ops.moe import (
     GatherRows,
     GroupedLinear,
     GroupEnds,
+    RecordLoad,
     ScatterSum,
     SlotSource,
     SlotWeights,
@@ -29,7 +30,7 @@ def moe_sizes(scope: Scope, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
     return (
         scope.dim("NUM_EXPERTS", spec.n_routed_experts, "n_routed_experts", "E", Axis.EXPERTS),
         scope.dim("TOP_K", spec.num_experts_per_tok, "num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
-        scope.dim("EXPERT_SIZE", spec.moe_intermediate_size, "moe_intermediate_size", "F", Axis.EXPERT_WIDTH),
+        scope.dim("EXPERT_SIZE", spec.moe_intermediate_size, "moe_intermediate_size", "I", Axis.EXPERT_WIDTH),
     )
 
 
@@ -48,13 +49,15 @@ def build_moe(context: Context, scope: Scope, spec: MoeFfn, router: Block, feed_
     sorted_experts, order = block.add_many(("sorted_experts", "order"), SortByExpert(T * top_k), chosen)
     every_expert = block.add("every_expert", EveryExpert(experts), x)
     ends = block.add("ends", GroupEnds(experts), sorted_experts, every_expert)
+    if spec.router.balance.bias_update_rate is not None:
+        block.add_many((), RecordLoad("gate"), ends)
     source = block.add("source", SlotSource(top_k, hidden), order)
     slot_weights = block.add("slot_weights", SlotWeights(), weights, order, x)
 
     block.paragraph()
-    tokens = block.add("tokens", FlattenTokens(T), x)
-    h = block.add("h", GatherRows(), tokens, source)
-    op = GroupedLinear("gate_up_proj", ("gate_proj", "up_proj"), experts, hidden, width * 2, top_k, dtype)
+    flat = block.add("flat", FlattenTokens(T), x)
+    h = block.add("h", GatherRows(), flat, source)
+    op = GroupedLinear("gate_up_proj", ("gate_proj", "up_proj"), experts, hidden, 2 * width, top_k, dtype)
     h = block.add("h", op, h, ends)
     gate, up = block.add_many(("gate", "up"), SplitGateUp(width), h)
     h = block.add("h", swiglu(context), gate, up)
@@ -62,7 +65,7 @@ def build_moe(context: Context, scope: Scope, spec: MoeFfn, router: Block, feed_
     h = block.add("h", GroupedLinear("down_proj", ("down_proj",), experts, width, hidden, top_k, dtype), h, ends)
 
     block.paragraph()
-    out = block.add("out", ScatterSum(), h, source, tokens)
+    out = block.add("out", ScatterSum(), h, source, flat)
     out = block.add("out", ViewAs(), out, x)
     if feed_forward is not None:
         shared = scope.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "n_shared_experts")

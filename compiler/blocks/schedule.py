@@ -84,11 +84,12 @@ def _feed_forwards(context: Context) -> tuple[dict[str, FeedForward], list[Block
     for name, spec in context.spec.ffns.items():
         scope = context.ffn_scope(name)
         if isinstance(spec, MoeFfn):
-            router = build_router(context, scope, spec, *moe_sizes(scope, spec)[:2])
+            experts, top_k, _ = moe_sizes(scope, spec)
+            *before, router = build_router(context, scope, spec, experts, top_k)
             rate = spec.router.balance.bias_update_rate
-            update = [build_bias_update(scope, rate)] if rate is not None else []
+            update = [build_bias_update(scope, rate, experts)] if rate is not None else []
             moe = build_moe(context, scope, spec, router, swiglu if spec.n_shared_experts else None)
-            blocks += [router, *update, moe]
+            blocks += [*before, router, *update, moe]
             found[name] = FeedForward(moe, (), "a mixture of experts")
         else:
             width = scope.dim("INTERMEDIATE_SIZE", spec.intermediate_size, "intermediate_size", axis=Axis.FEED_FORWARD)

@@ -36,6 +36,6 @@ class Scope:
         """A number that is no size. Returns the name."""
         return self.constants.number(f"{self.prefix}{name}", value, f"{self.key}.{key}")
 
-    def expression(self, name: str, text: str) -> str:
-        """A number computed from other constants. Returns the name."""
-        return self.constants.expression(f"{self.prefix}{name}", text, "")
+    def expression(self, name: str, formula: str, *made_of: str) -> str:
+        """A number computed from other constants, which fill the formula's fields. Returns the name."""
+        return self.constants.expression(f"{self.prefix}{name}", formula, *made_of)

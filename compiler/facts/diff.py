@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from dsc.spec.model import ModelSpec
-from dsc.spec.words import dotted
+from dsc.spec.words import flat
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FileChange:
 
 def spec_changes(first: ModelSpec, second: ModelSpec) -> list[Changed]:
     """Every key whose value differs, defaults filled in, in the schema's order."""
-    ours, theirs = (dict(_flat(spec.model_dump())) for spec in (first, second))
+    ours, theirs = (dict(flat(spec.model_dump())) for spec in (first, second))
     return [
         Changed(key, ours.get(key), theirs.get(key))
         for key in dict.fromkeys([*ours, *theirs])
@@ -57,15 +57,3 @@ def _change(path: str, first: Mapping[str, str], second: Mapping[str, str]) -> L
     if path not in first:
         return "added"
     return "changed" if path in second else "removed"
-
-
-def _flat(section: object, key: tuple[str | int, ...] = ()) -> Iterator[tuple[str, object]]:
-    """The scalars of a spec by dotted key, without those that are null; a list of scalars is one value."""
-    if isinstance(section, dict):
-        for name, value in section.items():
-            yield from _flat(value, (*key, name))
-    elif isinstance(section, list) and any(isinstance(item, dict) for item in section):
-        for index, value in enumerate(section):
-            yield from _flat(value, (*key, index))
-    elif section is not None:
-        yield dotted(key), section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsc.compiler.graph.block import INPUT, Block, CachedValue, Node, Value, connect
+from dsc.compiler.graph.block import INPUT, Block, CachedValue, Node, Value, in_order
 from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import DType, ValueType
@@ -21,9 +21,7 @@ class BlockBuilder:
         class_doc: str = "",
         method: str = "forward",
         arguments: tuple[Symbol, ...] = (),
-        base: str = "nn.Module",
     ) -> None:
-        self._base = base
         self._class_name, self._method, self._arguments = class_name, method, arguments
         self._doc, self._class_doc = doc, class_doc
         self._inputs: list[Value] = []
@@ -69,10 +67,9 @@ class BlockBuilder:
             self._class_doc,
             tuple(self._inputs),
             outputs,
-            connect(tuple(self._nodes)),
+            in_order(tuple(self._nodes)),
             self._arguments,
             tuple(self._cached),
-            self._base,
         )
 
     def _fresh(self, name: str) -> str:

@@ -6,7 +6,7 @@ same size when their expanded polynomials are equal, however they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -69,6 +69,10 @@ class Dim:
         """Of every symbol that it is written with, and of those that these are defined by."""
         return frozenset()
 
+    def symbols(self) -> Iterator[Symbol]:
+        """Those that the size is written with, in reading order."""
+        raise TypeError(type(self))
+
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
         raise TypeError(type(self))
@@ -86,6 +90,9 @@ class Int(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self
+
+    def symbols(self) -> Iterator[Symbol]:
+        return iter(())
 
     def __str__(self) -> str:
         return str(self.number)
@@ -127,6 +134,9 @@ class Symbol(Dim):
         own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
         return own if self.definition is None else own | self.definition.axes()
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
+
     def __str__(self) -> str:
         return self.name
 
@@ -155,6 +165,10 @@ class Sum(Dim):
 
     def axes(self) -> frozenset[Axis]:
         return self.left.axes() | self.right.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -190,6 +204,10 @@ class Product(Dim):
     def axes(self) -> frozenset[Axis]:
         return self.left.axes() | self.right.axes()
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
+
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
 
@@ -219,6 +237,10 @@ class Quotient(Dim):
 
     def axes(self) -> frozenset[Axis]:
         return self.numerator.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.numerator.symbols()
+        yield from self.divisor.symbols()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
@@ -287,6 +309,8 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
         return left
     if left == Int(0):
         return right
+    if left == right:
+        return Product(Int(2), left)
     if isinstance(left, Sum) and isinstance(left.right, Int) and isinstance(right, Int):
         return simplify_sum(left.left, Int(left.right.number + right.number))
     return Sum(left, right)

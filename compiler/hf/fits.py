@@ -50,8 +50,13 @@ def window_of(spec: ModelSpec) -> int | None:
 
 def first_moe_layer(spec: ModelSpec) -> int:
     """How many dense layers stand before the first mixture of experts; all of them where there is none."""
-    kinds = spec.ffn_kinds
-    return kinds.index("moe") if "moe" in kinds else len(kinds)
+    dense = 0
+    for group in spec.layers:
+        kinds = [spec.ffns[kind.ffn].kind for kind in group.kinds]
+        if "moe" in kinds:
+            return dense + kinds.index("moe") if kinds.index("moe") else dense
+        dense += group.repeat * len(kinds)
+    return dense
 
 
 def _of_every_type(spec: ModelSpec, model_type: ModelType) -> Iterator[Requirement]:

@@ -54,6 +54,23 @@ class GroupEnds(Op):
 
 @register
 @dataclass(frozen=True)
+class RecordLoad(Op):
+    """In training, add each expert's number of rows to the router's `expert_load`, which its bias update reads."""
+
+    kind = "record_load"
+    router: str
+    """The attribute that holds the router."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("ends",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
 class SlotSource(Op):
     """The token that each slot reads and adds to, as an index for every component: [T * K] -> [T * K, D], no copy."""
 

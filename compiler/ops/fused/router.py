@@ -70,9 +70,5 @@ class BiasedRoute(Route):
     kind = "biased_route"
     bias: BiasedSelectionScores
 
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return (*super().requires, *self.bias.requires)
-
     def holders(self) -> tuple[Op, ...]:
         return (self.bias,)
