@@ -17,20 +17,23 @@ from ..model import DenseLayer, GroupedQueryAttention, Model, rotary_table, spre
 
 
 class LayerCache:
-    """What one layer keeps of every token: a tensor [B, C, ...] for each slot."""
+    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Tensor] = {}
+        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
 
     @property
     def length(self) -> int:
-        return next(iter(self.slots.values())).shape[1] if self.slots else 0
+        return next(iter(self.lengths.values()), 0)
 
-    def append(self, slot: str, x: Tensor) -> Tensor:
-        """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
-        before = self.slots.get(slot)
-        self.slots[slot] = x if before is None else torch.cat((before, x), 1)
-        return self.slots[slot]
+
+def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
+    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
+    before = cache.slots.get(slot)
+    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
+    cache.lengths[slot] = rows.shape[1]
+    return rows
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -53,11 +56,11 @@ def grouped_query_attention(module: GroupedQueryAttention, x: Tensor, rope: Tens
     q = q.unflatten(-1, (NUM_HEADS, HEAD_DIM))  # [B, S, H, N]
     k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
     v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
-    v = cache.append("v", v)  # [B, C, J, N]
+    v = append_rows(cache, "v", v)  # [B, C, J, N]
 
     q = rotate(q, rope)
     k = rotate(k, rope)
-    k = cache.append("k", k)  # [B, C, J, N]
+    k = append_rows(cache, "k", k)  # [B, C, J, N]
 
     out = cached_attention(q, k, v)
     out = out.flatten(-2)  # [B, S, H * N]
