@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from dsc.spec.base import Count, KindName, PositiveFloat, Section
 from dsc.spec.rope import Rope
@@ -67,11 +67,16 @@ def _form(value: object) -> str | None:
     return str(value["kind"]) if isinstance(value, dict) else getattr(value, "kind", None)
 
 
+def _by_name(attentions: dict[str, Attention]) -> dict[str, Attention]:
+    """In an order that does not depend on how the file has it."""
+    return dict(sorted(attentions.items()))
+
+
 OneOrSeveral = Annotated[
     Annotated[MlaAttention, Tag("mla")]
     | Annotated[GqaAttention, Tag("gqa")]
     | Annotated[WindowAttention, Tag("window")]
-    | Annotated[dict[KindName, Attention], Tag(SEVERAL)],
+    | Annotated[dict[KindName, Attention], AfterValidator(_by_name), Tag(SEVERAL)],
     Discriminator(_form),
 ]
 """One attention for all layers, or several by the names that layers give."""

@@ -1,8 +1,8 @@
 """Feed-forward kinds: a dense SwiGLU and a mixture of SwiGLU experts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from dsc.spec.base import Count, KindName, NonNegativeCount, PositiveFloat, Section
 from dsc.spec.router import Router
@@ -40,6 +40,14 @@ class Ffn(Section):
     swiglu_limit: PositiveFloat | None = None
     """Every SwiGLU, experts' or not, is silu(min(gate, limit)) * clamp(up, -limit, limit) (DeepSeek-V4)."""
     __pydantic_extra__: dict[KindName, FeedForward]
+
+    @model_validator(mode="after")
+    def _by_name(self) -> Self:
+        """The others in an order that does not depend on how the file has it."""
+        others = sorted(self.__pydantic_extra__.items())
+        self.__pydantic_extra__.clear()
+        self.__pydantic_extra__.update(others)
+        return self
 
     def named(self) -> dict[str, DenseFfn | MoeFfn]:
         """Each feed-forward that is described, by the name that layers give."""

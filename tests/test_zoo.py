@@ -106,7 +106,7 @@ ROUTING = {
 def test_routing_is_the_published_one(name: str) -> None:
     spec = load(name)
     moe, router = spec.moe(), spec.moe().router
-    dense = sum(group.repeat for group in spec.layers if group.ffn == "dense")
+    dense = spec.ffn_kinds.count("dense")
     experts = (moe.n_routed_experts, moe.n_shared_experts, moe.num_experts_per_tok, moe.moe_intermediate_size)
     groups = (router.n_group, router.topk_group, router.routed_scaling_factor)
     assert (dense, *experts, *groups) == ROUTING[name]

@@ -41,6 +41,10 @@ class NamedInt(_Named, int):
     def __mul__(self, times: int) -> NamedInt:
         return NamedInt.of(int(self) * times, f"{self._operand()} * {times!r}") if times != 1 else self
 
+    def __rmul__(self, items: list[str]) -> NamedList:  # type: ignore[override, misc]
+        """So many times a list."""
+        return NamedList.of(items * int(self), f"{items!r} * {self._operand()}")
+
     def __pow__(self, exponent: float) -> NamedFloat:  # type: ignore[override]
         return NamedFloat.of(int(self) ** exponent, f"{self._operand()}**{exponent!r}")
 
@@ -55,6 +59,13 @@ class NamedFloat(_Named, float):
         if digits is None:
             return NamedInt.of(round(float(self)), f"round({self!r})")
         return NamedFloat.of(round(float(self), digits), f"round({self!r}, {digits})")
+
+
+class NamedList(_Named, list[str]):
+    """One for each layer."""
+
+    def __add__(self, other: list[str]) -> NamedList:  # type: ignore[override]
+        return NamedList.of([*self, *other], f"{self!r} + {other!r}")
 
 
 def with_names(section: S, constants: Constants) -> S:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 from dsc.compiler.hf.families import Family, family, nearest_family
 from dsc.compiler.hf.fits import LAYER_TYPES, ModelType, first_moe_layer, moe_of, objections, window_of
@@ -164,7 +166,11 @@ def _qwen3(spec: ModelSpec) -> Config:
     config: Config = {"attention_bias": False, "sliding_window": window, "use_sliding_window": window is not None}
     if window is not None:
         windows = {name: isinstance(section, WindowAttention) for name, section in spec.attentions.items()}
-        config["layer_types"] = [LAYER_TYPES[windows[layer.attention]] for layer in spec.schedule]
+        of_groups = [
+            [LAYER_TYPES[windows[spec.layer(kind).attention]] for kind in group.kinds] * group.repeat
+            for group in spec.layers
+        ]
+        config["layer_types"] = reduce(add, of_groups)
     return config | _dense(spec)
 
 
