@@ -41,8 +41,10 @@ class NamedInt(_Named, int):
     def __mul__(self, times: int) -> NamedInt:
         return NamedInt.of(int(self) * times, f"{self._operand()} * {times!r}") if times != 1 else self
 
-    def __rmul__(self, items: list[str]) -> NamedList:  # type: ignore[override, misc]
-        """So many times a list."""
+    def __rmul__(self, items: object) -> Any:
+        """So many times a list; of anything else, what a plain number gives."""
+        if not isinstance(items, list):
+            return NotImplemented
         return NamedList.of(items * int(self), f"{items!r} * {self._operand()}")
 
     def __pow__(self, exponent: float) -> NamedFloat:  # type: ignore[override]
