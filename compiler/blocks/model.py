@@ -12,7 +12,7 @@ from dsc.compiler.blocks.router import build_bias_update, build_router
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Axis, Dim, Int, S
+from dsc.compiler.graph.dim import Axis, Int, S, Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
@@ -25,6 +25,7 @@ from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
 
 DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32, "fp8": DType.FP8}
 FORWARD_DOC = "Next-token logits [B, S, W] for tokens [B, S]."
@@ -57,17 +58,21 @@ def _context(spec: ModelSpec) -> Context:
     constants = Constants()
     vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W", Axis.VOCABULARY)
     hidden = constants.dim("HIDDEN_SIZE", spec.hidden_size, "hidden_size", "D")
+    constants.number("MAX_POSITION_EMBEDDINGS", spec.max_position_embeddings, "max_position_embeddings")
     constants.number("INITIALIZER_RANGE", spec.initializer_range, "initializer_range")
     constants.number("NORM_EPS", spec.norm.eps, "norm.eps")
     for name, count, origin in _schedule(spec):
         constants.dim(name, count, origin)
     dtype, cache_dtype = (DTYPES[name] for name in (spec.precision.parameters, spec.precision.kv_cache))
     rotary = rotary_dim(constants, spec)
-    rope_constants(constants, spec.attention.rope, "attention.rope", rotary.value())
+    rope_constants(constants, spec.attention.rope, "attention.rope", rotary)
+    if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
+        constants.number("WEIGHT_BLOCK", tuple(linear.weight_block), "precision.linear.weight_block")
+    constants.number("SEQUENCE_LENGTH", spec.workload.sequence_length, "workload.sequence_length")
     return Context(spec, constants, dtype, cache_dtype, vocab, hidden, TensorType((Int(2), S, rotary), DType.FP32))
 
 
-def rotary_dim(constants: Constants, spec: ModelSpec) -> Dim:
+def rotary_dim(constants: Constants, spec: ModelSpec) -> Symbol:
     """How many components of a head are rotated."""
     if isinstance(spec.attention, MlaAttention):
         return constants.dim("QK_ROPE_HEAD_DIM", spec.attention.qk_rope_head_dim, "attention.qk_rope_head_dim", "R")

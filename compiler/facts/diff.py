@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from dsc.spec.model import ModelSpec
-from dsc.spec.words import dotted
+from dsc.spec.words import flat
+
+HASH = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,16 @@ class FileChange:
     diff: str
     """Unified."""
 
+    @property
+    def only_hashes(self) -> bool:
+        """Whether nothing differs but hashes, which only say that something else does."""
+        old, new = (HASH.sub("", "".join(_side(self.diff, sign))) for sign in "-+")
+        return self.change == "changed" and old == new
+
 
 def spec_changes(first: ModelSpec, second: ModelSpec) -> list[Changed]:
     """Every key whose value differs, defaults filled in, in the schema's order."""
-    ours, theirs = (dict(_flat(spec.model_dump())) for spec in (first, second))
+    ours, theirs = (dict(flat(spec.model_dump())) for spec in (first, second))
     return [
         Changed(key, ours.get(key), theirs.get(key))
         for key in dict.fromkeys([*ours, *theirs])
@@ -53,19 +62,12 @@ def unified(old: str, new: str, path: str) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
+def _side(diff: str, sign: str) -> list[str]:
+    """The lines of one side of a unified diff, after the two that name the files."""
+    return [line[1:] for line in diff.splitlines(True)[2:] if line.startswith(sign)]
+
+
 def _change(path: str, first: Mapping[str, str], second: Mapping[str, str]) -> Literal["added", "removed", "changed"]:
     if path not in first:
         return "added"
     return "changed" if path in second else "removed"
-
-
-def _flat(section: object, key: tuple[str | int, ...] = ()) -> Iterator[tuple[str, object]]:
-    """The scalars of a spec by dotted key, without those that are null; a list of scalars is one value."""
-    if isinstance(section, dict):
-        for name, value in section.items():
-            yield from _flat(value, (*key, name))
-    elif isinstance(section, list) and any(isinstance(item, dict) for item in section):
-        for index, value in enumerate(section):
-            yield from _flat(value, (*key, index))
-    elif section is not None:
-        yield dotted(key), section

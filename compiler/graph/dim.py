@@ -6,7 +6,7 @@ same size when their expanded polynomials are equal, however they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -65,6 +65,10 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
+    def symbols(self) -> Iterator[Symbol]:
+        """Those that the size is written with, in reading order."""
+        raise TypeError(type(self))
+
     def axes(self) -> frozenset[Axis]:
         """Of every symbol that it is written with, and of those that these are defined by."""
         return frozenset()
@@ -86,6 +90,9 @@ class Int(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self
+
+    def symbols(self) -> Iterator[Symbol]:
+        return iter(())
 
     def __str__(self) -> str:
         return str(self.number)
@@ -123,6 +130,9 @@ class Symbol(Dim):
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
+
     def axes(self) -> frozenset[Axis]:
         own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
         return own if self.definition is None else own | self.definition.axes()
@@ -152,6 +162,10 @@ class Sum(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
 
     def axes(self) -> frozenset[Axis]:
         return self.left.axes() | self.right.axes()
@@ -187,6 +201,10 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
+
     def axes(self) -> frozenset[Axis]:
         return self.left.axes() | self.right.axes()
 
@@ -216,6 +234,10 @@ class Quotient(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.numerator.symbols()
+        yield from self.divisor.symbols()
 
     def axes(self) -> frozenset[Axis]:
         return self.numerator.axes()

@@ -2,8 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """deepseek-v3: a decoder-only language model.
 
-Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,35 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .dims import (
+    BIAS_UPDATE_RATE,
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    LATENT_NORM_EPS,
+    MTP_DEPTH,
+    MTP_LOSS_WEIGHT,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    Q_LORA_RANK,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    SHARED_SIZE,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    YARN_HIGH,
+    YARN_LOW,
+)
 from .kernels.expert_dispatch import sort_by_expert
 from .kernels.fp8_experts import fp8_routed_experts
 from .kernels.fp8_linear import fp8_linear, fp8_linears
@@ -23,45 +52,11 @@ from .kernels.rope import rotate
 from .kernels.router import route
 from .kernels.router_logits import router_logits
 
-VOCAB_SIZE = 129280  # vocab_size
-HIDDEN_SIZE = 7168  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-06  # norm.eps
-
-NUM_DENSE_LAYERS = 3  # layers[0].repeat
-NUM_MOE_LAYERS = 58  # layers[1].repeat
-
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-ROPE_THETA = 10000.0  # attention.rope.theta
-ROPE_FACTOR = 40.0  # attention.rope.scaling.factor
-YARN_LOW = 10  # attention.rope.scaling: pairs up to it turn over beta_fast times and are kept
-YARN_HIGH = 23  # attention.rope.scaling: pairs from it turn under beta_slow times and are slowed
-NUM_HEADS = 128  # attention.num_attention_heads
-KV_LORA_RANK = 512  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-V_HEAD_DIM = 128  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-Q_LORA_RANK = 1536  # attention.q_lora_rank
-
-INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
-NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
-TOP_K = 8  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
-SEQUENCE_AUX_LOSS_ALPHA = 0.0001  # ffn.moe.router.balance.sequence_aux_loss_alpha
-BIAS_UPDATE_RATE = 0.001  # ffn.moe.router.balance.bias_update_rate
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
-
-MTP_DEPTH = 1  # mtp.depth
-MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
-
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
+    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, R / 2].
 
-    YaRN (arXiv 2309.00071): fast pairs are kept, slow ones turn ROPE_FACTOR times slower, with a ramp in between.
+    YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by ROPE_FACTOR, with a ramp between them.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(QK_ROPE_HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -92,9 +87,9 @@ class LatentAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q_a_proj = nn.Linear(HIDDEN_SIZE, Q_LORA_RANK, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.q_a_layernorm = NormWeight(Q_LORA_RANK)
         self.q_b_proj = nn.Linear(Q_LORA_RANK, NUM_HEADS * QK_HEAD_DIM, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.kv_a_layernorm = NormWeight(KV_LORA_RANK)
         self.kv_b_proj = nn.Linear(KV_LORA_RANK, NUM_HEADS * (QK_NOPE_HEAD_DIM + V_HEAD_DIM), bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * V_HEAD_DIM, HIDDEN_SIZE, bias=False)
@@ -179,9 +174,9 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
-        self.shared_experts = FeedForward(SHARED_SIZE)
         self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
+        self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []

@@ -11,36 +11,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    ATTENTION_SCALE,
+    HEAD_DIM,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    NORM_EPS,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    NUM_LAYERS,
+    ROPE_FACTOR,
+    ROPE_HIGH_FREQ_FACTOR,
+    ROPE_LOW_FREQ_FACTOR,
+    ROPE_ORIGINAL_LENGTH,
+    ROPE_THETA,
+    VOCAB_SIZE,
+)
 from .kernels.linear_cross_entropy import linear_cross_entropy
 from .kernels.rms_norm import add_rms_norm, rms_norm
 from .kernels.rope import rotate
 from .kernels.swiglu import swiglu
 
-VOCAB_SIZE = 128256  # vocab_size
-HIDDEN_SIZE = 4096  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-05  # norm.eps
-
-NUM_LAYERS = 32  # layers[0].repeat
-
-HEAD_DIM = 128  # attention.head_dim
-ROPE_THETA = 500000.0  # attention.rope.theta
-ROPE_FACTOR = 8.0  # attention.rope.scaling.factor
-ROPE_LOW_FREQ_FACTOR = 1.0  # attention.rope.scaling.low_freq_factor
-ROPE_HIGH_FREQ_FACTOR = 4.0  # attention.rope.scaling.high_freq_factor
-ROPE_ORIGINAL_LENGTH = 8192  # attention.rope.scaling.original_max_position_embeddings
-NUM_HEADS = 32  # attention.num_attention_heads
-NUM_KV_HEADS = 8  # attention.num_key_value_heads
-ATTENTION_SCALE = HEAD_DIM**-0.5
-
-INTERMEDIATE_SIZE = 14336  # ffn.dense.intermediate_size
-
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, N / 2].
+    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, N / 2].
 
-    Llama 3.1: pairs that turn often in the original context are kept, rare ones turn ROPE_FACTOR times slower.
+    Llama 3.1: pairs that rotate often within the original context keep their frequency, others are
+    slowed by ROPE_FACTOR.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -53,7 +51,7 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N], [B, S, J, N] twice -> [B, S, H, N]."""
+    """Causal attention, H query heads to J key heads: q [B, S, H, N], k and v [B, S, J, N] -> [B, S, H, N]."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE, enable_gqa=True)
     return out.transpose(1, 2)

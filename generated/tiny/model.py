@@ -2,8 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile tiny
 """tiny: a decoder-only language model.
 
-Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
 """
 
 import math
@@ -14,46 +14,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    ATTENTION_SCALE,
+    BIAS_UPDATE_RATE,
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    LATENT_NORM_EPS,
+    MTP_DEPTH,
+    MTP_LOSS_WEIGHT,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_GROUPS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    Q_LORA_RANK,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    ROUTED_SCALING_FACTOR,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    SHARED_SIZE,
+    TOP_GROUPS,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    YARN_HIGH,
+    YARN_LOW,
+)
 from .kernels.grouped_mm import grouped_mm
-
-VOCAB_SIZE = 512  # vocab_size
-HIDDEN_SIZE = 256  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-06  # norm.eps
-
-NUM_DENSE_LAYERS = 1  # layers[0].repeat
-NUM_MOE_LAYERS = 4  # layers[1].repeat
-
-QK_ROPE_HEAD_DIM = 16  # attention.qk_rope_head_dim
-ROPE_THETA = 10000.0  # attention.rope.theta
-ROPE_FACTOR = 8.0  # attention.rope.scaling.factor
-YARN_LOW = 0  # attention.rope.scaling: pairs up to it turn over beta_fast times and are kept
-YARN_HIGH = 4  # attention.rope.scaling: pairs from it turn under beta_slow times and are slowed
-NUM_HEADS = 8  # attention.num_attention_heads
-KV_LORA_RANK = 64  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 32  # attention.qk_nope_head_dim
-V_HEAD_DIM = 32  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-YARN_MSCALE_ALL_DIM = 1.0  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
-Q_LORA_RANK = 128  # attention.q_lora_rank
-
-INTERMEDIATE_SIZE = 1024  # ffn.dense.intermediate_size
-NUM_EXPERTS = 16  # ffn.moe.n_routed_experts
-TOP_K = 4  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 128  # ffn.moe.moe_intermediate_size
-NUM_GROUPS = 4  # ffn.moe.router.n_group
-TOP_GROUPS = 2  # ffn.moe.router.topk_group
-ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor
-SEQUENCE_AUX_LOSS_ALPHA = 0.0001  # ffn.moe.router.balance.sequence_aux_loss_alpha
-BIAS_UPDATE_RATE = 0.001  # ffn.moe.router.balance.bias_update_rate
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
-
-MTP_DEPTH = 1  # mtp.depth
-MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -62,9 +56,9 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
+    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, R / 2].
 
-    YaRN (arXiv 2309.00071): fast pairs are kept, slow ones turn ROPE_FACTOR times slower, with a ramp in between.
+    YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by ROPE_FACTOR, with a ramp between them.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(QK_ROPE_HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -83,7 +77,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N + R] twice, [B, S, H, V] -> the same.
+    """Causal attention: q and k [B, S, H, N + R], v [B, S, H, V] -> [B, S, H, V].
 
     v is padded to the width of q and k, because PyTorch's fused attention takes equal head dims only.
     """

@@ -28,7 +28,7 @@ DELETIONS = {
         ROUTER,
         "weights.3",
         [
-            "ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor",
+            "ROUTED_SCALING_FACTOR,",
             "weights = weights * ROUTED_SCALING_FACTOR",
         ],
     ),

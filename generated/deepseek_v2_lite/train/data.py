@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..model import VOCAB_SIZE
+from ..dims import VOCAB_SIZE
 
 HELD_OUT = 0.05  # the last part of the tokens, never trained on
 BIN_DTYPE = np.uint16 if VOCAB_SIZE <= 2**16 else np.uint32  # a .bin file has no header to say so
