@@ -14,6 +14,7 @@ from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import LayerCycle, LayerKind, ModelSpec
+from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
@@ -26,21 +27,41 @@ IMPORTED = frozenset(("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokeniz
 
 
 def check(spec: ModelSpec) -> list[Finding]:
-    """Every rule that a spec breaks. Findings name keys, not positions: a spec may come from elsewhere than a file."""
-    findings = [finding for rule in MODEL_RULES for finding in rule(spec)]
+    """Every rule that a spec breaks, of those whose keys could be read.
+
+    Findings name keys, not positions: a spec may come from elsewhere than a file.
+    """
+    parts = (_of_model, _of_attentions, _of_ffns)
+    rules = (rule for part in parts for rule in until_unread(part(spec)))
+    return [finding for rule in rules for finding in until_unread(rule)]
+
+
+def _of_model(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    return (rule(spec) for rule in MODEL_RULES)
+
+
+def _of_attentions(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
     for name, attention in spec.attentions.items():
-        key = spec.attention_key(name)
-        findings += _below(key, [finding for rule in ATTENTION_RULES for finding in rule(attention, spec)])
-        findings += _below((*key, "rope"), [finding for rule in ROPE_RULES for finding in rule(attention.rope)])
+        yield from until_unread(_of_attention(spec, spec.attention_key(name), attention))
+
+
+def _of_attention(spec: ModelSpec, key: tuple[str, ...], attention: Attention) -> Iterator[Iterator[Finding]]:
+    for rule in ATTENTION_RULES:
+        yield _below(key, rule(attention, spec))
+    for rope_rule in ROPE_RULES:
+        yield _below((*key, "rope"), rope_rule(attention.rope))
+
+
+def _of_ffns(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
     for name, ffn in spec.ffns.items():
         if isinstance(ffn, MoeFfn):
-            findings += _below(("ffn", name), [finding for rule in MOE_RULES for finding in rule(ffn)])
-    return findings
+            for rule in MOE_RULES:
+                yield _below(("ffn", name), rule(ffn))
 
 
-def _below(key: tuple[str, ...], findings: list[Finding]) -> list[Finding]:
+def _below(key: tuple[str, ...], findings: Iterator[Finding]) -> Iterator[Finding]:
     """The findings of a section, which name keys from it on, in terms of the whole spec."""
-    return [replace(finding, key=(*key, *finding.key)) for finding in findings]
+    return (replace(finding, key=(*key, *finding.key)) for finding in findings)
 
 
 def _name(spec: ModelSpec) -> Iterator[Finding]:
