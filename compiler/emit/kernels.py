@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib import import_module
 
 from jinja2 import Environment
 
@@ -12,6 +11,7 @@ from dsc.compiler.emit.header import header
 from dsc.compiler.emit.model import kernel_functions
 from dsc.compiler.emit.pyfile import constants, used_names
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
@@ -41,7 +41,7 @@ def kernel_file(templates: Environment, name: str, graph: Graph, spec: ModelSpec
         "spec": spec,
         "graph": graph,
         "target": target,
-        **import_module(f"dsc.compiler.kernels.{name}").values(graph, spec, target),
+        **kernel_named(name).told(graph, spec, target),
     }
     printed = templates.get_template(f"{template}.jinja")
     body = printed.render(**values, constants="")

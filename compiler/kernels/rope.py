@@ -1,20 +1,20 @@
-"""What templates/kernels/rope.py.jinja is told: the heads that are rotated, and the tile."""
+"""Rotary position embedding."""
 
 from __future__ import annotations
 
-from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import tiles
-from dsc.spec.attention import MlaAttention
-from dsc.spec.model import ModelSpec
-
-NAME = "rope"
+from dsc.compiler.kernels.kernel import Dims, Kernel, Launch, Probe
 
 
-def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    (rotate,) = tiles(NAME, "rotate", target, {})
-    if isinstance(spec.attention, MlaAttention):
-        sizes = "((NUM_HEADS, QK_ROPE_HEAD_DIM), (1, QK_ROPE_HEAD_DIM))"
-    else:
-        sizes = "((NUM_HEADS, HEAD_DIM), (NUM_KV_HEADS, HEAD_DIM))"
-    return {"rotate": rotate, "sizes": sizes}
+def sizes(dims: Dims) -> tuple[tuple[int, int], ...]:
+    """Heads, and the components of each that are rotated, of queries and of keys."""
+    if "QK_ROPE_HEAD_DIM" in dims:
+        return (dims["NUM_HEADS"], dims["QK_ROPE_HEAD_DIM"]), (1, dims["QK_ROPE_HEAD_DIM"])
+    return (dims["NUM_HEADS"], dims["HEAD_DIM"]), (dims["NUM_KV_HEADS"], dims["HEAD_DIM"])
+
+
+ROPE = Kernel(
+    "rope",
+    launches=(Launch("rotate"),),
+    sizes=sizes,
+    probes=(Probe("deepseek-v3", everywhere=True), Probe("llama-3.1-8b", everywhere=True)),
+)

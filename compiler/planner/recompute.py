@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.fused.attention import MlaAttention
+from dsc.compiler.ops.fused.attention import FusedLatentAttention
 from dsc.compiler.ops.fused.fp8 import Fp8Linears, Fp8SwigluLinear
 from dsc.compiler.planner.shard import CHOSEN, is_routed, sizes_in_dim
 
@@ -65,7 +65,7 @@ def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:
 
     Attention's backward asks for more digits than E4M3 has, hence E5M6 (DeepSeek-V3, section 3.3.3).
     """
-    found = (step.outputs[0] for step in steps if isinstance(step.node.op, CausalAttention | MlaAttention))
+    found = (step.outputs[0] for step in steps if isinstance(step.node.op, CausalAttention | FusedLatentAttention))
     return frozenset(one for one in found if one is not None and one.type.dtype is DType.BF16 and _tiled(one))
 
 
@@ -134,7 +134,7 @@ def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
             found |= _between(steps, routed[0], routed[-1])
     if "mla_up_proj" in choices:
         for index, step in enumerate(steps):
-            if isinstance(step.node.op, CausalAttention | MlaAttention):
+            if isinstance(step.node.op, CausalAttention | FusedLatentAttention):
                 found |= _up_projections(steps, index)
     return frozenset(found)
 
