@@ -25,7 +25,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import TOP_K
 from .launch import operator, runs_triton
 
 SORT = {"SLOTS": 512, "num_warps": 4}  # guessed
@@ -112,14 +111,14 @@ def expert_dispatch_place_kernel(
 @triton.jit
 def expert_dispatch_combine_kernel(
     rows_ptr, position_ptr, shared_ptr, y_ptr,
-    D: tl.constexpr, TOP_K: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, CHOSEN: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs_d < D
     y = tl.zeros((BLOCK,), tl.float32)
-    for k in tl.static_range(TOP_K):
-        row = tl.load(position_ptr + token * TOP_K + k).to(tl.int64)
+    for k in tl.static_range(CHOSEN):
+        row = tl.load(position_ptr + token * CHOSEN + k).to(tl.int64)
         y += tl.load(rows_ptr + row * D + offs_d, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         y += tl.load(shared_ptr + token * D + offs_d, mask=mask, other=0.0).to(tl.float32)
@@ -128,14 +127,14 @@ def expert_dispatch_combine_kernel(
 
 @triton.jit
 def expert_dispatch_spread_kernel(
-    dy_ptr, position_ptr, drows_ptr, D: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+    dy_ptr, position_ptr, drows_ptr, D: tl.constexpr, CHOSEN: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs_d < D
     dy = tl.load(dy_ptr + token * D + offs_d, mask=mask, other=0.0)
-    for k in tl.static_range(TOP_K):
-        row = tl.load(position_ptr + token * TOP_K + k).to(tl.int64)
+    for k in tl.static_range(CHOSEN):
+        row = tl.load(position_ptr + token * CHOSEN + k).to(tl.int64)
         tl.store(drows_ptr + row * D + offs_d, dy, mask=mask)
 
 
@@ -166,7 +165,7 @@ def combine(rows: Tensor, position: Tensor, shared: Tensor | None) -> Tensor:
     y = rows.new_empty(num_tokens, width)
     expert_dispatch_combine_kernel[(num_tokens, triton.cdiv(width, COMBINE["BLOCK"]))](
         rows.contiguous(), position.contiguous(), rows if shared is None else shared.contiguous(), y,
-        D=width, TOP_K=top_k, ADD=shared is not None, **COMBINE,
+        D=width, CHOSEN=top_k, ADD=shared is not None, **COMBINE,
     )  # fmt: skip
     return y
 
@@ -178,7 +177,7 @@ def _spread(dy: Tensor, position: Tensor) -> Tensor:
     (num_tokens, top_k), width = position.shape, dy.shape[1]
     drows = dy.new_empty(num_tokens * top_k, width)
     expert_dispatch_spread_kernel[(num_tokens, triton.cdiv(width, COMBINE["BLOCK"]))](
-        dy.contiguous(), position.contiguous(), drows, D=width, TOP_K=top_k, **COMBINE
+        dy.contiguous(), position.contiguous(), drows, D=width, CHOSEN=top_k, **COMBINE
     )
     return drows
 

@@ -30,7 +30,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import TOP_K
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
 from .swizzle import swizzled_tile
@@ -95,7 +94,7 @@ def load(ptrs, mask, MASKED: tl.constexpr):
 @triton.jit
 def grouped_gemm_gate_up_kernel(
     tokens_ptr, weights_ptr, order_ptr, ends_ptr, gate_up_ptr, h_ptr, pre_ptr,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, TOP_K: tl.constexpr, KEEP: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
@@ -105,7 +104,7 @@ def grouped_gemm_gate_up_kernel(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
-    x_ptrs = tokens_ptr + (slot // TOP_K).to(tl.int64)[:, None] * D + offs_k[None, :]
+    x_ptrs = tokens_ptr + (slot // CHOSEN).to(tl.int64)[:, None] * D + offs_k[None, :]
     w_ptrs = gate_up_ptr + expert.to(tl.int64) * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
     mask_n = (offs_n < F)[None, :]
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -180,7 +179,7 @@ def gate_up(
     grouped_gemm_gate_up_kernel[(num_programs(rows, num_experts, double // 2, tile),)](
         tokens.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(), gate_up_proj.contiguous(),
         h, preactivation,
-        D=width, F=double // 2, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), TOP_K=weights.shape[1],
+        D=width, F=double // 2, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
         KEEP=keep, **tile,
     )  # fmt: skip
     return h, preactivation

@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import TOP_K
 from .fp8_codes import BLOCK, dequantize, encode, scale_of
 from .fp8_quantize import reference_rows
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
@@ -61,7 +60,7 @@ def reference_product_of_codes(
 @triton.jit
 def fp8_grouped_gemm_gate_up_kernel(
     x_ptr, x_scale_ptr, weights_ptr, order_ptr, ends_ptr, w_ptr, w_scale_ptr, h_ptr, h_scale_ptr, pre_ptr,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, TOP_K: tl.constexpr, KEEP: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     num_steps: tl.constexpr = (D + BLOCK - 1) // BLOCK
@@ -73,7 +72,7 @@ def fp8_grouped_gemm_gate_up_kernel(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
-    token = (slot // TOP_K).to(tl.int64)
+    token = (slot // CHOSEN).to(tl.int64)
     x_ptrs = x_ptr + token[:, None] * D + offs_k[None, :]
     x_scale_ptrs = x_scale_ptr + token * num_steps
     w_ptrs = w_ptr + expert.to(tl.int64) * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
@@ -159,7 +158,7 @@ def gate_up(
     fp8_grouped_gemm_gate_up_kernel[(num_programs(rows, num_experts, inner, tile),)](
         x.contiguous(), x_scale.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(),
         w.contiguous(), w_scale.contiguous(), h, h_scale, preactivation,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), TOP_K=weights.shape[1],
+        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
         KEEP=keep, BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return h, h_scale, preactivation

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import TOP_K
 from .fp8_codes import BLOCK, dequantize
 from .fp8_grouped_gemm import sum_of_steps
 from .grouped_gemm import num_programs, tile_for, tile_of_program
@@ -44,7 +43,7 @@ def fp8_grouped_gemm_backward_down_gradient_kernel(
     dy_ptr, dy_scale_ptr, weights_ptr, order_ptr, ends_ptr,
     w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k,
     pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_rows,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, TOP_K: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
@@ -54,7 +53,7 @@ def fp8_grouped_gemm_backward_down_gradient_kernel(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
-    token = (slot // TOP_K).to(tl.int64)
+    token = (slot // CHOSEN).to(tl.int64)
     dh = sum_of_steps(
         dy_ptr + token[:, None] * D + offs_k[None, :], dy_scale_ptr + token * ((D + BLOCK - 1) // BLOCK),
         w_ptr + expert.to(tl.int64) * (D * F) + offs_n[None, :] * D + offs_k[:, None],
@@ -80,7 +79,7 @@ def down_gradient(
     fp8_grouped_gemm_backward_down_gradient_kernel[(num_programs(rows, num_experts, inner, tile),)](
         dy.contiguous(), dy_scale.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(),
         w.contiguous(), w_scale, *w_scale.stride(), preactivation.contiguous(), dpre, h, partial, rows,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), TOP_K=weights.shape[1],
+        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
         BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return dpre, h, partial.sum(0)

@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import TOP_K
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
@@ -62,7 +61,7 @@ def reference_weight_gradient(dy: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 @triton.jit
 def grouped_gemm_backward_down_gradient_kernel(
     dy_ptr, weights_ptr, order_ptr, ends_ptr, down_ptr, pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_rows,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, TOP_K: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
@@ -72,7 +71,7 @@ def grouped_gemm_backward_down_gradient_kernel(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
-    dy_ptrs = dy_ptr + (slot // TOP_K).to(tl.int64)[:, None] * D + offs_k[None, :]
+    dy_ptrs = dy_ptr + (slot // CHOSEN).to(tl.int64)[:, None] * D + offs_k[None, :]
     w_ptrs = down_ptr + expert.to(tl.int64) * (D * F) + offs_k[:, None] * F + offs_n[None, :]
     mask_n = (offs_n < F)[None, :]
     dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -124,7 +123,7 @@ def _half(dh, weight, start_m, end_m, offs_n, pre_ptr, dpre_ptr, h_ptr, F: tl.co
 @triton.jit
 def grouped_gemm_backward_weight_gradient_kernel(
     dy_ptr, x_ptr, order_ptr, ends_ptr, dw_ptr,
-    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, GATHER_DY: tl.constexpr, GATHER_X: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, CHOSEN: tl.constexpr, GATHER_DY: tl.constexpr, GATHER_X: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dw[e] [N, K] = sum over the rows of e of dy[r] [N] (x) x[r] [K]; one of the two is gathered by token."""
@@ -141,8 +140,8 @@ def grouped_gemm_backward_weight_gradient_kernel(
     slot = tl.load(order_ptr + row, mask=row < end, other=0)
     for start_k in tl.range(start, end, BLOCK_K):
         row = start_k + tl.arange(0, BLOCK_K)
-        dy_row = slot // TOP_K if GATHER_DY else row
-        x_row = slot // TOP_K if GATHER_X else row
+        dy_row = slot // CHOSEN if GATHER_DY else row
+        x_row = slot // CHOSEN if GATHER_X else row
         slot = tl.load(order_ptr + row + BLOCK_K, mask=row + BLOCK_K < end, other=0)
         dy_ptrs = dy_ptr + dy_row.to(tl.int64)[:, None] * N + offs_m[None, :]
         dy = tl.load(dy_ptrs, mask=(row < end)[:, None] & (offs_m < N)[None, :], other=0.0)
@@ -167,7 +166,7 @@ def down_gradient(
     grouped_gemm_backward_down_gradient_kernel[(num_programs(rows, num_experts, inner, tile),)](
         dy.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(), down_proj.contiguous(),
         preactivation.contiguous(), dpre, h, partial, rows,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), TOP_K=weights.shape[1], **tile,
+        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1], **tile,
     )  # fmt: skip
     return dpre, h, partial.sum(0)
 
@@ -189,7 +188,7 @@ def weight_gradient(dy: Tensor, x: Tensor, order: Tensor, ends: Tensor, by_token
         dw,
         N=n,
         K=k,
-        TOP_K=top_k,
+        CHOSEN=top_k,
         GATHER_DY=by_token == "dy",
         GATHER_X=by_token == "x",
         **tile,

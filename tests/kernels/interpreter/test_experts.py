@@ -182,7 +182,7 @@ FAULTS = {
         "x = load(x_ptrs + k, mask_k[None, :], False)",
     ),
     "routing weight left out": ("h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]", "pass"),
-    "a token of another slot": ("tokens_ptr + (slot // TOP_K)", "tokens_ptr + (offs_m // TOP_K)"),
+    "a token of another slot": ("tokens_ptr + (slot // CHOSEN)", "tokens_ptr + (offs_m // CHOSEN)"),
     "the expert before": ("(index < E)).to(tl.int32), 0) - 1", "(index < E)).to(tl.int32), 0) - 1 - 1"),
     "down not transposed": (
         '{"N_STRIDE": 1, "K_STRIDE": k} if transposed',
