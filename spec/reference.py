@@ -78,8 +78,11 @@ def _inside(schema: Node, node: Node, key: str) -> Iterator[Entry]:
             yield from _section(schema, choice, key, () if tag is None else (str(tag),))
         if choice.get("type") == "array":
             yield from _inside(schema, choice["items"], f"{key}[]")
-        if isinstance(choice.get("additionalProperties"), dict):
-            yield from _inside(schema, choice["additionalProperties"], f"{key}.<name>")
+        if choice.get("additionalProperties") or choice.get("patternProperties"):
+            yield Entry(f"{key}.<name>", (), "section", "none", _NAMED)
+
+
+_NAMED = "Any number of them by names of your own, which layers then give; each with the keys of its kind."
 
 
 def _choices(schema: Node, node: Node) -> list[Node]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.facts.breaking_rules import RULES, Rule
 from dsc.compiler.facts.diff import Changed, spec_changes
 from dsc.compiler.facts.surface import Signature, surface
-from dsc.compiler.graph.cache_rows import cache_rows
+from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.router import BiasedSelectionScores
-from dsc.spec.base import Section
+from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import Precision
+from dsc.spec.router import Balance
 
 FORWARD = "Model.forward"
 MTP = "mtp."
@@ -131,24 +130,21 @@ def _meaning(old: Side, new: Side, changes: list[Changed], loads: bool) -> Itera
 
 def bare(spec: ModelSpec) -> ModelSpec:
     """The part of a spec that says what forward computes: no training, no types, no machines."""
-    moe = spec.ffn.moe
-    if moe is not None:
-        balance = type(moe.router.balance)()
-        moe = moe.model_copy(update={"router": moe.router.model_copy(update={"balance": balance})})
-    others: dict[str, Any] = {"cluster": None, "placement": None, "mtp": None, "z_loss": None, "name": "bare"}
+    fields = type(spec).model_fields
+    trained = {name: _without_balance(ffn) for name, ffn in spec.ffns.items() if isinstance(ffn, MoeFfn)}
+    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", "mtp", "z_loss")
     return spec.model_copy(
         update={
-            **others,
-            **{key: _default(spec, key) for key in ("initializer_range", "workload")},
-            "precision": Precision(),
+            **{key: fields[key].get_default(call_default_factory=True) for key in defaults},
+            "name": "bare",
             "max_position_embeddings": 1,
-            "ffn": spec.ffn.model_copy(update={"moe": moe}),
+            "ffn": spec.ffn.model_copy(update=trained),
         }
     )
 
 
-def _default(section: Section, key: str) -> object:
-    return type(section).model_fields[key].get_default(call_default_factory=True)
+def _without_balance(moe: MoeFfn) -> MoeFfn:
+    return moe.model_copy(update={"router": moe.router.model_copy(update={"balance": Balance()})})
 
 
 def _forward(spec: ModelSpec) -> tuple[object, ...]:
@@ -184,15 +180,19 @@ def _plan(old: Side, new: Side, changes: list[Changed]) -> Iterator[Break]:
         yield Break("BRK403", f"weights of {weights[0]:,} -> {weights[1]:,} bytes")
 
 
-def _rows(graph: Graph) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-    """What each layer keeps of a token: name, shape, type."""
+def _rows(graph: Graph) -> list[str]:
+    """What each layer keeps of a token: name, shape, type, and of how many tokens."""
     layers = cache_rows(graph, FORWARD).values()
-    return tuple((row.name, tuple(dim.value() for dim in row.shape), str(row.dtype)) for rows in layers for row in rows)
+    return [_row(row) for rows in layers for row in rows]
 
 
-def _kept(rows: tuple[tuple[str, tuple[int, ...], str], ...]) -> str:
-    kinds = dict.fromkeys(f"{name} {_list(shape)} of {dtype}" for name, shape, dtype in rows)
-    return f"{', '.join(kinds)} in {len(rows)} rows"
+def _row(row: CacheRow) -> str:
+    shape = _list(tuple(dim.value() for dim in row.shape))
+    return f"{row.name} {shape} of {row.dtype}" + (f" for {row.window} tokens" if row.window is not None else "")
+
+
+def _kept(rows: list[str]) -> str:
+    return f"{', '.join(dict.fromkeys(rows))} in {len(rows)} rows"
 
 
 def _changed(code: str, change: Changed) -> Break:

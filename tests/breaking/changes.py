@@ -94,6 +94,23 @@ GQA: Sections = {
     "layers": [{"repeat": 2, "ffn": "dense"}],
     **{key: MLA[key] for key in ("precision", "workload")},
 }
+WINDOW: Sections = {**GQA, "attention": {**GQA["attention"], "kind": "window", "window": 8}}
+CYCLE: Sections = {
+    **GQA,
+    "attention": {"local": WINDOW["attention"], "all": GQA["attention"]},
+    "ffn": {**GQA["ffn"], "wide": {"kind": "dense", "intermediate_size": 48}},
+    "layers": [
+        {
+            "repeat": 2,
+            "cycle": [
+                {"attention": "local", "ffn": "dense"},
+                {"attention": "all", "ffn": "wide"},
+                {"attention": "local", "ffn": "wide"},
+            ],
+        },
+        {"repeat": 1, "attention": "all", "ffn": "dense"},
+    ],
+}
 MIXTRAL = {
     **GQA,
     "attention": {key: value for key, value in GQA["attention"].items() if key != "qk_norm"},
@@ -137,7 +154,7 @@ FP8_CHANGES = {
     "scale": "ue8m0",
 }
 
-BASES = {"mla": MLA, "gqa": GQA, "mixtral": MIXTRAL, "h800": H800, "fp8": FP8_WEIGHTS}
+BASES = {"mla": MLA, "gqa": GQA, "mixtral": MIXTRAL, "h800": H800, "window": WINDOW, "cycle": CYCLE, "fp8": FP8_WEIGHTS}
 
 
 class Change(NamedTuple):
@@ -203,6 +220,8 @@ CHANGES = (
     Change("mla", "attention.qk_rope_head_dim", 4, "checkpoint plan"),
     Change("mla", "attention.v_head_dim", 8, "checkpoint"),
     Change("mla", "attention.latent_norm_eps", 1e-4, "meaning"),
+    Change("window", "attention.window", 4, "meaning plan"),
+    Change("gqa", "attention", WINDOW["attention"], "meaning plan"),
     Change("gqa", "attention.num_key_value_heads", 4, "checkpoint plan"),
     Change("gqa", "attention.head_dim", 16, "checkpoint plan"),
     Change("gqa", "attention.qk_norm", None, "checkpoint"),
@@ -239,6 +258,12 @@ CHANGES = (
     Change("mixtral", f"{ROUTER}.selection_bias", True, "checkpoint meaning"),
     Change("mla", "layers.1.repeat", 1, "checkpoint plan"),
     Change("mla", "layers.2.ffn", "dense", "checkpoint"),
+    Change("cycle", "layers.0.cycle.2.attention", "all", "meaning plan"),
+    Change("cycle", "layers.0.cycle.2.ffn", "dense", "checkpoint"),
+    Change("cycle", "layers.1.attention", "local", "meaning plan"),
+    Change("cycle", "ffn.wide.intermediate_size", 56, "checkpoint plan"),
+    Change("cycle", "attention.local.rope.theta", 50.0, "meaning"),
+    Change("cycle", "layers.0.repeat", 1, "checkpoint plan"),
     Change("mla", "mtp", None, "checkpoint python"),
     Change("gqa", "mtp", {"depth": 1}, "plan"),
     Change("mla", "mtp.depth", 2, "checkpoint plan"),
