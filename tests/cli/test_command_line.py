@@ -19,7 +19,7 @@ from dsc.compiler.cli.group import VERBS
 OPTIONS = {
     "init": {"FILE", "--from", "--force"},
     "check": {"SPECS", "--format"},
-    "stats": {"SPEC", "--compare", "--json"},
+    "stats": {"SPEC", "--compare", "--context", "--batch", "--markdown", "--json"},
     "plan": {
         *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
