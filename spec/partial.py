@@ -49,7 +49,8 @@ def _lenient(schema: Any) -> Any:
         field = core_schema.no_info_wrap_validator_function(_or_unread, made["schema"])
         return core_schema.model_field(core_schema.with_default_schema(field, default=UNREAD))
     if made.get("type") == "model":
-        return core_schema.no_info_after_validator_function(partial(_section, made["cls"]), made["schema"])
+        build = partial(_section, made["cls"])
+        return core_schema.no_info_after_validator_function(build, made["schema"], ref=made.get("ref"))
     return made
 
 
@@ -61,13 +62,15 @@ def _or_unread(value: Any, validate: core_schema.ValidatorFunctionWrapHandler) -
 
 
 def _section(section: type[S], read: tuple[Mapping[str, Any], Mapping[str, Any] | None, set[str]]) -> S:
-    """From the values of its keys, unknown keys, and the names of those that were given.
+    """From the values of its keys, of others, and the names of those that were given.
 
     Beside an unknown key, what is left out may be what was meant by it.
     """
-    values, unknown, given = read
+    values, others, given = read
     kept = {name: value for name, value in values.items() if value is not UNREAD}
-    made = section.model_construct(given, **kept)
+    named = others if section.model_config["extra"] == "allow" else None  # keys of the user's choice are not unknown
+    made = section.model_construct(given, **kept, **(named or {}))
+    unknown = others and not named
     for name in (section.model_fields.keys() if unknown else given) - kept.keys():
         vars(made).pop(name, None)
     return made
