@@ -13,10 +13,10 @@ from dsc.spec.model import ModelSpec
 
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object]:
-    normed = {
-        node.op.dim.value() for block in graph.blocks.values() for node in block.nodes() if isinstance(node.op, RmsNorm)
-    }
-    launches = {launch: {width: _tile(launch, width, target) for width in sorted(normed)} for launch in _LAUNCHES}
+    widths = dict.fromkeys(
+        node.op.dim for block in graph.blocks.values() for node in block.nodes() if isinstance(node.op, RmsNorm)
+    )
+    launches = {launch: {width: _tile(launch, width.value(), target) for width in widths} for launch in _LAUNCHES}
     return {**launches, "num_programs": 2 * target.num_sms}
 
 
