@@ -84,8 +84,9 @@ def test_layers_of_one_loop_have_one_signature() -> None:
     graph = build(load("tiny-window")).training
 
     def with_another(block: Block) -> Block:
-        inputs = (*block.inputs, replace(block.inputs[-1], name="another"))
-        return replace(block, inputs=inputs) if block.key == "FullDenseLayer.forward" else block
+        if block.key != "FullDenseLayer.forward":
+            return block
+        return replace(block, inputs=(*block.inputs, replace(block.inputs[-1], name="another")))
 
     with pytest.raises(VerifyError, match="whose signatures differ"):
         verify(graph.map(with_another))
