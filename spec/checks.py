@@ -51,6 +51,13 @@ def _name(spec: ModelSpec) -> Iterator[Finding]:
     yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
 
 
+def _known_tokens(spec: ModelSpec) -> Iterator[Finding]:
+    for name, token in spec.tokens.ids().items():
+        if token >= spec.vocab_size:
+            message = f"tokens.{name} is {token}, and the vocabulary has {spec.vocab_size} tokens"
+            yield Finding("DSC017", message, ("tokens", name.split("[")[0]), f"write at most {spec.vocab_size - 1}")
+
+
 def _grouped_heads(spec: ModelSpec) -> Iterator[Finding]:
     if not isinstance(spec.attention, GqaAttention):
         return
@@ -251,6 +258,7 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _name,
+    _known_tokens,
     _grouped_heads,
     _even_rope_dim,
     _original_positions,

@@ -11,6 +11,7 @@ from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
+from dsc.spec.tokens import Tokens
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
@@ -41,6 +42,7 @@ class ModelSpec(Section):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
     vocab_size: Count
+    tokens: Tokens = Tokens()
     hidden_size: Count
     max_position_embeddings: Count
     tie_word_embeddings: bool = False

@@ -18,6 +18,7 @@ from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
 MODEL = "model/model.py"
+STORAGE = "package/storage.py"
 TRAINING = ("train/data.py", "train/log.py", "train/train.py")
 PACKAGES = ("", "train/", "infer/")  # folders that are importable
 
@@ -38,6 +39,7 @@ def emit_package(
     files = {
         "model.py": model,
         "checkpoint.py": checkpoint_file(printer.templates, spec, training),
+        "storage.py": _print(printer.templates, spec, STORAGE),
         "README.md": readme_file(printer.templates, spec, training, kernels, notes),
         **inference_files(printer, spec, inference, training, model),
         **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},

@@ -14,6 +14,7 @@ from dsc.spec.model import ModelSpec
 PURPOSES = {
     "model.py": "the model: one class for each block, one line for each operation",
     "checkpoint.py": "safetensors under Hugging Face names, in and out",
+    "storage.py": "a folder of safetensors files, read as its index says and replaced as a whole",
     "train/": "a trainer: data, loop, metrics, checkpoints to resume from",
     "infer/": "generation with a cache",
 }

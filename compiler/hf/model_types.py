@@ -1,7 +1,7 @@
 """The model types that can be imported, with the names and defaults of their configuration classes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsc.compiler.hf.families import FAMILIES, Family
 from dsc.compiler.hf.quantization import read_linear
@@ -15,6 +15,7 @@ from dsc.compiler.hf.sections import (
     read_mixtral,
     read_qwen3_moe,
 )
+from dsc.compiler.hf.tokens import read_tokens
 from dsc.spec.workload import Workload
 
 _SEQUENCE_LENGTH = Workload().sequence_length
@@ -23,7 +24,7 @@ _NO_BIAS = "the language has no biases in projections"
 # Bookkeeping, generation and logging: nothing here changes logits or losses.
 _NEUTRAL_KEYS = (
     *("_name_or_path", "auto_map", "model_type", "transformers_version", "use_cache", "pretraining_tp", "ep_size"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "return_dict", "output_hidden_states", "output_attentions"),
+    *("return_dict", "output_hidden_states", "output_attentions"),
     *("id2label", "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward", "tokenizer_class"),
 )
 
@@ -36,6 +37,7 @@ class ImportedType:
     aliases: Mapping[str, str]
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    tokens: Mapping[str, int] = field(default_factory=dict)
     tie_word_embeddings: bool = False
 
     def read(self, config: ConfigReader) -> Sections:
@@ -47,6 +49,8 @@ class ImportedType:
             "max_position_embeddings": config.integer("max_position_embeddings"),
             "norm": {"eps": config.number("rms_norm_eps", self.rms_norm_eps)},
         }
+        if tokens := read_tokens(config, self.tokens):
+            spec["tokens"] = tokens
         if config.flag("tie_word_embeddings", self.tie_word_embeddings):
             spec["tie_word_embeddings"] = True
         initializer_range = config.number("initializer_range", self.initializer_range)
@@ -77,16 +81,26 @@ def _precision(config: ConfigReader) -> Sections:
     return precision
 
 
+def _tokens(bos: int, eos: int) -> dict[str, int]:
+    return {"bos_token_id": bos, "eos_token_id": eos}
+
+
 _DTYPE = {"torch_dtype": "dtype"}
 _MTP = {"num_mtp_layers": "num_nextn_predict_layers"}
 
 _DEEPSEEK_V3 = ImportedType(
-    FAMILIES["deepseek_v3"], read_deepseek_v3, {**_DTYPE, **_MTP, "num_local_experts": "n_routed_experts"}
+    FAMILIES["deepseek_v3"],
+    read_deepseek_v3,
+    {**_DTYPE, **_MTP, "num_local_experts": "n_routed_experts"},
+    tokens=_tokens(0, 1),
 )
 
 MODEL_TYPES: dict[str, ImportedType] = {
     "deepseek_v2": ImportedType(
-        FAMILIES["deepseek_v2"], read_deepseek_v2, {**_DTYPE, "num_experts": "n_routed_experts"}
+        FAMILIES["deepseek_v2"],
+        read_deepseek_v2,
+        {**_DTYPE, "num_experts": "n_routed_experts"},
+        tokens=_tokens(1, 2),
     ),
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
@@ -96,11 +110,16 @@ MODEL_TYPES: dict[str, ImportedType] = {
         _DTYPE,
         rms_norm_eps=1e-5,
         initializer_range=0.1,
+        tokens=_tokens(1, 2),
         tie_word_embeddings=True,
     ),
-    "llama": ImportedType(FAMILIES["llama"], read_llama, _DTYPE),
+    "llama": ImportedType(FAMILIES["llama"], read_llama, _DTYPE, tokens=_tokens(1, 2)),
     "mixtral": ImportedType(
-        FAMILIES["mixtral"], read_mixtral, {**_DTYPE, "num_experts": "num_local_experts"}, rms_norm_eps=1e-5
+        FAMILIES["mixtral"],
+        read_mixtral,
+        {**_DTYPE, "num_experts": "num_local_experts"},
+        rms_norm_eps=1e-5,
+        tokens=_tokens(1, 2),
     ),
     "qwen3_moe": ImportedType(FAMILIES["qwen3_moe"], read_qwen3_moe, {**_DTYPE, "num_experts": "num_local_experts"}),
 }

@@ -57,6 +57,16 @@ class ConfigReader:
         self._wrong(key, value, "a list of integers")
         return []
 
+    def token_ids(self, key: str, default: int | None) -> object:
+        """One id, several, or None."""
+        self._known.add(key)
+        value = self._config.get(key, default)
+        ids = value if isinstance(value, list) and value else [value]
+        if value is None or all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+            return value
+        self._wrong(key, value, "an integer or a list of integers")
+        return None
+
     def section(self, key: str) -> "ConfigReader | None":
         """The mapping under a key, None where it is absent, null or empty."""
         value = self._value(key, {})
