@@ -12,7 +12,7 @@ from math import isqrt
 from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
-from dsc.spec.model import ModelSpec
+from dsc.spec.model import ModelSpec, package_of
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
@@ -38,17 +38,29 @@ def check(spec: ModelSpec) -> list[Finding]:
     return findings
 
 
-def _name(spec: ModelSpec) -> Iterator[Finding]:
-    package = spec.package_name
+def cautions(spec: ModelSpec) -> list[str]:
+    """What is valid and worth a word."""
+    moe = spec.ffn.moe
+    if moe is None or not moe.router.norm_topk_prob or moe.num_experts_per_tok > 1 or moe.router.score != "softmax":
+        return []
+    return ["ffn.moe.router: the one chosen weight is divided by itself, so no gradient of the model's loss reaches it"]
+
+
+def refused_name(name: str) -> str | None:
+    """Why a model cannot have a name; None where it can."""
+    package = package_of(name)
     if iskeyword(package):
-        message = f"the package of {spec.name!r} would be named {package!r}, a keyword of Python"
-    elif package in IMPORTED:
-        message = f"the package of {spec.name!r} would hide the library {package!r}, which emitted code imports"
-    elif package in sys.stdlib_module_names:
-        message = f"the package of {spec.name!r} would hide {package!r} of Python's standard library"
-    else:
-        return
-    yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+        return f"the package of {name!r} would be named {package!r}, a keyword of Python"
+    if package in IMPORTED:
+        return f"the package of {name!r} would hide the library {package!r}, which emitted code imports"
+    if package in sys.stdlib_module_names:
+        return f"the package of {name!r} would hide {package!r} of Python's standard library"
+    return None
+
+
+def _name(spec: ModelSpec) -> Iterator[Finding]:
+    if (message := refused_name(spec.name)) is not None:
+        yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
 
 
 def _known_tokens(spec: ModelSpec) -> Iterator[Finding]:
@@ -85,7 +97,8 @@ def _original_positions(spec: ModelSpec) -> Iterator[Finding]:
     original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
     if original > positions:
         message = f"the context before the stretch, {original}, is longer than max_position_embeddings, {positions}"
-        help = f"write at most {positions}, or raise max_position_embeddings"
+        # Not a smaller length before the stretch: the frequencies follow from it.
+        help = f"write max_position_embeddings: {original}, and a shorter workload.sequence_length if that is enough"
         yield Finding("DSC053", message, (*SCALING, "original_max_position_embeddings"), help)
 
 
@@ -244,7 +257,8 @@ def _bias_to_update(moe: MoeFfn) -> Iterator[Finding]:
 
 
 def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
-    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1:
+    """A caution where scores are softmax: a model that always divides, as Mixtral does, has no other way to say it."""
+    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1 and moe.router.score != "softmax":
         message = "norm_topk_prob divides the one chosen weight by itself: it is always 1, and the router cannot learn"
         help = "write false, or choose two experts per token or more"
         yield Finding("DSC027", message, (*ROUTER, "norm_topk_prob"), help)

@@ -17,6 +17,11 @@ from dsc.spec.workload import Workload
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
 
 
+def package_of(name: str) -> str:
+    """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
+    return name.replace("-", "_").replace(".", "_")
+
+
 class Norm(Section):
     """RMSNorm before each sublayer and before the head."""
 
@@ -71,8 +76,7 @@ class ModelSpec(Section):
 
     @property
     def package_name(self) -> str:
-        """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
-        return self.name.replace("-", "_").replace(".", "_")
+        return package_of(self.name)
 
     def dense(self) -> DenseFfn:
         """The dense feed-forward; checked specs have it wherever a layer names it."""

@@ -320,7 +320,14 @@ SMALL: Config = {
 
 def small(config: Config) -> Config:
     """The same type at sizes that are built in no time."""
-    sizes = {"num_experts": 4, "num_local_experts": 4, "n_shared_experts": 1, **SMALL}
+    sizes = {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "n_shared_experts": 1,
+        **SMALL,
+    }
     shrunk = {key: sizes.get(key, value) for key, value in config.items()}
     shrunk.pop("quantization_config", None)
     if shrunk["model_type"] == "kimi_k2":
@@ -399,7 +406,8 @@ YARN_VARIANTS: list[Config] = [
 def with_yarn(config: Config, parameters: Config, layout: str) -> Config:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **parameters}
     rest = {key: value for key, value in small(config).items() if key not in ("rope_scaling", "rope_theta")}
-    rest["head_dim"] = 8  # transformers stumbles over YaRN where Mixtral has none
+    if config["model_type"] == "mixtral":
+        rest["head_dim"] = 8  # transformers stumbles over YaRN where it has none
     if layout == "rope_parameters":
         return rest | {"rope_parameters": {**yarn, "rope_theta": 10000.0}}
     return rest | {"rope_scaling": yarn, "rope_theta": 10000.0}
@@ -496,7 +504,7 @@ def test_a_sliding_window_in_use_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rope", "key"),
     [
-        ({"rope_type": "linear", "factor": 2.0}, "rope_type"),
+        ({"rope_type": "linear", "factor": 2.0}, "factor"),
         ({"rope_type": "dynamic", "factor": 2.0}, "rope_type"),
         ({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "rope_type"),
         ({"rope_type": "yarn", "factor": 4.0, "truncate": False}, "truncate"),
@@ -530,7 +538,7 @@ def test_one_name_for_one_key() -> None:
         ("scale_fmt", "e4m3"),
         ("weight_block_size", None),
         ("weight_block_size", [128]),
-        ("modules_to_not_convert", ["lm_head"]),
+        ("modules_to_not_convert", ["lm_head", "model.layers.0.mlp.down_proj"]),
         ("bits", 4),
     ],
     ids=str,

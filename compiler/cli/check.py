@@ -31,6 +31,7 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
 
     Exits with 2 if a spec is bad.
     """
+    from dsc.spec.checks import cautions
     from dsc.spec.errors import DscError
     from dsc.spec.loader import load
     from dsc.spec.report import render
@@ -38,12 +39,14 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
     findings: list[Finding] = []
     for spec in specs:
         try:
-            load(spec)
+            loaded = load(spec)
         except DscError as error:
             findings += error.findings
         else:
             if format_ == "human":
                 say(f"{spec}: ok")
+                for caution in cautions(loaded):
+                    say(f"warning: {caution}", stderr=True)
     if format_ != "human":
         click.echo(render(findings, format_, {}), nl=False)
     elif findings:

@@ -9,9 +9,19 @@ KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_tokens(config: ConfigReader, defaults: Mapping[str, int]) -> dict[str, object]:
-    """The spec's tokens, nothing of those that are null. -1 is how older configs say that there is no such token."""
-    tokens = {key.removesuffix("_token_id"): config.token_ids(key, defaults.get(key)) for key in KEYS}
-    return {name: ids for name, ids in tokens.items() if ids not in (None, -1)}
+    """The spec's tokens, without those that are null or cannot occur: older configs say -1 for none."""
+    tokens: dict[str, object] = {}
+    vocab_size = config.integer("vocab_size")
+    for key in KEYS:
+        ids = config.token_ids(key, defaults.get(key))
+        inside = [token for token in ids if 0 <= token < vocab_size]
+        if inside != ids:
+            config.notes.append(
+                f"Left out: {key} {ids}, of which not all are in the vocabulary of {vocab_size} tokens."
+            )
+        if inside:
+            tokens[key.removesuffix("_token_id")] = inside if len(inside) > 1 else inside[0]
+    return tokens
 
 
 def write_tokens(tokens: Tokens) -> dict[str, object]:
