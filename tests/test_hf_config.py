@@ -668,7 +668,6 @@ OBJECTIONS: list[tuple[str, Callable[[Config], None], tuple[str, ...]]] = [
         lambda spec: spec["attention"]["rope"].update(layout="interleaved"),
         ("attention", "rope", "layout"),
     ),
-    ("llama-3.1-8b", lambda spec: spec.update(hidden_size=4100), ("hidden_size",)),
     ("qwen3-30b-a3b", lambda spec: spec["attention"]["qk_norm"].update(eps=1e-5), ("attention", "qk_norm")),
     ("mixtral-8x7b", lambda spec: spec["ffn"]["moe"].update(n_shared_experts=1), ("ffn", "moe", "n_shared_experts")),
 ]

@@ -66,10 +66,15 @@ class Op(ABC):
     op_class: ClassVar[OpClass] = OpClass.MEMORY
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    in_cache: ClassVar[bool] = False
+    """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False
     """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
     includes_swiglu: ClassVar[bool] = False
     """What it saves are gate and up, which its own SwiGLU reads."""
+    prefix = ""
+    """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
+    of the model call the same helpers with other constants."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
     work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of
@@ -129,8 +134,7 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """What each output stands on: an input by position whose memory it shares, a parameter or the cache (None), or
-        memory of its own."""
+        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

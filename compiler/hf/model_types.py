@@ -14,7 +14,9 @@ from dsc.compiler.hf.sections import (
     read_glm4_moe_lite,
     read_llama,
     read_minicpm3,
+    read_mistral,
     read_mixtral,
+    read_qwen3,
     read_qwen3_moe,
     read_youtu,
 )
@@ -163,6 +165,8 @@ MODEL_TYPES: dict[str, ImportedType] = {
         tokens=_tokens(1, 2),
     ),
     "qwen3_moe": ImportedType(FAMILIES["qwen3_moe"], read_qwen3_moe, {**_DTYPE, "num_experts": "num_local_experts"}),
+    "qwen3": ImportedType(FAMILIES["qwen3"], read_qwen3, _DTYPE),
+    "mistral": ImportedType(FAMILIES["mistral"], read_mistral, _DTYPE, tokens=_tokens(1, 2)),
 }
 
 ALIASES = frozenset(pair for model_type in MODEL_TYPES.values() for pair in model_type.aliases.items())
