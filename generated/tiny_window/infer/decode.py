@@ -106,7 +106,7 @@ def full_attention(module: FullAttention, x: Tensor, rope: Tensor, cache: LayerC
 
 
 def sliding_attention(module: SlidingAttention, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
-    """Grouped-query attention over the last SLIDING_WINDOW tokens, with norms on the heads of q and k (arXiv 2310.06825)."""
+    """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
     q = module.q_proj(x)  # [B, S, H * N]
     k = module.k_proj(x)  # [B, S, J * N]
     v = module.v_proj(x)  # [B, S, J * N]
