@@ -18,6 +18,7 @@ from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.spec.checks import cautions
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -54,7 +55,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    return Program(spec, target, plain, training, verify(as_functions(inference, training)), kernels.notes)
+    notes = (*cautions(spec), *kernels.notes)
+    return Program(spec, target, plain, training, verify(as_functions(inference, training)), notes)
 
 
 def timed(spec: ModelSpec) -> Graph:

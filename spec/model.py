@@ -11,9 +11,15 @@ from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
+from dsc.spec.tokens import Tokens
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
+
+
+def package_of(name: str) -> str:
+    """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
+    return name.replace("-", "_").replace(".", "_")
 
 
 class Norm(Section):
@@ -87,6 +93,8 @@ class ModelSpec(Section):
     """The package is named after it, with '_' for '-' and '.'."""
     vocab_size: Count
     """Tokens that there are: rows of the embedding and of the head."""
+    tokens: Tokens = Tokens()
+    """Ids of special tokens, where the tokenizer that the model was trained with has them."""
     hidden_size: Count
     """Width of the stream between layers."""
     max_position_embeddings: Count
@@ -151,8 +159,7 @@ class ModelSpec(Section):
 
     @property
     def package_name(self) -> str:
-        """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
-        return self.name.replace("-", "_").replace(".", "_")
+        return package_of(self.name)
 
     @property
     def ffn_kinds(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
+STORAGE = "package/storage.py"
 TRAINING = ("train/data.py", "train/log.py", "train/train.py")
 INIT = "__init__.py"
 
@@ -55,6 +56,7 @@ def python_files(
     files = [
         model_file(printer, training, model),
         checkpoint_file(printer, training),
+        printer.file("storage.py", STORAGE),
         *inference_files(printer, inference, training, model),
         *(printer.file(path, path, updates_bias=updates_bias) for path in TRAINING),
         *kernel_files(printer, (training, inference), target),
