@@ -49,6 +49,8 @@ class Op(ABC):
     kind: ClassVar[str]
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    like: ClassVar[tuple[str, ...]] = ()
+    """Operands of which only shape, element type and device are read."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
     work, which is why only that says so. Choices that span products follow from the graph (planner/recompute.py)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block, Value
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Dim, Int, Symbol
 from dsc.compiler.graph.graph import ROOT_CLASS, Call
 from dsc.compiler.graph.op import Types, register, tensor
 from dsc.compiler.graph.types import TensorType, ValueType
@@ -141,6 +141,14 @@ class _Layers(_Call):
     def prefixes(self) -> tuple[str, ...]:
         return tuple(f"layers.{self.first + i}" for i in range(self.count.value()))
 
+    def run(self, offset: int, count: int) -> "_Layers":
+        """`count` of these layers, from the one at `offset` on."""
+        return replace(self, first=self.first + offset, count=Int(count))
+
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The inputs of layers that follow these: what these make in place of what they read."""
+        return (outputs[0], *inputs[1:])
+
 
 @register
 @dataclass(frozen=True)
@@ -164,6 +172,9 @@ class RepeatLayersSum(_Layers):
 
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         return self.signature.bindings(inputs[:-1])
+
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        return (outputs[0], *inputs[1:-1], outputs[1])
 
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
         """Without its loss the sum is not wanted either."""
