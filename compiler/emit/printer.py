@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
-from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.op import Op
+from dsc.compiler.graph.types import TensorType
 
 WIDTH = 120
 INDENT = 8
@@ -35,7 +36,7 @@ class Printer:
     owner: str = "self"
 
     def body(self, block: Block, doc: str) -> list[str]:
-        """The lines of a method, its return included; every line ends with the shapes of what it makes."""
+        """The lines of a method, its return included."""
         lines = [f'"""{doc}"""'] if doc else []
         nodes = block.nodes()
         returned = bool(nodes) and nodes[-1].outputs == block.outputs and self._is_line(nodes[-1])
@@ -49,6 +50,10 @@ class Printer:
     def declaration(self, op: Op) -> str | None:
         """The expression that makes the op's attribute, if it has one."""
         return self._block(op, "declare", {}) if op.attribute() is not None else None
+
+    def override(self, op: Op) -> str:
+        """The method of nn.Module that the op's class replaces, if it does."""
+        return self._block(op, "override", {}).strip("\n") if "override" in self._template(op).blocks else ""
 
     def _is_line(self, node: Node) -> bool:
         return "line" in self._template(node.op).blocks
@@ -68,7 +73,7 @@ class Printer:
             return self._block(node.op, "statement", context).strip("\n").split("\n")
         expression = self._block(node.op, "line", context)
         start = "return" if returned else f"{context['out']} ="
-        return _commented(f"{start} {expression}", [value.type.shape_text() for value in node.outputs])
+        return _commented(f"{start} {expression}", _shapes(node, used))
 
     def _template(self, op: Op) -> Template:
         return self.templates.get_template(f"ops/{op.kind}.py.jinja")
@@ -79,10 +84,19 @@ class Printer:
         return "".join(template.blocks[name](values))
 
 
-def _commented(line: str, shapes: list[str]) -> list[str]:
+def _shapes(node: Node, used: Collection[Value]) -> str:
+    """The shapes of what a line makes, where they are not all that of its first operand. Scalars say nothing."""
+    named = node.outputs if len(node.outputs) == 1 else [value for value in node.outputs if value in used]
+    shapes = [value.type.shape_text() for value in named]
+    operand = next((value.type.shape_text() for value in node.inputs if isinstance(value.type, TensorType)), "")
+    if set(shapes) <= {"", "[]", operand}:
+        return ""
+    return f"{shapes[0]} each" if shapes.count(shapes[0]) == len(shapes) > 1 else ", ".join(filter(None, shapes))
+
+
+def _commented(line: str, shapes: str) -> list[str]:
     """The shapes behind the line, or above it where both together would make the formatter break the line."""
-    text = ", ".join(shape for shape in shapes if shape)
-    if all(shape in ("", "[]") for shape in shapes):
+    if not shapes:
         return [line]
-    together = f"{line}  # {text}"
-    return [together] if len(together) + INDENT <= WIDTH else [f"# {text}", line]
+    together = f"{line}  # {shapes}"
+    return [together] if len(together) + INDENT <= WIDTH else [f"# {shapes}", line]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.graph.block import Block, Node, Value
+from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OPS, Types, tensor
 from dsc.compiler.graph.types import DType, ValueType
@@ -129,17 +129,38 @@ def test_a_wrong_number_of_operands(graph: Graph, count: int) -> None:
 def test_what_is_cached_must_exist(graph: Graph) -> None:
     """Otherwise decoding would quietly attend to the new tokens only."""
     block = graph.blocks[KEY]
-    (value, dtype), *rest = block.cached
-    changed = replace(block, cached=((replace(value, producer="nobody"), dtype), *rest))
+    kept, *rest = block.cached
+    nobody = replace(kept, value=replace(kept.value, producer="nobody"))
+    changed = replace(block, cached=(nobody, *rest))
     with pytest.raises(VerifyError, match="cache"):
         verify(replace(graph, blocks={**graph.blocks, KEY: changed}))
 
 
 def test_two_nodes_of_one_name(graph: Graph) -> None:
-    """networkx would keep the later one and drop the other without a word."""
+    """Who reads the name would not know which is meant."""
     block: Block = graph.blocks[KEY]
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="two nodes of one name"):
         block.with_nodes((*block.nodes(), block.node("q")))
+
+
+def test_a_cycle(graph: Graph) -> None:
+    block: Block = graph.blocks[KEY]
+    first, *rest = block.nodes()
+    with pytest.raises(AssertionError, match="a cycle through"):
+        block.with_nodes((replace(first, inputs=rest[-1].outputs), *rest))
+
+
+def test_nodes_stand_behind_what_they_read_and_otherwise_as_they_were_given(graph: Graph) -> None:
+    block: Block = graph.blocks[KEY]
+    nodes = block.nodes()
+    assert block.with_nodes(nodes).nodes() == nodes
+    last_first = block.with_nodes((nodes[-1], *nodes[:-1]))
+    assert last_first.nodes() == nodes
+    backwards = [node.id for node in block.with_nodes(reversed(nodes)).nodes()]
+    assert backwards != [node.id for node in nodes]
+    for place, name in enumerate(backwards):
+        producers = {value.producer for value in block.node(name).inputs} - {INPUT}
+        assert producers <= set(backwards[:place])
 
 
 def infer_nothing(self: Add, inputs: Types) -> Types:

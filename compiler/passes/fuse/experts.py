@@ -6,7 +6,7 @@ from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.fused.experts import FusedSort, RoutedAndSharedExperts, RoutedExperts
-from dsc.compiler.ops.moe import EveryExpert, GroupedLinear, ScatterSum, SlotWeights, SortByExpert
+from dsc.compiler.ops.moe import EveryExpert, GroupedLinear, GroupEnds, ScatterSum, SlotWeights, SortByExpert
 from dsc.compiler.ops.shape import FlattenTokens
 from dsc.compiler.passes.fuse.pattern import ancestors, each_node, find
 
@@ -38,4 +38,6 @@ def _fuse(block: Block, scatter: Node) -> Block:
         last.id: Node(last.id, experts, (x, weights, *made, *shared), last.outputs),
     }
     gone = {node.id for node in (*inside, scatter, view)} - fused.keys()
-    return block.with_nodes(fused.get(node.id, node) for node in block.nodes() if node.id not in gone)
+    nodes = [fused.get(node.id, node) for node in block.nodes() if node.id not in gone]
+    old_ends, ends = find(block, GroupEnds)[0].outputs[0], made[2]
+    return block.with_nodes(nodes).reinfer({old_ends: ends})
