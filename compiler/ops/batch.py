@@ -6,8 +6,8 @@ main one first, and last how many micro-batches there are.
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.op import Op, Types, register
 from dsc.compiler.graph.dim import Int
+from dsc.compiler.graph.op import Op, Types, register
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.loss import SCALAR, LossParts
 

@@ -29,6 +29,23 @@ class CountRows(Op):
 
 @register
 @dataclass(frozen=True)
+class RecordSent(Op):
+    """In training, add what this rank sends to each expert to the router's `expert_load`."""
+
+    kind = "record_sent"
+    router: str
+    """The attribute that holds the router."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("sent",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
 class ExchangeCounts(Op):
     """What each rank has for each of our experts: [E] -> [ranks, experts of a rank]."""
 

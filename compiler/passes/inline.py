@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsc.compiler.graph.block import INPUT, Block, Node, Value
+from dsc.compiler.graph.block import Block, Node, Value
 
 
 def inline(block: Block, call: Node, callee: Block) -> Block:
-    """`block` with the callee's nodes where `call` stood; both are methods of one class, so attributes stay as they are."""
+    """`block` with the callee's nodes where `call` stood; both are methods of one class, so attributes stay."""
     inner: dict[Value, Value] = dict(zip(callee.inputs, call.inputs, strict=True))
     body = []
     for node in callee.nodes():
@@ -18,8 +18,3 @@ def inline(block: Block, call: Node, callee: Block) -> Block:
         inner.update(zip(node.outputs, outputs, strict=True))
     results = {made: inner[value] for made, value in zip(call.outputs, callee.outputs, strict=True)}
     return block.rewrite(lambda node: body if node.id == call.id else (node,), results)
-
-
-def is_input(value: Value) -> bool:
-    """Whether a value is an argument of its method."""
-    return value.producer == INPUT

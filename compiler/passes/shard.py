@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.ops.call import CallModule
 from dsc.compiler.ops.dispatch import (
     AllToAll,
@@ -16,6 +15,7 @@ from dsc.compiler.ops.dispatch import (
     OrderByExpert,
     PutRows,
     ReceivedEnds,
+    RecordSent,
     Splits,
     TakeRows,
 )
@@ -24,6 +24,7 @@ from dsc.compiler.ops.moe import (
     EveryExpert,
     GatherRows,
     GroupedLinear,
+    RecordLoad,
     ScatterSum,
     SlotSource,
     SlotWeights,
@@ -34,35 +35,66 @@ from dsc.compiler.ops.moe import (
 from dsc.compiler.ops.shape import FlattenTokens, ViewAs
 from dsc.compiler.passes.fuse.pattern import find
 
+MOE = "MixtureOfExperts.forward"
 EXPERT_PARALLEL = "ExpertParallel"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How ranks share a training step, as far as code is emitted for it."""
+
+    pp: int
+    dp: int
+    ep: int
+    """Of the dp ranks, those that share one copy of the experts."""
+    zero: int
+    """1: the optimizer's state is shared over dp; 2: gradients too; 3: weights too."""
+    schedule: str
+    """A class of torch.distributed.pipelining."""
+    rank_of_stage: tuple[int, ...]
+    micro_batch: int
+    """Sequences."""
+    batch: int
+    """Sequences of a step, over all ranks."""
+    stages: tuple[tuple[str, ...], ...]
+    """The parts of the model in each stage of the pipeline."""
+
+    @property
+    def world(self) -> int:
+        return self.pp * self.dp
+
+
 DOC = "This rank's share of the experts: tokens are sent to the ranks whose experts they chose, and come back."
 
 
-def share_experts(moe: Block, constants: Constants, ranks: int) -> Block:
+def share_experts(moe: Block, ranks: int) -> Block:
     """The plain mixture of experts as one whose experts are shared out over ranks, its ops otherwise the same."""
-    ep = constants.dim("EP", ranks, "placement.ep")
+    ep = Symbol("EP", size=ranks)
     gate, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
-    sort, source_op, weights_op, flatten, gather, split, weigh, scatter, view = (
-        find(moe, kind)[1]
-        for kind in (SortByExpert, SlotSource, SlotWeights, FlattenTokens, GatherRows, SplitGateUp, WeighSlots)
-        + (ScatterSum, ViewAs)
+    sort = find(moe, SortByExpert)[1]
+    source_op, weights_op, flatten, gather = (
+        find(moe, kind)[1] for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows)
     )
+    split, weigh, scatter, view = (find(moe, kind)[1] for kind in (SplitGateUp, WeighSlots, ScatterSum, ViewAs))
     every = find(moe, EveryExpert)[1].num_experts
     gate_up, down = (_share(node.op, ep) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
 
-    block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC, base=moe.class_name)
+    block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
     x = block.input("x", moe.inputs[0].type)
     chosen, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
     _, order = block.add_many(("_", "order"), sort, chosen)
     sent = block.add("sent", CountRows(every), chosen)
+    for node in moe.nodes():
+        if isinstance(node.op, RecordLoad):
+            block.add_many((), RecordSent(node.op.router), sent)
     received = block.add("received", ExchangeCounts(ep), sent)
     to, of = block.add_many(("to", "of"), Splits(ep), sent, received)
 
     block.paragraph()
-    tokens = block.add("tokens", flatten, x)
+    flat = block.add("flat", flatten, x)
     source = block.add("source", source_op, order)
-    h = block.add("h", gather, tokens, source)
+    h = block.add("h", gather, flat, source)
     h = block.add("h", AllToAll(sort.rows), h, to, of)
     slot_weights = block.add("slot_weights", weights_op, weights, order, x)
     slot_weights = block.add("slot_weights", AllToAll(sort.rows), slot_weights, to, of)
@@ -80,7 +112,7 @@ def share_experts(moe: Block, constants: Constants, ranks: int) -> Block:
     h = block.add("h", AllToAll(sort.rows), h, of, to)
 
     block.paragraph()
-    out = block.add("out", scatter, h, source, tokens)
+    out = block.add("out", scatter, h, source, flat)
     out = block.add("out", view, out, x)
     for value in shared_out:
         out = block.add("out", Add(), out, value)

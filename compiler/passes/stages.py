@@ -1,4 +1,4 @@
-"""A training step cut into pipeline stages: which ops of Model.loss each stage runs, and what crosses from one to the next.
+"""A training step cut into pipeline stages: which ops of Model.loss each runs, and what crosses from one to the next.
 
 What crosses a boundary is what is alive there: the hidden state and the balance loss between layers, after multi-token
 prediction the two hidden states that the head reads. What depends on the batch alone, such as the rotary table, is no
@@ -40,6 +40,12 @@ class Stage:
     first: int
     """Of its layers, by number in the model."""
     end: int
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The classes of its layers."""
+        ops = (node.op for node in self.block.nodes())
+        return tuple(dict.fromkeys(op.signature.class_name for op in ops if isinstance(op, _Layers)))
 
 
 def step_block(graph: Graph) -> Block:
@@ -101,12 +107,6 @@ def _stacked(block: Block) -> Block:
             node = Node(node.id, op, (loss, *node.inputs), (parts,), node.paragraph)
         nodes.append(node)
     return block.with_nodes(nodes, (parts,))
-
-
-def part_names(step: Block) -> tuple[str, ...]:
-    """Every part in the order in which they run: embedding, the modules that the step calls, head."""
-    modules = [path for node in step.nodes() if isinstance(node.op, Call) for path in node.op.prefixes()]
-    return (EMBEDDING, *modules, HEAD)
 
 
 def cut(step: Block, stages: StageParts) -> tuple[Stage, ...]:
