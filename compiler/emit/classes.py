@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsc.compiler.emit.printer import Printer
@@ -57,6 +56,11 @@ def describe(graph: Graph, plain: Graph, printer: Printer, name: str) -> Class:
     )
 
 
+def holders(blocks: tuple[Block, ...]) -> list[Op]:
+    """The ops that declare attributes of a class."""
+    return [op for block in blocks for node in block.nodes() for op in node.op.holders()]
+
+
 def declarations(blocks: tuple[Block, ...], plain: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
     """Each attribute once; parts of a module list in the order of the schedule.
 
@@ -71,10 +75,6 @@ def declarations(blocks: tuple[Block, ...], plain: tuple[Block, ...], printer: P
             found[name].append(expression)
     order = list(dict.fromkeys(op.attribute() for op in holders(plain)))
     return tuple(Declaration(name, _joined(name, found[name])) for name in sorted(found, key=order.index))
-
-
-def holders(blocks: tuple[Block, ...]) -> Iterator[Op]:
-    return (op for block in blocks for node in block.nodes() for op in node.op.holders())
 
 
 def _joined(name: str, parts: list[str]) -> str:

@@ -68,6 +68,8 @@ class Op(ABC):
     """The outputs share the storage of the first input."""
     like: ClassVar[tuple[str, ...]] = ()
     """Operands of which only shape, element type and device are read."""
+    in_cache: ClassVar[bool] = False
+    """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False
     """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
     includes_swiglu: ClassVar[bool] = False
@@ -131,8 +133,7 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """What each output stands on: an input by position whose memory it shares, a parameter or the cache (None), or
-        memory of its own."""
+        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

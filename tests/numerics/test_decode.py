@@ -55,7 +55,7 @@ def test_caches_hold_what_the_plan_counts(family: Case, oracle_of: OracleOf, com
     else:
         width = 2 * attention.num_key_value_heads * attention.head_dim
     for cache in caches:
-        assert sum(slot[0, 0].numel() for slot in cache.slots.values()) == width
+        assert sum(tensor[0, 0].numel() for tensor in cache.tensors.values()) == width
 
 
 def test_decoding_leaves_the_model_alone(compiled: Compile) -> None:

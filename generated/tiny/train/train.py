@@ -54,8 +54,7 @@ def compute_loss(
     module = LossAndGradients(model)
     weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
     tokens, labels = (t.to(device) for t in batch)  # [B, S], [B, S]
-    result: tuple[Tensor, dict[str, Tensor]] = functional_call(module, weights, (tokens, labels))
-    return result
+    return functional_call(module, weights, (tokens, labels))
 
 
 @torch.no_grad()
@@ -79,9 +78,8 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Linear warmup, constant, half a cosine down to the minimum at the last step; steps count from 1."""
     warmup = min(1.0, step / max(1, args.warmup_steps))
     decayed = max(0, step - (args.steps - args.decay_steps)) / max(1, args.decay_steps)  # from 0 to 1
-    floor: float = args.min_learning_rate_ratio
-    rate: float = args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
-    return rate
+    floor = args.min_learning_rate_ratio
+    return args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
 
 
 def moments(optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
@@ -127,8 +125,7 @@ def load_checkpoint(folder: Path, run: dict[str, int], model: Model, optimizer: 
         raise SystemExit(f"--resume: {latest} was trained with {'; '.join(changed)}")
     load_hf(model, latest)
     restore_moments(optimizer, state["optimizer"])
-    step: int = state["step"]
-    return step
+    return state["step"]
 
 
 def train(args: argparse.Namespace) -> None:
