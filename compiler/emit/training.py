@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
@@ -24,7 +24,7 @@ from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import Stage
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-LOOP = ("train/data.py", "train/log.py", "train/train.py")
+PLAIN = ("train/init.py", "train/optimizer.py", "train/checkpoint.py", "train/data.py", "train/log.py")
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,19 @@ def training_files(
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
-    printed = [stages_file(files, step, training, model), files.file("train/init.py", "train/init.py")]
-    printed.append(files.file("train/single.py", "train/single.py", planned=step.sharing is not None, bias=bias))
-    if step.sharing is not None:
-        printed += sharing_files(files, step, step.sharing, plain, model, bias)
-    return [*printed, *(files.file(path, path, updates_bias=bias) for path in LOOP)]
+    sharing = step.sharing
+    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1}
+    printed = [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    printed += [files.file(path, path, **values) for path in ("train/single.py", "train/train.py")]
+    return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
 
-def stages_file(files: FilePrinter, step: TrainingStep, training: Graph, model: Iterable[Definition]) -> File:
+def _readers(step: TrainingStep) -> tuple[int, ...]:
+    """The stages that hold the embedding."""
+    return tuple(index for index, stage in enumerate(step.stages) if _reads_embedding(stage))
+
+
+def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definition]) -> File:
     """The whole model and each kind of stage as classes."""
     printer = Printer(files.templates)
     owners: dict[str, str] = {}
@@ -127,27 +132,28 @@ def _result(type: ValueType) -> tuple[str, str]:
 
 
 def sharing_files(
-    files: FilePrinter, step: TrainingStep, sharing: Sharing, plain: Graph, model: Sequence[Definition], bias: bool
+    files: FilePrinter,
+    step: TrainingStep,
+    sharing: Sharing,
+    plain: Graph,
+    model: Sequence[Definition],
+    values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py, and experts.py where ranks share them."""
     experts, pipeline = sharing.ep > 1, sharing.pp > 1
-    readers = tuple(index for index, stage in enumerate(step.stages) if _reads_embedding(stage))
     layers = step.whole.layer_kinds
     moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
+    values = {**values, "pipeline": pipeline, "experts": experts}
     printed = [
-        files.file("train/plan.py", "train/plan.py", sharing=sharing, pipeline=pipeline, experts=experts),
+        files.file("train/plan.py", "train/plan.py", **values),
         files.file(
             "train/parallel.py",
             "train/parallel.py",
-            pipeline=pipeline,
-            experts=experts,
-            tied=len(readers) > 1,
-            readers=readers,
-            bias=bias,
-            zero=sharing.zero,
-            layers=f"({', '.join(layers)},)" if len(layers) == 1 else f"({', '.join(layers)})",
+            **values,
+            readers=_readers(step),
+            layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
-            model_names=sorted({*layers, "Model", *(["Router"] if bias else [])}),
+            model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
         ),
     ]
     return [*printed, experts_file(files, step.graph, plain, model)] if experts else printed
