@@ -17,6 +17,7 @@ class RotaryTable(Op):
     like = ("tokens", "x")
     scaling: Literal["none", "yarn", "llama3"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -50,6 +51,7 @@ class SpreadPairs(Op):
     kind = "spread_pairs"
     layout: Literal["interleaved", "half"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ class Rotate(Op):
     kind = "rotate"
     layout: Literal["interleaved", "half"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
