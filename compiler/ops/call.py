@@ -157,9 +157,17 @@ class LayerLoop(_Call):
             return f"{self.classes[0]}() for _ in range({self.count})"
         return f"layer() for _ in range({self.count}) for layer in ({', '.join(self.classes)})"
 
-    def run(self, offset: int, count: int) -> "_Layers":
+    @property
+    def end(self) -> int:
+        """The number of the layer behind the last."""
+        return self.first + len(self.runs())
+
+    def run(self, offset: int, count: int) -> "LayerLoop":
         """`count` of these layers, from the one at `offset` on."""
-        return replace(self, first=self.first + offset, count=Int(count))
+        classes = tuple(self.classes[(offset + index) % len(self.classes)] for index in range(count))
+        alike = len(set(classes)) == 1
+        first, repeats = self.first + offset, Int(count if alike else 1)
+        return replace(self, classes=classes[:1] if alike else classes, count=repeats, first=first)
 
     def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
         """The inputs of layers that follow these: what these make in place of what they read."""

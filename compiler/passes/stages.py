@@ -17,7 +17,7 @@ from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.batch import ShareOfLabels, ShareOfMicroBatches, StackLosses
-from dsc.compiler.ops.call import CallMethod, _Layers
+from dsc.compiler.ops.call import CallMethod, LayerLoop
 from dsc.compiler.ops.loss import CrossEntropy, LossParts
 from dsc.compiler.passes.inline import inline
 
@@ -45,7 +45,7 @@ class Stage:
     def layer_kinds(self) -> tuple[str, ...]:
         """The classes of its layers."""
         ops = (node.op for node in self.block.nodes())
-        return tuple(dict.fromkeys(op.signature.class_name for op in ops if isinstance(op, _Layers)))
+        return tuple(dict.fromkeys(name for op in ops if isinstance(op, LayerLoop) for name in op.classes))
 
 
 def step_block(graph: Graph) -> Block:
@@ -154,17 +154,18 @@ def _pieces(step: Block, stages: StageParts, free: Mapping[Value, Node]) -> Iter
         if any(value in free for value in node.outputs):
             continue
         node = replace(node, inputs=tuple(said_last.get(value, value) for value in node.inputs))
-        if not isinstance(node.op, _Layers):
+        if not isinstance(node.op, LayerLoop):
             part = parts[node.id]
             yield _Piece(stage_of[part], position, part.split(".")[0].capitalize(), node)
             continue
-        kind = node.op.signature.class_name.removesuffix("Layer")
         results = node.outputs
-        for stage, run in groupby(enumerate(node.op.prefixes()), key=lambda numbered: stage_of[numbered[1]]):
+        paths = [path for _, path in node.op.runs()]
+        for stage, run in groupby(enumerate(paths), key=lambda numbered: stage_of[numbered[1]]):
             offsets = [offset for offset, _ in run]
             name = f"{node.id}.{offsets[0]}"
             outputs = tuple(replace(value, producer=name) for value in results)
             op = node.op.run(offsets[0], len(offsets))
+            kind = "".join(dict.fromkeys(one.removesuffix("Layer") for one in op.classes))
             yield _Piece(stage, position, kind, replace(node, id=name, op=op, outputs=outputs))
             node = replace(node, inputs=node.op.carried_on(node.inputs, outputs))
         said_last.update(zip(results, outputs, strict=True))
@@ -183,7 +184,7 @@ def _parts(step: Block) -> Mapping[str, str]:
     after = True
     for node in reversed(step.nodes()):
         if isinstance(node.op, Call):
-            parts[node.id] = node.op.prefixes()[0]
+            parts[node.id] = node.op.runs()[0][1]
             after = after and node.id != first_layers
         else:
             read_by = [readers.get(value, HEAD) for value in node.outputs]
@@ -195,7 +196,7 @@ def _parts(step: Block) -> Mapping[str, str]:
 
 def part_names(step: Block) -> tuple[str, ...]:
     """Every part in the order in which they run: embedding, the modules that the step calls, head."""
-    modules = [path for node in step.nodes() if isinstance(node.op, Call) for path in node.op.prefixes()]
+    modules = [path for node in step.nodes() if isinstance(node.op, Call) for _, path in node.op.runs()]
     return (EMBEDDING, *modules, HEAD)
 
 
@@ -235,8 +236,8 @@ def _stage(
         class_doc=f"A stage: {title}.",
         inputs=inputs,
     ).with_nodes(_sliced(body), tuple(now[value] for value in sent))
-    layers = [node.op for node in body if isinstance(node.op, _Layers)]
-    return Stage(block, layers[0].first, layers[-1].first + layers[-1].count.value()) if layers else Stage(block, 0, 0)
+    layers = [node.op for node in body if isinstance(node.op, LayerLoop)]
+    return Stage(block, layers[0].first, layers[-1].end) if layers else Stage(block, 0, 0)
 
 
 _TITLES = {"Embedding": "the embedding", "Mtp": "multi-token prediction", "Head": "the head and the losses"}
@@ -244,10 +245,10 @@ _TITLES = {"Embedding": "the embedding", "Mtp": "multi-token prediction", "Head"
 
 def _sliced(body: Sequence[Node]) -> list[Node]:
     """Runs of layers by the bounds that differ from stage to stage: those of the first begin where the stage's do."""
-    runs = [node for node in body if isinstance(node.op, _Layers)]
+    runs = [node for node in body if isinstance(node.op, LayerLoop)]
     sliced = []
     for node in body:
-        if isinstance(node.op, _Layers):
+        if isinstance(node.op, LayerLoop):
             begin, _, end = node.op.slice.strip("[]").partition(":")
             begin, end = "self.first" if node is runs[0] else begin, "self.end" if node is runs[-1] else end
             node = replace(node, op=replace(node.op, slice=f"[{begin} : {end}]"))
