@@ -10,6 +10,7 @@ from jinja2 import BaseLoader
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
@@ -76,14 +77,14 @@ def timed(spec: ModelSpec) -> Graph:
     return run(verify(build_graph(spec)), TIMED)
 
 
-def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
-    """The package, every file by its path."""
-    printer = file_printer(program.spec, program.training, templates)
+def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
+    """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.inference
     return emit_package(printer, program.target, *graphs, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:
-    """A path or a zoo name to the files of its package."""
+    """A path or a zoo name to the files of its package, which is to lie in the working directory."""
     spec = load(source)
-    return spec, emit(build(spec))
+    return spec, emit(build(spec), command=regenerate(spec, source))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from jinja2 import BaseLoader
 
 from dsc.compiler.emit.checkpoint import checkpoint_file
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
@@ -42,9 +43,9 @@ def emit_package(
     return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(printer.spec, files)}.items()))
 
 
-def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None) -> FilePrinter:
-    """`templates` are looked at before our own."""
-    return FilePrinter(environment(templates), spec, graph.constants, f"dsc compile {spec.name}")
+def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None, command: str = "") -> FilePrinter:
+    """`templates` are looked at before our own; `command` prints the package again."""
+    return FilePrinter(environment(templates), spec, graph.constants, command or regenerate(spec))
 
 
 def python_files(

@@ -92,13 +92,14 @@ def _prepare(folder: Path) -> None:
     with chdir(folder):
         _run("shrink deepseek-v3 -o small.yaml")
         small = Path("small.yaml").read_text(encoding="utf-8")
+        Path("wider.yaml").write_text(small, encoding="utf-8")
+        _run("compile wider.yaml -o package")
         Path("wider.yaml").write_text(small.replace("hidden_size: 64", "hidden_size: 72"), encoding="utf-8")
         no_type = small.replace("score: sigmoid", "score: softmax")
         Path("no-type.yaml").write_text(no_type, encoding="utf-8")
         shutil.copy(ERRORS / "DSC020-beside-the-schema" / "spec.yaml", "bad.yaml")
         _run("export small.yaml -o config.json")
-        _run("compile small.yaml -o package")
-        shutil.copytree("package", "edited")
+        _run("compile small.yaml -o edited")
         with Path("edited/model.py").open("a", encoding="utf-8") as file:
             file.write("# mine\n")
         _run("plan tiny --cluster cpu -o plan.yaml")
