@@ -1,8 +1,19 @@
 """Small models of several families, placed in several ways."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dsc.compiler.driver import build, emit
+from dsc.spec.model import ModelSpec
+
+STEPS = Path(__file__).with_name("steps.py")
 
 MLA = {
     "kind": "mla",
@@ -97,3 +108,56 @@ def placed(model: str, placement: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def placed_spec() -> Any:
     return placed
+
+
+def write_package(spec: dict[str, Any], folder: Path, change: Callable[[str, str], str] | None = None) -> str:
+    """Emits a spec into a folder, each file changed by a function; the package's name."""
+    model = ModelSpec.model_validate(spec)
+    for name, text in emit(build(model)).items():
+        path = folder / model.package_name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(change(name, text) if change else text)
+    return model.package_name
+
+
+def run(*command: str, folder: Path, fails: bool = False) -> str:
+    """A command in a folder, on one thread; its output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment, check=False, timeout=900
+    )
+    assert (result.returncode != 0) == fails, result.stderr[-4000:]
+    return result.stderr if fails else result.stdout
+
+
+def compare(
+    spec: dict[str, Any], folder: Path, dtype: str, change: Callable[[str, str], str] | None = None
+) -> tuple[float, bool]:
+    """The largest relative difference between a rank's figures and one process's, and whether biases are equal."""
+    package = write_package(spec, folder, change)
+    found = json.loads(run(sys.executable, str(STEPS), str(folder), package, dtype, folder=folder).splitlines()[-1])
+    biases = found["one"]["biases"]
+    held = {name for rank in found["ranks"] for name in rank["biases"]}
+    assert held == biases.keys(), "every router is on some rank"
+    equal = all(bias == biases[name] for rank in found["ranks"] for name, bias in rank["biases"].items())
+    return max(_furthest(rank["rows"], found["one"]["rows"]) for rank in found["ranks"]), equal
+
+
+def _furthest(rows: list[list[float]], expected: list[list[float]]) -> float:
+    pairs = ((a, b) for row, other in zip(rows, expected, strict=True) for a, b in zip(row, other, strict=True))
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+
+
+@pytest.fixture(scope="session")
+def compared() -> Any:
+    return compare
+
+
+@pytest.fixture(scope="session")
+def package_of() -> Any:
+    return write_package
+
+
+@pytest.fixture(scope="session")
+def run_in() -> Any:
+    return run
