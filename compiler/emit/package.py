@@ -13,12 +13,14 @@ from dsc.compiler.emit.lock import LOCK, lock_file
 from dsc.compiler.emit.model import model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
+from dsc.compiler.emit.serving import serving_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
 MODEL = "model/model.py"
 TRAINING = ("train/data.py", "train/log.py", "train/train.py")
+PAGE_SIZE = 16  # tokens of a page of the cache
 PACKAGES = ("", "train/", "infer/")  # folders that are importable
 
 
@@ -40,6 +42,7 @@ def emit_package(
         "checkpoint.py": checkpoint_file(printer.templates, spec, training),
         "README.md": readme_file(printer.templates, spec, training, kernels, notes),
         **inference_files(printer, spec, inference, training, model),
+        **serving_files(printer.templates, spec, PAGE_SIZE),
         **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},
         **{f"{folder}__init__.py": header(spec, "package/__init__.py") + "\n" for folder in PACKAGES},
     }
