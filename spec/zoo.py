@@ -6,6 +6,8 @@ MODELS = Path(__file__).parent / "models"
 CLUSTERS = Path(__file__).parent / "clusters"
 STARTER = Path(__file__).parent / "starter.yaml"
 """The commented spec that `dsc init` writes."""
+FIGURES = Path(__file__).parent / "zoo.json"
+"""What `dsc zoo --json` prints: figures of every model and cluster. `make goldens` writes it."""
 
 
 def names(folder: Path) -> list[str]:

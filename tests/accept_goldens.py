@@ -1,16 +1,19 @@
-"""Accept what the compiler emits and plans today: the packages in generated/, the plans of the zoo, README's count.
+"""Accept what the compiler emits and plans today: generated/, figures and plans of the zoo, README's count.
 
 Run by `make goldens`; review the diff. `python tests/accept_goldens.py plans` leaves the packages as they are.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from dsc.compiler.cli import main
+from dsc.compiler.cli.zoo_figures import zoo_figures
 from dsc.compiler.driver import compile_spec
 from dsc.compiler.emit.write import write
+from dsc.spec.zoo import FIGURES
 
 TESTS = Path(__file__).resolve().parent
 GENERATED = TESTS.parent / "generated"
@@ -63,6 +66,12 @@ def accept_plans() -> None:
         assert write_plan(plan, PLANS_FOLDER) == 0, f"{plan.file} does not fit"
 
 
+def accept_zoo() -> None:
+    """What `dsc zoo` prints."""
+    text = json.dumps(zoo_figures(), indent=2, sort_keys=True) + "\n"
+    FIGURES.write_text(text, encoding="utf-8", newline="\n")
+
+
 def accept_count() -> None:
     """Of the published facts that the planner reproduces."""
     from planner.test_badge import accept  # here, because tests that read this file do not need it
@@ -73,5 +82,6 @@ def accept_count() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] != ["plans"]:
         accept_packages()
+        accept_zoo()
     accept_plans()
     accept_count()

@@ -1,13 +1,15 @@
 """Every model and cluster that ships is valid and says what its publication says."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from dsc.compiler.cli.zoo_figures import zoo_figures
 from dsc.spec.cluster import Cluster
 from dsc.spec.loader import load, load_section
 from dsc.spec.model import ModelSpec
-from dsc.spec.zoo import CLUSTERS, MODELS, names
+from dsc.spec.zoo import CLUSTERS, FIGURES, MODELS, names
 
 MODEL_NAMES = (
     "deepseek-r1",
@@ -136,3 +138,8 @@ def test_an_h800_is_an_h100_with_a_narrower_nvlink() -> None:
     h100, h800 = load_cluster("h100"), load_cluster("h800")
     assert (h100.scale_up_bandwidth, h800.scale_up_bandwidth) == (450e9, 200e9)
     assert (h100.bf16_flops, h100.hbm_bandwidth) == (h800.bf16_flops, h800.hbm_bandwidth)
+
+
+def test_the_figures_that_dsc_zoo_prints_are_those_of_the_graphs() -> None:
+    """`make goldens` writes spec/zoo.json anew."""
+    assert json.loads(FIGURES.read_text(encoding="utf-8")) == zoo_figures()

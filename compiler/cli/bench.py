@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.table import Table
 
 from dsc.compiler.cli.arguments import PATH
-from dsc.compiler.cli.console import console, say, show
+from dsc.compiler.cli.console import console, say
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.driver import build
-from dsc.compiler.verify import missing_libraries
-from dsc.spec.loader import load
-from dsc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from dsc.compiler.bench.machine import Machine
     from dsc.compiler.bench.run import Result
+    from dsc.spec.model import ModelSpec
 
 
 @click.command()
@@ -54,19 +49,23 @@ def bench(
     On `--device cpu` kernels run their reference: that shows only that everything runs. With `--tune`, tiles of the
     declared grids run instead, and rows for the tuning table are proposed where one is faster.
     """
+    from dsc.compiler.verify import missing_libraries
+
     folder = Path(package)
     if not (folder / "kernels").is_dir():
         raise click.UsageError(f"{package} is no package with kernels: give the folder that `dsc compile` wrote")
     if missing_libraries():
         say("error: this runs emitted code, which needs torch", stderr=True)
         ctx.exit(Exit.BAD_INPUT)
-    import torch  # here, because the other verbs do without
+    import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         say("error: no GPU that torch can use; --device cpu runs the references", stderr=True)
         ctx.exit(Exit.BAD_INPUT)
     from dsc.compiler.bench.machine import measure_machine
     from dsc.compiler.bench.run import kernel_modules
+    from dsc.compiler.cli.bench_table import show_results
+    from dsc.spec.loader import load
 
     modules = kernel_modules(folder)
     if unknown := sorted({*only} - modules.keys()):
@@ -83,7 +82,7 @@ def bench(
             if file is not None:
                 file.write(json.dumps(_record(result, machine)) + "\n")
                 file.flush()
-    _show(results, machine)
+    show_results(results, machine)
     if not all(result.correct for result in results):
         ctx.exit(Exit.SAID_NO)
 
@@ -93,6 +92,7 @@ def _tune(kernels: list[str], spec: ModelSpec, folder: Path, tokens: tuple[int, 
     from dsc.compiler.bench.clock import seconds
     from dsc.compiler.bench.machine import device_name
     from dsc.compiler.bench.tune import proposals, trials
+    from dsc.compiler.driver import build
 
     program = build(spec)
     if program.target is None:
@@ -123,25 +123,3 @@ def _results(
 
 def _record(result: Result, machine: Machine) -> dict[str, Any]:
     return {"date": date.today().isoformat(), **asdict(machine), **asdict(result)}
-
-
-def _show(results: list[Result], machine: Machine) -> None:
-    copy, matmul = machine.bytes_per_second / 1e12, machine.flops_per_second / 1e12
-    say(f"{machine.device}, torch {machine.torch}, triton {machine.triton}")
-    say(f"ceilings: copy {copy:.2f} TB/s, matmul {matmul:.0f} TFLOP/s")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for column in ("us", "TB/s", "TFLOP/s", "of ceiling", "reference", "compiled", "library", "error"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for one in results:
-        others = (one.reference_time, one.compiled_time, one.library_time)
-        table.add_row(
-            one.case,
-            f"{one.time * 1e6:.1f}",
-            f"{one.bytes_per_second / 1e12:.2f}",
-            f"{one.flops_per_second / 1e12:.0f}" if one.flops_per_second else "-",
-            f"{one.of_ceiling:.0%}",
-            *(f"{other / one.time:.2f}x" if other else "-" for other in others),
-            f"{one.difference:.0e}" if one.correct else f"WRONG {one.difference:.0e}",
-        )
-    show(table)

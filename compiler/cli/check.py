@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from dsc.compiler.cli.arguments import complete_spec
 from dsc.compiler.cli.console import report, say
 from dsc.compiler.cli.exits import Exit
-from dsc.spec.errors import DscError, Finding
-from dsc.spec.loader import load
-from dsc.spec.report import Format, render
+
+if TYPE_CHECKING:
+    from dsc.spec.errors import Finding
+    from dsc.spec.report import Format
 
 
 @click.command()
@@ -28,6 +31,10 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
 
     Exits with 2 if a spec is bad.
     """
+    from dsc.spec.errors import DscError
+    from dsc.spec.loader import load
+    from dsc.spec.report import render
+
     findings: list[Finding] = []
     for spec in specs:
         try:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dsc.compiler.cli.arguments import PATH, spec_argument
 from dsc.compiler.cli.console import report, say, show_diff
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.diff import unified
-from dsc.compiler.driver import build, emit
-from dsc.compiler.emit.write import Changes, compare, write
-from dsc.spec.errors import DscError
-from dsc.spec.loader import load
+
+if TYPE_CHECKING:
+    from dsc.compiler.emit.write import Changes
 
 
 @click.command("compile")
@@ -30,6 +29,11 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
     Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
     code is 1.
     """
+    from dsc.compiler.driver import build, emit
+    from dsc.compiler.emit.write import compare, write
+    from dsc.spec.errors import DscError
+    from dsc.spec.loader import load
+
     loaded = load(spec)
     program = build(loaded)
     files = emit(program)
@@ -59,6 +63,8 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
 
 def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
     """A diff of the files that stand on both sides; those that stand on one are named."""
+    from dsc.compiler.diff import unified
+
     for name in sorted({*changes.changed, *changes.edited} & files.keys()):
         current = (folder / name).read_text(encoding="utf-8", errors="replace")
         show_diff(unified(current, files[name], (folder / name).as_posix()))

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from dsc.spec.errors import Finding
-from dsc.spec.report import render, sources_of
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dsc.spec.errors import Finding
 
 WIDE = 200  # columns, where no terminal says how wide it is
 
@@ -25,6 +27,8 @@ DIFF_STYLES = {"---": "bold", "+++": "bold", "@@": "cyan", "+": "green", "-": "r
 
 def console(stderr: bool = False) -> Console:
     """Made anew for each use, because the stream and the environment may be a test's."""
+    from rich.console import Console
+
     found = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = WIDE
@@ -55,6 +59,10 @@ def deliver(text: str, output: str | None) -> None:
 
 def report(findings: Sequence[Finding]) -> None:
     """Findings for a person, on standard error."""
+    from rich.text import Text
+
+    from dsc.spec.report import render, sources_of
+
     text = Text(render(findings, "human", sources_of(findings)), end="")
     for pattern, style in HIGHLIGHTS.items():
         for found in re.finditer(pattern, text.plain):
@@ -63,6 +71,8 @@ def report(findings: Sequence[Finding]) -> None:
 
 
 def show_diff(diff: str) -> None:
+    from rich.text import Text
+
     text = Text(end="")
     for line in diff.splitlines(True):
         style = next((style for start, style in DIFF_STYLES.items() if line.startswith(start)), "")

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, requires, version
-
 import click
-from rich import box
-from rich.table import Table
 
 from dsc.compiler.cli.arguments import json_option
-from dsc.compiler.cli.console import print_json, say, show
+from dsc.compiler.cli.console import print_json, say
 from dsc.compiler.cli.exits import Exit
-
-COMPILER = ("dsc-compiler", "click", "jinja2", "networkx", "pydantic", "rich", "ruamel.yaml", "ruff")
-EMITTED = {
-    "torch": "runs emitted packages",
-    "triton": "kernels on a GPU",
-    "safetensors": "checkpoints",
-    "numpy": "token files",
-    "tokenizers": "optional: text in and out",
-    "transformers": "optional: the oracle of the tests",
-}
 
 
 @click.command()
@@ -32,66 +14,14 @@ EMITTED = {
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Versions and environment. Exits with 1 if this installation would not emit what others do."""
-    installed, pinned = version("ruff"), _pinned("ruff")
-    problem = None if installed == pinned else f"ruff is {installed}, and emitted code is formatted by {pinned}"
+    from dsc.compiler.cli.environment import pinned, record, show_environment, version_of
+
+    installed, wanted = version_of("ruff"), pinned("ruff")
+    problem = None if installed == wanted else f"ruff is {installed}, and emitted code is formatted by {wanted}"
     if as_json:
-        print_json({**_record(), "problem": problem})
+        print_json({**record(), "problem": problem})
     else:
-        _show()
+        show_environment()
     if problem is not None:
-        say(f"problem: {problem}; pip install ruff=={pinned}", stderr=True)
+        say(f"problem: {problem}; pip install ruff=={wanted}", stderr=True)
         ctx.exit(Exit.SAID_NO)
-
-
-def _record() -> dict[str, object]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "executable": sys.executable,
-        "compiler": {name: _version(name) for name in COMPILER},
-        "emitted_code": {name: _version(name) for name in EMITTED},
-        "gpus": _gpus(),
-    }
-
-
-def _show() -> None:
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("python", platform.python_version(), sys.executable)
-    table.add_row("platform", platform.platform(), "")
-    table.add_section()
-    for name in COMPILER:
-        table.add_row(name, _version(name) or "not installed", "")
-    table.add_section()
-    for name, purpose in EMITTED.items():
-        table.add_row(name, _version(name) or "not installed", purpose)
-    table.add_section()
-    for gpu in _gpus() or ["none that nvidia-smi lists"]:
-        table.add_row("GPU", gpu, "")
-    show(table)
-
-
-def _pinned(distribution: str) -> str:
-    """The one version that we ask for."""
-    wanted = f"{distribution}=="
-    return next(line.removeprefix(wanted) for line in requires("dsc-compiler") or () if line.startswith(wanted))
-
-
-def _version(distribution: str) -> str | None:
-    """Of an installed distribution, from its metadata: nothing is imported."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpus() -> list[str]:
-    """What NVIDIA's driver lists: name, memory, compute capability."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return found.stdout.splitlines() if found.returncode == 0 else []

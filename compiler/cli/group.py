@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import click
@@ -93,6 +92,6 @@ class Verbs(click.Group):
     epilog="SPEC is the path of a spec or the name of a model of the zoo. "
     "Exit codes: 0 fine, 1 the check said no, 2 bad input or usage.",
 )
-@click.version_option(version("dsc-compiler"), "--version", message="dsc %(version)s")
+@click.version_option(None, "--version", package_name="dsc-compiler", message="dsc %(version)s")
 def main() -> None:
     """A compiler for language-model architectures: YAML in, readable PyTorch out."""

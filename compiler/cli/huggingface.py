@@ -9,8 +9,6 @@ import click
 
 from dsc.compiler.cli.arguments import PATH, output_option, spec_argument
 from dsc.compiler.cli.console import deliver
-from dsc.compiler.hf import export_config, import_path
-from dsc.spec.loader import load
 
 
 @click.command("import")
@@ -21,6 +19,8 @@ def import_command(path: str, output: str | None) -> None:
 
     What a config says and a spec cannot is an error, never left out.
     """
+    from dsc.compiler.hf import import_path
+
     deliver(import_path(Path(path)), output)
 
 
@@ -29,4 +29,7 @@ def import_command(path: str, output: str | None) -> None:
 @output_option("the config")
 def export_command(spec: str, output: str | None) -> None:
     """A spec to the config.json of the Hugging Face model type that computes the same."""
+    from dsc.compiler.hf import export_config
+    from dsc.spec.loader import load
+
     deliver(json.dumps(export_config(load(spec)), indent=2) + "\n", output)

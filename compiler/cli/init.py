@@ -8,8 +8,6 @@ import click
 
 from dsc.compiler.cli.arguments import PATH
 from dsc.compiler.cli.console import say
-from dsc.compiler.hf.importer import spec_name
-from dsc.spec.loader import loads
 from dsc.spec.zoo import STARTER
 
 PLACEHOLDER = "my-model"
@@ -23,6 +21,9 @@ def init(file: str, force: bool) -> None:
 
     Its first line tells editors where the schema is: `dsc schema > dsc.schema.json` puts it there.
     """
+    from dsc.compiler.hf.importer import spec_name
+    from dsc.spec.loader import loads
+
     path = Path(file)
     if path.exists() and not force:
         raise click.UsageError(f"{file} exists; name another file, or overwrite it with --force")

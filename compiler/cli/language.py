@@ -5,11 +5,9 @@ from __future__ import annotations
 import textwrap
 
 import click
-from rich.text import Text
 
 from dsc.compiler.cli.console import print_json, say
 from dsc.spec.errors import Code
-from dsc.spec.model import ModelSpec
 from dsc.spec.pages import PAGES
 
 # Editors know draft 7; nothing that pydantic makes of our sections is beyond it.
@@ -21,6 +19,8 @@ WIDTH = 100
 @click.command()
 def schema() -> None:
     """The JSON Schema of specs, for editors: dsc schema > dsc.schema.json."""
+    from dsc.spec.model import ModelSpec
+
     print_json({**DIALECT, **ModelSpec.model_json_schema()})
 
 
@@ -28,6 +28,8 @@ def schema() -> None:
 @click.argument("code", metavar="CODE", type=click.Choice([*PAGES], case_sensitive=False))
 def explain(code: Code) -> None:
     """What an error code means, with an example of wrong and right."""
+    from rich.text import Text
+
     page = PAGES[code]
     text = Text()
     text.append(f"{code}: {page.title}\n\n", "bold")

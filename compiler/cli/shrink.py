@@ -6,9 +6,6 @@ import click
 
 from dsc.compiler.cli.arguments import output_option, spec_argument
 from dsc.compiler.cli.console import deliver
-from dsc.compiler.hf.yaml import to_yaml
-from dsc.compiler.shrink import shrunk
-from dsc.spec.loader import load
 
 
 @click.command()
@@ -19,6 +16,10 @@ def shrink(spec: str, output: str | None) -> None:
 
     Kinds, groups, switches and multipliers stay; sizes become small enough to train on a CPU in seconds.
     """
+    from dsc.compiler.hf.yaml import to_yaml
+    from dsc.compiler.shrink import shrunk
+    from dsc.spec.loader import load
+
     original = load(spec)
     small = shrunk(original)
     comment = f"The architecture of {original.name} at toy dims, by `dsc shrink`."

@@ -6,8 +6,6 @@ import click
 
 from dsc.compiler.cli.arguments import complete_spec, json_option, spec_argument
 from dsc.compiler.cli.console import print_json, say, show
-from dsc.compiler.cli.measured import measure
-from dsc.compiler.cli.stats_table import difference, table
 
 
 @click.command()
@@ -20,6 +18,9 @@ def stats(spec: str, compare: str | None, as_json: bool) -> None:
     All figures are sums over the graph that the code is printed from. With --compare, --json prints
     {"models": [SPEC, SPEC2]}.
     """
+    from dsc.compiler.cli.measured import measure
+    from dsc.compiler.cli.stats_table import difference, table
+
     models = [measure(source) for source in (spec, compare) if source is not None]
     if as_json:
         print_json(models[0].record() if compare is None else {"models": [model.record() for model in models]})

@@ -43,3 +43,10 @@ def ratio(first: int, second: int) -> str:
         return ""
     times = first / second
     return f"{times:,.2f}x" if times >= 0.095 else f"{times:.2g}x"
+
+
+def as_yaml(value: object) -> str:
+    """A value of a spec or a plan as its file has it; a dash where a side has no such value."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from dsc.compiler.cli.arguments import json_option, spec_argument
-from dsc.compiler.cli.console import console, print_json, say, show
+from dsc.compiler.cli.console import console, print_json, say
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.verify import Check, missing_libraries
-from dsc.compiler.verify import verify as run_checks
-from dsc.spec.loader import load
 
 
 @click.command()
@@ -26,6 +20,11 @@ def verify(ctx: click.Context, spec: str, as_json: bool) -> None:
 
     Needs torch and safetensors. Exits with 1 if a check fails.
     """
+    from dsc.compiler.cli.verify_table import show_checks
+    from dsc.compiler.verify import missing_libraries
+    from dsc.compiler.verify import verify as run_checks
+    from dsc.spec.loader import load
+
     loaded = load(spec)
     missing = missing_libraries()
     if missing:
@@ -39,30 +38,6 @@ def verify(ctx: click.Context, spec: str, as_json: bool) -> None:
         records = [{**asdict(check), "passed": check.passed} for check in checks]
         print_json({"name": loaded.name, "passed": passed, "checks": records})
     else:
-        _show(checks)
+        show_checks(checks)
     if not passed:
         ctx.exit(Exit.SAID_NO)
-
-
-def _show(checks: list[Check]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for column in ("measured", "bound"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
-    for check in checks:
-        verdict, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
-        table.add_row(check.name, _figure(check.measured), _figure(check.bound), Text(verdict, style))
-    show(table)
-    for check in checks:
-        if check.error is not None:
-            say(f"{check.name}: {check.error}")
-    failed = sum(not check.passed for check in checks)
-    say(f"{len(checks)} checks, {failed} failed")
-
-
-def _figure(number: float | None) -> str:
-    """Counts are whole, errors are not."""
-    if number is None:
-        return "-"
-    return str(number) if isinstance(number, int) else f"{number:.1e}"

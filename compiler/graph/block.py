@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-import networkx as nx
+from heapq import heapify, heappop, heappush
 
 from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.graph.op import Op, Parameter, Types
@@ -59,7 +58,8 @@ class Block:
     class_doc: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    dataflow: nx.DiGraph[str]
+    body: tuple[Node, ...]
+    """In the order of emission: dependencies first (`in_order`)."""
     arguments: tuple[Symbol, ...] = ()
     cached: tuple[tuple[Value, DType], ...] = ()
     """What inference keeps of every token, and as what."""
@@ -71,18 +71,19 @@ class Block:
         return f"{self.class_name}.{self.method}"
 
     def nodes(self) -> tuple[Node, ...]:
-        """In the order of emission: dependencies first, ties as the builder said them."""
-        return self._order
+        """In the order of emission."""
+        return self.body
 
     @cached_property
-    def _order(self) -> tuple[Node, ...]:
-        rank = {name: data["rank"] for name, data in self.dataflow.nodes(data=True)}
-        order = nx.lexicographical_topological_sort(self.dataflow, key=rank.__getitem__)
-        return tuple(self.dataflow.nodes[name]["node"] for name in order)
+    def _by_id(self) -> dict[str, Node]:
+        return {node.id: node for node in self.body}
 
     def node(self, name: str) -> Node:
-        found: Node = self.dataflow.nodes[name]["node"]
-        return found
+        return self._by_id[name]
+
+    def producer(self, value: Value) -> Node | None:
+        """The node that makes a value; none for an input."""
+        return self._by_id.get(value.producer)
 
     def consumers(self, value: Value) -> tuple[Node, ...]:
         return tuple(node for node in self.nodes() if value in node.inputs)
@@ -93,7 +94,7 @@ class Block:
 
     def with_nodes(self, nodes: Iterable[Node], outputs: tuple[Value, ...] | None = None) -> Block:
         """The same method with another body."""
-        return replace(self, dataflow=connect(tuple(nodes)), outputs=self.outputs if outputs is None else outputs)
+        return replace(self, body=in_order(tuple(nodes)), outputs=self.outputs if outputs is None else outputs)
 
     def without(self, node_id: str, replacements: Mapping[Value, Value]) -> Block:
         """The body less one node; `replacements` says what its users read instead of its outputs."""
@@ -126,15 +127,26 @@ class Block:
         return replace(self, cached=cached).with_nodes(nodes, tuple(read(value) for value in self.outputs))
 
 
-def connect(nodes: tuple[Node, ...]) -> nx.DiGraph[str]:
-    """The networkx graph of some nodes, frozen; an edge carries the type that flows along it."""
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    for rank, node in enumerate(nodes):
-        assert node.id not in graph, f"two nodes named {node.id}"
-        graph.add_node(node.id, node=node, rank=rank)
-    for node in nodes:
-        for value in node.inputs:
-            if value.producer in graph:  # not an input; a producer that is missing is for verify() to report
-                graph.add_edge(value.producer, node.id, type=value.type)
-    frozen: nx.DiGraph[str] = nx.freeze(graph)
-    return frozen
+def in_order(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Each node behind those that it reads, and otherwise as early as it stands among `nodes`."""
+    rank = {node.id: index for index, node in enumerate(nodes)}
+    assert len(rank) == len(nodes), f"two nodes of one name among {[node.id for node in nodes]}"
+    # Inputs have no node; a producer that is missing is for verify() to report.
+    waits = [{rank[value.producer] for value in node.inputs if value.producer in rank} for node in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for index, producers in enumerate(waits):
+        for producer in producers:
+            readers[producer].append(index)
+    ready = [index for index, producers in enumerate(waits) if not producers]
+    heapify(ready)
+    order = []
+    while ready:
+        order.append(done := heappop(ready))
+        for reader in readers[done]:
+            waits[reader].discard(done)
+            if not waits[reader]:
+                heappush(ready, reader)
+    assert len(order) == len(nodes), (
+        f"a cycle through {[node.id for node, left in zip(nodes, waits, strict=True) if left]}"
+    )
+    return tuple(nodes[index] for index in order)

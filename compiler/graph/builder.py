@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsc.compiler.graph.block import INPUT, Block, Node, Value, connect
+from dsc.compiler.graph.block import INPUT, Block, Node, Value, in_order
 from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import DType, ValueType
@@ -69,7 +69,7 @@ class BlockBuilder:
             self._class_doc,
             tuple(self._inputs),
             outputs,
-            connect(tuple(self._nodes)),
+            in_order(tuple(self._nodes)),
             self._arguments,
             tuple(self._cached),
             self._base,

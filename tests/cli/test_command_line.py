@@ -1,6 +1,7 @@
 """The command line as a whole: its verbs and options are frozen, it starts quickly and fails politely."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,16 +105,16 @@ def test_colours_follow_the_terminal_and_the_environment(bad_spec: Path) -> None
     assert "31m" not in dsc(*arguments, FORCE_COLOR="1", NO_COLOR="1", TERM="xterm").stderr
 
 
-def imported(*arguments: str, folder: Path) -> set[str]:
+def imported(*arguments: str, folder: Path, **environment: str) -> set[str]:
     """The top-level modules, and dsc's own, that a run has loaded."""
     program = (
         "import sys; from dsc.compiler.cli import main\n"
-        "main(sys.argv[1:], standalone_mode=False)\n"
+        "try: main(sys.argv[1:], prog_name='dsc')\n"
+        "except SystemExit as done: assert not done.code\n"
         "print('\\nmodules', *sys.modules)"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=folder
-    )
+    command = [sys.executable, "-c", program, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=os.environ | environment)
     return set(ran.stdout.splitlines()[-1].split()[1:])
 
 
@@ -131,12 +132,35 @@ def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
         assert not {"torch", "triton", "safetensors", "numpy", "transformers"} & imported(*arguments, folder=tmp_path)
 
 
-def test_help_and_check_import_little(tmp_path: Path) -> None:
-    heavy = {"networkx", "jinja2", "dsc.compiler.driver", "dsc.compiler.graph.graph"}
-    assert not heavy & imported("check", "tiny", folder=tmp_path)
-    program = "import sys; import dsc.compiler.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not (heavy | {"rich", "pydantic", "ruamel.yaml"}) & set(loaded.stdout.split())
+# What takes long to import: libraries, the schema, and every room of the compiler but this one.
+LIBRARIES = {"jinja2", "numpy", "pydantic", "ruamel.yaml", "ruff", "torch", "triton"}
+LIGHT = re.compile(r"dsc\.compiler\.cli|dsc\.spec\.(errors|pages|words|zoo)$")
+
+
+def heavy(modules: set[str]) -> set[str]:
+    return {
+        name for name in modules if name in LIBRARIES or (re.match(r"dsc\.\w+\.\w", name) and not LIGHT.match(name))
+    }
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_imports_nothing_that_takes_long(verb: str, tmp_path: Path) -> None:
+    modules = imported(*([verb] if verb else []), "--help", folder=tmp_path)
+    assert not heavy(modules) and not {"rich", "importlib.metadata"} & modules
+
+
+@pytest.mark.parametrize("words", ["dsc st", "dsc stats deepseek-v", "dsc plan tiny --mo", "dsc explain DSC02"])
+def test_completion_imports_nothing_that_takes_long(words: str, tmp_path: Path) -> None:
+    asked = {"_DSC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    modules = imported(folder=tmp_path, **asked)
+    assert not heavy(modules) and not {"rich", "importlib.metadata"} & modules
+
+
+def test_the_zoo_is_listed_and_a_spec_checked_without_the_compiler(tmp_path: Path) -> None:
+    assert not heavy(imported("zoo", folder=tmp_path))
+    loaded = heavy(imported("check", "tiny", folder=tmp_path))
+    assert "pydantic" in loaded, "what is looked for is found where it is"
+    assert not [name for name in loaded if name.startswith(("dsc.compiler", "jinja2"))]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -91,5 +91,5 @@ def test_doctor(run: Any) -> None:
 
 
 def test_doctor_on_another_formatter(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsc.compiler.cli.doctor.requires", lambda _: ["click>=8", "ruff==0.0.1"])
+    monkeypatch.setattr("dsc.compiler.cli.environment.requires", lambda _: ["click>=8", "ruff==0.0.1"])
     assert "pip install ruff==0.0.1" in run("doctor", code=1).stderr

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.graph.block import Block, Node, Value
+from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OPS, Types, tensor
 from dsc.compiler.graph.types import DType, ValueType
@@ -136,10 +136,30 @@ def test_what_is_cached_must_exist(graph: Graph) -> None:
 
 
 def test_two_nodes_of_one_name(graph: Graph) -> None:
-    """networkx would keep the later one and drop the other without a word."""
+    """Who reads the name would not know which is meant."""
     block: Block = graph.blocks[KEY]
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="two nodes of one name"):
         block.with_nodes((*block.nodes(), block.node("q")))
+
+
+def test_a_cycle(graph: Graph) -> None:
+    block: Block = graph.blocks[KEY]
+    first, *rest = block.nodes()
+    with pytest.raises(AssertionError, match="a cycle through"):
+        block.with_nodes((replace(first, inputs=rest[-1].outputs), *rest))
+
+
+def test_nodes_stand_behind_what_they_read_and_otherwise_as_they_were_given(graph: Graph) -> None:
+    block: Block = graph.blocks[KEY]
+    nodes = block.nodes()
+    assert block.with_nodes(nodes).nodes() == nodes
+    last_first = block.with_nodes((nodes[-1], *nodes[:-1]))
+    assert last_first.nodes() == nodes
+    backwards = [node.id for node in block.with_nodes(reversed(nodes)).nodes()]
+    assert backwards != [node.id for node in nodes]
+    for place, name in enumerate(backwards):
+        producers = {value.producer for value in block.node(name).inputs} - {INPUT}
+        assert producers <= set(backwards[:place])
 
 
 def infer_nothing(self: Add, inputs: Types) -> Types:

@@ -14,10 +14,8 @@ O = TypeVar("O", bound=Op)  # noqa: E741  an op
 
 def made_by(block: Block, value: Value, kind: type[O]) -> tuple[Node, O] | None:
     """The node that makes a value, with its op, if it is of that kind."""
-    if value.producer not in block.dataflow:
-        return None
-    node = block.node(value.producer)
-    return (node, node.op) if isinstance(node.op, kind) else None
+    node = block.producer(value)
+    return (node, node.op) if node is not None and isinstance(node.op, kind) else None
 
 
 def find(block: Block, kind: type[O]) -> tuple[Node, O]:
@@ -42,10 +40,10 @@ def ancestors(block: Block, node: Node, stop: Collection[Value]) -> tuple[Node, 
     found: set[str] = set()
     wanted = [value for value in node.inputs if value not in stop]
     while wanted:
-        value = wanted.pop()
-        if value.producer in block.dataflow and value.producer not in found:
-            found.add(value.producer)
-            wanted += [one for one in block.node(value.producer).inputs if one not in stop]
+        producer = block.producer(wanted.pop())
+        if producer is not None and producer.id not in found:
+            found.add(producer.id)
+            wanted += [one for one in producer.inputs if one not in stop]
     return tuple(one for one in block.nodes() if one.id in found)
 
 

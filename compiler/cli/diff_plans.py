@@ -1,0 +1,59 @@
+"""What differs between two plans, for `dsc diff`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+from rich import box
+from rich.table import Table
+
+from dsc.compiler.cli.console import print_json, say, show
+from dsc.compiler.cli.units import as_yaml
+from dsc.compiler.diff import Changed
+from dsc.compiler.planner.difference import PlanFile, plan_changes
+
+HASH = re.compile("[0-9a-f]{64}")
+
+
+def diff_plans(names: tuple[str, str], plans: tuple[PlanFile, PlanFile], as_json: bool) -> bool:
+    changes = plan_changes(*plans)
+    if as_json:
+        print_json({section: [asdict(one) for one in found] for section, found in changes.items()})
+    elif any(changes.values()):
+        _show_plans(names, changes)
+    else:
+        say(f"{names[0]} and {names[1]} are the same plan")
+    return any(changes.values())
+
+
+def _show_plans(names: tuple[str, str], changes: dict[str, list[Changed]]) -> None:
+    """Sources are left to --json: their figures are in the table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in (*names, "change"):
+        table.add_column(name, justify="right" if name == "change" else "left", overflow="fold")
+    for section, found in changes.items():
+        table.add_section()
+        for one in found:
+            if not one.name.endswith(": source"):
+                table.add_row(one.name, *(_amount(value, section) for value in (one.first, one.second)), _change(one))
+    show(table)
+    say(", ".join(f"{section}: {len(found)} entries differ" for section, found in changes.items() if found))
+
+
+def _amount(value: object, section: str) -> str:
+    if section == "memory" and isinstance(value, int):
+        return f"{value / 2**30:,.2f} GiB"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = as_yaml(value)
+    return f"{text[:12]}..." if HASH.fullmatch(text) else text
+
+
+def _change(one: Changed) -> str:
+    """+12.5%."""
+    amounts = [value for value in (one.first, one.second) if isinstance(value, int | float)]
+    if len(amounts) < 2 or isinstance(one.first, bool) or not amounts[0]:
+        return ""
+    return f"{amounts[1] / amounts[0] - 1:+.1%}"

@@ -1,0 +1,127 @@
+"""The plan that `dsc plan` was asked for, as whatever it may be shown or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsc.compiler.cli.console import console, print_json, say
+from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
+from dsc.compiler.driver import build, timed
+from dsc.compiler.planner.capacity import smallest_cluster
+from dsc.compiler.planner.expert_loads import Loads, read_loads
+from dsc.compiler.planner.experts import PlacementError
+from dsc.compiler.planner.hardware import Hardware, hardware
+from dsc.compiler.planner.inference import Phase
+from dsc.compiler.planner.pictures.trace import chrome_trace
+from dsc.compiler.planner.plan import Plan, make_plan, record
+from dsc.compiler.planner.report import plan_html, serving_html
+from dsc.compiler.planner.search import Problem
+from dsc.compiler.planner.serving import ServingFound, ServingProblem, gib, make_serving_plan, smallest_deployment
+from dsc.compiler.planner.serving_record import serving_record
+from dsc.compiler.planner.trivial import trivial_plan, trivial_record
+from dsc.compiler.planner.write import plan_yaml, serving_yaml
+from dsc.spec.cluster import Machines
+from dsc.spec.errors import DscError, Finding
+from dsc.spec.model import ModelSpec
+
+NAME_ONE = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, as whatever it may be asked for."""
+
+    record: dict[str, Any]
+    yaml: Callable[[], str]
+    report: Callable[[], str]
+    trace: Callable[[], str] | None
+    show: Callable[[], None]
+    too_small: Callable[[], str] | None
+    """What to say where nothing fits."""
+
+
+def nowhere(spec: ModelSpec, as_json: bool) -> None:
+    plan = trivial_plan(spec, build(spec).training)
+    if as_json:
+        print_json(trivial_record(plan))
+    else:
+        show_trivial(plan)
+        say(f"whether it fits, how fast, and on how many: {NAME_ONE}")
+
+
+def placed(spec: ModelSpec, kind: str | None, nodes: int | None) -> tuple[ModelSpec, Hardware]:
+    """The spec on its cluster, or on another."""
+    own = spec.cluster if kind is None else None
+    if own is None and kind is None:
+        raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), NAME_ONE)])
+    machines = Machines(kind=kind or (own.kind if own else ""), nodes=nodes or (own.nodes if own else 1))
+    return spec.model_copy(update={"cluster": machines}), hardware(machines)
+
+
+def training(spec: ModelSpec, machines: Hardware) -> Planned:
+    with console(stderr=True).status("planning"):
+        plan = make_plan(Problem(spec, build(spec).training, timed(spec), machines))
+    return Planned(
+        record(plan),
+        lambda: plan_yaml(plan),
+        lambda: plan_html(plan),
+        lambda: chrome_trace(plan.time.timeline, f"a training step of {spec.name}"),
+        lambda: show_plan(plan),
+        None if plan.fits else lambda: _too_small(plan),
+    )
+
+
+def serving(
+    spec: ModelSpec, machines: Hardware, phase: Phase, context: int | None, redundant: int | None, loads: str | None
+) -> Planned:
+    program = build(spec)
+    tokens = context or spec.workload.sequence_length
+    graphs, measured = (program.training, program.inference), _loads(spec, loads)
+    problem = ServingProblem(spec, *graphs, machines, phase, tokens, redundant or 0, measured)
+    with console(stderr=True).status("planning"):
+        found = make_serving_plan(problem)
+    return Planned(
+        serving_record(found),
+        lambda: serving_yaml(found),
+        lambda: serving_html(found),
+        None,
+        lambda: show_serving(found),
+        None if found.fits else lambda: _too_small_to_serve(found),
+    )
+
+
+def _loads(spec: ModelSpec, path: str | None) -> Loads:
+    if path is None:
+        return ()
+    try:
+        return read_loads(Path(path).read_text(encoding="utf-8"), spec)
+    except (PlacementError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--loads") from error
+
+
+def _too_small(plan: Plan) -> str:
+    problem = plan.problem
+    return _refusal("", plan.chosen.bytes, problem.capacity, problem.hardware, smallest_cluster(problem))
+
+
+def _too_small_to_serve(found: ServingFound) -> str:
+    problem = found.problem
+    what = f" for one sequence of {problem.context:,} tokens"
+    return _refusal(what, found.chosen.bytes, problem.capacity, problem.hardware, smallest_deployment(problem))
+
+
+def _refusal(what: str, needed: int, capacity: int, machines: Hardware, nodes: int | None) -> str:
+    kind = machines.cluster.name
+    enough = (
+        f"no number of {kind} nodes would do"
+        if nodes is None
+        else f"{nodes} nodes of {kind} would do, {nodes * machines.cluster.gpus_per_node:,} GPUs"
+    )
+    return (
+        f"does not fit: a GPU needs at least {gib(needed)}{what}, {gib(needed - capacity)} more than it has; {enough}"
+    )
