@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
@@ -17,6 +18,10 @@ from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.paged import with_pages
+from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.serve import for_serving
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -33,6 +38,8 @@ class Program:
     target: Target | None
     training: Graph
     inference: Graph
+    serving: Graph
+    """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
     """What was decided otherwise than the spec has it."""
 
@@ -51,7 +58,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    return Program(spec, target, training, verify(as_functions(inference, training)), kernels.notes)
+    packing = partial(pack, positions=spec.max_position_embeddings)
+    serving = run(plain, (for_serving, with_pages, packing, *kernels.passes, prepare, as_functions_of_weights))
+    return Program(spec, target, training, verify(as_functions(inference, training)), serving, kernels.notes)
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -62,7 +71,7 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
     """The package, every file by its path."""
     spec, target = program.spec, program.target
-    return emit_package(spec, target, program.training, program.inference, program.notes, templates)
+    return emit_package(spec, target, program.training, program.serving, program.notes, templates)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

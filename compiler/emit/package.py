@@ -7,7 +7,6 @@ from jinja2 import BaseLoader, Environment
 from dsc.compiler.emit.checkpoint import checkpoint_file
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.header import header
-from dsc.compiler.emit.inference import inference_files
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_file
 from dsc.compiler.emit.model import model_file
@@ -28,7 +27,7 @@ def emit_package(
     spec: ModelSpec,
     target: Target | None,
     training: Graph,
-    inference: Graph,
+    serving: Graph,
     notes: tuple[str, ...] = (),
     templates: BaseLoader | None = None,
 ) -> dict[str, str]:
@@ -36,13 +35,12 @@ def emit_package(
     printer = Printer(environment(templates))
     updates_bias = "Model.update_selection_bias" in training.blocks
     model = model_file(training, printer, spec.name, header(spec, MODEL))
-    kernels = kernel_files(printer.templates, (training, inference), spec, target)
+    kernels = kernel_files(printer.templates, (training, serving), spec, target)
     files = {
         "model.py": model,
         "checkpoint.py": checkpoint_file(printer.templates, spec, training),
         "README.md": readme_file(printer.templates, spec, training, kernels, notes),
-        **inference_files(printer, spec, inference, training, model),
-        **serving_files(printer.templates, spec, PAGE_SIZE),
+        **serving_files(printer, spec, serving, training, model, PAGE_SIZE),
         **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},
         **{f"{folder}__init__.py": header(spec, "package/__init__.py") + "\n" for folder in PACKAGES},
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
-from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.op import Op
 
 WIDTH = 120
@@ -46,6 +46,11 @@ class Printer:
             lines.append(f"return {', '.join(value.name for value in block.outputs)}")
         return lines
 
+    def once(self, block: Block, node: Node, kept: Collection[Value]) -> list[str]:
+        """The lines of a node that runs when weights are prepared; what the body reads is kept as an attribute."""
+        names = {value: f"self.{value.name}" if value in kept else value.name for value in block.prepared}
+        return self._line(node, [names[value] for value in node.outputs], [names[value] for value in node.inputs])
+
     def declaration(self, op: Op) -> str | None:
         """The expression that makes the op's attribute, if it has one."""
         return self._block(op, "declare", {}) if op.attribute() is not None else None
@@ -57,7 +62,10 @@ class Printer:
         used = {value for other in block.nodes() for value in other.inputs} | set(block.outputs)
         single = len(node.outputs) == 1
         outs = [value.name if single or value in used else "_" for value in node.outputs]
-        names = [value.name for value in node.inputs]
+        names = [f"{self.owner}.{value.name}" if value in block.prepared else value.name for value in node.inputs]
+        return self._line(node, outs, names, returned)
+
+    def _line(self, node: Node, outs: list[str], names: list[str], returned: bool = False) -> list[str]:
         context = {
             **dict(zip(node.op.operands, names, strict=True)),
             "inputs": names,

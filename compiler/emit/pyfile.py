@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from dsc.compiler.emit.printer import WIDTH
 from dsc.compiler.graph.constants import Constant, Constants
@@ -15,6 +15,7 @@ from dsc.compiler.graph.dim import Symbol, T
 IMPORTS = (
     ("math", "import math", 0),
     ("Callable", "from collections.abc import Callable", 0),
+    ("Any", "from typing import Any", 0),
     ("Self", "from typing import Self", 0),
     ("torch", "import torch", 1),
     ("F", "import torch.nn.functional as F", 1),
@@ -87,12 +88,12 @@ def _sections(entries: dict[str, Constant], wanted: set[str]) -> list[list[str]]
     return [["", *group] if index else group for index, group in enumerate(groups.values())]
 
 
-def legend(symbols: Iterable[Symbol], body: str) -> str:
-    """What the letters in the shape comments stand for."""
+def legend(symbols: Iterable[Symbol], body: str, sizes: Mapping[str, str] | None = None) -> str:
+    """What the letters in the shape comments stand for; `sizes` says it of those that are known at run time."""
     prose = " ".join(re.findall(r"#.*|\"\"\"[^\"]*\"\"\"", body))
     letters = {letter for shape in re.findall(r"\[[^\]]*\]", prose) for letter in re.findall(r"\b[A-Z]\b", shape)}
     cached = "C cached positions with the new ones"
-    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached}
+    runtime = sizes or {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached}
     parts = [text for letter, text in runtime.items() if letter in letters]
     parts += [f"{symbol.letter} {symbol.name}" for symbol in symbols if symbol.letter in letters]
     return textwrap.fill(f"Shapes: {', '.join(parts)}.", WIDTH, subsequent_indent="    ")

@@ -65,6 +65,8 @@ class Block:
     """What inference keeps of every token, and as what."""
     base: str = "nn.Module"
     """The base class."""
+    once: tuple[Node, ...] = ()
+    """What depends on parameters alone, in order: it runs when weights are prepared, and the body reads its results."""
 
     @property
     def key(self) -> str:
@@ -90,7 +92,12 @@ class Block:
 
     def parameters(self) -> dict[str, Parameter]:
         """By name relative to the class; a module used by two nodes counts once."""
-        return {p.name: p for node in self.nodes() for p in node.op.parameters()}
+        return {p.name: p for node in (*self.once, *self.body) for p in node.op.parameters()}
+
+    @cached_property
+    def prepared(self) -> frozenset[Value]:
+        """The results of `once`."""
+        return frozenset(value for node in self.once for value in node.outputs)
 
     def with_nodes(self, nodes: Iterable[Node], outputs: tuple[Value, ...] | None = None) -> Block:
         """The same method with another body."""

@@ -196,6 +196,10 @@ class CallFunction(_Call):
     kind = "call_function"
     name: str
     """The attribute that holds the module; empty where the callee is another method of the same class."""
+    arguments: tuple[tuple[str, Dim], ...] = ()
+
+    def sizes(self) -> Mapping[str, Dim]:
+        return dict(self.arguments)
 
     @property
     def path(self) -> str:
@@ -207,6 +211,45 @@ class CallFunction(_Call):
 
     def prefixes(self) -> tuple[str, ...]:
         return (self.name,) if self.name else ("",)
+
+
+@register
+@dataclass(frozen=True)
+class CallListedFunction(_Call):
+    """function(self.name[index], ...): the same for one of a list of modules."""
+
+    kind = "call_listed_function"
+    name: str
+    index: int
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (f"{self.name}.{self.index}",)
+
+
+@register
+@dataclass(frozen=True)
+class RepeatFunctions(_Layers):
+    """Layers as functions, each with its own pages of the cache, which are the last operand."""
+
+    kind = "repeat_functions"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return (*self.signature.names[:-1], "caches")
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+    def infer(self, inputs: Types) -> Types:
+        return super().infer((*inputs[:-1], self.signature.inputs[-1]))
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        return super().bindings((*inputs[:-1], self.signature.inputs[-1]))
 
 
 def function_name(class_name: str, method: str) -> str:

@@ -49,6 +49,14 @@ class Package:
         return importlib.import_module(f"{self.name}.infer.decode")
 
     @property
+    def batch(self) -> ModuleType:
+        return importlib.import_module(f"{self.name}.infer.batch")
+
+    @property
+    def cache(self) -> ModuleType:
+        return importlib.import_module(f"{self.name}.infer.cache")
+
+    @property
     def engine(self) -> ModuleType:
         return importlib.import_module(f"{self.name}.infer.engine")
 

@@ -16,7 +16,8 @@ def logits(rows: int = 1, seed: int = 0) -> Tensor:
 
 
 def row(tokens: list[int] | None = None, prompt: int = 1, **options: object) -> object:
-    return sampling.Row(sampling.Sampling(**options), prompt, tokens or [1])
+    tokens = tokens or [1]
+    return sampling.Row(sampling.Sampling(**options), prompt, tokens, len(tokens))
 
 
 def draws(values: Tensor, number: int, **options: object) -> Tensor:
