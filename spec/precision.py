@@ -60,3 +60,7 @@ class Precision(Section):
     kv_cache: Literal["bf16", "fp32", "fp8"] = "bf16"
     """FP8 is for latents: E4M3 codes with a float32 scale for every 128 of them, and the rotary part in bfloat16."""
     optimizer: OptimizerState = OptimizerState()
+
+    def fp8_products(self) -> frozenset[str]:
+        """Names of the products that are computed in FP8."""
+        return self.linear.products.in_fp8() if isinstance(self.linear, Fp8BlockLinear) else frozenset()

@@ -1,6 +1,6 @@
 """How values and keys read in an error, and the nearest name to a misspelt one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 LONGEST_SHOWN = 60
@@ -24,6 +24,18 @@ def dotted(key: Iterable[str | int]) -> str:
     """attention.rope.theta, layers[0].repeat."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in key)
     return text.removeprefix(".")
+
+
+def flat(section: object, key: tuple[str | int, ...] = ()) -> Iterator[tuple[str, object]]:
+    """The scalars of a spec by dotted key, without those that are null; a list of scalars is one value."""
+    if isinstance(section, dict):
+        for name, value in section.items():
+            yield from flat(value, (*key, name))
+    elif isinstance(section, list) and any(isinstance(item, dict) for item in section):
+        for index, value in enumerate(section):
+            yield from flat(value, (*key, index))
+    elif section is not None:
+        yield dotted(key), section
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:

@@ -20,9 +20,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
+from dsc.compiler.facts.stats import Stats, compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import export_config, family
-from dsc.compiler.stats import Stats, compute_stats
 from dsc.spec.attention import MlaAttention
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

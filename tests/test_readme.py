@@ -44,7 +44,7 @@ def test_the_spec_is_verbatim() -> None:
 
 
 def test_the_code_is_what_is_emitted(tiny: dict[str, str]) -> None:
-    sources = (tiny["model.py"], compile_spec("deepseek-v3")[1]["model.py"])
+    sources = (tiny["dims.py"], tiny["model.py"], compile_spec("deepseek-v3")[1]["model.py"])
     excerpts = fenced(README, "python")
     assert len(excerpts) == 4
     for excerpt in excerpts:

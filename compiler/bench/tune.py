@@ -15,7 +15,7 @@ from dsc.compiler.bench.run import cases_of, difference, import_kernel
 from dsc.compiler.driver import Program
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.kernels import kernel_file
-from dsc.compiler.emit.printer import environment
+from dsc.compiler.emit.package import file_printer
 from dsc.compiler.kernels import tuning
 from dsc.compiler.kernels.tuning import Numbers, TileTooLarge
 
@@ -122,8 +122,9 @@ def _check(case: Case) -> None:
 
 def _print(kernel: str, program: Program) -> str:
     assert program.target is not None
-    text = kernel_file(environment(), kernel, program.training, program.spec, program.target)
-    return format_files({f"{kernel}.py": text})[f"{kernel}.py"]
+    printer = file_printer(program.spec, program.training)
+    file = kernel_file(printer, kernel, program.training, program.target)
+    return format_files({file.path: file.text})[file.path]
 
 
 def _inline(numbers: Numbers) -> str:

@@ -4,6 +4,7 @@ from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.graph.dim import Axis
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Linear
@@ -14,8 +15,8 @@ from dsc.spec.attention import GqaAttention
 
 def build_gqa(context: Context, spec: GqaAttention) -> Block:
     constants, hidden, dtype = context.constants, context.hidden_size, context.dtype
-    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H")
-    kv_heads = constants.dim("NUM_KV_HEADS", spec.num_key_value_heads, "attention.num_key_value_heads", "J")
+    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H", Axis.HEADS)
+    kv_heads = constants.dim("NUM_KV_HEADS", spec.num_key_value_heads, "attention.num_key_value_heads", "J", Axis.HEADS)
     head_dim = constants.dim("HEAD_DIM", spec.head_dim, "attention.head_dim", "N")
     softmax_scale(constants, spec.rope, "attention.rope", "HEAD_DIM")
 

@@ -4,7 +4,7 @@ from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.rope import softmax_scale
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Axis, Dim
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
@@ -16,7 +16,7 @@ from dsc.spec.attention import MlaAttention
 
 def build_mla(context: Context, spec: MlaAttention) -> Block:
     constants, hidden, dtype = context.constants, context.hidden_size, context.dtype
-    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H")
+    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H", Axis.HEADS)
     latent = constants.dim("KV_LORA_RANK", spec.kv_lora_rank, "attention.kv_lora_rank", "L")
     nope = constants.dim("QK_NOPE_HEAD_DIM", spec.qk_nope_head_dim, "attention.qk_nope_head_dim", "N")
     rotary = constants.dim("QK_ROPE_HEAD_DIM", spec.qk_rope_head_dim, "attention.qk_rope_head_dim", "R")
@@ -40,7 +40,7 @@ def build_mla(context: Context, spec: MlaAttention) -> Block:
     kv_latent = block.add("kv_latent", RmsNorm("kv_a_layernorm", latent, eps, dtype), kv_latent)
     k_rope = block.add("k_rope", AddHeadDim(), k_rope)
     k_rope = block.add("k_rope", Rotate(spec.rope.layout, rotary), k_rope, rope)
-    block.keep(kv_latent, context.cache_dtype)
+    block.keep(kv_latent, context.cache_dtype, has_fp8_form=True)
     block.keep(k_rope, DType.BF16 if context.cache_dtype is DType.FP8 else context.cache_dtype)
 
     block.paragraph()

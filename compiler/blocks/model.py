@@ -12,19 +12,20 @@ from dsc.compiler.blocks.router import build_bias_update, build_router
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.constants import Constants
-from dsc.compiler.graph.dim import Dim, Int, S
+from dsc.compiler.graph.dim import Axis, Int, S, Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
 from dsc.compiler.ops.elementwise import Add, Scale
 from dsc.compiler.ops.init import InitWeights
-from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, WeighMtpLoss, ZeroLoss
+from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, SumLosses, WeighMtpLoss, ZeroLoss
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
 
 DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32, "fp8": DType.FP8}
 FORWARD_DOC = "Next-token logits [B, S, W] for tokens [B, S]."
@@ -55,19 +56,23 @@ def build_attention(context: Context) -> Block:
 
 def _context(spec: ModelSpec) -> Context:
     constants = Constants()
-    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W")
+    vocab = constants.dim("VOCAB_SIZE", spec.vocab_size, "vocab_size", "W", Axis.VOCABULARY)
     hidden = constants.dim("HIDDEN_SIZE", spec.hidden_size, "hidden_size", "D")
+    constants.number("MAX_POSITION_EMBEDDINGS", spec.max_position_embeddings, "max_position_embeddings")
     constants.number("INITIALIZER_RANGE", spec.initializer_range, "initializer_range")
     constants.number("NORM_EPS", spec.norm.eps, "norm.eps")
     for name, count, origin in _schedule(spec):
         constants.dim(name, count, origin)
     dtype, cache_dtype = (DTYPES[name] for name in (spec.precision.parameters, spec.precision.kv_cache))
     rotary = rotary_dim(constants, spec)
-    rope_constants(constants, spec.attention.rope, "attention.rope", rotary.value())
+    rope_constants(constants, spec.attention.rope, "attention.rope", rotary)
+    if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
+        constants.number("WEIGHT_BLOCK", tuple(linear.weight_block), "precision.linear.weight_block")
+    constants.number("SEQUENCE_LENGTH", spec.workload.sequence_length, "workload.sequence_length")
     return Context(spec, constants, dtype, cache_dtype, vocab, hidden, TensorType((Int(2), S, rotary), DType.FP32))
 
 
-def rotary_dim(constants: Constants, spec: ModelSpec) -> Dim:
+def rotary_dim(constants: Constants, spec: ModelSpec) -> Symbol:
     """How many components of a head are rotated."""
     if isinstance(spec.attention, MlaAttention):
         return constants.dim("QK_ROPE_HEAD_DIM", spec.attention.qk_rope_head_dim, "attention.qk_rope_head_dim", "R")
@@ -96,18 +101,18 @@ def _layer_kinds(context: Context, attention: Block, feed_forward: Block) -> tup
     blocks = [attention] + [feed_forward] * uses_swiglu
     if "dense" in kinds:
         width = context.constants.dim(
-            "INTERMEDIATE_SIZE", spec.dense().intermediate_size, "ffn.dense.intermediate_size"
+            "INTERMEDIATE_SIZE", spec.dense().intermediate_size, "ffn.dense.intermediate_size", axis=Axis.FEED_FORWARD
         )
         layers["dense"] = build_layer(
             context, "DenseLayer", "A layer with a dense feed-forward.", attention, feed_forward, ((WIDTH.name, width),)
         )
     if "moe" in kinds:
         experts, top_k, _ = moe_sizes(context, spec.moe())
-        router = build_router(context, spec.moe(), experts, top_k)
-        blocks.append(router)
+        *before, router = build_router(context, spec.moe(), experts, top_k)
+        blocks += [*before, router]
         rate = spec.moe().router.balance.bias_update_rate
         if rate is not None:
-            blocks.append(build_bias_update(context, rate))
+            blocks.append(build_bias_update(context, rate, experts))
         moe = build_moe(context, spec.moe(), router, feed_forward if spec.moe().n_shared_experts else None)
         blocks.append(moe)
         layers["moe"] = build_layer(context, "MoeLayer", "A layer with a mixture of experts.", attention, moe, ())
@@ -159,16 +164,15 @@ def _final_norm(block: BlockBuilder, context: Context, x: Value) -> Value:
     return block.add("hidden", RmsNorm("norm", context.hidden_size, "NORM_EPS", context.dtype), x)
 
 
-def _head(block: BlockBuilder, context: Context, hidden: Value) -> Value:
+def _head(block: BlockBuilder, context: Context, hidden: Value, prefix: str = "") -> Value:
     """Logits of normed hidden states."""
     spec = context.spec
     if spec.logit_multiplier != 1.0:
         factor = context.constants.number("LOGIT_MULTIPLIER", spec.logit_multiplier, "logit_multiplier")
-        hidden = block.add("scaled", Scale(factor), hidden)  # not "hidden": multi-token prediction reads that later
+        hidden = block.add(f"{prefix}scaled", Scale(factor), hidden)  # multi-token prediction reads `hidden` later
     head = Linear("lm_head", context.hidden_size, context.vocab_size, context.dtype)
-    return block.add(
-        "logits", TiedHead("embed_tokens", context.vocab_size) if spec.tie_word_embeddings else head, hidden
-    )
+    tied = TiedHead("embed_tokens", context.vocab_size)
+    return block.add(f"{prefix}logits", tied if spec.tie_word_embeddings else head, hidden)
 
 
 def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
@@ -178,7 +182,7 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
     x, *rest = block.add_many([v.name for v in backbone.outputs], CallMethod(Signature.of(backbone)), tokens)
     rope = rest.pop(0) if mtp else None
     hidden = _final_norm(block, context, x)
-    loss = main = block.add("main_loss", _cross_entropy(context), _head(block, context, hidden), labels)
+    main = block.add("main_loss", _cross_entropy(context), _head(block, context, hidden), labels)
     parts = {"main": main}
     if mtp is not None and rope is not None and context.spec.mtp is not None:
         state = hidden if context.spec.mtp.hidden == "post_norm" else x
@@ -191,11 +195,9 @@ def _loss(context: Context, backbone: Block, mtp: Block | None) -> Block:
             balance = block.add("balance_loss", Add(), balance, other)
         parts["balance"] = balance
     block.paragraph()
-    for part in list(parts.values())[1:]:
-        loss = block.add("loss", Add(), loss, part)
     names = tuple(parts)
-    summary = block.add("parts", LossParts(names), *parts.values())
-    return block.finish(loss, summary)
+    loss = block.add("loss", SumLosses(names), *parts.values()) if len(parts) > 1 else main
+    return block.finish(loss, block.add("parts", LossParts(names), *parts.values()))
 
 
 def _cross_entropy(context: Context) -> CrossEntropy:
@@ -215,7 +217,7 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
         loss = block.add(
             "mtp_loss" if index == 0 else "depth_loss",
             _cross_entropy(context),
-            _head(block, context, hidden),
+            _head(block, context, hidden, "mtp_"),
             depth.labels,
         )
         sum_of_depths = block.add("mtp_loss", Add(), sum_of_depths, loss) if sum_of_depths else loss

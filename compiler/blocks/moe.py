@@ -4,7 +4,7 @@ from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.ffn import WIDTH, swiglu
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim, T
+from dsc.compiler.graph.dim import Axis, Dim, T
 from dsc.compiler.ops.call import CallModule, Signature
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.moe import (
@@ -12,6 +12,7 @@ from dsc.compiler.ops.moe import (
     GatherRows,
     GroupedLinear,
     GroupEnds,
+    RecordLoad,
     ScatterSum,
     SlotSource,
     SlotWeights,
@@ -27,9 +28,11 @@ def moe_sizes(context: Context, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
     """Experts, experts per token, width of an expert."""
     constants = context.constants
     return (
-        constants.dim("NUM_EXPERTS", spec.n_routed_experts, "ffn.moe.n_routed_experts", "E"),
-        constants.dim("TOP_K", spec.num_experts_per_tok, "ffn.moe.num_experts_per_tok", "K"),
-        constants.dim("EXPERT_SIZE", spec.moe_intermediate_size, "ffn.moe.moe_intermediate_size", "F"),
+        constants.dim("NUM_EXPERTS", spec.n_routed_experts, "ffn.moe.n_routed_experts", "E", Axis.EXPERTS),
+        constants.dim("TOP_K", spec.num_experts_per_tok, "ffn.moe.num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
+        constants.dim(
+            "EXPERT_SIZE", spec.moe_intermediate_size, "ffn.moe.moe_intermediate_size", "I", Axis.EXPERT_WIDTH
+        ),
     )
 
 
@@ -47,13 +50,15 @@ def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block
     sorted_experts, order = block.add_many(("sorted_experts", "order"), SortByExpert(T * top_k), chosen)
     every_expert = block.add("every_expert", EveryExpert(experts), x)
     ends = block.add("ends", GroupEnds(experts), sorted_experts, every_expert)
+    if spec.router.balance.bias_update_rate is not None:
+        block.add_many((), RecordLoad("gate"), ends)
     source = block.add("source", SlotSource(top_k, hidden), order)
     slot_weights = block.add("slot_weights", SlotWeights(), weights, order, x)
 
     block.paragraph()
-    tokens = block.add("tokens", FlattenTokens(T), x)
-    h = block.add("h", GatherRows(), tokens, source)
-    op = GroupedLinear("gate_up_proj", ("gate_proj", "up_proj"), experts, hidden, width * 2, top_k, dtype)
+    flat = block.add("flat", FlattenTokens(T), x)
+    h = block.add("h", GatherRows(), flat, source)
+    op = GroupedLinear("gate_up_proj", ("gate_proj", "up_proj"), experts, hidden, 2 * width, top_k, dtype)
     h = block.add("h", op, h, ends)
     gate, up = block.add_many(("gate", "up"), SplitGateUp(width), h)
     h = block.add("h", swiglu(context), gate, up)
@@ -61,11 +66,11 @@ def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block
     h = block.add("h", GroupedLinear("down_proj", ("down_proj",), experts, width, hidden, top_k, dtype), h, ends)
 
     block.paragraph()
-    out = block.add("out", ScatterSum(), h, source, tokens)
+    out = block.add("out", ScatterSum(), h, source, flat)
     out = block.add("out", ViewAs(), out, x)
     if feed_forward is not None:
         shared = context.constants.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "ffn.moe.n_shared_experts")
-        shared_size = context.constants.derived("SHARED_SIZE", shared * width)
+        shared_size = context.constants.derived("SHARED_SIZE", shared * width, axis=Axis.SHARED_EXPERTS)
         call = CallModule(Signature.of(feed_forward), "shared_experts", ((WIDTH.name, shared_size),))
         out = block.add("out", Add(), out, block.add("shared", call, x))
     return block.finish(out, *losses)

@@ -23,7 +23,7 @@ def build_mtp(context: Context, layer: Block) -> Block:
     ahead = block.add("ahead", RmsNorm("enorm", hidden, eps, dtype), ahead)
     x = block.add("x", RmsNorm("hnorm", hidden, eps, dtype), x)
     x = block.add("x", Concat(), ahead, x)
-    x = block.add("x", Linear("eh_proj", hidden * 2, hidden, dtype), x)
+    x = block.add("x", Linear("eh_proj", 2 * hidden, hidden, dtype), x)
     names = ["x", *(value.name for value in layer.outputs[1:])]
     x, *losses = block.add_many(names, CallModule(Signature.of(layer), "layer"), x, rope)
     normed = block.add("hidden", RmsNorm("norm", hidden, eps, dtype), x)
@@ -50,16 +50,17 @@ def add_depth(
     assert context.spec.mtp is not None
     count = context.constants.dim("MTP_DEPTH", context.spec.mtp.depth, "mtp.depth")
     block.paragraph()
-    tokens = block.add("tokens", SkipFirst(1), before.tokens)
-    labels = block.add("labels", SkipFirst(1), before.labels)
-    rope = block.add("rope", SkipLast(1), before.rope)
-    state = block.add(before.state.name, SkipLast(1), before.state)
+    tokens = block.add("mtp_tokens", SkipFirst(1), before.tokens)
+    labels = block.add("mtp_labels", SkipFirst(1), before.labels)
+    rope = block.add("mtp_rope", SkipLast(1), before.rope)
+    name = f"mtp_{before.state.name.removeprefix('mtp_')}"
+    state = block.add(name, SkipLast(1), before.state)
     table = Embedding("embed_tokens", context.vocab_size, context.hidden_size, context.dtype)
     ahead = block.add("ahead", table, tokens)
-    raw = [state.name] if _passes_raw_state(context) else []
+    raw = [name] if _passes_raw_state(context) else []
     losses = [f"{'depth' if depth else 'mtp'}_{value.name}" for value in module.outputs[1 + len(raw) :]]
     call = CallListed(Signature.of(module), "mtp", depth, count)
-    hidden, *rest = block.add_many(["hidden", *raw, *losses], call, state, ahead, rope)
+    hidden, *rest = block.add_many(["mtp_hidden", *raw, *losses], call, state, ahead, rope)
     state = rest.pop(0) if raw else hidden
     return Depth(state, tokens, labels, rope), hidden, rest
 

@@ -3,22 +3,25 @@
 from dsc.compiler.blocks.context import Context
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import B, Dim, S
+from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.ops.call import CallMethod, Signature
 from dsc.compiler.ops.elementwise import Scale
 from dsc.compiler.ops.router import (
     BiasedSelectionScores,
     ClosedGroups,
     CountExperts,
+    FlattenSlots,
     GatherWeights,
     GroupExperts,
     GroupScoreMax,
     GroupScoreTop2Sum,
     MaskGroups,
+    MeanNormalizedScore,
     MeanProbability,
-    MeanShareOfScores,
     NormaliseWeights,
     NormaliseWeightsGuarded,
-    RecordLoad,
+    RelativeLoad,
     RouterLogits,
     RouterLogitsModelDtype,
     Score,
@@ -26,16 +29,21 @@ from dsc.compiler.ops.router import (
     SequenceBalanceLoss,
     TopExperts,
     UpdateSelectionBias,
+    ZeroInEvaluation,
 )
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.router import Router
 
+BALANCE_DOC = "alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 17 to 20); zero in evaluation."
 
-def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> Block:
-    """Ids and weights of the chosen experts, [B, S, K] each; with a sequence-wise loss, that loss too."""
+
+def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> tuple[Block, ...]:
+    """Ids and weights of the chosen experts, [B, S, K] each: `forward`, the last of the blocks.
+
+    Where the spec has a sequence-wise balance loss, that is a third result, and the block before makes it.
+    """
     spec, constants = moe.router, context.constants
-    base = "ExactBuffers" if spec.selection_bias else "nn.Module"
-    block = BlockBuilder("Router", class_doc=_doc(spec), base=base)
+    block = BlockBuilder("Router", class_doc=_doc(spec))
     x = block.input("x", context.hidden)
     logits_op = RouterLogits if spec.compute_dtype == "float32" else RouterLogitsModelDtype
     logits = block.add("logits", logits_op(context.hidden_size, experts, context.dtype), x)
@@ -58,15 +66,35 @@ def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> Blo
             "ROUTED_SCALING_FACTOR", float(spec.routed_scaling_factor), "ffn.moe.router.routed_scaling_factor"
         )
         weights = block.add("weights", Scale(factor), weights)
-    return block.finish(chosen, weights, *_balance(block, context, spec, scores, chosen, experts, top_k))
+    if spec.balance.sequence_aux_loss_alpha is None:
+        return (block.finish(chosen, weights),)
+    balance = _balance_loss(context, spec, spec.balance.sequence_aux_loss_alpha, experts, top_k)
+    block.paragraph()
+    loss = block.add("balance_loss", CallMethod(Signature.of(balance)), scores, chosen)
+    return balance, block.finish(chosen, weights, loss)
 
 
-def build_bias_update(context: Context, rate: float) -> Block:
+def _balance_loss(context: Context, spec: Router, alpha: float, experts: Dim, top_k: Dim) -> Block:
+    """Router.balance_loss, the sequence-wise loss: scores [B, S, E] and chosen experts [B, S, K] -> []."""
+    key = "ffn.moe.router.balance.sequence_aux_loss_alpha"
+    name = context.constants.number("SEQUENCE_AUX_LOSS_ALPHA", alpha, key)
+    block = BlockBuilder("Router", BALANCE_DOC, method="balance_loss")
+    scores = block.input("scores", TensorType((B, S, experts), DType.FP32))
+    chosen = block.input("experts", TensorType((B, S, top_k), DType.INT64))
+    block.add_many((), ZeroInEvaluation(), scores)
+    p = block.add("p", MeanProbability() if spec.score == "softmax" else MeanNormalizedScore(), scores)
+    slots = block.add("chosen", FlattenSlots(), chosen)
+    counts = block.add("counts", CountExperts(), p, slots)
+    f = block.add("f", RelativeLoad(experts, top_k), counts, chosen)
+    return block.finish(block.add("loss", SequenceBalanceLoss(name), f, p))
+
+
+def build_bias_update(context: Context, rate: float, experts: Dim) -> Block:
     """Router.update_selection_bias, called between steps."""
     name = context.constants.number("BIAS_UPDATE_RATE", rate, "ffn.moe.router.balance.bias_update_rate")
     doc = "Lower the bias of experts above the mean load, raise it below; the count starts again."
     block = BlockBuilder("Router", doc, method="update_selection_bias")
-    block.add_many((), UpdateSelectionBias(name))
+    block.add_many((), UpdateSelectionBias(name, experts))
     return block.finish()
 
 
@@ -80,26 +108,6 @@ def _limit_groups(block: BlockBuilder, context: Context, moe: MoeFfn, choice: Va
     group_scores = block.add("group_scores", score, grouped)
     closed = block.add("closed", ClosedGroups(top_groups), group_scores)
     return block.add("choice", MaskGroups(experts), grouped, closed)
-
-
-def _balance(
-    block: BlockBuilder, context: Context, spec: Router, scores: Value, chosen: Value, experts: Dim, top_k: Dim
-) -> tuple[Value, ...]:
-    """What training needs to keep the load even; nothing where the spec asks for nothing."""
-    balance = spec.balance
-    if balance.bias_update_rate is None and balance.sequence_aux_loss_alpha is None:
-        return ()
-    block.paragraph()
-    counts = block.add("counts", CountExperts(experts), chosen)
-    if balance.bias_update_rate is not None:
-        block.add_many((), RecordLoad(experts), counts)
-    if balance.sequence_aux_loss_alpha is None:
-        return ()
-    alpha = context.constants.number(
-        "SEQUENCE_AUX_LOSS_ALPHA", balance.sequence_aux_loss_alpha, "ffn.moe.router.balance.sequence_aux_loss_alpha"
-    )
-    share = block.add("share", MeanProbability() if spec.score == "softmax" else MeanShareOfScores(), scores)
-    return (block.add("balance_loss", SequenceBalanceLoss(alpha, experts, top_k), counts, share, chosen),)
 
 
 def _doc(spec: Router) -> str:

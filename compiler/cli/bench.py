@@ -49,7 +49,7 @@ def bench(
     On `--device cpu` kernels run their reference: that shows only that everything runs. With `--tune`, tiles of the
     declared grids run instead, and rows for the tuning table are proposed where one is faster.
     """
-    from dsc.compiler.verify import missing_libraries
+    from dsc.compiler.verify.verify import missing_libraries
 
     folder = Path(package)
     if not (folder / "kernels").is_dir():

@@ -63,7 +63,7 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
 
 def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
     """A diff of the files that stand on both sides; those that stand on one are named."""
-    from dsc.compiler.diff import unified
+    from dsc.compiler.facts.diff import unified
 
     for name in sorted({*changes.changed, *changes.edited} & files.keys()):
         current = (folder / name).read_text(encoding="utf-8", errors="replace")

@@ -21,7 +21,7 @@ def diff(ctx: click.Context, first: str, second: str, show_files: bool, as_json:
     """
     from dsc.compiler.cli.diff_plans import diff_plans
     from dsc.compiler.cli.diff_specs import diff_specs
-    from dsc.compiler.planner.difference import read_plan
+    from dsc.compiler.planner.report.difference import read_plan
 
     plans = [read_plan(first), read_plan(second)]
     if plans[0] is not None and plans[1] is not None:

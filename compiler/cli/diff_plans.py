@@ -10,8 +10,8 @@ from rich.table import Table
 
 from dsc.compiler.cli.console import print_json, say, show
 from dsc.compiler.cli.units import as_yaml
-from dsc.compiler.diff import Changed
-from dsc.compiler.planner.difference import PlanFile, plan_changes
+from dsc.compiler.facts.diff import Changed
+from dsc.compiler.planner.report.difference import PlanFile, plan_changes
 
 HASH = re.compile("[0-9a-f]{64}")
 

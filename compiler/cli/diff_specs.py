@@ -10,8 +10,8 @@ from rich.table import Table
 from dsc.compiler.cli.console import print_json, say, show, show_diff
 from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import as_yaml, ratio
-from dsc.compiler.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.compiler.driver import emit
+from dsc.compiler.facts.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.spec.words import dotted
 
 

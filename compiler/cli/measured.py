@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from dsc.compiler.breakdown import Breakdown, break_down
 from dsc.compiler.driver import Program, build
-from dsc.compiler.stats import Stats, compute_stats
+from dsc.compiler.facts.breakdown import Breakdown, break_down
+from dsc.compiler.facts.stats import Stats, compute_stats
 from dsc.spec.loader import load
 
 

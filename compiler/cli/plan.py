@@ -12,7 +12,7 @@ from dsc.compiler.cli.console import print_json, say
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from dsc.compiler.planner.inference import Phase
+    from dsc.compiler.planner.serving.memory import Phase
 
 FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
 """Options that ask for more than is known where no cluster is named."""

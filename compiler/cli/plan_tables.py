@@ -8,12 +8,12 @@ from rich import box
 from rich.table import Table
 
 from dsc.compiler.cli.console import say, show
-from dsc.compiler.planner.explain import Neighbour
-from dsc.compiler.planner.ledger import Role
-from dsc.compiler.planner.plan import MEMORY, Plan, choices, memory, ranks_text, where
-from dsc.compiler.planner.serving import Alternative, ServingFound
-from dsc.compiler.planner.serving_record import serving_record
-from dsc.compiler.planner.trivial import TrivialPlan
+from dsc.compiler.planner.memory.lines import Role
+from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.report.trivial import TrivialPlan
+from dsc.compiler.planner.search.explain import Neighbour
+from dsc.compiler.planner.serving.deployment import Alternative, ServingFound
 
 GIB = 2**30
 MOST_ROLES = 8

@@ -12,19 +12,26 @@ import click
 from dsc.compiler.cli.console import console, print_json, say
 from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
 from dsc.compiler.driver import build, timed
-from dsc.compiler.planner.capacity import smallest_cluster
-from dsc.compiler.planner.expert_loads import Loads, read_loads
-from dsc.compiler.planner.experts import PlacementError
-from dsc.compiler.planner.hardware import Hardware, hardware
-from dsc.compiler.planner.inference import Phase
-from dsc.compiler.planner.pictures.trace import chrome_trace
-from dsc.compiler.planner.plan import Plan, make_plan, record
-from dsc.compiler.planner.report import plan_html, serving_html
-from dsc.compiler.planner.search import Problem
-from dsc.compiler.planner.serving import ServingFound, ServingProblem, gib, make_serving_plan, smallest_deployment
-from dsc.compiler.planner.serving_record import serving_record
-from dsc.compiler.planner.trivial import trivial_plan, trivial_record
-from dsc.compiler.planner.write import plan_yaml, serving_yaml
+from dsc.compiler.planner.machine.hardware import Hardware, hardware
+from dsc.compiler.planner.report.page import plan_html, serving_html
+from dsc.compiler.planner.report.pictures.trace import chrome_trace
+from dsc.compiler.planner.report.plan import Plan, make_plan
+from dsc.compiler.planner.report.record import record
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.report.trivial import trivial_plan, trivial_record
+from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
+from dsc.compiler.planner.search.capacity import smallest_cluster
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.serving.deployment import (
+    ServingFound,
+    ServingProblem,
+    gib,
+    make_serving_plan,
+    smallest_deployment,
+)
+from dsc.compiler.planner.serving.expert_loads import Loads, read_loads
+from dsc.compiler.planner.serving.experts import PlacementError
+from dsc.compiler.planner.serving.memory import Phase
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.model import ModelSpec

@@ -17,8 +17,8 @@ def shrink(spec: str, output: str | None) -> None:
     Kinds, groups, switches and multipliers stay; sizes become small enough to train on a CPU in seconds.
     """
     from dsc.compiler.hf.yaml import to_yaml
-    from dsc.compiler.shrink import shrunk
     from dsc.spec.loader import load
+    from dsc.spec.shrink import shrunk
 
     original = load(spec)
     small = shrunk(original)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from dsc.compiler.breakdown import PARTS
 from dsc.compiler.cli.measured import Measured
 from dsc.compiler.cli.units import BYTES, COUNTS, EXACT_BYTES, FLOPS, PLAIN, Unit, common_unit, ratio
+from dsc.compiler.facts.breakdown import PARTS
 
 NAMED = 3  # parts in the sentence about a difference
 

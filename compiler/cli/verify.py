@@ -21,8 +21,8 @@ def verify(ctx: click.Context, spec: str, as_json: bool) -> None:
     Needs torch and safetensors. Exits with 1 if a check fails.
     """
     from dsc.compiler.cli.verify_table import show_checks
-    from dsc.compiler.verify import missing_libraries
-    from dsc.compiler.verify import verify as run_checks
+    from dsc.compiler.verify.verify import missing_libraries
+    from dsc.compiler.verify.verify import verify as run_checks
     from dsc.spec.loader import load
 
     loaded = load(spec)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsc.compiler.cli.console import say, show
-from dsc.compiler.verify import Check
+from dsc.compiler.verify.verify import Check
 
 
 def show_checks(checks: list[Check]) -> None:

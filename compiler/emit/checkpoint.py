@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment
-
-from dsc.compiler.emit.header import header
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.named import with_names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import checkpoint_names, export_config, family
 from dsc.compiler.hf.fits import moe_of
@@ -12,24 +11,22 @@ from dsc.compiler.ops.moe import GroupedLinear
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
-TEMPLATE = "package/checkpoint.py"
 
-
-def checkpoint_file(templates: Environment, spec: ModelSpec, graph: Graph) -> str:
+def checkpoint_file(printer: FilePrinter, graph: Graph) -> File:
+    spec = printer.spec
     names = checkpoint_names(spec)
     disk = {"gate_proj": names.expert_gate, "up_proj": names.expert_up, "down_proj": names.expert_down}
-    linear = spec.precision.linear
-    layers = [constant.name for constant in graph.constants if constant.origin.startswith("layers[")]
-    return templates.get_template(f"{TEMPLATE}.jinja").render(
-        header=header(spec, TEMPLATE),
-        model_names=[*(sorted([*layers, "MTP_DEPTH"]) if spec.mtp else []), "Model"],
-        num_layers=" + ".join(layers),
+    named = with_names(spec, graph.constants)
+    return printer.file(
+        "checkpoint.py",
+        "package/checkpoint.py",
+        num_layers=repr(named.num_layers),
         config_note="" if family(spec) else ": Hugging Face has no model type for this architecture",
-        config={key: repr(value) for key, value in saved_config(spec).items()},
+        config={key: repr(value) for key, value in saved_config(named).items()},
         expert_parts={name: tuple(disk[part] for part in parts) for name, parts in expert_parts(graph).items()},
         moe_block=names.moe_block,
         mtp=spec.mtp is not None,
-        fp8=linear.weight_block if isinstance(linear, Fp8BlockLinear) else None,
+        fp8=isinstance(spec.precision.linear, Fp8BlockLinear),
         tied=spec.tie_word_embeddings,
         empty_shared_experts=has_empty_shared_experts(spec),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ class Method:
 @dataclass(frozen=True)
 class Class:
     name: str
-    base: str
     doc: str
     constructor: str
     declarations: tuple[Declaration, ...]
     construction: tuple[str, ...]
+    overrides: tuple[str, ...]
     methods: tuple[Method, ...]
 
 
-def classes(graph: Graph, printer: Printer) -> list[str]:
-    """The printed classes, leaves first."""
+def classes(graph: Graph, printer: Printer) -> dict[str, str]:
+    """The printed classes by name, leaves first."""
     names = dict.fromkeys(block.class_name for block in graph.blocks.values())
     template = printer.templates.get_template("model/class.py.jinja")
-    return [template.render({"class": describe(graph, printer, name)}) for name in names]
+    return {name: template.render({"class": describe(graph, printer, name)}) for name in names}
 
 
 def describe(graph: Graph, printer: Printer, name: str) -> Class:
@@ -46,19 +47,24 @@ def describe(graph: Graph, printer: Printer, name: str) -> Class:
     arguments = {symbol.name: symbol for block in blocks for symbol in block.arguments}
     return Class(
         name=name,
-        base=blocks[0].base,
         doc=next((block.class_doc for block in blocks if block.class_doc), name),
         constructor=", ".join(["self", *(f"{argument}: int" for argument in arguments)]),
         declarations=declarations(blocks, printer),
         construction=("self.init_weights()",) if name == graph.root else (),
+        overrides=tuple(dict.fromkeys(text for op in holders(blocks) if (text := printer.override(op)))),
         methods=tuple(method(block, printer) for block in blocks),
     )
+
+
+def holders(blocks: tuple[Block, ...]) -> list[Op]:
+    """The ops that declare attributes of a class."""
+    return [op for block in blocks for node in block.nodes() for op in node.op.holders()]
 
 
 def declarations(blocks: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
     """Each attribute once, in the order of first use; parts of a module list in the order of the schedule."""
     found: dict[str, list[str]] = {}
-    for op in (op for block in blocks for node in block.nodes() for op in node.op.holders()):
+    for op in holders(blocks):
         expression = printer.declaration(op)
         name = op.attribute()
         if expression is not None and name is not None and expression not in found.setdefault(name, []):

@@ -6,43 +6,36 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-from jinja2 import Environment
-
-from dsc.compiler.emit.header import header
+from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import kernel_functions
-from dsc.compiler.emit.pyfile import constants, used_names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
-from dsc.spec.model import ModelSpec
 
 SIBLING = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
 
-def kernel_files(
-    templates: Environment, graphs: Iterable[Graph], spec: ModelSpec, target: Target | None
-) -> dict[str, str]:
-    """Every kernel that some graph calls, and those that they import, by their path in the package."""
-    files: dict[str, str] = {}
+def kernel_files(printer: FilePrinter, graphs: Iterable[Graph], target: Target | None) -> list[File]:
+    """Every kernel that some graph calls, and those that they import."""
+    files: dict[str, File] = {}
     for graph in graphs:
         wanted = [module for module, _ in kernel_functions(graph)]
-        while wanted:
-            path = f"kernels/{(name := wanted.pop())}.py"
-            if path not in files:
-                files[path] = kernel_file(templates, name, graph, spec, target)
-                wanted += SIBLING.findall(files[path])
+        files = with_siblings(printer, wanted, graph, target) | files
+    return list(files.values())
+
+
+def with_siblings(printer: FilePrinter, names: Iterable[str], graph: Graph, target: Target | None) -> dict[str, File]:
+    """Some kernels and those that they import, by name."""
+    files: dict[str, File] = {}
+    wanted = list(names)
+    while wanted:
+        if (name := wanted.pop()) not in files:
+            files[name] = kernel_file(printer, name, graph, target)
+            wanted += SIBLING.findall(files[name].text)
     return files
 
 
-def kernel_file(templates: Environment, name: str, graph: Graph, spec: ModelSpec, target: Target | None) -> str:
-    """kernels/<name>.py. The constants that stand at its top are those that its body uses."""
-    template = f"kernels/{name}.py"
-    values = {
-        "header": header(spec, template),
-        "spec": spec,
-        "graph": graph,
-        "target": target,
-        **import_module(f"dsc.compiler.kernels.{name}").values(graph, spec, target),
-    }
-    printed = templates.get_template(f"{template}.jinja")
-    body = printed.render(**values, constants="")
-    return printed.render(**values, constants=constants(graph.constants, used_names(body)))
+def kernel_file(printer: FilePrinter, name: str, graph: Graph, target: Target | None) -> File:
+    """kernels/<name>.py."""
+    path = f"kernels/{name}.py"
+    values = import_module(f"dsc.compiler.kernels.{name}").values(graph, printer.spec, target)
+    return printer.file(path, path, graph=graph, target=target, **values)

@@ -1,21 +1,25 @@
-"""model.py of a package: the classes of the graph, the helpers that their lines call, the constants of both."""
+"""model.py of a package: the classes of the graph, and the helpers that their lines call."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from dsc.compiler.emit.classes import classes
+from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.printer import Printer
-from dsc.compiler.emit.pyfile import constants, imports, legend, used_names
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 
 KERNELS = "kernels."  # a requirement of this kind, kernels.<module>.<function>, is no helper in the file
 
 
-def model_body(graph: Graph, printer: Printer) -> str:
-    definitions = [*helpers(graph, printer), *classes(graph, printer)]
-    return "\n\n\n".join(text.strip("\n") for text in definitions) + "\n"
+class Definition(NamedTuple):
+    """A class or a function of a module."""
+
+    name: str
+    text: str
 
 
 def requirements(graph: Graph) -> dict[str, Op]:
@@ -28,14 +32,24 @@ def requirements(graph: Graph) -> dict[str, Op]:
     return found
 
 
-def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> list[str]:
-    """The printed helper functions, less those that stand elsewhere; those that others build on first."""
-    needed = requirements(graph)
+def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> list[Definition]:
+    """The printed helpers, less those that stand elsewhere; those that others build on first."""
+    return helpers_of(requirements(graph), printer, besides)
+
+
+def helpers_of(needed: Mapping[str, Op], printer: Printer, besides: Collection[str] = ()) -> list[Definition]:
+    """The same of some requirements."""
     wanted = {name: op for name, op in needed.items() if not name.startswith(KERNELS) and name not in besides}
     order = sorted(
         wanted, key=lambda name: (name != "upcast", not name.startswith("rotary_table"), list(wanted).index(name))
     )
-    return [printer.templates.get_template(f"helpers/{name}.py.jinja").render(op=wanted[name]) for name in order]
+    return [_helper(printer, name, wanted[name]) for name in order]
+
+
+def _helper(printer: Printer, name: str, op: Op) -> Definition:
+    """A template that is one of several with the same function says its name."""
+    module = printer.templates.get_template(f"helpers/{name}.py.jinja").make_module({"op": op})
+    return Definition(getattr(module, "name", name), str(module))
 
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
@@ -44,16 +58,23 @@ def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
-def model_file(graph: Graph, printer: Printer, name: str, header: str) -> str:
-    body = model_body(graph, printer)
-    used = used_names(body)
-    table = constants(graph.constants, used)
-    local = [(f".kernels.{module}", name) for module, name in kernel_functions(graph)]
-    return printer.templates.get_template("model/model.py.jinja").render(
-        header=header,
-        name=name,
+def definitions(graph: Graph, printer: Printer) -> list[Definition]:
+    """What model.py defines, in its order."""
+    return [*helpers(graph, printer), *(Definition(name, text) for name, text in classes(graph, printer).items())]
+
+
+def module_body(parts: list[Definition]) -> str:
+    return "\n\n\n".join(part.text.strip("\n") for part in parts) + "\n"
+
+
+def model_file(files: FilePrinter, graph: Graph, parts: list[Definition]) -> File:
+    body = module_body(parts)
+    used = names(body)
+    return files.file(
+        "model.py",
+        "model/model.py",
         legend=legend(graph.constants.symbols(), body),
-        imports=imports(used | used_names(table), local),
-        constants=table,
+        imports=imports(used),
+        local=local_imports(used, [(f".kernels.{module}", name) for module, name in kernel_functions(graph)]),
         body=body,
     )

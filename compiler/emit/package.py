@@ -1,15 +1,18 @@
-"""The whole package as a map from file name to text: the one function that compile, check, diff and tests share."""
+"""The whole package: the one function that compile, check, diff and tests share."""
 
 from __future__ import annotations
 
-from jinja2 import BaseLoader, Environment
+from dataclasses import replace
+
+from jinja2 import BaseLoader
 
 from dsc.compiler.emit.checkpoint import checkpoint_file
+from dsc.compiler.emit.dims import dims_file
+from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.header import header
 from dsc.compiler.emit.kernels import kernel_files
-from dsc.compiler.emit.lock import LOCK, lock_file
-from dsc.compiler.emit.model import model_file
+from dsc.compiler.emit.lock import LOCK, lock_text
+from dsc.compiler.emit.model import definitions, model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
 from dsc.compiler.emit.serving import serving_files
@@ -17,10 +20,8 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.spec.model import ModelSpec
 
-MODEL = "model/model.py"
 TRAINING = ("train/data.py", "train/log.py", "train/train.py")
-PAGE_SIZE = 16  # tokens of a page of the cache
-PACKAGES = ("", "train/", "infer/")  # folders that are importable
+INIT = "__init__.py"
 
 
 def emit_package(
@@ -32,25 +33,29 @@ def emit_package(
     templates: BaseLoader | None = None,
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted; `templates` are looked at before our own."""
-    printer = Printer(environment(templates))
+    printer = file_printer(spec, training, templates)
+    files = python_files(printer, target, training, serving)
+    files.append(readme_file(printer, training, files, notes))
+    texts = format_files({file.path: file.text for file in files})
+    files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
+    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(spec, files)}.items()))
+
+
+def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None) -> FilePrinter:
+    return FilePrinter(environment(templates), spec, graph.constants, f"dsc compile {spec.name}")
+
+
+def python_files(printer: FilePrinter, target: Target | None, training: Graph, serving: Graph) -> list[File]:
+    """All modules, not formatted."""
+    model = definitions(training, Printer(printer.templates))
     updates_bias = "Model.update_selection_bias" in training.blocks
-    model = model_file(training, printer, spec.name, header(spec, MODEL))
-    kernels = kernel_files(printer.templates, (training, serving), spec, target)
-    files = {
-        "model.py": model,
-        "checkpoint.py": checkpoint_file(printer.templates, spec, training),
-        "README.md": readme_file(printer.templates, spec, training, kernels, notes),
-        **serving_files(printer, spec, serving, training, model, PAGE_SIZE),
-        **{name: _print(printer.templates, spec, name, updates_bias=updates_bias) for name in TRAINING},
-        **{f"{folder}__init__.py": header(spec, "package/__init__.py") + "\n" for folder in PACKAGES},
-    }
-    if kernels:
-        files |= {"kernels/__init__.py": header(spec, "package/__init__.py") + "\n", **kernels}
-    files = format_files(files)
-    files[LOCK] = lock_file(spec, files)
-    return dict(sorted(files.items()))
-
-
-def _print(templates: Environment, spec: ModelSpec, name: str, **values: object) -> str:
-    """A file whose template stands at the same place."""
-    return templates.get_template(f"{name}.jinja").render(header=header(spec, name), spec=spec, **values)
+    files = [
+        model_file(printer, training, model),
+        checkpoint_file(printer, training),
+        *serving_files(printer, serving, training, model),
+        *(printer.file(path, path, updates_bias=updates_bias) for path in TRAINING),
+        *kernel_files(printer, (training, serving), target),
+    ]
+    files.append(dims_file(printer, files))
+    folders = sorted({file.path.rpartition("/")[0] for file in files})
+    return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), f"package/{INIT}") for folder in folders]

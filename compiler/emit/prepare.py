@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsc.compiler.emit.header import header
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.model import Definition, helpers_of, module_body, requirements
 from dsc.compiler.emit.printer import Printer
-from dsc.compiler.emit.pyfile import constants, defined_names, imports, legend, used_names
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import CallFunction, CallListedFunction, RepeatFunctions
-from dsc.compiler.emit.model import requirements
-from dsc.spec.model import ModelSpec
 
 PREPARE = "infer/prepare.py"
 
 
-def prepare_file(
-    printer: Printer, spec: ModelSpec, serving: Graph, training: Graph, model: str, letters: Mapping[str, str]
-) -> str:
-    taker = Printer(printer.templates, owner="module")
+def prepared_definitions(files: FilePrinter, serving: Graph, training: Graph) -> list[Definition]:
+    """What prepare.py defines: the helpers that make weights, and a class for each class of the model."""
+    printer = Printer(files.templates, owner="module")
     needed = {name: node.op for block in serving.blocks.values() for node in block.once for name in node.op.requires}
-    texts = [
-        printer.templates.get_template(f"helpers/{name}.py.jinja").render(op=op)
-        for name, op in needed.items()
-        if name not in requirements(training)
-    ]
-    names = dict.fromkeys(block.class_name for block in serving.blocks.values())
-    texts += [_class(name, serving, taker) for name in names]
-    body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
-    used = used_names(body)
-    local = [("..model", name) for name in defined_names(model) if name not in names]
-    table = constants(serving.constants, used, {name for _, name in local})
-    return printer.templates.get_template(f"{PREPARE}.jinja").render(
-        header=header(spec, PREPARE),
-        legend=legend(serving.constants.symbols(), body, letters),
-        imports=imports(used | {"model"}, [*local, ("..", "model")]),
-        constants=table,
+    classes = dict.fromkeys(block.class_name for block in serving.blocks.values())
+    helpers = helpers_of(needed, printer, besides=set(requirements(training)))
+    return [*helpers, *(Definition(name, _class(name, serving, printer)) for name in classes)]
+
+
+def prepare_file(
+    files: FilePrinter, serving: Graph, prepared: list[Definition], model: list[Definition], sizes: Mapping[str, str]
+) -> File:
+    body = module_body(prepared)
+    used = names(body)
+    ours = {part.name for part in prepared}
+    offered = [("..model", part.name) for part in model if part.name not in ours]
+    return files.file(
+        PREPARE,
+        PREPARE,
+        legend=legend(serving.constants.symbols(), body, sizes),
+        imports=imports(used),
+        local=local_imports(used, offered),
         body=body,
     )
 

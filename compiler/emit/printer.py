@@ -9,6 +9,7 @@ from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictU
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.op import Op
+from dsc.compiler.graph.types import TensorType
 
 WIDTH = 120
 INDENT = 8
@@ -35,7 +36,7 @@ class Printer:
     owner: str = "self"
 
     def body(self, block: Block, doc: str) -> list[str]:
-        """The lines of a method, its return included; every line ends with the shapes of what it makes."""
+        """The lines of a method, its return included."""
         lines = [f'"""{doc}"""'] if doc else []
         nodes = block.nodes()
         returned = bool(nodes) and nodes[-1].outputs == block.outputs and self._is_line(nodes[-1])
@@ -49,11 +50,16 @@ class Printer:
     def once(self, block: Block, node: Node, kept: Collection[Value]) -> list[str]:
         """The lines of a node that runs when weights are prepared; what the body reads is kept as an attribute."""
         names = {value: f"self.{value.name}" if value in kept else value.name for value in block.prepared}
-        return self._line(node, [names[value] for value in node.outputs], [names[value] for value in node.inputs])
+        outs, inputs = ([names[value] for value in values] for values in (node.outputs, node.inputs))
+        return self._lines(node, outs, inputs, _shapes(node, node.outputs))
 
     def declaration(self, op: Op) -> str | None:
         """The expression that makes the op's attribute, if it has one."""
         return self._block(op, "declare", {}) if op.attribute() is not None else None
+
+    def override(self, op: Op) -> str:
+        """The method of nn.Module that the op's class replaces, if it does."""
+        return self._block(op, "override", {}).strip("\n") if "override" in self._template(op).blocks else ""
 
     def _is_line(self, node: Node) -> bool:
         return "line" in self._template(node.op).blocks
@@ -63,9 +69,9 @@ class Printer:
         single = len(node.outputs) == 1
         outs = [value.name if single or value in used else "_" for value in node.outputs]
         names = [f"{self.owner}.{value.name}" if value in block.prepared else value.name for value in node.inputs]
-        return self._line(node, outs, names, returned)
+        return self._lines(node, outs, names, _shapes(node, used), returned)
 
-    def _line(self, node: Node, outs: list[str], names: list[str], returned: bool = False) -> list[str]:
+    def _lines(self, node: Node, outs: list[str], names: list[str], shapes: str, returned: bool = False) -> list[str]:
         context = {
             **dict(zip(node.op.operands, names, strict=True)),
             "inputs": names,
@@ -76,7 +82,7 @@ class Printer:
             return self._block(node.op, "statement", context).strip("\n").split("\n")
         expression = self._block(node.op, "line", context)
         start = "return" if returned else f"{context['out']} ="
-        return _commented(f"{start} {expression}", [value.type.shape_text() for value in node.outputs])
+        return _commented(f"{start} {expression}", shapes)
 
     def _template(self, op: Op) -> Template:
         return self.templates.get_template(f"ops/{op.kind}.py.jinja")
@@ -87,10 +93,19 @@ class Printer:
         return "".join(template.blocks[name](values))
 
 
-def _commented(line: str, shapes: list[str]) -> list[str]:
+def _shapes(node: Node, used: Collection[Value]) -> str:
+    """The shapes of what a line makes, where they are not all that of its first operand. Scalars say nothing."""
+    named = node.outputs if len(node.outputs) == 1 else [value for value in node.outputs if value in used]
+    shapes = [value.type.shape_text() for value in named]
+    operand = next((value.type.shape_text() for value in node.inputs if isinstance(value.type, TensorType)), "")
+    if set(shapes) <= {"", "[]", operand}:
+        return ""
+    return f"{shapes[0]} each" if shapes.count(shapes[0]) == len(shapes) > 1 else ", ".join(filter(None, shapes))
+
+
+def _commented(line: str, shapes: str) -> list[str]:
     """The shapes behind the line, or above it where both together would make the formatter break the line."""
-    text = ", ".join(shape for shape in shapes if shape)
-    if all(shape in ("", "[]") for shape in shapes):
+    if not shapes:
         return [line]
-    together = f"{line}  # {text}"
-    return [together] if len(together) + INDENT <= WIDTH else [f"# {text}", line]
+    together = f"{line}  # {shapes}"
+    return [together] if len(together) + INDENT <= WIDTH else [f"# {shapes}", line]

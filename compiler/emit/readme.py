@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from jinja2 import Environment
-
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.stats import compute_stats
 from dsc.spec.model import ModelSpec
 
-PURPOSES = {
-    "model.py": "the model: one class for each block, one line for each operation",
-    "checkpoint.py": "safetensors under Hugging Face names, in and out",
-    "train/": "a trainer: data, loop, metrics, checkpoints to resume from",
-    "infer/": "generation with a cache",
-}
 
-
-def readme_file(
-    templates: Environment, spec: ModelSpec, graph: Graph, kernels: Mapping[str, str], notes: tuple[str, ...]
-) -> str:
-    """`kernels` are the files of kernels/; what each is for is the first line of its docstring."""
-    purposes = {path: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for path, text in kernels.items()}
-    return templates.get_template("package/readme.md.jinja").render(
-        name=spec.name,
-        package=spec.package_name,
-        vocab_size=spec.vocab_size,
-        facts=facts(spec, graph),
-        notes=notes,
-        files=[*PURPOSES.items(), *sorted(purposes.items()), ("dsc.lock.json", "versions and hashes")],
-    )
+def readme_file(printer: FilePrinter, graph: Graph, files: Iterable[File], notes: tuple[str, ...]) -> File:
+    """`files` are all others."""
+    listed = sorted((file for file in files if file.purpose), key=lambda file: (file.path.count("/"), file.path))
+    return printer.file("README.md", "package/readme.md", facts=facts(printer.spec, graph), notes=notes, files=listed)
 
 
 def facts(spec: ModelSpec, graph: Graph) -> list[tuple[str, str]]:

@@ -49,6 +49,16 @@ INPUT = ""  # the producer of a block's inputs
 
 
 @dataclass(frozen=True)
+class CachedValue:
+    """What inference keeps of every token, [B, S, ...], and as what."""
+
+    value: Value
+    dtype: DType
+    has_fp8_form: bool = False
+    """Whether an FP8 cache keeps codes of it."""
+
+
+@dataclass(frozen=True)
 class Block:
     """Method `method` of class `class_name`. `arguments` are sizes that whoever constructs the class gives."""
 
@@ -61,10 +71,7 @@ class Block:
     body: tuple[Node, ...]
     """In the order of emission: dependencies first (`in_order`)."""
     arguments: tuple[Symbol, ...] = ()
-    cached: tuple[tuple[Value, DType], ...] = ()
-    """What inference keeps of every token, and as what."""
-    base: str = "nn.Module"
-    """The base class."""
+    cached: tuple[CachedValue, ...] = ()
     once: tuple[Node, ...] = ()
     """What depends on parameters alone, in order: it runs when weights are prepared, and the body reads its results."""
 
@@ -130,7 +137,7 @@ class Block:
             outputs = tuple(replace(v, type=t) for v, t in zip(node.outputs, types, strict=True))
             current.update(zip(node.outputs, outputs, strict=True))
             nodes.append(replace(node, inputs=inputs, outputs=outputs))
-        cached = tuple((read(value), dtype) for value, dtype in self.cached)
+        cached = tuple(replace(kept, value=read(kept.value)) for kept in self.cached)
         return replace(self, cached=cached).with_nodes(nodes, tuple(read(value) for value in self.outputs))
 
 

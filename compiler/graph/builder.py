@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsc.compiler.graph.block import INPUT, Block, Node, Value, in_order
+from dsc.compiler.graph.block import INPUT, Block, CachedValue, Node, Value, in_order
 from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import DType, ValueType
@@ -21,15 +21,13 @@ class BlockBuilder:
         class_doc: str = "",
         method: str = "forward",
         arguments: tuple[Symbol, ...] = (),
-        base: str = "nn.Module",
     ) -> None:
-        self._base = base
         self._class_name, self._method, self._arguments = class_name, method, arguments
         self._doc, self._class_doc = doc, class_doc
         self._inputs: list[Value] = []
         self._nodes: list[Node] = []
         self._ids: set[str] = set()
-        self._cached: list[tuple[Value, DType]] = []
+        self._cached: list[CachedValue] = []
         self._paragraph = False
 
     def input(self, name: str, type: ValueType) -> Value:
@@ -57,9 +55,9 @@ class BlockBuilder:
         self._paragraph = False
         return outputs
 
-    def keep(self, value: Value, dtype: DType) -> None:
+    def keep(self, value: Value, dtype: DType, has_fp8_form: bool = False) -> None:
         """Inference caches this value of every token."""
-        self._cached.append((value, dtype))
+        self._cached.append(CachedValue(value, dtype, has_fp8_form))
 
     def finish(self, *outputs: Value) -> Block:
         return Block(
@@ -72,7 +70,6 @@ class BlockBuilder:
             in_order(tuple(self._nodes)),
             self._arguments,
             tuple(self._cached),
-            self._base,
         )
 
     def _fresh(self, name: str) -> str:

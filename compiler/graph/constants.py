@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Axis, Dim, Symbol
 
 
 @dataclass(frozen=True)
 class Constant:
-    """`name = text  # origin` at the top of every emitted file that uses it."""
+    """`name = text  # origin` in the package's dims.py."""
 
     name: str
     text: str
-    origin: str
+    origin: str = ""
+    """The key in the spec; empty for a formula."""
+    made_of: tuple[str, ...] = ()
+    """The constants in its formula."""
+
+    @property
+    def section(self) -> str:
+        """The section of the spec that holds the key; empty for a key of the root and for a formula."""
+        section, dot, _ = self.origin.partition(".")
+        return section.split("[")[0] if dot else ""
 
 
 class Constants:
@@ -31,24 +40,25 @@ class Constants:
         """Every size, in order of first mention."""
         return tuple(self._symbols.values())
 
-    def dim(self, name: str, size: int, origin: str, letter: str | None = None) -> Symbol:
+    def dim(self, name: str, size: int, origin: str, letter: str | None = None, axis: Axis | None = None) -> Symbol:
         """A size that the spec gives."""
         self._add(Constant(name, repr(size), origin))
-        return self._symbols.setdefault(name, Symbol(name, size=size, letter=letter))
+        return self._symbols.setdefault(name, Symbol(name, size=size, letter=letter, axis=axis))
 
-    def derived(self, name: str, definition: Dim, origin: str = "", letter: str | None = None) -> Symbol:
+    def derived(self, name: str, definition: Dim, letter: str | None = None, axis: Axis | None = None) -> Symbol:
         """A size made of other sizes."""
-        self._add(Constant(name, str(definition), origin))
-        return self._symbols.setdefault(name, Symbol(name, definition=definition, letter=letter))
+        made_of = dict.fromkeys(symbol.name for symbol in definition.symbols())
+        self._add(Constant(name, str(definition), made_of=tuple(made_of)))
+        return self._symbols.setdefault(name, Symbol(name, definition=definition, letter=letter, axis=axis))
 
-    def number(self, name: str, value: float | int, origin: str) -> str:
-        """A number that is no size. Returns the name."""
+    def number(self, name: str, value: float | int | tuple[int, ...], origin: str) -> str:
+        """A number that is no size, or several. Returns the name."""
         self._add(Constant(name, repr(value), origin))
         return name
 
-    def expression(self, name: str, text: str, origin: str) -> str:
-        """A number computed from other constants by Python, where the formula says more than the figure."""
-        self._add(Constant(name, text, origin))
+    def expression(self, name: str, formula: str, *made_of: str) -> str:
+        """A number that Python computes from other constants, which fill the formula's fields: {0}, {1}, ..."""
+        self._add(Constant(name, formula.format(*made_of), made_of=made_of))
         return name
 
     def _add(self, constant: Constant) -> None:

@@ -6,12 +6,27 @@ same size when their expanded polynomials are equal, however they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from fractions import Fraction
 
 # A sum of products: {("B", "S"): 2} is 2 B S.
 Polynomial = Mapping[tuple[str, ...], Fraction]
+
+
+class Axis(Enum):
+    """What a size counts, where GPUs may share it out."""
+
+    BATCH = "sequences"
+    SEQUENCE = "tokens of a sequence"
+    HEADS = "attention heads, of queries or of keys and values"
+    FEED_FORWARD = "width of a dense feed-forward"
+    SHARED_EXPERTS = "width of the shared experts"
+    EXPERTS = "routed experts"
+    CHOSEN_EXPERTS = "routed experts of one token"
+    EXPERT_WIDTH = "width of a routed expert"
+    VOCABULARY = "tokens that there are"
 
 
 class Dim:
@@ -50,6 +65,14 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
+    def axes(self) -> frozenset[Axis]:
+        """Of every symbol that it is written with, and of those that these are defined by."""
+        return frozenset()
+
+    def symbols(self) -> Iterator[Symbol]:
+        """Those that the size is written with, in reading order."""
+        raise TypeError(type(self))
+
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
         raise TypeError(type(self))
@@ -68,6 +91,9 @@ class Int(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self
 
+    def symbols(self) -> Iterator[Symbol]:
+        return iter(())
+
     def __str__(self) -> str:
         return str(self.number)
 
@@ -83,6 +109,7 @@ class Symbol(Dim):
     size: int | None = None
     definition: Dim | None = None
     letter: str | None = None
+    axis: Axis | None = None
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         if self.definition is not None:
@@ -102,6 +129,13 @@ class Symbol(Dim):
             return bindings.get(self.name, self)
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
+
+    def axes(self) -> frozenset[Axis]:
+        own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
+        return own if self.definition is None else own | self.definition.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
 
     def __str__(self) -> str:
         return self.name
@@ -128,6 +162,13 @@ class Sum(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -160,6 +201,13 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.left.symbols()
+        yield from self.right.symbols()
+
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
 
@@ -186,6 +234,13 @@ class Quotient(Dim):
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
+
+    def axes(self) -> frozenset[Axis]:
+        return self.numerator.axes()
+
+    def symbols(self) -> Iterator[Symbol]:
+        yield from self.numerator.symbols()
+        yield from self.divisor.symbols()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
@@ -216,6 +271,8 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
         return left
     if left == Int(0):
         return right
+    if left == right:
+        return Product(Int(2), left)
     if isinstance(left, Sum) and isinstance(left.right, Int) and isinstance(right, Int):
         return simplify_sum(left.left, Int(left.right.number + right.number))
     return Sum(left, right)
@@ -250,7 +307,7 @@ def product(dims: tuple[Dim, ...]) -> Dim:
 
 
 # Run-time sizes. T is what a mixture of experts sees when batch and sequence are flattened.
-B = Symbol("B", letter="B")
-S = Symbol("S", letter="S")
+B = Symbol("B", letter="B", axis=Axis.BATCH)
+S = Symbol("S", letter="S", axis=Axis.SEQUENCE)
 C = Symbol("C", letter="C")
 T = Symbol("T", definition=B * S, letter="T")

@@ -58,13 +58,13 @@ class Graph:
                 for path in node.op.prefixes():
                     yield from self._walk(node.op.callee(), f"{prefix}{path}." if path else prefix, inner)
 
-    def executions(self, key: str) -> Iterator[Block]:
-        """Every block that runs when one does, itself first, as often as it runs."""
-        yield self.blocks[key]
+    def executions(self, key: str, prefix: str = "") -> Iterator[tuple[str, Block]]:
+        """Every block that runs when one does, itself first, as often as it runs: (module path, block)."""
+        yield prefix, self.blocks[key]
         for node in self.blocks[key].nodes():
             if isinstance(node.op, Call):
-                for _ in node.op.prefixes():
-                    yield from self.executions(node.op.callee())
+                for path in node.op.prefixes():
+                    yield from self.executions(node.op.callee(), f"{prefix}{path}." if path else prefix)
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter of the model by its full name, shapes with the constructor's sizes filled in."""

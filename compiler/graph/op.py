@@ -9,12 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import ClassVar, Literal, TypeVar
 
 from dsc.compiler.graph.dim import Dim, Int, total
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 Types = tuple[ValueType, ...]
+
+
+class OpClass(Enum):
+    """What an op waits for, and so how its time is reckoned."""
+
+    PRODUCT = "a product with a weight"
+    GROUPED_PRODUCT = "products of routed experts, each of its rows with its weight"
+    ATTENTION = "products of activations with each other, and a softmax between them"
+    LOOKUP = "rows of a table: as many bytes as come out"
+    MEMORY = "everything else: each operand read once, each result written once"
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,11 @@ class Parameter:
         shape = tuple(dim.substitute(sizes) for dim in self.type.shape)
         return replace(self, type=replace(self.type, shape=shape))
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether a token touches only some of it, as of routed experts."""
+        return self.active[1].value() > 1
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -47,11 +63,17 @@ class Op(ABC):
     """One operation. Fields are its attributes; sizes among them are `Dim`s."""
 
     kind: ClassVar[str]
+    op_class: ClassVar[OpClass] = OpClass.MEMORY
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    saves_codes: ClassVar[bool] = False
+    """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
+    includes_swiglu: ClassVar[bool] = False
+    """What it saves are gate and up, which its own SwiGLU reads."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
-    work, which is why only that says so. Choices that span products follow from the graph (planner/recompute.py)."""
+    work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of
+    the planner)."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -69,6 +91,15 @@ class Op(ABC):
 
     def parameters(self) -> tuple[Parameter, ...]:
         return ()
+
+    def borrowed(self) -> tuple[str, ...]:
+        """Full names of the parameters that it reads and an op of another module declares, such as a tied head's."""
+        return ()
+
+    @property
+    def product(self) -> str | None:
+        """What precision.linear.products calls its product; None for what stays in the type of parameters."""
+        return None
 
     def attribute(self) -> str | None:
         """The attribute of the class that the template's `declare` block makes, if any."""
@@ -98,17 +129,18 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
+        """What each output stands on: an input by position whose memory it shares, a parameter or the cache (None), or
+        memory of its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 
 OPS: dict[str, type[Op]] = {}
 
 
-OpClass = TypeVar("OpClass", bound=type[Op])
+OpKind = TypeVar("OpKind", bound=type[Op])
 
 
-def register(cls: OpClass) -> OpClass:
+def register(cls: OpKind) -> OpKind:
     """Make an op kind known; its template is looked up by its kind."""
     assert cls.kind not in OPS or OPS[cls.kind].__qualname__ == cls.__qualname__, f"two op kinds named {cls.kind}"
     OPS[cls.kind] = cls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from dsc.compiler.graph.dim import Dim, product
+from dsc.compiler.graph.dim import Axis, Dim, product
 
 
 class DType(Enum):
@@ -40,6 +40,11 @@ class TensorType:
     @property
     def bytes(self) -> Dim:
         return self.numel * self.dtype.bytes
+
+    @property
+    def axes(self) -> frozenset[Axis]:
+        """Of all its dims."""
+        return frozenset[Axis]().union(*(dim.axes() for dim in self.shape))
 
     def shape_text(self) -> str:
         return f"[{', '.join(dim.shape_text() for dim in self.shape)}]"

@@ -21,7 +21,7 @@ def verify(graph: Graph) -> Graph:
         for value in block.outputs:
             _check_bound(block, "its result", value, bound)
         made = {value for node in block.nodes() for value in node.outputs}
-        for value, _ in block.cached:
+        for value in (kept.value for kept in block.cached):
             if value not in made:
                 raise VerifyError(f"{block.key}: caches {value.name} of {value.producer}, which makes no such value")
     return graph

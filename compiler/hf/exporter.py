@@ -118,10 +118,10 @@ def _minicpm3(spec: ModelSpec) -> Config:
 
 
 def _scale_depth(multiplier: float, layers: int) -> float:
-    """The shortest decimal that gives the multiplier back: 1.4, not 1.4000000000000001."""
-    exact = multiplier * math.sqrt(layers)
-    rounded = (float(f"{exact:.{digits}g}") for digits in range(1, 17))
-    return next((value for value in rounded if value / math.sqrt(layers) == multiplier), exact)
+    """Rounded where that gives the multiplier back: 1.4, not 1.4000000000000001."""
+    exact: float = multiplier * layers**0.5
+    rounded = round(exact, 15)
+    return rounded if rounded / math.sqrt(layers) == multiplier else exact
 
 
 def _llama(spec: ModelSpec) -> Config:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -17,6 +17,7 @@ class CausalAttention(Op):
     """
 
     kind = "causal_attention"
+    op_class = OpClass.ATTENTION
     variant: str
 
     @property
@@ -58,6 +59,7 @@ class CachedAttention(Op):
     """The same for S new tokens against all C that the cache holds; query s sees the keys up to its own position."""
 
     kind = "cached_attention"
+    op_class = OpClass.ATTENTION
     variant: str
 
     @property

@@ -84,6 +84,22 @@ class WeighMtpLoss(Op):
 
 @register
 @dataclass(frozen=True)
+class SumLosses(Op):
+    """The loss that is trained on: all parts added."""
+
+    kind = "sum_losses"
+    names: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return self.names
+
+    def infer(self, inputs: Types) -> Types:
+        return (SCALAR,)
+
+
+@register
+@dataclass(frozen=True)
 class LossParts(Op):
     """A dict of the named losses."""
 

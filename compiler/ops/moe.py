@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 
@@ -50,6 +50,23 @@ class GroupEnds(Op):
 
     def infer(self, inputs: Types) -> Types:
         return (TensorType((self.num_experts,), DType.INT32),)
+
+
+@register
+@dataclass(frozen=True)
+class RecordLoad(Op):
+    """In training, add each expert's number of rows to the router's `expert_load`, which its bias update reads."""
+
+    kind = "record_load"
+    router: str
+    """The attribute that holds the router."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("ends",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
 
 
 @register
@@ -136,6 +153,7 @@ class GroupedLinear(Op):
     """Each expert's rows times its own weight.T: [T * K, in] -> [T * K, out]."""
 
     kind = "grouped_linear"
+    op_class = OpClass.GROUPED_PRODUCT
     name: str
     parts: tuple[str, ...]
     """The projections that lie one above the other in the weight."""
@@ -157,6 +175,10 @@ class GroupedLinear(Op):
         x = tensor(inputs[0])
         assert x.shape[-1].same(self.in_features), f"{self.name}: {x.shape_text()} against {self.in_features}"
         return (retyped(x, x.shape[0], self.out_features),)
+
+    @property
+    def product(self) -> str:
+        return "experts"
 
     def attribute(self) -> str:
         return self.name

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -14,6 +14,7 @@ class Linear(Op):
     """x @ weight.T, [..., in] -> [..., out]."""
 
     kind = "linear"
+    op_class = OpClass.PRODUCT
     name: str
     in_features: Dim
     out_features: Dim
@@ -21,6 +22,10 @@ class Linear(Op):
     """Of the weight."""
     role: Literal["attention", "feed_forward", "other"] = "other"
     """What precision.linear calls it; `other` stays in the precision of parameters."""
+
+    @property
+    def product(self) -> str | None:
+        return None if self.role == "other" else self.role
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
@@ -46,12 +51,16 @@ class TiedHead(Op):
     """Logits from the embedding's own weight, [..., D] -> [..., V]."""
 
     kind = "tied_head"
+    op_class = OpClass.PRODUCT
     embedding: str
     vocab_size: Dim
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
         return (retyped(x, *x.shape[:-1], self.vocab_size),)
+
+    def borrowed(self) -> tuple[str, ...]:
+        return (f"{self.embedding}.weight",)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return tensor(inputs[0]).numel * self.vocab_size * 2
@@ -66,6 +75,7 @@ class Embedding(Op):
     """Rows of a table by token, [B, S] -> [B, S, D]. A look-up, so no FLOPs."""
 
     kind = "embedding"
+    op_class = OpClass.LOOKUP
     name: str
     vocab_size: Dim
     hidden_size: Dim

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -14,6 +14,7 @@ class RouterLogits(Op):
     """x @ weight.T in float32 or wider: [B, S, D] -> [B, S, E]."""
 
     kind = "router_logits"
+    op_class = OpClass.PRODUCT
     hidden_size: Dim
     num_experts: Dim
     dtype: DType
@@ -93,10 +94,6 @@ class BiasedSelectionScores(Op):
 
     kind = "biased_selection_scores"
     num_experts: Dim
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("exact_buffers",)
 
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
@@ -227,43 +224,71 @@ class NormaliseWeightsGuarded(NormaliseWeights):
 
 @register
 @dataclass(frozen=True)
-class CountExperts(Op):
-    """How many tokens of each sequence chose each expert: [B, S, K] -> [B, E]."""
+class ZeroInEvaluation(Op):
+    """Returns a zero loss unless the module trains; x gives its type and device."""
 
-    kind = "count_experts"
-    num_experts: Dim
+    kind = "zero_in_evaluation"
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
+class FlattenSlots(Op):
+    """The choices of each sequence in a row: [B, S, K] -> [B, S * K]."""
+
+    kind = "flatten_slots"
+    is_view = True
 
     @property
     def operands(self) -> tuple[str, ...]:
         return ("experts",)
 
     def infer(self, inputs: Types) -> Types:
-        return (retyped(inputs[0], tensor(inputs[0]).shape[0], self.num_experts),)
+        batch, sequence, top_k = tensor(inputs[0]).shape
+        return (retyped(inputs[0], batch, sequence * top_k),)
 
 
 @register
 @dataclass(frozen=True)
-class RecordLoad(Op):
-    """In training, add the counts to `expert_load`, which the bias update reads and clears."""
+class CountExperts(Op):
+    """How many tokens of each sequence chose each expert: [B, S * K] -> [B, E].
 
-    kind = "record_load"
-    num_experts: Dim
+    They have the type of p, which holds whole numbers up to 2^24 exactly, so that the order of adding is no matter.
+    """
+
+    kind = "count_experts"
 
     @property
     def operands(self) -> tuple[str, ...]:
-        return ("counts",)
+        return ("p", "chosen")
 
     def infer(self, inputs: Types) -> Types:
-        return ()
+        return (inputs[0],)
 
-    def attribute(self) -> str:
-        return "expert_load"
+
+@register
+@dataclass(frozen=True)
+class RelativeLoad(Op):
+    """f of the sequence-wise loss, 1 at an even load: f_e = count_e E / (K S), [B, E] (DeepSeek-V3, equation 18)."""
+
+    kind = "relative_load"
+    num_experts: Dim
+    top_k: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("counts", "experts")
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
 
 
 @register
 @dataclass(frozen=True)
 class MeanProbability(Op):
-    """P of the sequence-wise loss: scores as shares of one, mean over the sequence, [B, S, E] -> [B, E]."""
+    """P of the sequence-wise loss: scores that sum to one, mean over the sequence, [B, S, E] -> [B, E]."""
 
     kind = "mean_probability"
 
@@ -274,10 +299,10 @@ class MeanProbability(Op):
 
 @register
 @dataclass(frozen=True)
-class MeanShareOfScores(MeanProbability):
-    """The same for scores that do not sum to one (sigmoid): divided by their sum first (DeepSeek-V3, equation 19)."""
+class MeanNormalizedScore(MeanProbability):
+    """The same for scores that do not sum to one (sigmoid): divided by their sum first (equations 19 and 20)."""
 
-    kind = "mean_share_of_scores"
+    kind = "mean_normalized_score"
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         x = tensor(inputs[0])
@@ -287,16 +312,15 @@ class MeanShareOfScores(MeanProbability):
 @register
 @dataclass(frozen=True)
 class SequenceBalanceLoss(Op):
-    """alpha * mean over sequences of sum_e f_e P_e, f_e = count_e E / (K S) (DeepSeek-V3, equations 17 and 18)."""
+    """alpha * sum over experts of f_e P_e, mean over sequences: [B, E], [B, E] -> [] (DeepSeek-V3, equation 17)."""
 
     kind = "sequence_balance_loss"
     alpha: str
-    num_experts: Dim
-    top_k: Dim
+    """Name of the constant."""
 
     @property
     def operands(self) -> tuple[str, ...]:
-        return ("counts", "share", "experts")
+        return ("f", "p")
 
     def infer(self, inputs: Types) -> Types:
         return (TensorType((), DType.FP32),)
@@ -312,6 +336,8 @@ class UpdateSelectionBias(Op):
 
     kind = "update_selection_bias"
     rate: str
+    """Name of the constant."""
+    num_experts: Dim
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -319,6 +345,9 @@ class UpdateSelectionBias(Op):
 
     def infer(self, inputs: Types) -> Types:
         return ()
+
+    def attribute(self) -> str:
+        return "expert_load"
 
 
 @register

@@ -63,7 +63,7 @@ def _append_and_attend(block: Block) -> Block:
     cache = Value(INPUT, len(block.inputs), "cache", CacheType())
     appended: dict[Value, Value] = {}
     nodes: list[Node] = []
-    kept = [value for value, _ in block.cached]
+    kept = [one.value for one in block.cached]
     for node in block.nodes():
         if isinstance(node.op, CausalAttention):
             node = replace(node, op=CachedAttention(node.op.variant))

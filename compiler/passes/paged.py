@@ -51,7 +51,7 @@ def with_pages(graph: Graph) -> Graph:
 
 def row_width(block: Block) -> Dim:
     """Numbers that a token leaves in the cache of one layer."""
-    return total([_width(value) for value, _ in block.cached])
+    return total([_width(kept.value) for kept in block.cached])
 
 
 def _width(value: Value) -> Dim:
@@ -60,7 +60,7 @@ def _width(value: Value) -> Dim:
 
 def _paged(block: Block) -> tuple[Block, ...]:
     """The blocks that attend, then the one that calls them."""
-    kept = [value for value, _ in block.cached]
+    kept = [kept.value for kept in block.cached]
     attention = next(node for node in block.nodes() if isinstance(node.op, CausalAttention))
     inside = _standing_on(block, kept, attention)
     query = block.producer(attention.inputs[0])
@@ -93,7 +93,7 @@ def _standing_on(block: Block, kept: list[Value], attention: Node) -> tuple[Node
 def _outside(
     block: Block, inside: tuple[Node, ...], attention: Node, op: AttendGroups, queries: tuple[Value, ...], pages: TensorType
 ) -> Block:
-    kept = tuple(value for value, _ in block.cached)
+    kept = tuple(one.value for one in block.cached)
     batch = Value(INPUT, len(block.inputs), "batch", BATCH)
     cache = Value(INPUT, len(block.inputs) + 1, "pages", pages)
     write = Node("write_rows", WriteRows(tuple(f"x{i}" for i in range(len(kept)))), (*kept, batch, cache), (), False)
@@ -112,7 +112,7 @@ def _attending(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...
     expands = any(isinstance(node.op, Linear) for node in inside)
     doc, method = (EXPANDED, "expanded") if expands else (GROUPED, "attend")
     form, known, group = _opened(block, doc, method, queries, pages)
-    kept = [value for value, _ in block.cached]
+    kept = [kept.value for kept in block.cached]
     for value, read in zip(kept, _rows(form, kept, known[queries[0]], group), strict=True):
         known[value] = read
     for node in inside:
@@ -129,13 +129,13 @@ def _absorbed(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...]
     heads, _ = next(node.op for node in inside if isinstance(node.op, Unflatten)).sizes
     nope, value = next(node.op for node in inside if isinstance(node.op, Split)).sizes
     q_nope, q_rope = (known[query] for query in queries)
-    latent = _width(block.cached[0][0])
+    latent = _width(block.cached[0].value)
 
     w_uk, w_uv = form.add_many(("w_uk", "w_uv"), UpProjections(linear, heads, nope, value))
     q_latent = form.add("q_latent", AbsorbUp(), q_nope, w_uk)
     q = form.add("q", Concat(), q_latent, q_rope)
     rows = form.add("rows", ReadRows(), group[1], group[0], q)
-    kv_latent, _ = form.add_many(("kv_latent", "k_rope"), Split((latent, _width(block.cached[1][0]))), rows)
+    kv_latent, _ = form.add_many(("kv_latent", "k_rope"), Split((latent, _width(block.cached[1].value))), rows)
     out_latent = form.add("out_latent", SharedAttention(), q, rows, kv_latent, group[0])
     return form.finish(form.add("out", AbsorbValue(), out_latent, w_uv))
 

@@ -2,14 +2,38 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """deepseek-v2-lite: a decoder-only language model.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    LATENT_NORM_EPS,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    SHARED_SIZE,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    YARN_HIGH,
+    YARN_LOW,
+)
 from .kernels.expert_dispatch import sort_by_expert
 from .kernels.experts import routed_experts
 from .kernels.linear_cross_entropy import linear_cross_entropy
@@ -19,35 +43,6 @@ from .kernels.rope import rotate
 from .kernels.router import route
 from .kernels.router_logits import router_logits
 from .kernels.swiglu import swiglu
-
-VOCAB_SIZE = 102400  # vocab_size
-HIDDEN_SIZE = 2048  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-06  # norm.eps
-
-NUM_DENSE_LAYERS = 1  # layers[0].repeat
-NUM_MOE_LAYERS = 26  # layers[1].repeat
-
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-ROPE_THETA = 10000.0  # attention.rope.theta
-ROPE_FACTOR = 40.0  # attention.rope.scaling.factor
-YARN_LOW = 10  # attention.rope.scaling: pairs up to it turn over beta_fast times and are kept
-YARN_HIGH = 23  # attention.rope.scaling: pairs from it turn under beta_slow times and are slowed
-NUM_HEADS = 16  # attention.num_attention_heads
-KV_LORA_RANK = 512  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-V_HEAD_DIM = 128  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-
-INTERMEDIATE_SIZE = 10944  # ffn.dense.intermediate_size
-NUM_EXPERTS = 64  # ffn.moe.n_routed_experts
-TOP_K = 6  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 1408  # ffn.moe.moe_intermediate_size
-SEQUENCE_AUX_LOSS_ALPHA = 0.001  # ffn.moe.router.balance.sequence_aux_loss_alpha
-NUM_SHARED_EXPERTS = 2  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
@@ -64,6 +59,14 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()))
 
 
+class NormWeight(nn.Module):
+    """The weight of an RMSNorm, which a kernel computes: [width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
 def spread_pairs(rope: Tensor) -> Tensor:
     """cos, cos, ... and -sin, sin, ... for the pairs (x0, x1), (x2, x3), ...: [2, S, R / 2] -> [2, S, R]."""
     cos, sin = rope  # [S, R / 2] each
@@ -77,7 +80,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.q_proj = nn.Linear(HIDDEN_SIZE, NUM_HEADS * QK_HEAD_DIM, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(KV_LORA_RANK, eps=LATENT_NORM_EPS)
+        self.kv_a_layernorm = NormWeight(KV_LORA_RANK)
         self.kv_b_proj = nn.Linear(KV_LORA_RANK, NUM_HEADS * (QK_NOPE_HEAD_DIM + V_HEAD_DIM), bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * V_HEAD_DIM, HIDDEN_SIZE, bias=False)
 
@@ -87,9 +90,9 @@ class LatentAttention(nn.Module):
 
         kv = self.kv_a_proj_with_mqa(x)  # [B, S, L + R]
         kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, L]
+        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)
         k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-        k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
+        k_rope = rotate(k_rope, rope)
 
         kv = self.kv_b_proj(kv_latent)  # [B, S, H * (N + V)]
         kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, S, H, N + V]
@@ -111,7 +114,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)  # [B, S, width]
         up = self.up_proj(x)  # [B, S, width]
-        h = swiglu(gate, up)  # [B, S, width]
+        h = swiglu(gate, up)
         return self.down_proj(h)  # [B, S, D]
 
 
@@ -122,17 +125,23 @@ class Router(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE))
 
+    def balance_loss(self, scores: Tensor, experts: Tensor) -> Tensor:
+        """alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 17 to 20); zero in evaluation."""
+        if not self.training:
+            return scores.new_zeros(())
+        p = scores.mean(1)  # [B, E]
+        chosen = experts.flatten(1)  # [B, S * K]
+        counts = torch.zeros_like(p).scatter_add(1, chosen, p.new_ones(chosen.shape))
+        f = counts * (NUM_EXPERTS / (TOP_K * experts.shape[1]))
+        return SEQUENCE_AUX_LOSS_ALPHA * (f * p).sum(-1).mean()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = router_logits(x, self.weight)  # [B, S, E]
-        scores = logits.softmax(-1)  # [B, S, E]
+        scores = logits.softmax(-1)
 
-        experts, weights = route(logits)  # [B, S, K], [B, S, K]
+        experts, weights = route(logits)  # [B, S, K] each
 
-        counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
-        share = scores.mean(1)  # [B, E]
-        balance_loss = (
-            SEQUENCE_AUX_LOSS_ALPHA * NUM_EXPERTS / (TOP_K * experts.shape[1]) * (counts * share).sum(-1).mean()
-        )
+        balance_loss = self.balance_loss(scores, experts)
         return experts, weights, balance_loss
 
 
@@ -143,14 +152,14 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = Router()
         self.shared_experts = FeedForward(SHARED_SIZE)
-        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, EXPERT_SIZE * 2, HIDDEN_SIZE))
+        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
         order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
-        shared = self.shared_experts(x)  # [B, S, D]
-        out = routed_experts(x, weights, order, position, ends, self.gate_up_proj, self.down_proj, shared)  # [B, S, D]
+        shared = self.shared_experts(x)
+        out = routed_experts(x, weights, order, position, ends, self.gate_up_proj, self.down_proj, shared)
         return out, balance_loss
 
 
@@ -159,18 +168,18 @@ class DenseLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.input_layernorm = NormWeight(HIDDEN_SIZE)
         self.self_attn = LatentAttention()
-        self.post_attention_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.post_attention_layernorm = NormWeight(HIDDEN_SIZE)
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)
+        h = self.self_attn(h, rope)
 
-        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-        h = self.mlp(h)  # [B, S, D]
-        return x + h  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)
+        h = self.mlp(h)
+        return x + h
 
 
 class MoeLayer(nn.Module):
@@ -178,18 +187,18 @@ class MoeLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.input_layernorm = NormWeight(HIDDEN_SIZE)
         self.self_attn = LatentAttention()
-        self.post_attention_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.post_attention_layernorm = NormWeight(HIDDEN_SIZE)
         self.mlp = MixtureOfExperts()
 
     def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)
+        h = self.self_attn(h, rope)
 
-        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-        h, balance_loss = self.mlp(h)  # [B, S, D], []
-        x = x + h  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)
+        h, balance_loss = self.mlp(h)
+        x = x + h
         return x, balance_loss
 
 
@@ -202,7 +211,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(
             [DenseLayer() for _ in range(NUM_DENSE_LAYERS)] + [MoeLayer() for _ in range(NUM_MOE_LAYERS)]
         )
-        self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.norm = NormWeight(HIDDEN_SIZE)
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
         self.init_weights()
 
@@ -221,7 +230,7 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens)  # [B, S, D]
         rope = rotary_table(tokens.shape[1], x)  # [2, S, R / 2]
         rope = spread_pairs(rope)  # [2, S, R]
-        balance_loss = x.new_zeros(())
+        balance_loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for layer in self.layers[:NUM_DENSE_LAYERS]:
             x = layer(x, rope)
         for layer in self.layers[NUM_DENSE_LAYERS:]:
@@ -231,14 +240,14 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
-        x, _ = self.backbone(tokens)  # [B, S, D], []
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        x, _ = self.backbone(tokens)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x, balance_loss = self.backbone(tokens)  # [B, S, D], []
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
         loss = main_loss + balance_loss

@@ -15,7 +15,39 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .model import MTP_DEPTH, NUM_DENSE_LAYERS, NUM_MOE_LAYERS, Model
+from .dims import (
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    MAX_POSITION_EMBEDDINGS,
+    MTP_DEPTH,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_GROUPS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    NUM_SHARED_EXPERTS,
+    Q_LORA_RANK,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_ORIGINAL_LENGTH,
+    ROPE_THETA,
+    ROUTED_SCALING_FACTOR,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    TOP_GROUPS,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    WEIGHT_BLOCK,
+    YARN_BETA_FAST,
+    YARN_BETA_SLOW,
+    YARN_MSCALE_ALL_DIM,
+)
+from .model import Model
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,53 +57,53 @@ CONFIG: dict[str, object] = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
-    "aux_loss_alpha": 0.0001,
+    "aux_loss_alpha": SEQUENCE_AUX_LOSS_ALPHA,
     "bos_token_id": None,
     "eos_token_id": None,
-    "first_k_dense_replace": 3,
+    "first_k_dense_replace": NUM_DENSE_LAYERS,
     "hidden_act": "silu",
-    "hidden_size": 7168,
-    "initializer_range": 0.02,
-    "intermediate_size": 18432,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 163840,
+    "hidden_size": HIDDEN_SIZE,
+    "initializer_range": INITIALIZER_RANGE,
+    "intermediate_size": INTERMEDIATE_SIZE,
+    "kv_lora_rank": KV_LORA_RANK,
+    "max_position_embeddings": MAX_POSITION_EMBEDDINGS,
     "model_type": "deepseek_v3",
-    "moe_intermediate_size": 2048,
+    "moe_intermediate_size": EXPERT_SIZE,
     "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
+    "n_group": NUM_GROUPS,
+    "n_routed_experts": NUM_EXPERTS,
+    "n_shared_experts": NUM_SHARED_EXPERTS,
     "norm_topk_prob": True,
-    "num_attention_heads": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 61,
-    "num_key_value_heads": 128,
-    "num_nextn_predict_layers": 1,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-06,
+    "num_attention_heads": NUM_HEADS,
+    "num_experts_per_tok": TOP_K,
+    "num_hidden_layers": NUM_DENSE_LAYERS + NUM_MOE_LAYERS,
+    "num_key_value_heads": NUM_HEADS,
+    "num_nextn_predict_layers": MTP_DEPTH,
+    "q_lora_rank": Q_LORA_RANK,
+    "qk_nope_head_dim": QK_NOPE_HEAD_DIM,
+    "qk_rope_head_dim": QK_ROPE_HEAD_DIM,
+    "rms_norm_eps": NORM_EPS,
     "rope_interleave": True,
     "rope_scaling": {
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "factor": 40.0,
+        "beta_fast": YARN_BETA_FAST,
+        "beta_slow": YARN_BETA_SLOW,
+        "factor": ROPE_FACTOR,
         "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
+        "mscale_all_dim": YARN_MSCALE_ALL_DIM,
+        "original_max_position_embeddings": ROPE_ORIGINAL_LENGTH,
         "type": "yarn",
     },
-    "rope_theta": 10000.0,
-    "routed_scaling_factor": 2.5,
+    "rope_theta": ROPE_THETA,
+    "routed_scaling_factor": ROUTED_SCALING_FACTOR,
     "scoring_func": "sigmoid",
     "seq_aux": True,
     "tie_word_embeddings": False,
-    "topk_group": 4,
+    "topk_group": TOP_GROUPS,
     "topk_method": "noaux_tc",
     "torch_dtype": "bfloat16",
     "use_cache": True,
-    "v_head_dim": 128,
-    "vocab_size": 129280,
+    "v_head_dim": V_HEAD_DIM,
+    "vocab_size": VOCAB_SIZE,
 }
 
 # Experts are stacked in the model and apart on disk: parameter -> the tensors that lie one above the other in it.
@@ -82,9 +114,6 @@ EXPERT_PARTS = {
 
 # Multi-token prediction is stored as further layers.
 MTP_PREFIXES = tuple(f"model.layers.{NUM_DENSE_LAYERS + NUM_MOE_LAYERS + depth}." for depth in range(MTP_DEPTH))
-
-# A projection in FP8 comes with one multiplier for each block of this many rows and columns.
-FP8_BLOCK = (128, 128)
 
 
 def hf_name(name: str) -> str:
@@ -133,8 +162,8 @@ def is_expected_besides(name: str) -> bool:
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
-    """weight [out, in] in FP8 times its block's multiplier [out / 128, in / 128], blocks at the edges cut short."""
-    rows, columns = FP8_BLOCK
+    """weight [out, in] in FP8 times the multiplier of its block, of which those at the edges are cut short."""
+    rows, columns = WEIGHT_BLOCK
     scale = scale.float().repeat_interleave(rows, 0)[: weight.shape[0]]
     return weight.float() * scale.repeat_interleave(columns, 1)[:, : weight.shape[1]]
 

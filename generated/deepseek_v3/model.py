@@ -2,17 +2,45 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """deepseek-v3: a decoder-only language model.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
 from collections.abc import Callable
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    BIAS_UPDATE_RATE,
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    LATENT_NORM_EPS,
+    MTP_DEPTH,
+    MTP_LOSS_WEIGHT,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    Q_LORA_RANK,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    SHARED_SIZE,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    YARN_HIGH,
+    YARN_LOW,
+)
 from .kernels.expert_dispatch import sort_by_expert
 from .kernels.fp8_experts import fp8_routed_experts
 from .kernels.fp8_linear import fp8_linear, fp8_linears
@@ -23,40 +51,6 @@ from .kernels.rms_norm import add_rms_norm, rms_norm
 from .kernels.rope import rotate
 from .kernels.router import route
 from .kernels.router_logits import router_logits
-
-VOCAB_SIZE = 129280  # vocab_size
-HIDDEN_SIZE = 7168  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-06  # norm.eps
-
-NUM_DENSE_LAYERS = 3  # layers[0].repeat
-NUM_MOE_LAYERS = 58  # layers[1].repeat
-
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-ROPE_THETA = 10000.0  # attention.rope.theta
-ROPE_FACTOR = 40.0  # attention.rope.scaling.factor
-YARN_LOW = 10  # attention.rope.scaling: pairs up to it turn over beta_fast times and are kept
-YARN_HIGH = 23  # attention.rope.scaling: pairs from it turn under beta_slow times and are slowed
-NUM_HEADS = 128  # attention.num_attention_heads
-KV_LORA_RANK = 512  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-V_HEAD_DIM = 128  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-Q_LORA_RANK = 1536  # attention.q_lora_rank
-
-INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
-NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
-TOP_K = 8  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
-SEQUENCE_AUX_LOSS_ALPHA = 0.0001  # ffn.moe.router.balance.sequence_aux_loss_alpha
-BIAS_UPDATE_RATE = 0.001  # ffn.moe.router.balance.bias_update_rate
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
-
-MTP_DEPTH = 1  # mtp.depth
-MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
@@ -73,17 +67,12 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()))
 
 
-class ExactBuffers(nn.Module):
-    """A module whose buffers keep their type when its parameters are cast: bfloat16 would round a bias's steps away."""
+class NormWeight(nn.Module):
+    """The weight of an RMSNorm, which a kernel computes: [width]."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self.get_buffer(name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
 
 
 def spread_pairs(rope: Tensor) -> Tensor:
@@ -99,23 +88,23 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.q_a_proj = nn.Linear(HIDDEN_SIZE, Q_LORA_RANK, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
-        self.q_a_layernorm = nn.RMSNorm(Q_LORA_RANK, eps=LATENT_NORM_EPS)
+        self.q_a_layernorm = NormWeight(Q_LORA_RANK)
         self.q_b_proj = nn.Linear(Q_LORA_RANK, NUM_HEADS * QK_HEAD_DIM, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(KV_LORA_RANK, eps=LATENT_NORM_EPS)
+        self.kv_a_layernorm = NormWeight(KV_LORA_RANK)
         self.kv_b_proj = nn.Linear(KV_LORA_RANK, NUM_HEADS * (QK_NOPE_HEAD_DIM + V_HEAD_DIM), bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * V_HEAD_DIM, HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         # [B, S, Q], [B, S, L + R]
         q_latent, kv = fp8_linears(x, [self.q_a_proj.weight, self.kv_a_proj_with_mqa.weight])
-        q_latent = rms_norm(q_latent, self.q_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, Q]
+        q_latent = rms_norm(q_latent, self.q_a_layernorm.weight, LATENT_NORM_EPS)
         q = fp8_linear(q_latent, self.q_b_proj.weight)  # [B, S, H * (N + R)]
         q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
 
         kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)  # [B, S, L]
+        kv_latent = rms_norm(kv_latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS)
         k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-        k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
+        k_rope = rotate(k_rope, rope)
 
         kv = fp8_linear(kv_latent, self.kv_b_proj.weight)  # [B, S, H * (N + V)]
         kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, S, H, N + V]
@@ -135,11 +124,11 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = fp8_linears(x, [self.gate_proj.weight, self.up_proj.weight])  # [B, S, width], [B, S, width]
+        gate, up = fp8_linears(x, [self.gate_proj.weight, self.up_proj.weight])  # [B, S, width] each
         return fp8_swiglu_linear(gate, up, self.down_proj.weight)  # [B, S, D]
 
 
-class Router(ExactBuffers):
+class Router(nn.Module):
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
 
     def __init__(self) -> None:
@@ -148,19 +137,28 @@ class Router(ExactBuffers):
         self.e_score_correction_bias = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.float32))
         self.expert_load = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.int64), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts take floats only: seen as integers, the bias stays in float32 (bfloat16 would round its steps away)."""
+        bias = self.e_score_correction_bias
+        return super()._apply(lambda t: fn(t.view(torch.int32)).view(torch.float32) if t is bias else fn(t), recurse)
+
+    def balance_loss(self, scores: Tensor, experts: Tensor) -> Tensor:
+        """alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 17 to 20); zero in evaluation."""
+        if not self.training:
+            return scores.new_zeros(())
+        p = (scores / scores.sum(-1, keepdim=True)).mean(1)  # [B, E]
+        chosen = experts.flatten(1)  # [B, S * K]
+        counts = torch.zeros_like(p).scatter_add(1, chosen, p.new_ones(chosen.shape))
+        f = counts * (NUM_EXPERTS / (TOP_K * experts.shape[1]))
+        return SEQUENCE_AUX_LOSS_ALPHA * (f * p).sum(-1).mean()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = router_logits(x, self.weight)  # [B, S, E]
-        scores = logits.sigmoid()  # [B, S, E]
+        scores = logits.sigmoid()
 
-        experts, weights = route(logits, self.e_score_correction_bias)  # [B, S, K], [B, S, K]
+        experts, weights = route(logits, self.e_score_correction_bias)  # [B, S, K] each
 
-        counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
-        if self.training:
-            self.expert_load.add_(counts.sum(0))
-        share = (scores / scores.sum(-1, keepdim=True)).mean(1)  # [B, E]
-        balance_loss = (
-            SEQUENCE_AUX_LOSS_ALPHA * NUM_EXPERTS / (TOP_K * experts.shape[1]) * (counts * share).sum(-1).mean()
-        )
+        balance_loss = self.balance_loss(scores, experts)
         return experts, weights, balance_loss
 
     def update_selection_bias(self) -> None:
@@ -177,14 +175,15 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = Router()
         self.shared_experts = FeedForward(SHARED_SIZE)
-        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, EXPERT_SIZE * 2, HIDDEN_SIZE))
+        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
         order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
-        shared = self.shared_experts(x)  # [B, S, D]
-        # [B, S, D]
+        if self.training:
+            self.gate.expert_load.add_(ends.diff(prepend=ends.new_zeros(1)))
+        shared = self.shared_experts(x)
         out = fp8_routed_experts(x, weights, order, position, ends, self.gate_up_proj, self.down_proj, shared)
         return out, balance_loss
 
@@ -194,18 +193,18 @@ class DenseLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.input_layernorm = NormWeight(HIDDEN_SIZE)
         self.self_attn = LatentAttention()
-        self.post_attention_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.post_attention_layernorm = NormWeight(HIDDEN_SIZE)
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)
+        h = self.self_attn(h, rope)
 
-        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-        h = self.mlp(h)  # [B, S, D]
-        return x + h  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)
+        h = self.mlp(h)
+        return x + h
 
 
 class MoeLayer(nn.Module):
@@ -213,18 +212,18 @@ class MoeLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.input_layernorm = NormWeight(HIDDEN_SIZE)
         self.self_attn = LatentAttention()
-        self.post_attention_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.post_attention_layernorm = NormWeight(HIDDEN_SIZE)
         self.mlp = MixtureOfExperts()
 
     def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)
+        h = self.self_attn(h, rope)
 
-        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-        h, balance_loss = self.mlp(h)  # [B, S, D], []
-        x = x + h  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)
+        h, balance_loss = self.mlp(h)
+        x = x + h
         return x, balance_loss
 
 
@@ -233,19 +232,19 @@ class MultiTokenPredictor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
-        self.hnorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
-        self.eh_proj = nn.Linear(HIDDEN_SIZE * 2, HIDDEN_SIZE, bias=False)
+        self.enorm = NormWeight(HIDDEN_SIZE)
+        self.hnorm = NormWeight(HIDDEN_SIZE)
+        self.eh_proj = nn.Linear(2 * HIDDEN_SIZE, HIDDEN_SIZE, bias=False)
         self.layer = MoeLayer()
-        self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.norm = NormWeight(HIDDEN_SIZE)
 
     def forward(self, x: Tensor, ahead: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        ahead = rms_norm(ahead, self.enorm.weight, NORM_EPS)  # [B, S, D]
-        x = rms_norm(x, self.hnorm.weight, NORM_EPS)  # [B, S, D]
-        x = torch.cat((ahead, x), -1)  # [B, S, D + D]
+        ahead = rms_norm(ahead, self.enorm.weight, NORM_EPS)
+        x = rms_norm(x, self.hnorm.weight, NORM_EPS)
+        x = torch.cat((ahead, x), -1)  # [B, S, 2 * D]
         x = self.eh_proj(x)  # [B, S, D]
-        x, balance_loss = self.layer(x, rope)  # [B, S, D], []
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        x, balance_loss = self.layer(x, rope)
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         return hidden, balance_loss
 
 
@@ -258,7 +257,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(
             [DenseLayer() for _ in range(NUM_DENSE_LAYERS)] + [MoeLayer() for _ in range(NUM_MOE_LAYERS)]
         )
-        self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.norm = NormWeight(HIDDEN_SIZE)
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
         self.mtp = nn.ModuleList([MultiTokenPredictor() for _ in range(MTP_DEPTH)])
         self.init_weights()
@@ -278,7 +277,7 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens)  # [B, S, D]
         rope = rotary_table(tokens.shape[1], x)  # [2, S, R / 2]
         rope = spread_pairs(rope)  # [2, S, R]
-        balance_loss = x.new_zeros(())
+        balance_loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for layer in self.layers[:NUM_DENSE_LAYERS]:
             x = layer(x, rope)
         for layer in self.layers[NUM_DENSE_LAYERS:]:
@@ -288,28 +287,27 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
-        x, _, _ = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        x, _, _ = self.backbone(tokens)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x, rope, balance_loss = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
-        tokens = tokens[:, 1:]  # [B, S - 1]
-        labels = labels[:, 1:]  # [B, S - 1]
-        rope = rope[:, :-1]  # [2, S - 1, R]
-        hidden = hidden[:, :-1]  # [B, S - 1, D]
-        ahead = self.embed_tokens(tokens)  # [B, S - 1, D]
-        hidden, mtp_balance_loss = self.mtp[0](hidden, ahead, rope)  # [B, S - 1, D], []
-        mtp_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
+        mtp_tokens = tokens[:, 1:]  # [B, S - 1]
+        mtp_labels = labels[:, 1:]  # [B, S - 1]
+        mtp_rope = rope[:, :-1]  # [2, S - 1, R]
+        mtp_hidden = hidden[:, :-1]  # [B, S - 1, D]
+        ahead = self.embed_tokens(mtp_tokens)  # [B, S - 1, D]
+        mtp_hidden, mtp_balance_loss = self.mtp[0](mtp_hidden, ahead, mtp_rope)
+        mtp_loss = linear_cross_entropy(mtp_hidden, self.lm_head.weight, mtp_labels)
         mtp_loss = mtp_loss * (MTP_LOSS_WEIGHT / MTP_DEPTH)
         balance_loss = balance_loss + mtp_balance_loss
 
-        loss = main_loss + mtp_loss
-        loss = loss + balance_loss
+        loss = main_loss + mtp_loss + balance_loss
         parts = {"main": main_loss, "mtp": mtp_loss, "balance": balance_loss}
         return loss, parts
 

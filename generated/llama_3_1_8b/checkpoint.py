@@ -13,6 +13,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .dims import (
+    HEAD_DIM,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    MAX_POSITION_EMBEDDINGS,
+    NORM_EPS,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    NUM_LAYERS,
+    ROPE_FACTOR,
+    ROPE_HIGH_FREQ_FACTOR,
+    ROPE_LOW_FREQ_FACTOR,
+    ROPE_ORIGINAL_LENGTH,
+    ROPE_THETA,
+    VOCAB_SIZE,
+)
 from .model import Model
 
 SINGLE = "model.safetensors"
@@ -25,30 +42,30 @@ CONFIG: dict[str, object] = {
     "attention_dropout": 0.0,
     "bos_token_id": None,
     "eos_token_id": None,
-    "head_dim": 128,
+    "head_dim": HEAD_DIM,
     "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
+    "hidden_size": HIDDEN_SIZE,
+    "initializer_range": INITIALIZER_RANGE,
+    "intermediate_size": INTERMEDIATE_SIZE,
+    "max_position_embeddings": MAX_POSITION_EMBEDDINGS,
     "mlp_bias": False,
     "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
+    "num_attention_heads": NUM_HEADS,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_key_value_heads": NUM_KV_HEADS,
+    "rms_norm_eps": NORM_EPS,
     "rope_scaling": {
-        "factor": 8.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
+        "factor": ROPE_FACTOR,
+        "high_freq_factor": ROPE_HIGH_FREQ_FACTOR,
+        "low_freq_factor": ROPE_LOW_FREQ_FACTOR,
+        "original_max_position_embeddings": ROPE_ORIGINAL_LENGTH,
         "rope_type": "llama3",
     },
-    "rope_theta": 500000.0,
+    "rope_theta": ROPE_THETA,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
     "use_cache": True,
-    "vocab_size": 128256,
+    "vocab_size": VOCAB_SIZE,
 }
 
 

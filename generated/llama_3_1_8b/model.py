@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """llama-3.1-8b: a decoder-only language model.
 
-Shapes: B batch, S sequence, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
+Dims: B batch, S sequence, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
 """
 
 import math
@@ -11,30 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    ATTENTION_SCALE,
+    HEAD_DIM,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    NORM_EPS,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    NUM_LAYERS,
+    ROPE_FACTOR,
+    ROPE_HIGH_FREQ_FACTOR,
+    ROPE_LOW_FREQ_FACTOR,
+    ROPE_ORIGINAL_LENGTH,
+    ROPE_THETA,
+    VOCAB_SIZE,
+)
 from .kernels.linear_cross_entropy import linear_cross_entropy
 from .kernels.rms_norm import add_rms_norm, rms_norm
 from .kernels.rope import rotate
 from .kernels.swiglu import swiglu
-
-VOCAB_SIZE = 128256  # vocab_size
-HIDDEN_SIZE = 4096  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-05  # norm.eps
-
-NUM_LAYERS = 32  # layers[0].repeat
-
-HEAD_DIM = 128  # attention.head_dim
-ROPE_THETA = 500000.0  # attention.rope.theta
-ROPE_FACTOR = 8.0  # attention.rope.scaling.factor
-ROPE_LOW_FREQ_FACTOR = 1.0  # attention.rope.scaling.low_freq_factor
-ROPE_HIGH_FREQ_FACTOR = 4.0  # attention.rope.scaling.high_freq_factor
-ROPE_ORIGINAL_LENGTH = 8192  # attention.rope.scaling.original_max_position_embeddings
-NUM_HEADS = 32  # attention.num_attention_heads
-NUM_KV_HEADS = 8  # attention.num_key_value_heads
-ATTENTION_SCALE = HEAD_DIM**-0.5
-
-INTERMEDIATE_SIZE = 14336  # ffn.dense.intermediate_size
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
@@ -57,6 +54,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE, enable_gqa=True)
     return out.transpose(1, 2)
+
+
+class NormWeight(nn.Module):
+    """The weight of an RMSNorm, which a kernel computes: [width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
 
 
 def spread_pairs(rope: Tensor) -> Tensor:
@@ -83,10 +88,10 @@ class GroupedQueryAttention(nn.Module):
         k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
         v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
 
-        q = rotate(q, rope)  # [B, S, H, N]
-        k = rotate(k, rope)  # [B, S, J, N]
+        q = rotate(q, rope)
+        k = rotate(k, rope)
 
-        out = causal_attention(q, k, v)  # [B, S, H, N]
+        out = causal_attention(q, k, v)
         out = out.flatten(-2)  # [B, S, H * N]
         return self.o_proj(out)  # [B, S, D]
 
@@ -103,7 +108,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)  # [B, S, width]
         up = self.up_proj(x)  # [B, S, width]
-        h = swiglu(gate, up)  # [B, S, width]
+        h = swiglu(gate, up)
         return self.down_proj(h)  # [B, S, D]
 
 
@@ -112,18 +117,18 @@ class DenseLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.input_layernorm = NormWeight(HIDDEN_SIZE)
         self.self_attn = GroupedQueryAttention()
-        self.post_attention_layernorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.post_attention_layernorm = NormWeight(HIDDEN_SIZE)
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
+        h = rms_norm(x, self.input_layernorm.weight, NORM_EPS)
+        h = self.self_attn(h, rope)
 
-        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-        h = self.mlp(h)  # [B, S, D]
-        return x + h  # [B, S, D]
+        x, h = add_rms_norm(x, h, self.post_attention_layernorm.weight, NORM_EPS)
+        h = self.mlp(h)
+        return x + h
 
 
 class Model(nn.Module):
@@ -133,7 +138,7 @@ class Model(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
         self.layers = nn.ModuleList([DenseLayer() for _ in range(NUM_LAYERS)])
-        self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.norm = NormWeight(HIDDEN_SIZE)
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
         self.init_weights()
 
@@ -159,13 +164,13 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
         x = self.backbone(tokens)  # [B, S, D]
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x = self.backbone(tokens)  # [B, S, D]
-        hidden = rms_norm(x, self.norm.weight, NORM_EPS)  # [B, S, D]
+        hidden = rms_norm(x, self.norm.weight, NORM_EPS)
         main_loss = linear_cross_entropy(hidden, self.lm_head.weight, labels)
 
         parts = {"main": main_loss}

@@ -2,8 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile tiny
 """tiny: a decoder-only language model.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K, F EXPERT_SIZE, G NUM_GROUPS.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
 """
 
 import math
@@ -14,46 +14,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dims import (
+    ATTENTION_SCALE,
+    BIAS_UPDATE_RATE,
+    EXPERT_SIZE,
+    HIDDEN_SIZE,
+    INITIALIZER_RANGE,
+    INTERMEDIATE_SIZE,
+    KV_LORA_RANK,
+    LATENT_NORM_EPS,
+    MTP_DEPTH,
+    MTP_LOSS_WEIGHT,
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_GROUPS,
+    NUM_HEADS,
+    NUM_MOE_LAYERS,
+    Q_LORA_RANK,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    ROUTED_SCALING_FACTOR,
+    SEQUENCE_AUX_LOSS_ALPHA,
+    SHARED_SIZE,
+    TOP_GROUPS,
+    TOP_K,
+    V_HEAD_DIM,
+    VOCAB_SIZE,
+    YARN_HIGH,
+    YARN_LOW,
+)
 from .kernels.grouped_mm import grouped_mm
-
-VOCAB_SIZE = 512  # vocab_size
-HIDDEN_SIZE = 256  # hidden_size
-INITIALIZER_RANGE = 0.02  # initializer_range
-
-NORM_EPS = 1e-06  # norm.eps
-
-NUM_DENSE_LAYERS = 1  # layers[0].repeat
-NUM_MOE_LAYERS = 4  # layers[1].repeat
-
-QK_ROPE_HEAD_DIM = 16  # attention.qk_rope_head_dim
-ROPE_THETA = 10000.0  # attention.rope.theta
-ROPE_FACTOR = 8.0  # attention.rope.scaling.factor
-YARN_LOW = 0  # attention.rope.scaling: pairs up to it turn over beta_fast times and are kept
-YARN_HIGH = 4  # attention.rope.scaling: pairs from it turn under beta_slow times and are slowed
-NUM_HEADS = 8  # attention.num_attention_heads
-KV_LORA_RANK = 64  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 32  # attention.qk_nope_head_dim
-V_HEAD_DIM = 32  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-YARN_MSCALE_ALL_DIM = 1.0  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
-Q_LORA_RANK = 128  # attention.q_lora_rank
-
-INTERMEDIATE_SIZE = 1024  # ffn.dense.intermediate_size
-NUM_EXPERTS = 16  # ffn.moe.n_routed_experts
-TOP_K = 4  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 128  # ffn.moe.moe_intermediate_size
-NUM_GROUPS = 4  # ffn.moe.router.n_group
-TOP_GROUPS = 2  # ffn.moe.router.topk_group
-ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor
-SEQUENCE_AUX_LOSS_ALPHA = 0.0001  # ffn.moe.router.balance.sequence_aux_loss_alpha
-BIAS_UPDATE_RATE = 0.001  # ffn.moe.router.balance.bias_update_rate
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
-
-MTP_DEPTH = 1  # mtp.depth
-MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -93,19 +87,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
-class ExactBuffers(nn.Module):
-    """A module whose buffers keep their type when its parameters are cast: bfloat16 would round a bias's steps away."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self.get_buffer(name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
-
-
 def spread_pairs(rope: Tensor) -> Tensor:
     """cos, cos, ... and -sin, sin, ... for the pairs (x0, x1), (x2, x3), ...: [2, S, R / 2] -> [2, S, R]."""
     cos, sin = rope  # [S, R / 2] each
@@ -133,18 +114,18 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         q_latent = self.q_a_proj(x)  # [B, S, Q]
-        q_latent = self.q_a_layernorm(q_latent)  # [B, S, Q]
+        q_latent = self.q_a_layernorm(q_latent)
         q = self.q_b_proj(q_latent)  # [B, S, H * (N + R)]
         q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
         q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
-        q_rope = rotate(q_rope, rope)  # [B, S, H, R]
+        q_rope = rotate(q_rope, rope)
         q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
 
         kv = self.kv_a_proj_with_mqa(x)  # [B, S, L + R]
         kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-        kv_latent = self.kv_a_layernorm(kv_latent)  # [B, S, L]
+        kv_latent = self.kv_a_layernorm(kv_latent)
         k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-        k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
+        k_rope = rotate(k_rope, rope)
 
         kv = self.kv_b_proj(kv_latent)  # [B, S, H * (N + V)]
         kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, S, H, N + V]
@@ -169,11 +150,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate_proj(x)  # [B, S, width]
         up = self.up_proj(x)  # [B, S, width]
-        h = F.silu(gate) * up  # [B, S, width]
+        h = F.silu(gate) * up
         return self.down_proj(h)  # [B, S, D]
 
 
-class Router(ExactBuffers):
+class Router(nn.Module):
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
 
     def __init__(self) -> None:
@@ -182,29 +163,37 @@ class Router(ExactBuffers):
         self.e_score_correction_bias = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.float32))
         self.expert_load = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.int64), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts take floats only: seen as integers, the bias stays in float32 (bfloat16 would round its steps away)."""
+        bias = self.e_score_correction_bias
+        return super()._apply(lambda t: fn(t.view(torch.int32)).view(torch.float32) if t is bias else fn(t), recurse)
+
+    def balance_loss(self, scores: Tensor, experts: Tensor) -> Tensor:
+        """alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 17 to 20); zero in evaluation."""
+        if not self.training:
+            return scores.new_zeros(())
+        p = (scores / scores.sum(-1, keepdim=True)).mean(1)  # [B, E]
+        chosen = experts.flatten(1)  # [B, S * K]
+        counts = torch.zeros_like(p).scatter_add(1, chosen, p.new_ones(chosen.shape))
+        f = counts * (NUM_EXPERTS / (TOP_K * experts.shape[1]))
+        return SEQUENCE_AUX_LOSS_ALPHA * (f * p).sum(-1).mean()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = F.linear(upcast(x), upcast(self.weight))  # [B, S, E]
-        scores = logits.sigmoid()  # [B, S, E]
+        scores = logits.sigmoid()
 
-        choice = scores.detach() + self.e_score_correction_bias  # [B, S, E]
+        choice = scores.detach() + self.e_score_correction_bias
         groups = choice.unflatten(-1, (NUM_GROUPS, NUM_EXPERTS // NUM_GROUPS))  # [B, S, G, E / G]
         group_scores = groups.topk(2, -1).values.sum(-1)  # [B, S, G]
-        # [B, S, G]
         closed = torch.ones_like(group_scores).scatter(-1, group_scores.topk(TOP_GROUPS, -1).indices, 0).bool()
         choice = groups.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(-2)  # [B, S, E]
         experts = choice.topk(TOP_K, -1).indices  # [B, S, K]
 
         weights = scores.gather(-1, experts)  # [B, S, K]
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # [B, S, K]
-        weights = weights * ROUTED_SCALING_FACTOR  # [B, S, K]
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        weights = weights * ROUTED_SCALING_FACTOR
 
-        counts = F.one_hot(experts, NUM_EXPERTS).sum((1, 2))  # [B, E]
-        if self.training:
-            self.expert_load.add_(counts.sum(0))
-        share = (scores / scores.sum(-1, keepdim=True)).mean(1)  # [B, E]
-        balance_loss = (
-            SEQUENCE_AUX_LOSS_ALPHA * NUM_EXPERTS / (TOP_K * experts.shape[1]) * (counts * share).sum(-1).mean()
-        )
+        balance_loss = self.balance_loss(scores, experts)
         return experts, weights, balance_loss
 
     def update_selection_bias(self) -> None:
@@ -220,30 +209,32 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
-        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, EXPERT_SIZE * 2, HIDDEN_SIZE))
+        self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
         self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
-        sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K], [T * K]
+        sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K] each
         every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
         ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
+        if self.training:
+            self.gate.expert_load.add_(ends.diff(prepend=ends.new_zeros(1)))
         source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
         slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
 
-        tokens = x.flatten(0, 1)  # [T, D]
-        h = tokens.gather(0, source)  # [T * K, D]
-        h = grouped_mm(h, self.gate_up_proj, ends)  # [T * K, F * 2]
-        gate, up = h.chunk(2, -1)  # [T * K, F], [T * K, F]
-        h = F.silu(gate) * up  # [T * K, F]
-        h = h * slot_weights  # [T * K, F]
+        flat = x.flatten(0, 1)  # [T, D]
+        h = flat.gather(0, source)  # [T * K, D]
+        h = grouped_mm(h, self.gate_up_proj, ends)  # [T * K, 2 * I]
+        gate, up = h.chunk(2, -1)  # [T * K, I] each
+        h = F.silu(gate) * up
+        h = h * slot_weights
         h = grouped_mm(h, self.down_proj, ends)  # [T * K, D]
 
-        out = torch.zeros_like(tokens).scatter_add(0, source, h)  # [T, D]
+        out = torch.zeros_like(flat).scatter_add(0, source, h)  # [T, D]
         out = out.view_as(x)  # [B, S, D]
-        shared = self.shared_experts(x)  # [B, S, D]
-        out = out + shared  # [B, S, D]
+        shared = self.shared_experts(x)
+        out = out + shared
         return out, balance_loss
 
 
@@ -258,13 +249,13 @@ class DenseLayer(nn.Module):
         self.mlp = FeedForward(INTERMEDIATE_SIZE)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = self.input_layernorm(x)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
+        h = self.input_layernorm(x)
+        h = self.self_attn(h, rope)
+        x = x + h
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
-        h = self.mlp(h)  # [B, S, D]
-        return x + h  # [B, S, D]
+        h = self.post_attention_layernorm(x)
+        h = self.mlp(h)
+        return x + h
 
 
 class MoeLayer(nn.Module):
@@ -278,13 +269,13 @@ class MoeLayer(nn.Module):
         self.mlp = MixtureOfExperts()
 
     def forward(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.input_layernorm(x)  # [B, S, D]
-        h = self.self_attn(h, rope)  # [B, S, D]
-        x = x + h  # [B, S, D]
+        h = self.input_layernorm(x)
+        h = self.self_attn(h, rope)
+        x = x + h
 
-        h = self.post_attention_layernorm(x)  # [B, S, D]
-        h, balance_loss = self.mlp(h)  # [B, S, D], []
-        x = x + h  # [B, S, D]
+        h = self.post_attention_layernorm(x)
+        h, balance_loss = self.mlp(h)
+        x = x + h
         return x, balance_loss
 
 
@@ -295,17 +286,17 @@ class MultiTokenPredictor(nn.Module):
         super().__init__()
         self.enorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
         self.hnorm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
-        self.eh_proj = nn.Linear(HIDDEN_SIZE * 2, HIDDEN_SIZE, bias=False)
+        self.eh_proj = nn.Linear(2 * HIDDEN_SIZE, HIDDEN_SIZE, bias=False)
         self.layer = MoeLayer()
         self.norm = nn.RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
     def forward(self, x: Tensor, ahead: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        ahead = self.enorm(ahead)  # [B, S, D]
-        x = self.hnorm(x)  # [B, S, D]
-        x = torch.cat((ahead, x), -1)  # [B, S, D + D]
+        ahead = self.enorm(ahead)
+        x = self.hnorm(x)
+        x = torch.cat((ahead, x), -1)  # [B, S, 2 * D]
         x = self.eh_proj(x)  # [B, S, D]
-        x, balance_loss = self.layer(x, rope)  # [B, S, D], []
-        hidden = self.norm(x)  # [B, S, D]
+        x, balance_loss = self.layer(x, rope)
+        hidden = self.norm(x)
         return hidden, balance_loss
 
 
@@ -338,7 +329,7 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens)  # [B, S, D]
         rope = rotary_table(tokens.shape[1], x)  # [2, S, R / 2]
         rope = spread_pairs(rope)  # [2, S, R]
-        balance_loss = x.new_zeros(())
+        balance_loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for layer in self.layers[:NUM_DENSE_LAYERS]:
             x = layer(x, rope)
         for layer in self.layers[NUM_DENSE_LAYERS:]:
@@ -348,30 +339,29 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits [B, S, W] for tokens [B, S]."""
-        x, _, _ = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = self.norm(x)  # [B, S, D]
+        x, _, _ = self.backbone(tokens)  # [B, S, D]
+        hidden = self.norm(x)
         return self.lm_head(hidden)  # [B, S, W]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."""
         x, rope, balance_loss = self.backbone(tokens)  # [B, S, D], [2, S, R], []
-        hidden = self.norm(x)  # [B, S, D]
+        hidden = self.norm(x)
         logits = self.lm_head(hidden)  # [B, S, W]
         main_loss = cross_entropy(logits, labels)
 
-        tokens = tokens[:, 1:]  # [B, S - 1]
-        labels = labels[:, 1:]  # [B, S - 1]
-        rope = rope[:, :-1]  # [2, S - 1, R]
-        hidden = hidden[:, :-1]  # [B, S - 1, D]
-        ahead = self.embed_tokens(tokens)  # [B, S - 1, D]
-        hidden, mtp_balance_loss = self.mtp[0](hidden, ahead, rope)  # [B, S - 1, D], []
-        logits = self.lm_head(hidden)  # [B, S - 1, W]
-        mtp_loss = cross_entropy(logits, labels)
+        mtp_tokens = tokens[:, 1:]  # [B, S - 1]
+        mtp_labels = labels[:, 1:]  # [B, S - 1]
+        mtp_rope = rope[:, :-1]  # [2, S - 1, R]
+        mtp_hidden = hidden[:, :-1]  # [B, S - 1, D]
+        ahead = self.embed_tokens(mtp_tokens)  # [B, S - 1, D]
+        mtp_hidden, mtp_balance_loss = self.mtp[0](mtp_hidden, ahead, mtp_rope)
+        mtp_logits = self.lm_head(mtp_hidden)  # [B, S - 1, W]
+        mtp_loss = cross_entropy(mtp_logits, mtp_labels)
         mtp_loss = mtp_loss * (MTP_LOSS_WEIGHT / MTP_DEPTH)
         balance_loss = balance_loss + mtp_balance_loss
 
-        loss = main_loss + mtp_loss
-        loss = loss + balance_loss
+        loss = main_loss + mtp_loss + balance_loss
         parts = {"main": main_loss, "mtp": mtp_loss, "balance": balance_loss}
         return loss, parts
 

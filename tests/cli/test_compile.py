@@ -79,7 +79,7 @@ def test_check_names_every_drift_and_writes_nothing(run: Any) -> None:
     result = run("compile", "spec.yaml", "-o", "my package", "--check", code=1)
     assert "-HIDDEN_SIZE = 64  # hidden_size\n+HIDDEN_SIZE = 72  # hidden_size\n" in result.stdout
     assert "missing: my package/train/data.py\n" in result.stdout
-    assert "changed: my package/model.py\n" in result.stdout
+    assert "changed: my package/dims.py\n" in result.stdout
     assert "edited by hand: my package/checkpoint.py\n" in result.stdout
     assert result.stdout.endswith("fix: dsc compile spec.yaml -o 'my package' --force\n")
     assert contents(package) == before

@@ -23,9 +23,9 @@ def test_one_key(run: Any, facts: Any) -> None:
     assert found["spec"] == [{"name": "vocab_size", "first": 256, "second": 512}]
     total = next(fact for fact in found["facts"] if fact["name"] == "parameters.total")
     assert total["second"] - total["first"] == 2 * 256 * 64
-    assert {"path": "model.py", "change": "changed"} in found["files"]
+    assert {"path": "dims.py", "change": "changed"} in found["files"]
     shown = run("diff", "a.yaml", "b.yaml", "--files", code=1).stdout
-    assert "--- a/model.py\n+++ b/model.py\n" in shown
+    assert "--- a/dims.py\n+++ b/dims.py\n" in shown
     assert "-VOCAB_SIZE = 256  # vocab_size\n+VOCAB_SIZE = 512  # vocab_size\n" in shown
 
 

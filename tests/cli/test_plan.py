@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dsc.compiler.cli.plan_tables import shown_roles
-from dsc.compiler.planner.ledger import Line, Role
+from dsc.compiler.planner.memory.lines import MemoryLine, Role
 from dsc.spec.zoo import CLUSTERS, MODELS, names
 
 CPU = ("--cluster", "cpu")
@@ -47,7 +47,8 @@ def test_training_in_the_terminal(run: Any) -> None:
 
 def test_of_many_kinds_of_ranks_the_terminal_shows_three() -> None:
     roles = [
-        Role((rank,), (rank,), (), (Line("weights", size, "derived", ""),)) for rank, size in enumerate((*range(8), 3))
+        Role((rank,), (rank,), (), (MemoryLine("weights", size, "derived", ""),))
+        for rank, size in enumerate((*range(8), 3))
     ]
     assert [role.ranks for role in shown_roles(roles)] == [(0,), (7,), (8,)]
     assert shown_roles(roles[:8]) == roles[:8]

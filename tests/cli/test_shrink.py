@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import build
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.hf import family
-from dsc.compiler.shrink import shrunk
-from dsc.compiler.stats import compute_stats
 from dsc.spec.checks import check
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.shrink import shrunk
 from dsc.spec.zoo import MODELS, names
 
 

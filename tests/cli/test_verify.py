@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler import verify, verify_runner
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
-from dsc.compiler.shrink import shrunk
+from dsc.compiler.verify import runner, verify
 from dsc.spec.loader import load
+from dsc.spec.shrink import shrunk
 from dsc.spec.zoo import MODELS, names
 
 CHECKS = {
@@ -72,7 +72,7 @@ def test_broken_code_fails(
     shapes = {key: [dim.value() for dim in p.type.shape] for key, p in program.training.parameters().items()}
     (tmp_path / "expected.json").write_text(json.dumps({"full": shapes, "small": shapes}))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    verify_runner.main(str(tmp_path), name, name, str(tmp_path / "expected.json"))
+    runner.main(str(tmp_path), name, name, str(tmp_path / "expected.json"))
     checks = [verify.Check(**one) for one in json.loads(capsys.readouterr().out)]
     assert expected in {check.name for check in checks if not check.passed}
     assert sum(check.passed for check in checks) >= 3, "the others are measured all the same"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsc.compiler.driver import Program, build, emit
-from dsc.compiler.stats import compute_stats
+from dsc.compiler.facts.stats import compute_stats
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 

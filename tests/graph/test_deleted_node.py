@@ -15,33 +15,29 @@ ATTENTION, ROUTER, MOE, LAYER = (
 
 # block, node, lines of model.py that go
 DELETIONS = {
-    "a rotation": (ATTENTION, "q_rope", ["q_rope = rotate(q_rope, rope)  # [B, S, H, R]"]),
+    "a rotation": (ATTENTION, "q_rope", ["q_rope = rotate(q_rope, rope)"]),
     "a norm": (
         ATTENTION,
         "q_latent.2",
         [
             "self.q_a_layernorm = nn.RMSNorm(Q_LORA_RANK, eps=LATENT_NORM_EPS)",
-            "q_latent = self.q_a_layernorm(q_latent)  # [B, S, Q]",
+            "q_latent = self.q_a_layernorm(q_latent)",
         ],
     ),
     "the only use of a constant": (
         ROUTER,
         "weights.3",
         [
-            "ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor",
-            "weights = weights * ROUTED_SCALING_FACTOR  # [B, S, K]",
+            "ROUTED_SCALING_FACTOR,",
+            "weights = weights * ROUTED_SCALING_FACTOR",
         ],
     ),
-    "a product": (MOE, "h.4", ["h = h * slot_weights  # [T * K, F]"]),
-    "a residual": (LAYER, "x", ["x = x + h  # [B, S, D]"]),
+    "a product": (MOE, "h.4", ["h = h * slot_weights"]),
+    "a residual": (LAYER, "x", ["x = x + h"]),
     "an effect": (
-        ROUTER,
+        MOE,
         "record_load",
-        [
-            "self.expert_load = nn.Buffer(torch.zeros(NUM_EXPERTS, dtype=torch.int64), persistent=False)",
-            "if self.training:",
-            "self.expert_load.add_(counts.sum(0))",
-        ],
+        ["if self.training:", "self.gate.expert_load.add_(ends.diff(prepend=ends.new_zeros(1)))"],
     ),
 }
 

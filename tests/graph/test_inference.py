@@ -79,7 +79,7 @@ def test_the_head_runs_on_the_last_position_only(program: Program) -> None:
 def test_the_cache_holds_what_the_builder_kept(program: Program) -> None:
     (attention,) = (block for block in program.training.blocks.values() if block.cached)
     appended = [n for n in program.inference.blocks[attention.key].nodes() if n.op.kind == "cache_append"]
-    assert {node.inputs[0] for node in appended} == {value for value, _ in attention.cached}
+    assert {node.inputs[0] for node in appended} == {kept.value for kept in attention.cached}
     assert all(tensor(node.outputs[0].type).shape[1].same(C) for node in appended)
 
 

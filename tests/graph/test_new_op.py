@@ -82,7 +82,7 @@ def changed_lines(before: str, after: str) -> list[str]:
 @pytest.mark.usefixtures("registered")
 def test_its_line_and_nothing_else_is_emitted(spec: ModelSpec) -> None:
     before, after = emit(build(spec)), emit(build(spec, (cap_attention,)), TEMPLATES)
-    line = f"+ {{}}h = torch.tanh(h / {CAP}) * {CAP}  # [B, S, D]"
+    line = f"+ {{}}h = torch.tanh(h / {CAP}) * {CAP}"
     assert changed_lines(before["model.py"], after["model.py"]) == [line.format(" " * 8)]
     assert changed_lines(before["infer/decode.py"], after["infer/decode.py"]) == [line.format(" " * 4)]
     assert before.keys() == after.keys()

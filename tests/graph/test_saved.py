@@ -129,6 +129,8 @@ def argument(value: Value, model: ModuleType, sizes: Sizes) -> Tensor:
         return model.spread_pairs(model.rotary_table(S, torch.empty(0)))
     if value.name == "labels":  # as the trainer cuts them
         return torch.randint(0, model.VOCAB_SIZE, (B, S + 1))[:, 1:]
+    if value.name == "experts":
+        return torch.randint(0, model.NUM_EXPERTS, shape)
     if type.dtype is DType.INT64:
         return torch.randint(0, model.VOCAB_SIZE, shape)
     return torch.randn(shape, dtype=DTYPES[type.dtype], requires_grad=True)

@@ -9,7 +9,7 @@ import dsc.templates
 from dsc.compiler.driver import Program, build
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.model import KERNELS
-from dsc.compiler.emit.printer import environment
+from dsc.compiler.emit.package import file_printer
 from dsc.compiler.graph.op import OPS
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
@@ -108,7 +108,7 @@ def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
 
 
 def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
-    templates = environment()
-    files = [kernel_files(templates, (p.training, p.inference), p.spec, p.target) for p in programs]
-    printed = {Path(path).stem for kernels in files for path in kernels}
+    printers = [file_printer(p.spec, p.training) for p in programs]
+    files = [kernel_files(f, (p.training, p.inference), p.target) for f, p in zip(printers, programs, strict=True)]
+    printed = {Path(file.path).stem for kernels in files for file in kernels}
     assert printed == stems("kernels")

@@ -129,8 +129,9 @@ def test_a_wrong_number_of_operands(graph: Graph, count: int) -> None:
 def test_what_is_cached_must_exist(graph: Graph) -> None:
     """Otherwise decoding would quietly attend to the new tokens only."""
     block = graph.blocks[KEY]
-    (value, dtype), *rest = block.cached
-    changed = replace(block, cached=((replace(value, producer="nobody"), dtype), *rest))
+    kept, *rest = block.cached
+    nobody = replace(kept, value=replace(kept.value, producer="nobody"))
+    changed = replace(block, cached=(nobody, *rest))
     with pytest.raises(VerifyError, match="cache"):
         verify(replace(graph, blocks={**graph.blocks, KEY: changed}))
 

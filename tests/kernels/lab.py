@@ -16,9 +16,10 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from dsc.compiler.driver import build
+from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.kernels import SIBLING, kernel_file
-from dsc.compiler.emit.printer import environment
+from dsc.compiler.emit.kernels import with_siblings
+from dsc.compiler.emit.package import file_printer
 from dsc.compiler.kernels.target import TARGETS
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -49,15 +50,11 @@ def spec_with(zoo: str, changes: Mapping[str, Any]) -> ModelSpec:
 
 
 def printed(names: tuple[str, ...], spec: ModelSpec, arch: str = "sm_90") -> dict[str, str]:
-    """kernels/<name>.py for each name, and those that they import."""
-    graph, templates = build(spec).training, environment()
-    files: dict[str, str] = {}
-    wanted = ["launch", *names]
-    while wanted:
-        if (name := wanted.pop()) + ".py" not in files:
-            files[f"{name}.py"] = kernel_file(templates, name, graph, spec, TARGETS[arch])
-            wanted += SIBLING.findall(files[f"{name}.py"])
-    return format_files(files)
+    """kernels/<name>.py for each name, those that they import, and dims.py, all by their name alone."""
+    graph = build(spec).training
+    printer = file_printer(spec, graph)
+    files = list(with_siblings(printer, ("launch", *names), graph, TARGETS[arch]).values())
+    return format_files({Path(file.path).name: file.text for file in (*files, dims_file(printer, files))})
 
 
 def kernels(names: tuple[str, ...], zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> list[ModuleType]:
@@ -74,8 +71,11 @@ def _kernels(names: tuple[str, ...], zoo: str, arch: str, changes: tuple[tuple[s
 def package(files: Mapping[str, str], names: tuple[str, ...]) -> list[ModuleType]:
     """Files as a package of a name of its own; Triton reads the sources of its kernels, so they stay on disk."""
     folder = Path(tempfile.mkdtemp(prefix="kernels_"))
-    for name, text in {"__init__.py": "", **files}.items():
-        (folder / name).write_text(text)
+    (folder / "kernels").mkdir()
+    for name, text in files.items():
+        (folder / ("" if name == "dims.py" else "kernels") / name).write_text(text)
+    for init in (folder / "__init__.py", folder / "kernels" / "__init__.py"):
+        init.touch()
     name = f"kernels_{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -83,7 +83,7 @@ def package(files: Mapping[str, str], names: tuple[str, ...]) -> list[ModuleType
     assert spec is not None and spec.loader is not None
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    return [importlib.import_module(f"{name}.{module}") for module in names]
+    return [importlib.import_module(f"{name}.kernels.{module}") for module in names]
 
 
 def mutated(name: str, old: str, new: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> ModuleType:

@@ -5,14 +5,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from kernels.lab import package, spec_with
+from kernels.lab import package, printed, spec_with
 from torch import Tensor
-
-from dsc.compiler.driver import build
-from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.kernels import kernel_file
-from dsc.compiler.emit.printer import environment
-from dsc.compiler.kernels.target import TARGETS
 
 NAMES = ("latent_cache", "mla_decode")
 
@@ -22,10 +16,7 @@ def texts(rows: str, zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> 
     """Both kernel files for a model of the zoo, rows "plain" or "fp8"; `changes` are spec keys with __ for the dot."""
     keys = {key.replace("__", "."): value for key, value in changes.items()}
     spec = spec_with(zoo, keys | ({"precision.kv_cache": "fp8"} if rows == "fp8" else {}))
-    graph = build(spec).training
-    templates = environment()
-    files = {f"{name}.py": kernel_file(templates, name, graph, spec, TARGETS[arch]) for name in ("launch", *NAMES)}
-    return format_files(files)
+    return printed(NAMES, spec, arch)
 
 
 @cache

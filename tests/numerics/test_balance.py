@@ -12,6 +12,9 @@ RATE = 0.01
 BALANCE = {"bias_update_rate": RATE, "sequence_aux_loss_alpha": 0.7}
 BIASED = balanced(bias_update_rate=RATE)
 WITH_MTP = spec_text(mtp={**MTP, "depth": 2}, ffn__moe__router__balance=BALANCE)
+WITH_KERNELS = spec_text(
+    mtp={**MTP, "depth": 2}, ffn__moe__router__balance=BALANCE, cluster={"kind": "h100", "nodes": 1}
+)
 
 
 def routers(package: Package, model: nn.Module) -> dict[str, nn.Module]:
@@ -37,7 +40,7 @@ def loads_of(batches: list[Tensor], package: Package, model: nn.Module) -> list[
 
 
 @pytest.mark.parametrize("forwards", [1, 3])
-@pytest.mark.parametrize("text", [BIASED, WITH_MTP], ids=["main", "mtp"])
+@pytest.mark.parametrize("text", [BIASED, WITH_MTP, WITH_KERNELS], ids=["main", "mtp", "kernels"])
 def test_the_bias_moves_against_the_load_of_all_forwards(text: str, forwards: int, compiled: Compile) -> None:
     package = compiled(text)
     model = random_model(package)
@@ -80,6 +83,25 @@ def test_evaluation_counts_nothing(compiled: Compile) -> None:
     model(tokens)
     model.loss(tokens, next_tokens(tokens))
     assert all(router.expert_load.sum() == 0 for router in routers(package, model).values())
+
+
+def test_evaluation_has_no_balance_loss(compiled: Compile) -> None:
+    """It is zero there, and nothing is read that it would be made of; the other parts are those of training."""
+    package = compiled(WITH_MTP)
+    model, tokens = random_model(package), some_tokens()
+    _, training = model.loss(tokens, next_tokens(tokens))
+    loss, parts = model.eval().loss(tokens, next_tokens(tokens))
+    assert parts.keys() == training.keys() and parts["balance"] == 0 < training["balance"]
+    assert parts["main"] == training["main"] and loss == parts["main"] + parts["mtp"]
+    scores = torch.zeros(2, 9, 8, dtype=torch.float64)
+    assert package.model.Router().eval().balance_loss(scores, None).dtype == torch.float64
+
+
+@pytest.mark.parametrize("text", [WITH_MTP, WITH_KERNELS], ids=["plain", "kernels"])
+def test_the_same_tokens_have_the_same_loss_to_the_bit(text: str, compiled: Compile) -> None:
+    model, tokens = random_model(compiled(text), torch.float32), some_tokens(batch=3)
+    losses = [model.loss(tokens, next_tokens(tokens))[1]["balance"] for _ in range(5)]
+    assert len({loss.item() for loss in losses}) == 1
 
 
 def test_the_counts_are_no_part_of_a_checkpoint(compiled: Compile) -> None:

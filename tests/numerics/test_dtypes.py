@@ -103,7 +103,7 @@ def assert_trains_in_bfloat16(package: Package) -> None:
     rounded = random_model(package, torch.float32).bfloat16()
     loss, parts = rounded.loss(tokens, next_tokens(tokens))
     assert rounded(tokens).dtype == torch.bfloat16
-    assert all(part.dtype == torch.float32 for part in (loss, parts["main"]))
+    assert all(part.dtype == torch.float32 for part in (loss, *parts.values()))
     assert abs(loss.item() / exact.item() - 1) < 0.05
     loss.backward()
     for parameter_name, parameter in rounded.named_parameters():
@@ -111,13 +111,18 @@ def assert_trains_in_bfloat16(package: Package) -> None:
 
 
 def test_the_selection_bias_stays_float32(compiled: Compile) -> None:
-    """A step of 0.001 on a bias near 1 would be lost in bfloat16."""
+    """A step of 0.001 on a bias near 1 would be lost in bfloat16. Moves between devices still move it."""
     model = random_model(compiled(EVERYTHING), torch.float32)
     before = {name: bias.clone() for name, bias in model.named_buffers() if "e_score" in name}
-    model.bfloat16()
     assert before
-    for name, bias in before.items():
-        assert torch.equal(model.get_buffer(name), bias)
+    for cast in (model.bfloat16, model.half, model.double, lambda: model.to("cpu", torch.bfloat16)):
+        cast()
+        for name, bias in before.items():
+            assert model.get_buffer(name).dtype == torch.float32 and torch.equal(model.get_buffer(name), bias)
+    model.to("meta")
+    assert all(model.get_buffer(name).is_meta for name in before)
+    model.to_empty(device="cpu")
+    assert all(model.get_buffer(name).dtype == torch.float32 for name in before)
 
 
 def test_packages_of_different_specs_do_not_meet(compiled: Compile) -> None:

@@ -5,10 +5,10 @@ from functools import cache
 
 from dsc.compiler.driver import timed
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.planner.cost import CostModel
-from dsc.compiler.planner.hardware import Hardware, hardware
-from dsc.compiler.planner.layout import Layout
-from dsc.compiler.planner.stages import Stages, split
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware, hardware
+from dsc.compiler.planner.parts.stages import Stages, split
+from dsc.compiler.planner.time.step import CostModel
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

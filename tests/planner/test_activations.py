@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import DType
-from dsc.compiler.planner.layout import TRIVIAL, Layout
-from dsc.compiler.planner.ledger import Memory
-from dsc.compiler.planner.schedule import actions
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
+from dsc.compiler.planner.memory.ledger import MemoryModel
+from dsc.compiler.planner.pipeline.schedule import actions
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -84,7 +84,7 @@ def recorder(root: nn.Module) -> Recorder:
 
 def test_each_kind_of_part_keeps_what_autograd_saves(program: Program, model: ModuleType, root: nn.Module) -> None:
     """Storage by storage: sizes and types."""
-    memory = Memory(program.spec, program.training)
+    memory = MemoryModel(program.spec, program.training)
     modules = dict(root.named_modules())
     for part in {part.kind: part for part in memory.parts if part.name in modules}.values():
         block = program.training.blocks[part.kind]
@@ -103,7 +103,7 @@ def test_each_kind_of_part_keeps_what_autograd_saves(program: Program, model: Mo
         hooks = recorder(root)
         with torch.autograd.graph.saved_tensors_hooks(hooks.pack, lambda x: x):
             results = modules[part.name](*arguments)
-        held = memory.held(part.kind, (), "bf16", B)
+        held = memory.stages.parts.of(part.kind, (), "bf16", B)
         inside = {one for step in part.steps if step.path for one in step.saved}  # not the root's own ops beside MTP
         storages = [one for one, _ in held.storages + held.shared if one in inside]
         sizes = {"B": B, "S": S}
@@ -114,17 +114,17 @@ def test_each_kind_of_part_keeps_what_autograd_saves(program: Program, model: Mo
 
 def test_a_whole_model_keeps_what_autograd_saves(program: Program, model: ModuleType, root: nn.Module) -> None:
     """One stage of all parts: what parts share counts once, and the loss is there. To the byte."""
-    memory = Memory(program.spec, program.training)
+    memory = MemoryModel(program.spec, program.training)
     layout = replace(TRIVIAL, micro_batch=B)
     tokens = torch.randint(0, model.VOCAB_SIZE, (B, S + 1))
     hooks = recorder(root)
     with torch.autograd.graph.saved_tensors_hooks(hooks.pack, lambda x: x):
         results = root.loss(tokens[:, :-1].contiguous(), tokens[:, 1:])
-    stage = memory.stage(tuple(part.kind for part in memory.parts), layout)
+    stage = memory.stages.of(tuple(part.kind for part in memory.parts), layout)
     tiny = sum(
         size.on(layout)
         for kind in (part.kind for part in memory.parts)
-        for one, size in memory.held(kind, (), "bf16", B).storages
+        for one, size in memory.stages.parts.of(kind, (), "bf16", B).storages
         if size.on(layout) <= SMALL
     )
     assert stage.kept - tiny == sum(size * count for (size, _), count in hooks.memory().items())
@@ -158,14 +158,14 @@ def test_planned_peak_of_a_full_size_stage(kernels: bool, tmp_path: Path) -> Non
     for name, text in emit(program).items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
-    memory = Memory(program.spec, program.training)
+    memory = MemoryModel(program.spec, program.training)
     layout = Layout(4, 1, "1f1b", 1, 1, 1, 1, 1, 0, 1, (), "bf16")
-    stage = memory.stage(("MoeLayer.forward",) * 2, layout)
+    stage = memory.stages.of(("MoeLayer.forward",) * 2, layout)
     layers = [index for index, part in enumerate(memory.parts) if part.name in ("layers.10", "layers.11")]
-    parameters = 2 * memory.elements(layers).total()
+    parameters = 2 * memory.ranks.elements(layers).total()
     # The driver holds what came in and what went out until the backward; a norm may keep what came in anyway.
     hidden = 4096 * 7168 * 2
-    held = memory.held("MoeLayer.forward", (), "bf16", 1)
+    held = memory.stages.parts.of("MoeLayer.forward", (), "bf16", 1)
     received = any(one.place == "layers.59.x.2[0]" for one, _ in held.storages)
     in_flight_bytes = stage.kept + hidden * (1 if received else 2)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dsc.compiler.driver import build
 from dsc.compiler.graph.saved import trace
 from dsc.compiler.ops.cache import CacheAppend
-from dsc.compiler.planner.arena import ALIGNMENT, Interval, lifetimes, place
+from dsc.compiler.planner.serving.arena import ALIGNMENT, Interval, lifetimes, place
 from dsc.spec.loader import load
 
 

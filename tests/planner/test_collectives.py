@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.collectives import (
+from dsc.compiler.planner.machine.collectives import (
     BF16,
     FP8,
     Experts,
@@ -20,7 +20,7 @@ from dsc.compiler.planner.collectives import (
     reduce_scatter,
     send,
 )
-from dsc.compiler.planner.hardware import Hardware
+from dsc.compiler.planner.machine.hardware import Hardware
 from planner.machines import machine
 
 H800 = machine("h800", 256)

@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.bounds import pipeline_bound
-from dsc.compiler.planner.cost import EXPOSED, REDUCE, UPDATE, CostModel
-from dsc.compiler.planner.hardware import Hardware
-from dsc.compiler.planner.layout import Layout
-from dsc.compiler.planner.roofline import CLASSES
-from dsc.compiler.planner.schedule import Schedule, actions
-from dsc.compiler.planner.shard import Elements
-from dsc.compiler.planner.simulate import StageTimes, simulate
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.pipeline.schedule import Schedule, actions
+from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
+from dsc.compiler.planner.time.bounds import pipeline_bound
+from dsc.compiler.planner.time.kernels import CLASSES
+from dsc.compiler.planner.time.lines import EXPOSED
+from dsc.compiler.planner.time.step import CostModel
+from dsc.compiler.planner.time.tail import REDUCE, UPDATE
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
 
 V3 = costs("deepseek-v3", "h800", 256)
@@ -115,7 +117,7 @@ def test_doubling_the_micro_batches_doubles_compute() -> None:
     stages = staged(V3, layout)
     single, double = (V3.step(layout, stages, batch) for batch in (BATCH, 2 * BATCH))
     assert double.timeline.busy == pytest.approx([2 * busy for busy in single.timeline.busy])
-    assert V3.tails(layout, stages) == {line.name: line.seconds for line in double.lines[-3:]}
+    assert V3.tail.longest(layout, stages) == {line.name: line.seconds for line in double.lines[-3:]}
 
 
 @pytest.mark.parametrize(
@@ -139,37 +141,37 @@ def test_latency_is_never_faster(key: str) -> None:
 
 def test_recompute_costs_time_and_no_choice_saves_any() -> None:
     stages = staged(V3, PLAIN)
-    plain = V3.stages(PLAIN, stages)[8].times
+    plain = V3.stages.costs(PLAIN, stages)[8].times
     for choice in ("experts", "full", "mla_up_proj", "norms", "swiglu"):
-        again = V3.stages(replace(PLAIN, recompute=(choice,)), stages)[8].times
+        again = V3.stages.costs(replace(PLAIN, recompute=(choice,)), stages)[8].times
         assert again.backward_input > plain.backward_input, choice
         assert (again.forward, again.backward_weight) == (plain.forward, plain.backward_weight)
-    full = V3.stages(replace(PLAIN, recompute=("full",)), stages)[8].times
+    full = V3.stages.costs(replace(PLAIN, recompute=("full",)), stages)[8].times
     assert full.backward_input == pytest.approx(plain.backward_input + plain.forward, rel=0.02)
 
 
 def test_without_expert_parallelism_there_is_no_exchange_and_no_imbalance() -> None:
-    layer = V3.stage(("MoeLayer.forward",), replace(PLAIN, ep=1))
+    layer = V3.stages.cost(("MoeLayer.forward",), replace(PLAIN, ep=1))
     assert layer.forward.exchange == layer.backward_input.exchange == 0
-    dense, split = V3.stage(("DenseLayer.forward",), PLAIN), V3.stage(("MoeLayer.forward",), PLAIN)
+    dense, split = V3.stages.cost(("DenseLayer.forward",), PLAIN), V3.stages.cost(("MoeLayer.forward",), PLAIN)
     assert dense.forward.exchange == 0 < split.forward.exchange
 
 
 def test_a_pair_takes_as_long_as_the_longer_of_compute_and_exchange() -> None:
     four = ("MoeLayer.forward",) * 4
-    paired = V3.stage(four, V3_PLAN)
-    serial = V3.stage(four, replace(V3_PLAN, schedule="1f1b"))
+    paired = V3.stages.cost(four, V3_PLAN)
+    serial = V3.stages.cost(four, replace(V3_PLAN, schedule="1f1b"))
     assert serial.times.overlapped == pytest.approx(serial.times.forward + serial.times.backward)
     assert max(serial.times.forward, serial.times.backward) < paired.times.overlapped < serial.times.overlapped
-    slow = v3_on(changed(nic_achieved=20e9, nic_bandwidth=25e9)).stage(four, V3_PLAN)
+    slow = v3_on(changed(nic_achieved=20e9, nic_bandwidth=25e9)).stages.cost(four, V3_PLAN)
     exchange = sum(one.hidden_exchange for one in (slow.forward, slow.backward_input))
     assert slow.times.overlapped == pytest.approx(exchange)
 
 
 @pytest.mark.parametrize(("tp", "cp"), [(2, 1), (1, 2), (4, 2)])
 def test_tensor_and_context_parallelism_divide_compute(tp: int, cp: int) -> None:
-    whole = V3.stage(("MoeLayer.forward",), PLAIN)
-    part = V3.stage(("MoeLayer.forward",), replace(PLAIN, tp=tp, cp=cp))
+    whole = V3.stages.cost(("MoeLayer.forward",), PLAIN)
+    part = V3.stages.cost(("MoeLayer.forward",), replace(PLAIN, tp=tp, cp=cp))
     for one, other in zip(whole[:3], part[:3], strict=True):
         assert sum(one.compute) / (tp * cp) <= sum(other.compute) * (1 + 1e-9) < 1.5 * sum(one.compute)
     assert part.forward.other > 0 or cp > 1
@@ -205,14 +207,14 @@ def test_real_routing_slows_down_all_of_a_mixture_of_experts_and_no_other_layer(
     factor = V3.hardware.calibration.imbalance.value
     even = v3_on(balanced(V3.hardware))
     for kind, slower in (("MoeLayer.forward", factor), ("DenseLayer.forward", 1.0)):
-        real, ideal = V3.stage((kind,), V3_PLAN).times, even.stage((kind,), V3_PLAN).times
+        real, ideal = V3.stages.cost((kind,), V3_PLAN).times, even.stages.cost((kind,), V3_PLAN).times
         assert (real.forward, real.backward) == pytest.approx((slower * ideal.forward, slower * ideal.backward))
 
 
 def test_no_stage_is_faster_than_the_host_launches_it() -> None:
     """`tiny` on an H200: its kernels take next to no time, so a layer costs its launches and no less."""
     tiny = costs("tiny", "h200", 1)
-    layer = tiny.stage(("DenseLayer.forward",), replace(PLAIN, ep=1, dp=8, pp=1))
+    layer = tiny.stages.cost(("DenseLayer.forward",), replace(PLAIN, ep=1, dp=8, pp=1))
     assert sum(layer.forward.compute) > 15 * tiny.hardware.calibration.launch.value
     assert sum(layer.forward.compute) > 2 * 15 * tiny.hardware.calibration.kernel_floor.value
 
@@ -220,11 +222,11 @@ def test_no_stage_is_faster_than_the_host_launches_it() -> None:
 def test_keys_and_values_show_where_attention_does_not_hide_them() -> None:
     layer = ("DenseLayer.forward",)
     slow = v3_on(changed(scale_up_achieved=16e9))
-    hidden, shown = (one.stage(layer, replace(PLAIN, cp=8)).forward.other for one in (V3, slow))
+    hidden, shown = (one.stages.cost(layer, replace(PLAIN, cp=8)).forward.other for one in (V3, slow))
     # 128 heads of k_nope and v, and one k_rope, in bfloat16 for 4096 tokens, 7/8 of them from others; the last of the
     # eight steps of attention has nothing left to wait for
     ring = 4096 * (128 * (128 + 128) + 64) * 2 * 7 / 8
-    attention = 7 / 8 * V3.stage(layer, replace(PLAIN, cp=8)).forward.compute[CLASSES.index("attention")]
+    attention = 7 / 8 * V3.stages.cost(layer, replace(PLAIN, cp=8)).forward.compute[CLASSES.index("attention")]
     latency = 7 * V3.hardware.cluster.scale_up_latency
     assert hidden == pytest.approx(max(0.0, ring / 160e9 + latency - attention))
     assert shown == pytest.approx(ring / 16e9 + latency - attention)
@@ -237,14 +239,14 @@ def test_the_optimizer_touches_its_shard_of_the_parameters() -> None:
     bandwidth = 4.8e12 * llama.hardware.calibration.forward["memory"].value
     for cp, zero, shards in ((1, 0, 1), (1, 1, 4), (2, 1, 8)):
         one = replace(layout, cp=cp, zero=zero)
-        found = llama.tails(one, staged(llama, one))[UPDATE]
+        found = llama.tail.longest(one, staged(llama, one))[UPDATE]
         assert found == pytest.approx(30 * 8_030_261_248 / shards / bandwidth)
 
 
 def test_both_copies_of_a_dualpipe_stage_share_its_optimizer() -> None:
     """A rank holds two stages and shares each with twice as many."""
     stage = Elements(tensor=10**9, replicated=10**6, expert=10**10)
-    twice = V3._tails_of(V3_PLAN, stage + stage)
-    once = V3._tails_of(replace(V3_PLAN, schedule="1f1b"), stage)
+    twice = V3.tail.of_rank(V3_PLAN, stage + stage)
+    once = V3.tail.of_rank(replace(V3_PLAN, schedule="1f1b"), stage)
     assert twice[UPDATE] == pytest.approx(once[UPDATE])
     assert twice[REDUCE] > 1.9 * once[REDUCE]

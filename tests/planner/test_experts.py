@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.experts import PlacementError, balanced, contiguous, pack, replicate
+from dsc.compiler.planner.serving.experts import PlacementError, balanced, contiguous, pack, replicate
 
 # The example of EPLB's README: 2 layers of 12 experts in 4 groups, 16 replicas, 2 nodes of 4 GPUs.
 EXAMPLE = (

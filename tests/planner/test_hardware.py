@@ -6,11 +6,12 @@ from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.driver import run
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.norms import fuse_norms
-from dsc.compiler.planner.calibration import CALIBRATIONS, HOPPER, Calibration, Constant
-from dsc.compiler.planner.cost import CostModel
-from dsc.compiler.planner.hardware import Hardware, UnknownHardware, calibration_of, hardware
-from dsc.compiler.planner.parts import parts_of
-from dsc.compiler.planner.roofline import CLASSES, OpCost, Share, op_costs, seconds
+from dsc.compiler.planner.machine.calibration import CALIBRATIONS, HOPPER, Calibration, Figure
+from dsc.compiler.planner.machine.hardware import Hardware, UnknownHardware, calibration_of, hardware
+from dsc.compiler.planner.parts.parts import parts_of
+from dsc.compiler.planner.time.kernels import CLASSES, Share, seconds
+from dsc.compiler.planner.time.ops import OpCost, op_costs
+from dsc.compiler.planner.time.step import CostModel
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -18,7 +19,7 @@ from dsc.spec.zoo import CLUSTERS, names
 from planner.machines import V3_RECOMPUTE, costs, machine, model
 
 
-def constants(calibration: Calibration) -> list[Constant]:
+def constants(calibration: Calibration) -> list[Figure]:
     values = vars(calibration).values()
     return [one for value in values for one in (value.values() if isinstance(value, dict) else [value])]
 
@@ -68,8 +69,9 @@ def test_only_hopper_is_measured() -> None:
 
 def traced() -> dict[str, tuple[OpCost, ...]]:
     """The ops of the traced program: it concatenates queries and keys before it attends, which our kernel does not."""
-    graph = run(build_graph(load("deepseek-v3")), (fuse_norms, fuse_elementwise))
-    return op_costs(parts_of(graph), fp8=True)
+    spec = load("deepseek-v3")
+    graph = run(build_graph(spec), (fuse_norms, fuse_elementwise))
+    return op_costs(parts_of(graph), spec.precision.fp8_products())
 
 
 def pair(hardware: Hardware) -> dict[str, float]:
@@ -93,10 +95,10 @@ def test_the_graph_with_the_calibration_gives_back_the_trace() -> None:
 
 def test_fp8_products_run_at_the_published_rate() -> None:
     """794 TFLOPS over all FP8 GEMM kernels of the trace, recomputed projections included."""
-    ops = costs("deepseek-v3", "h800", 256)._ops["MoeLayer.forward"]
+    ops = costs("deepseek-v3", "h800", 256).ops["MoeLayer.forward"]
     flops = 0.0
     for op in ops:
-        if op.op_class in ("fp8_gemm", "fp8_grouped"):
+        if op.kernel_class in ("fp8_gemm", "fp8_grouped"):
             again = any(name in V3_RECOMPUTE for name in op.recompute)
             flops += 4 * ((2 if again else 1) * op.flops.at(1, 4096) + op.backward_flops.at(1, 4096))
     found = pair(machine("h800", 256))

@@ -3,16 +3,9 @@
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.arena import place
-from dsc.compiler.planner.inference import (
-    DoesNotFit,
-    Request,
-    Serving,
-    ServingMemory,
-    Storing,
-    low_latency_bytes,
-)
-from dsc.compiler.stats import compute_stats
+from dsc.compiler.facts.stats import compute_stats
+from dsc.compiler.planner.serving.arena import place
+from dsc.compiler.planner.serving.memory import DoesNotFit, Request, Serving, ServingMemory, Storing, low_latency_bytes
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 
@@ -88,7 +81,7 @@ def test_row_50_concurrency(v3, expanded):
     """
     at_speed = [14_800 / 8 / speed for speed in (22, 20)]
     assert at_speed[0] < 88 < at_speed[1]
-    assert 88 * 4989 * v3.row_bytes(Serving(1, 144, 2), Storing()) * 61 == pytest.approx(30.9e9, rel=0.002)
+    assert 88 * 4989 * v3.token_bytes(Serving(1, 144, 2), Storing()) == pytest.approx(30.9e9, rel=0.002)
     serving, request = Serving(tp=1, dp=144, slots=2), Request("decode", 4989)
     assert v3.plan(serving, request, Storing(), H800).sequences >= 88
     assert v3.plan(serving, request, Storing(fp8_weights=True), H800).sequences > 1.5 * 88
@@ -98,11 +91,11 @@ def test_row_50_concurrency(v3, expanded):
 def test_a_token_of_the_cache(v3, llama):
     """70,272 bytes in bfloat16 (Insights into DeepSeek-V3, table 1); a float8 row is 512 + 4 x 4 + 64 x 2."""
     serving = Serving(1, 8, 32)
-    assert v3.row_bytes(serving, Storing()) * 61 == 70_272
-    assert v3.row_bytes(serving, Storing(rows="fp8")) == 656
-    assert v3.row_bytes(Serving(4, 2, 32), Storing()) * 61 == 70_272  # a latent is whole on every tensor rank
-    assert llama.row_bytes(Serving(1, 1), Storing()) == 2 * 8 * 128 * 2
-    assert llama.row_bytes(Serving(8, 1), Storing()) == 2 * 1 * 128 * 2  # key-value heads are divided
+    assert v3.token_bytes(serving, Storing()) == 70_272
+    assert v3.token_bytes(serving, Storing(rows="fp8")) == 61 * 656
+    assert v3.token_bytes(Serving(4, 2, 32), Storing()) == 70_272  # a latent is whole on every tensor rank
+    assert llama.token_bytes(Serving(1, 1), Storing()) == 32 * 2 * 8 * 128 * 2
+    assert llama.token_bytes(Serving(8, 1), Storing()) == 32 * 2 * 1 * 128 * 2  # key-value heads are divided
 
 
 # Against the graph.

@@ -6,19 +6,11 @@ from itertools import product
 
 import pytest
 
-from dsc.compiler.planner.layout import (
-    LARGEST_MICRO_BATCH,
-    TRIVIAL,
-    Layout,
-    check_pins,
-    global_batch,
-    grids,
-    layouts,
-    problems,
-    recompute_sets,
-    variants,
-)
-from dsc.compiler.planner.schedule import SCHEDULES
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout, global_batch
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.layout.pins import check_pins
+from dsc.compiler.planner.layout.space import LARGEST_MICRO_BATCH, grids, layouts, recompute_sets, variants
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec

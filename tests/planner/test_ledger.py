@@ -10,21 +10,15 @@ import pytest
 
 from dsc.compiler.driver import build
 from dsc.compiler.graph.saved import Storage
-from dsc.compiler.planner.layout import Layout, grids, problems, recompute_sets, variants
-from dsc.compiler.planner.ledger import (
-    ACTIVATIONS,
-    ASSUMED,
-    ENOUGH,
-    GRADIENTS,
-    LOGITS,
-    MASTER,
-    MOMENTS,
-    WEIGHTS,
-    Memory,
-)
-from dsc.compiler.planner.recompute import fp8_storages, kept
-from dsc.compiler.planner.schedule import SCHEDULES, actions, holdings
-from dsc.compiler.planner.shard import Elements, elements, is_routed
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.layout.space import grids, recompute_sets, variants
+from dsc.compiler.planner.memory.ledger import MemoryModel
+from dsc.compiler.planner.memory.lines import ACTIVATIONS, ASSUMED, GRADIENTS, LOGITS, MASTER, MOMENTS, WEIGHTS
+from dsc.compiler.planner.memory.ranks import ENOUGH
+from dsc.compiler.planner.parts.recompute import fp8_storages, kept
+from dsc.compiler.planner.parts.shard import Elements, elements
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, holdings
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.precision import Bf16Linear
@@ -36,9 +30,9 @@ BATCH = 15360
 
 
 @cache
-def memory(name: str) -> Memory:
+def memory(name: str) -> MemoryModel:
     spec = load(name).model_copy(update={"cluster": Machines(kind="h800", nodes=256)})
-    return Memory(spec, build(spec).training)
+    return MemoryModel(spec, build(spec).training)
 
 
 def some_layouts(name: str, world: int, count: int) -> Iterator[Layout]:
@@ -69,7 +63,7 @@ def test_the_ranks_of_a_replica_hold_every_parameter_once(name: str) -> None:
 
 def test_experts_are_told_from_what_every_token_uses() -> None:
     parts = memory("deepseek-v3").parts
-    routed = {name for part in parts for name, one in part.parameters.items() if is_routed(one)}
+    routed = {name for part in parts for name, one in part.parameters.items() if one.is_routed}
     assert {name.split(".", 2)[2] for name in routed if name.startswith("layers.")} == {
         "mlp.gate_up_proj",
         "mlp.down_proj",
@@ -99,10 +93,10 @@ def test_activation_lines_are_what_the_stages_hold(name: str) -> None:
     """The lines by kind of part sum up, byte for byte, to the stages' bytes times their micro-batches in flight."""
     model = memory(name)
     for layout in some_layouts(name, 64, 15):
-        for structure in model._structures(layout, 512, model.split(layout)):
-            lines = model._lines(layout, structure)
+        for content in model.ranks.of_ranks(layout, 512, model.split(layout)):
+            lines = model._lines(layout, content)
             by_kind = sum(line.bytes for line in lines if line.name.startswith(ACTIVATIONS))
-            assert by_kind == model._amounts(layout, structure)[ACTIVATIONS]
+            assert by_kind == model._amounts(layout, content)[ACTIVATIONS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +127,7 @@ def test_more_ranks_never_need_more_bytes(name: str, axis: str) -> None:
 @pytest.mark.parametrize("name", names(MODELS))
 def test_recomputing_more_never_keeps_more(name: str) -> None:
     spec = load(name)
-    model = Memory(spec, build(spec).training)
+    model = MemoryModel(spec, build(spec).training)
     sets = recompute_sets(spec)
     for kind, part in {part.kind: part for part in model.parts}.items():
         bytes = {one: _bytes(kept(part.steps, one).storages) for one in sets}
@@ -160,13 +154,15 @@ FREED = {
 def test_what_a_choice_frees(choice: tuple[str, ...]) -> None:
     spec = memory("deepseek-v3").spec
     wide = spec.model_copy(update={"precision": spec.precision.model_copy(update={"linear": Bf16Linear()})})
-    model = Memory(wide, build(wide).training)
-    before, after = (model.held("MoeLayer.forward", one, "bf16", 1).own.on(PUBLISHED) for one in ((), choice))
+    model = MemoryModel(wide, build(wide).training)
+    before, after = (
+        model.stages.parts.of("MoeLayer.forward", one, "bf16", 1).own.on(PUBLISHED) for one in ((), choice)
+    )
     assert before - after == FREED[choice] * 2**20
 
 
 def test_full_recomputation_keeps_the_input() -> None:
-    held = memory("deepseek-v3").held("MoeLayer.forward", ("full",), "bf16", 1)
+    held = memory("deepseek-v3").stages.parts.of("MoeLayer.forward", ("full",), "bf16", 1)
     assert held.own.on(PUBLISHED) == 4096 * 7168 * 2
     assert [one.type.shape_text() for one, _ in held.shared] == ["[2, S, R]"]
 
@@ -178,7 +174,7 @@ def test_fp8_is_one_byte_and_a_scale_for_every_128() -> None:
     numbers = 4096 * (8 * 7168 + 8 * 4096 + 2 * 2048)  # dispatched, gate and up; those of the shared expert
     assert sum(one.type.numel.value({"B": 1, "S": 4096}) for one in small) == numbers
     layouts = (replace(PUBLISHED, recompute=(), activations=one) for one in ("bf16", "fp8"))
-    wide, narrow = (model.held_on("MoeLayer.forward", layout).own.on(PUBLISHED) for layout in layouts)
+    wide, narrow = (model.stages.parts.on("MoeLayer.forward", layout).own.on(PUBLISHED) for layout in layouts)
     attended = 4096 * 128 * 128  # 12 bits and a scale, where there were bfloat16 and codes with a scale
     freed = attended // 2 + attended + 4096 * 128 * 4 - 4096 * 128 * 4
     assert wide - narrow == numbers * 2 - numbers - numbers // 128 * 4 + freed
@@ -193,7 +189,7 @@ def test_deepseeks_recipe_keeps_610_mib_of_a_layer() -> None:
     scaled = 1 + 4 / 128
     token = 2 * 2 * 7168 + 2 * (1536 + 512 + 64) + (1.5 + 4 / 128) * 128 * 128 + 4 * 128
     token += scaled * (8 * 7168 + 2 * 8 * 2048 + 2 * 2048)
-    found = memory("deepseek-v3").held_on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
+    found = memory("deepseek-v3").stages.parts.on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
     routing = found / 4096 - token
     assert 0 < routing < 2400
     assert found / 2**20 == pytest.approx(610, rel=0.02)
@@ -226,7 +222,7 @@ def test_deepseek_v3_as_published() -> None:
     assert lines[MASTER] == 4 * updated
     assert lines[MOMENTS] == 2 * {"fp32": 4, "bf16": 2}[model.spec.precision.optimizer.moments] * updated
     assert LOGITS not in lines
-    layer = model.held_on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
+    layer = model.stages.parts.on("MoeLayer.forward", PUBLISHED).own.on(PUBLISHED)
     rope = 2 * 4096 * 64 * 4
     assert lines[f"{ACTIVATIONS}MoeLayer.forward"] == 17 * (4 * layer + rope)
 
@@ -255,10 +251,10 @@ def test_a_borrowed_embedding_costs_a_copy_only_on_another_rank() -> None:
     stages = model.split(straight)
     last = model.ledger(straight, BATCH, stages)[-1]
     own = sum(elements(model.parts[index].parameters.values()).total() for index in stages[15])
-    on_rank = model.elements(stages[15])
+    on_rank = model.ranks.elements(stages[15])
     assert on_rank.total() == own + table
     assert last.ranks == (15,)
-    ends = model.elements([*stages[0], *stages[15]]).total()
+    ends = model.ranks.elements([*stages[0], *stages[15]]).total()
     assert ends == own + sum(elements(model.parts[index].parameters.values()).total() for index in stages[0])
     assert model.ledger(folded, BATCH, stages)[0].ranks == (0, 15)
 

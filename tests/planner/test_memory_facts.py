@@ -12,9 +12,10 @@ from functools import cache
 import pytest
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.layout import Layout
-from dsc.compiler.planner.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, RESERVE, WEIGHTS, Memory, Role
-from dsc.compiler.stats import Stats, compute_stats
+from dsc.compiler.facts.stats import Stats, compute_stats
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.memory.ledger import MemoryModel
+from dsc.compiler.planner.memory.lines import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, RESERVE, WEIGHTS, Role
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -30,9 +31,9 @@ def spec_of(name: str, **changes: object) -> ModelSpec:
 
 
 @cache
-def memory(name: str) -> Memory:
+def memory(name: str) -> MemoryModel:
     spec = spec_of(name)
-    return Memory(spec, build(spec).training)
+    return MemoryModel(spec, build(spec).training)
 
 
 @cache
@@ -75,7 +76,7 @@ def line(role: Role, *names: str) -> int:
 
 def layers_in_flight() -> float:
     """Layers times micro-batches whose activations the third rank holds."""
-    held = memory("deepseek-v3").held_on("MoeLayer.forward", TABLE_3)
+    held = memory("deepseek-v3").stages.parts.on("MoeLayer.forward", TABLE_3)
     rope = sum(size.on(TABLE_3) for _, size in held.shared)
     each = 4 * held.own.on(TABLE_3) + rope
     total = sum(one.bytes for one in third_rank().lines if one.name.startswith(ACTIVATIONS))
@@ -168,7 +169,7 @@ def test_row_24_megatron_keeps_2236_mib() -> None:
 
 def test_row_24_every_difference_from_megatron_is_named() -> None:
     """Ours, tensor by tensor: equal where no reason is given, different where one is, and none left over."""
-    held = memory("deepseek-v3").held("MoeLayer.forward", (), "bf16", 1)
+    held = memory("deepseek-v3").stages.parts.of("MoeLayer.forward", (), "bf16", 1)
     ours = {one.place.removeprefix("layers.60."): size.on(TABLE_3) for one, size in held.storages}
     known = [place for _, _, places, _ in MEGATRON for place in places]
     assert sorted(known) == sorted(ours)
@@ -200,7 +201,7 @@ def fullest_of_four(layout: Layout) -> Role:
     layers = [{"repeat": 1, "ffn": "dense"}, {"repeat": 3, "ffn": "moe"}]
     spec = spec_of("deepseek-v3", layers=layers, mtp=None)
     stages = (tuple(range(6)),) if layout.pp == 1 else ((0, 1, 2), (3, 4, 5))  # Megatron's: as many layers each
-    roles = Memory(spec, build(spec).training).ledger(layout, 64, stages)
+    roles = MemoryModel(spec, build(spec).training).ledger(layout, 64, stages)
     return max(roles, key=lambda role: role.allocated)
 
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.arena import Interval, place
-from dsc.compiler.planner.pictures.arena_svg import arena_svg
-from dsc.compiler.planner.pictures.memory_svg import memory_of, memory_svg
-from dsc.compiler.planner.pictures.schedule_svg import COLOURS, DARKEST, PALEST, schedule_svg
-from dsc.compiler.planner.pictures.svg import INK, mix, seconds, ticks
-from dsc.compiler.planner.pictures.trace import chrome_trace
-from dsc.compiler.planner.schedule import actions, holdings, peak_in_flight, stage_count
-from dsc.compiler.planner.simulate import StageTimes, simulate
+from dsc.compiler.planner.pipeline.schedule import actions, holdings, peak_in_flight, stage_count
+from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
+from dsc.compiler.planner.report.pictures.arena_svg import arena_svg
+from dsc.compiler.planner.report.pictures.memory_svg import memory_of, memory_svg
+from dsc.compiler.planner.report.pictures.schedule_svg import COLOURS, DARKEST, PALEST, schedule_svg
+from dsc.compiler.planner.report.pictures.svg import INK, mix, seconds, ticks
+from dsc.compiler.planner.report.pictures.trace import chrome_trace
+from dsc.compiler.planner.serving.arena import Interval, place
 
 GOLDEN = Path(__file__).parent / "golden"
 GB = 10**9

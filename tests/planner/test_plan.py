@@ -7,19 +7,20 @@ import pytest
 from ruamel.yaml import YAML
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.difference import plan_changes, read_plan
-from dsc.compiler.planner.ledger import Line, Role
-from dsc.compiler.planner.plan import Plan, alike, choices, make_plan, memory, ranks_text, record, runs
-from dsc.compiler.planner.search import Problem
-from dsc.compiler.planner.serving import (
+from dsc.compiler.planner.memory.lines import MemoryLine, Role
+from dsc.compiler.planner.report.difference import plan_changes, read_plan
+from dsc.compiler.planner.report.plan import Plan, alike, choices, make_plan, memory, ranks_text, runs
+from dsc.compiler.planner.report.record import record
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.serving.deployment import (
     ServingFound,
     ServingProblem,
     make_serving_plan,
     servings,
     smallest_deployment,
 )
-from dsc.compiler.planner.serving_record import serving_record
-from dsc.compiler.planner.write import plan_yaml, serving_yaml
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
@@ -81,7 +82,10 @@ def test_without_a_faster_layout_nothing_is_missing() -> None:
 
 def test_roles_that_need_as_much_are_one() -> None:
     def role(rank: int, size: int, source: str) -> Role:
-        lines = (Line("weights", 10, "derived", "parameters"), Line("activations of x", size, "derived", source))
+        lines = (
+            MemoryLine("weights", 10, "derived", "parameters"),
+            MemoryLine("activations of x", size, "derived", source),
+        )
         return Role((rank,), (rank,), (("x",),), lines)
 
     first, second, third = role(0, 5, "2 of stage 0"), role(1, 7, "1 of stage 1"), role(2, 5, "3 of stage 2")

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dsc.compiler.planner.pictures.memory_svg import memory_of
-from dsc.compiler.planner.report import TENSORS, memory_picture, plan_html, serving_html
-from dsc.compiler.planner.serving import make_serving_plan
+from dsc.compiler.planner.report.page import TENSORS, memory_picture, plan_html, serving_html
+from dsc.compiler.planner.report.pictures.memory_svg import memory_of
+from dsc.compiler.planner.serving.deployment import make_serving_plan
 from planner.test_plan import llama, serving, tiny
 
 VOID = {"meta", "br"}
@@ -98,7 +98,7 @@ def test_the_drawn_memory_peaks_where_the_ledger_ends() -> None:
     plan = tiny()
     stages = plan.problem.stages(plan.layout)
     kinds = [tuple(plan.problem.memory.parts[part].kind for part in stage) for stage in stages]
-    held = [plan.problem.memory.stage(one, plan.layout).kept for one in kinds]
+    held = [plan.problem.memory.stages.of(one, plan.layout).kept for one in kinds]
     for role in plan.roles:
         going = sum(line.bytes for line in role.lines if line.name.startswith(("activations of ", "logits")))
         for rank in role.ranks:

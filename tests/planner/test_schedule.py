@@ -7,7 +7,7 @@ import torch.distributed.pipelining.schedules as pytorch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.schedule import (
+from dsc.compiler.planner.pipeline.schedule import (
     SCHEDULES,
     Action,
     ScheduleError,

@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import build, timed
-from dsc.compiler.planner.capacity import smallest_cluster
-from dsc.compiler.planner.explain import largest_saving, neighbours
-from dsc.compiler.planner.layout import Family, Layout, families, problems, variants
-from dsc.compiler.planner.ledger import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, WEIGHTS
-from dsc.compiler.planner.search import Candidate, Found, Problem, search
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.layout.space import LayoutFamily, families, variants
+from dsc.compiler.planner.memory.lines import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, WEIGHTS
+from dsc.compiler.planner.search.capacity import smallest_cluster
+from dsc.compiler.planner.search.explain import largest_saving, neighbours
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.search.search import Candidate, Found, search
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.placement import Placement
@@ -37,7 +40,7 @@ def with_memory(problem: Problem, bytes: int) -> Problem:
     return replace(problem, hardware=replace(problem.hardware, cluster=cluster))
 
 
-def families_of(problem: Problem) -> tuple[Family, ...]:
+def families_of(problem: Problem) -> tuple[LayoutFamily, ...]:
     return families(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
 
 
@@ -133,7 +136,7 @@ def published(layout: Layout) -> bool:
     return layout.pp == 16 and layout.ep == 64
 
 
-def others(every: Iterable[Family]) -> tuple[Family, ...]:
+def others(every: Iterable[LayoutFamily]) -> tuple[LayoutFamily, ...]:
     """Without every layout of PP16 and EP64."""
     kept = (
         family._replace(pipelines=tuple(one for one in family.pipelines if one.pp != 16)) if family.ep == 64 else family

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc.compiler.planner.schedule import SCHEDULES, Action, actions, stage_count
-from dsc.compiler.planner.simulate import (
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES, Action, actions, stage_count
+from dsc.compiler.planner.pipeline.simulate import (
     Deadlock,
     MissingReceive,
     ScheduleBug,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import build
-from dsc.compiler.planner.parts import EMBEDDING, HEAD, parts_of
-from dsc.compiler.planner.stages import _split, split, weights
+from dsc.compiler.planner.parts.parts import EMBEDDING, HEAD, parts_of
+from dsc.compiler.planner.parts.stages import _split, split, weights
 from dsc.spec.loader import load
 
 

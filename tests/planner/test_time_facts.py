@@ -9,10 +9,12 @@ from math import prod
 
 import pytest
 
-from dsc.compiler.planner.calibration import HOPPER, TABLE_4
-from dsc.compiler.planner.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
-from dsc.compiler.planner.cost import BUBBLE, SYNC, CostModel, StepTime
-from dsc.compiler.planner.layout import Layout, problems
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.machine.calibration import HOPPER, TABLE_4
+from dsc.compiler.planner.machine.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
+from dsc.compiler.planner.time.lines import BUBBLE, SYNC
+from dsc.compiler.planner.time.step import CostModel, StepTime
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
 
 V3 = costs("deepseek-v3", "h800", 256)
@@ -40,7 +42,7 @@ def line(step: StepTime, name: str) -> float:
 def pair() -> float:
     """Milliseconds of an F&B pair of four layers under balanced routing, as in the trace."""
     even = CostModel(*model("deepseek-v3"), balanced(V3.hardware))
-    return 1e3 * even.stage(FOUR, V3_PLAN).times.overlapped
+    return 1e3 * even.stages.cost(FOUR, V3_PLAN).times.overlapped
 
 
 def extension_hours() -> float:
@@ -76,7 +78,7 @@ FACTS = [
     Fact("17 TFLOPS a GPU, causal", 385, 0.10, f"{ISCA}, table 4", V3_STEP.mfu * 989),
     Fact("17 the same, of the measured step", 385, 0.01, f"{ISCA}, table 4", PFLOP_PER_STEP / MEASURED_STEP / 2.048),
     Fact("18 MFU, causal", 0.3894, 0.10, f"{ISCA}, table 4", V3_STEP.mfu),
-    Fact("19 seconds of F&B pairs", 13.95, 0.10, TABLE_4, 100.5 * V3.stage(FOUR, V3_PLAN).times.overlapped),
+    Fact("19 seconds of F&B pairs", 13.95, 0.10, TABLE_4, 100.5 * V3.stages.cost(FOUR, V3_PLAN).times.overlapped),
     Fact("19 seconds of waiting", 2.06, 0.10, TABLE_4, line(V3_STEP, BUBBLE) + line(V3_STEP, SYNC)),
     Fact("20 milliseconds of an F&B pair of 4 layers", 129.0, 0.10, "profile-data train.json", pair()),
     Fact("21 thousand GPU-hours of context extension", 119, 0.25, REPORT, extension_hours() / 1e3),
@@ -103,7 +105,7 @@ def test_row_19_the_bubble_is_a_tenth_of_the_step_within_three_points() -> None:
 
 def test_row_22_without_overlap_communication_is_as_long_as_compute() -> None:
     """ "Approximately 1 : 1"; the trace: compute busy 124 ms, communication 80 ms, 113 ms with its waits."""
-    layers = V3.stage(FOUR, V3_PLAN)
+    layers = V3.stages.cost(FOUR, V3_PLAN)
     compute = sum(sum(one.compute) for one in layers[:3])
     exchange = sum(one.hidden_exchange for one in layers[:3])
     assert 0.5 < exchange / compute < 1.0

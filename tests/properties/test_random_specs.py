@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import Program, build, emit
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.saved import saved_bytes
 from dsc.compiler.graph.verify import verify
-from dsc.compiler.stats import compute_stats
 from dsc.spec.attention import MlaAttention
 from dsc.spec.checks import check
 from dsc.spec.loader import load, loads

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
@@ -16,6 +16,7 @@ class MlaAttention(Op):
     """
 
     kind = "mla_attention"
+    op_class = OpClass.ATTENTION
     nope: Dim
     value: Dim
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.moe import GroupedLinear
 
@@ -43,6 +43,7 @@ class RoutedExperts(Op):
     """
 
     kind = "routed_experts"
+    op_class = OpClass.GROUPED_PRODUCT
     gate_up: GroupedLinear
     down: GroupedLinear
     rows: Dim

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Blocks, Dim, Int, product, total
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
 from dsc.compiler.ops.projection import Linear
@@ -15,6 +15,8 @@ class Fp8Linears(Op):
     """x @ weight.T for several weights, x quantised once: [..., in] -> [..., out] each."""
 
     kind = "fp8_linears"
+    op_class = OpClass.PRODUCT
+    saves_codes = True
     linears: tuple[Linear, ...]
     block: Int
     """Elements that share a scale."""
@@ -63,6 +65,8 @@ class Fp8SwigluLinear(Fp8Linears):
     """swiglu(gate, up) @ weight.T, for which SwiGLU makes the codes: [..., F] twice -> [..., out]."""
 
     kind = "fp8_swiglu_linear"
+    saves_codes = False
+    includes_swiglu = True
 
     @property
     def operands(self) -> tuple[str, ...]:

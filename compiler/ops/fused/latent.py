@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import C, Dim
-from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import CacheType
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Linear
@@ -97,6 +97,7 @@ class AbsorbUp(Op):
     """Queries as the latent sees them: q_nope W_UK, [B, S, H, N] by [H, N, L] -> [B, S, H, L]."""
 
     kind = "absorb_up"
+    op_class = OpClass.PRODUCT
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -137,6 +138,7 @@ class LatentDecode(Op):
     """Attention of the new tokens over the latents of their pages: [B, S, H, L], [B, S, H, R] -> [B, S, H, L]."""
 
     kind = "latent_decode"
+    op_class = OpClass.ATTENTION
 
     @property
     def operands(self) -> tuple[str, ...]:

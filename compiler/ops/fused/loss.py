@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.loss import SCALAR
 from dsc.compiler.ops.projection import Linear, TiedHead
@@ -15,6 +15,7 @@ class LinearCrossEntropy(Op):
     """Mean cross-entropy of x @ weight.T over the labels that are not -100: [B, S, D], [B, S] -> []."""
 
     kind = "linear_cross_entropy"
+    op_class = OpClass.PRODUCT
     head: Linear
 
     @property
@@ -58,6 +59,7 @@ class TiedLinearCrossEntropy(Op):
     """The same with the embedding's own weight."""
 
     kind = "tied_linear_cross_entropy"
+    op_class = OpClass.PRODUCT
     head: TiedHead
 
     operands = LinearCrossEntropy.operands
@@ -66,3 +68,6 @@ class TiedLinearCrossEntropy(Op):
     flops = LinearCrossEntropy.flops
     backward_flops = LinearCrossEntropy.backward_flops
     saved = LinearCrossEntropy.saved
+
+    def borrowed(self) -> tuple[str, ...]:
+        return self.head.borrowed()

@@ -14,7 +14,7 @@ class FusedRmsNorm(RmsNorm):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.rms_norm.rms_norm",)
+        return ("norm_weight", "kernels.rms_norm.rms_norm")
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), _inverse_rms(inputs))
@@ -33,7 +33,7 @@ class AddRmsNorm(RmsNorm):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("kernels.rms_norm.add_rms_norm",)
+        return ("norm_weight", "kernels.rms_norm.add_rms_norm")
 
     def infer(self, inputs: Types) -> Types:
         assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} + {inputs[1]}"

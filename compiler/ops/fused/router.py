@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.router import BiasedSelectionScores, RouterLogits
 
@@ -14,6 +14,7 @@ class FusedRouterLogits(Op):
     """x @ weight.T in float32 or wider, of which x and weight are kept as they are: [B, S, D] -> [B, S, E]."""
 
     kind = "fused_router_logits"
+    op_class = OpClass.PRODUCT
     linear: RouterLogits
 
     @property
@@ -68,10 +69,6 @@ class BiasedRoute(Route):
 
     kind = "biased_route"
     bias: BiasedSelectionScores
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return (*super().requires, *self.bias.requires)
 
     def holders(self) -> tuple[Op, ...]:
         return (self.bias,)

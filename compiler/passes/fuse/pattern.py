@@ -50,7 +50,7 @@ def ancestors(block: Block, node: Node, stop: Collection[Value]) -> tuple[Node, 
 def used_outside(block: Block, value: Value, inside: Collection[Node]) -> bool:
     """Whether anything but some nodes wants a value."""
     ids = {node.id for node in inside}
-    kept = value in block.outputs or value in {cached for cached, _ in block.cached}
+    kept = value in block.outputs or value in {one.value for one in block.cached}
     return kept or any(node.id not in ids for node in block.consumers(value))
 
 

@@ -26,12 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import HIDDEN_SIZE, NUM_EXPERTS, TOP_K
 from .launch import op_name, runs_triton
-
-HIDDEN_SIZE = 2048  # hidden_size
-
-NUM_EXPERTS = 64  # ffn.moe.n_routed_experts
-TOP_K = 6  # ffn.moe.num_experts_per_tok
 
 SIZES = (NUM_EXPERTS, TOP_K, HIDDEN_SIZE)  # of the model, at which dsc bench measures; the functions take others too
 SORT_SLOTS, SORT_WARPS = 512, 4  # guessed

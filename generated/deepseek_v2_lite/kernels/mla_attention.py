@@ -23,18 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import ATTENTION_SCALE, NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
 from .launch import op_name, runs_triton
 from .mla_attention_backward import backward
 from .mla_common import expanded, grid, load_angles, place, rotate, rows_of, store_rows, tile_rows, unseen
 
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-ROPE_FACTOR = 40.0  # attention.rope.scaling.factor
-NUM_HEADS = 16  # attention.num_attention_heads
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-V_HEAD_DIM = 128  # attention.v_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-YARN_MSCALE_ALL_DIM = 0.707  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # exp(x * ATTENTION_SCALE) = exp2(x * SCALE_LOG2)
 
 # Queries and keys of a tile, warps, stages; float32 takes half the queries and half the keys.

@@ -25,10 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import NUM_EXPERTS, TOP_K
 from .launch import op_name, runs_triton
-
-NUM_EXPERTS = 64  # ffn.moe.n_routed_experts
-TOP_K = 6  # ffn.moe.num_experts_per_tok
 
 ELEMENTS, NUM_WARPS = 1024, 4  # of one program; guessed
 

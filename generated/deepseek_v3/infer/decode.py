@@ -2,13 +2,23 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N
-    QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
+    N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K TOP_K.
 """
 
 import torch
 from torch import Tensor
 
+from ..dims import (
+    NORM_EPS,
+    NUM_DENSE_LAYERS,
+    NUM_EXPERTS,
+    NUM_HEADS,
+    QK_HEAD_DIM,
+    QK_NOPE_HEAD_DIM,
+    QK_ROPE_HEAD_DIM,
+    V_HEAD_DIM,
+)
 from ..kernels.expert_dispatch import sort_by_expert
 from ..kernels.fp8_experts import fp8_routed_experts
 from ..kernels.fp8_linear import fp8_linear, fp8_linears
@@ -18,24 +28,7 @@ from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
 from ..kernels.router import route
 from ..kernels.router_logits import router_logits
-from ..model import (
-    NORM_EPS,
-    NUM_DENSE_LAYERS,
-    NUM_EXPERTS,
-    NUM_HEADS,
-    QK_HEAD_DIM,
-    QK_NOPE_HEAD_DIM,
-    QK_ROPE_HEAD_DIM,
-    V_HEAD_DIM,
-    DenseLayer,
-    LatentAttention,
-    MixtureOfExperts,
-    Model,
-    MoeLayer,
-    Router,
-    rotary_table,
-    spread_pairs,
-)
+from ..model import DenseLayer, LatentAttention, MixtureOfExperts, Model, MoeLayer, Router, rotary_table, spread_pairs
 
 
 class LayerCache:
@@ -80,12 +73,12 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
     q = fp8_linear(q_latent, module.q_b_proj.weight)  # [B, S, H * (N + R)]
     q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
-    q_rope = rotate(q_rope, rope)  # [B, S, H, R]
+    q_rope = rotate(q_rope, rope)
 
     # [H, N, L], [H, V, L]
     w_uk, w_uv = module.kv_b_proj.weight.unflatten(0, (NUM_HEADS, -1)).split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), 1)
     q_latent = torch.einsum("bshn,hnl->bshl", q_nope, w_uk)  # [B, S, H, L]
-    out_latent = mla_decode(q_latent, q_rope, cache.pages, cache.block_table, cache.lengths)  # [B, S, H, L]
+    out_latent = mla_decode(q_latent, q_rope, cache.pages, cache.block_table, cache.lengths)
     out = torch.einsum("bshl,hvl->bshv", out_latent, w_uv)  # [B, S, H, V]
     out = out.flatten(-2)  # [B, S, H * V]
     return fp8_linear(out, module.o_proj.weight)  # [B, S, D]
@@ -94,36 +87,35 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
     logits = router_logits(x, module.weight)  # [B, S, E]
-    return route(logits, module.e_score_correction_bias)  # [B, S, K], [B, S, K]
+    return route(logits, module.e_score_correction_bias)  # [B, S, K] each
 
 
 def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
-    experts, weights = router(module.gate, x)  # [B, S, K], [B, S, K]
+    experts, weights = router(module.gate, x)  # [B, S, K] each
     order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
-    shared = module.shared_experts(x)  # [B, S, D]
-    # [B, S, D]
+    shared = module.shared_experts(x)
     return fp8_routed_experts(x, weights, order, position, ends, module.gate_up_proj, module.down_proj, shared)
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a dense feed-forward."""
-    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-    h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)
+    h = latent_attention(module.self_attn, h, rope, cache)
 
-    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-    h = module.mlp(h)  # [B, S, D]
-    return x + h  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)
+    h = module.mlp(h)
+    return x + h
 
 
 def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a mixture of experts."""
-    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-    h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)
+    h = latent_attention(module.self_attn, h, rope, cache)
 
-    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-    h = mixture_of_experts(module.mlp, h)  # [B, S, D]
-    return x + h  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)
+    h = mixture_of_experts(module.mlp, h)
+    return x + h
 
 
 def model_backbone(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Tensor:
@@ -142,5 +134,5 @@ def model_forward(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Te
     """Logits [B, 1, W] of the token after tokens [B, S]."""
     x = model_backbone(module, tokens, caches)  # [B, S, D]
     x = x[:, -1:]  # [B, 1, D]
-    hidden = rms_norm(x, module.norm.weight, NORM_EPS)  # [B, 1, D]
+    hidden = rms_norm(x, module.norm.weight, NORM_EPS)
     return module.lm_head(hidden)  # [B, 1, W]

@@ -20,17 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import EXPERT_SIZE, HIDDEN_SIZE, NUM_EXPERTS, TOP_K
 from .fp8_codes import BLOCK, dequantize, encode, scale_of
 from .fp8_quantize import reference_rows
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
-
-HIDDEN_SIZE = 7168  # hidden_size
-
-NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
-TOP_K = 8  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
 
 SIZES = (NUM_EXPERTS, TOP_K, HIDDEN_SIZE, EXPERT_SIZE)  # of the model, at which dsc bench measures
 # Rows for an expert, on average, up to which a tile is used: the tile. Steps and columns are a block of 128.

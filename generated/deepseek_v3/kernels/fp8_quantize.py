@@ -21,15 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import EXPERT_SIZE, HIDDEN_SIZE, INTERMEDIATE_SIZE, SHARED_SIZE
 from .fp8_codes import BLOCK, encode, reference_scale, scale_of
 from .launch import op_name, runs_triton
-
-HIDDEN_SIZE = 7168  # hidden_size
-
-INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
 
 # Of the model, at which dsc bench measures; the functions take others too.
 WIDTHS = (

@@ -30,14 +30,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import EXPERT_SIZE, HIDDEN_SIZE, NUM_EXPERTS, TOP_K
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
-
-HIDDEN_SIZE = 7168  # hidden_size
-
-NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
-TOP_K = 8  # ffn.moe.num_experts_per_tok
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
 
 SIZES = (NUM_EXPERTS, TOP_K, HIDDEN_SIZE, EXPERT_SIZE)  # of the model, at which dsc bench measures
 # Rows for an expert, on average, up to which a tile is used: the tile. BLOCK_N of GATE_UP counts for gate and for up.

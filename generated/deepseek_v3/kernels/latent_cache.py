@@ -24,12 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import KV_LORA_RANK, LATENT_NORM_EPS, Q_LORA_RANK, QK_ROPE_HEAD_DIM
 from .launch import op_name, runs_triton
 
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-KV_LORA_RANK = 512  # attention.kv_lora_rank
-LATENT_NORM_EPS = 1e-06  # attention.latent_norm_eps
-Q_LORA_RANK = 1536  # attention.q_lora_rank
 PAGE_SIZE = 64  # tokens of one page, as FlashMLA has them
 NUM_WARPS = 2  # guessed
 

@@ -11,10 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-NUM_HEADS = 128  # attention.num_attention_heads
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-V_HEAD_DIM = 128  # attention.v_head_dim
+from ..dims import NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
 
 
 def expanded(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:

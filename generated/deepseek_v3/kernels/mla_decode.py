@@ -31,16 +31,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import ATTENTION_SCALE, KV_LORA_RANK, NUM_HEADS, QK_ROPE_HEAD_DIM
 from .launch import op_name, runs_triton
 
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-ROPE_FACTOR = 40.0  # attention.rope.scaling.factor
-NUM_HEADS = 128  # attention.num_attention_heads
-KV_LORA_RANK = 512  # attention.kv_lora_rank
-QK_NOPE_HEAD_DIM = 128  # attention.qk_nope_head_dim
-QK_HEAD_DIM = QK_NOPE_HEAD_DIM + QK_ROPE_HEAD_DIM
-YARN_MSCALE_ALL_DIM = 1.0  # attention.rope.scaling.mscale_all_dim
-ATTENTION_SCALE = QK_HEAD_DIM**-0.5 * (0.1 * YARN_MSCALE_ALL_DIM * math.log(ROPE_FACTOR) + 1) ** 2
 # A tile of queries against a tile of tokens, which lies in one page: guessed.
 BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES = 64, 64, 8, 2
 COMBINE_WARPS = 4  # guessed

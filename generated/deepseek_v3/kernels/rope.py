@@ -20,10 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import NUM_HEADS, QK_ROPE_HEAD_DIM
 from .launch import op_name, runs_triton
-
-QK_ROPE_HEAD_DIM = 64  # attention.qk_rope_head_dim
-NUM_HEADS = 128  # attention.num_attention_heads
 
 # Heads and R of the model, at which dsc bench measures; the functions take others too.
 SIZES = ((NUM_HEADS, QK_ROPE_HEAD_DIM), (1, QK_ROPE_HEAD_DIM))

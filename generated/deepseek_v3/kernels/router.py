@@ -26,13 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import NUM_EXPERTS, NUM_GROUPS, ROUTED_SCALING_FACTOR, TOP_GROUPS, TOP_K
 from .launch import op_name, runs_triton
-
-NUM_EXPERTS = 256  # ffn.moe.n_routed_experts
-TOP_K = 8  # ffn.moe.num_experts_per_tok
-NUM_GROUPS = 8  # ffn.moe.router.n_group
-TOP_GROUPS = 4  # ffn.moe.router.topk_group
-ROUTED_SCALING_FACTOR = 2.5  # ffn.moe.router.routed_scaling_factor
 
 ELEMENTS, NUM_WARPS = 1024, 4  # of one program; guessed
 

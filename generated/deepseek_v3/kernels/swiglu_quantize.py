@@ -21,15 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import INTERMEDIATE_SIZE, SHARED_SIZE
 from .fp8_codes import BLOCK
 from .fp8_quantize import contiguous_rows, empty_codes, reference_rows, store_columns, store_rows
 from .launch import op_name, runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
-
-INTERMEDIATE_SIZE = 18432  # ffn.dense.intermediate_size
-EXPERT_SIZE = 2048  # ffn.moe.moe_intermediate_size
-NUM_SHARED_EXPERTS = 1  # ffn.moe.n_shared_experts
-SHARED_SIZE = NUM_SHARED_EXPERTS * EXPERT_SIZE
 
 # Of the model, at which dsc bench measures; the functions take others too.
 WIDTHS = (

@@ -5,7 +5,7 @@
 - text: one UTF-8 file, or every such file under a folder in sorted order; ids are bytes, or a tokenizer.json's
 - token ids: a 1-D .npy of any integer type, or a raw .bin; both stay on disk and are read batch by batch
 
-Shapes:  B batch   S sequence
+Dims: B batch, S sequence.
 """
 
 import sys
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..model import VOCAB_SIZE
+from ..dims import VOCAB_SIZE
 
 HELD_OUT = 0.05  # the last part of the tokens, never trained on
 BIN_DTYPE = np.uint16 if VOCAB_SIZE <= 2**16 else np.uint32  # a .bin file has no header to say so

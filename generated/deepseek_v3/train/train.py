@@ -8,7 +8,7 @@
 - the learning rate warms up, stays, and cools down over the last --decay-steps (DeepSeek-V3, section 4.2)
 - --resume goes on exactly where the checkpoint stopped: same batches, same random numbers, on a CPU the same bits
 
-Shapes:  B batch   S sequence
+Dims: B batch, S sequence.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..checkpoint import load_hf, save_hf
+from ..dims import SEQUENCE_LENGTH
 from ..model import Model
 from .data import Batches, load_tokens, split
 from .log import Log
 
-SEQUENCE_LENGTH = 4096  # workload.sequence_length
 BETAS = (0.9, 0.95)
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 

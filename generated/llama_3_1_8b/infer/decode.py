@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS,
+Dims: B batch, S sequence, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS,
     J NUM_KV_HEADS.
 """
 
@@ -10,20 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dims import ATTENTION_SCALE, HEAD_DIM, NORM_EPS, NUM_HEADS, NUM_KV_HEADS
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
-from ..model import (
-    ATTENTION_SCALE,
-    HEAD_DIM,
-    NORM_EPS,
-    NUM_HEADS,
-    NUM_KV_HEADS,
-    DenseLayer,
-    GroupedQueryAttention,
-    Model,
-    rotary_table,
-    spread_pairs,
-)
+from ..model import DenseLayer, GroupedQueryAttention, Model, rotary_table, spread_pairs
 
 
 class LayerCache:
@@ -65,23 +55,23 @@ def grouped_query_attention(module: GroupedQueryAttention, x: Tensor, rope: Tens
     v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
     v = cache.append("v", v)  # [B, C, J, N]
 
-    q = rotate(q, rope)  # [B, S, H, N]
-    k = rotate(k, rope)  # [B, S, J, N]
+    q = rotate(q, rope)
+    k = rotate(k, rope)
     k = cache.append("k", k)  # [B, C, J, N]
 
-    out = cached_attention(q, k, v)  # [B, S, H, N]
+    out = cached_attention(q, k, v)
     out = out.flatten(-2)  # [B, S, H * N]
     return module.o_proj(out)  # [B, S, D]
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a dense feed-forward."""
-    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)  # [B, S, D]
-    h = grouped_query_attention(module.self_attn, h, rope, cache)  # [B, S, D]
+    h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)
+    h = grouped_query_attention(module.self_attn, h, rope, cache)
 
-    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)  # [B, S, D], [B, S, D]
-    h = module.mlp(h)  # [B, S, D]
-    return x + h  # [B, S, D]
+    x, h = add_rms_norm(x, h, module.post_attention_layernorm.weight, NORM_EPS)
+    h = module.mlp(h)
+    return x + h
 
 
 def model_backbone(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Tensor:
@@ -98,5 +88,5 @@ def model_forward(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Te
     """Logits [B, 1, W] of the token after tokens [B, S]."""
     x = model_backbone(module, tokens, caches)  # [B, S, D]
     x = x[:, -1:]  # [B, 1, D]
-    hidden = rms_norm(x, module.norm.weight, NORM_EPS)  # [B, 1, D]
+    hidden = rms_norm(x, module.norm.weight, NORM_EPS)
     return module.lm_head(hidden)  # [B, 1, W]

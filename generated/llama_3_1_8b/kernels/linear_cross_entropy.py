@@ -29,10 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import HIDDEN_SIZE, VOCAB_SIZE
 from .launch import op_name, runs_triton
-
-VOCAB_SIZE = 128256  # vocab_size
-HIDDEN_SIZE = 4096  # hidden_size
 
 IGNORED = tl.constexpr(-100)  # the label that leaves a token out
 

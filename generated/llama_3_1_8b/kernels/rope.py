@@ -20,11 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import HEAD_DIM, NUM_HEADS, NUM_KV_HEADS
 from .launch import op_name, runs_triton
-
-HEAD_DIM = 128  # attention.head_dim
-NUM_HEADS = 32  # attention.num_attention_heads
-NUM_KV_HEADS = 8  # attention.num_key_value_heads
 
 # Heads and R of the model, at which dsc bench measures; the functions take others too.
 SIZES = ((NUM_HEADS, HEAD_DIM), (NUM_KV_HEADS, HEAD_DIM))

@@ -17,10 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dims import INTERMEDIATE_SIZE
 from .launch import op_name, runs_triton
 from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
-
-INTERMEDIATE_SIZE = 14336  # ffn.dense.intermediate_size
 
 # Of the model, at which dsc bench measures; the functions take others too.
 WIDTHS = (INTERMEDIATE_SIZE,)

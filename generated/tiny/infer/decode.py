@@ -2,9 +2,9 @@
 # Yours to read and edit. Regenerate: dsc compile tiny
 """The model one piece of text at a time: each layer attends to a cache of the tokens before.
 
-Shapes: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE, R
-    QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS, K
-    TOP_K, F EXPERT_SIZE, G NUM_GROUPS.
+Dims: B batch, S sequence, T = B * S, C cached positions with the new ones, W VOCAB_SIZE, D HIDDEN_SIZE,
+    R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK, E NUM_EXPERTS,
+    K TOP_K, I EXPERT_SIZE, G NUM_GROUPS.
 """
 
 import math
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.grouped_mm import grouped_mm
-from ..model import (
+from ..dims import (
     ATTENTION_SCALE,
     HIDDEN_SIZE,
     KV_LORA_RANK,
@@ -29,6 +28,9 @@ from ..model import (
     TOP_GROUPS,
     TOP_K,
     V_HEAD_DIM,
+)
+from ..kernels.grouped_mm import grouped_mm
+from ..model import (
     DenseLayer,
     LatentAttention,
     MixtureOfExperts,
@@ -75,19 +77,19 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """Multi-head latent attention in its expanded form, queries through a latent too (DeepSeek-V2, section 2.1)."""
     q_latent = module.q_a_proj(x)  # [B, S, Q]
-    q_latent = module.q_a_layernorm(q_latent)  # [B, S, Q]
+    q_latent = module.q_a_layernorm(q_latent)
     q = module.q_b_proj(q_latent)  # [B, S, H * (N + R)]
     q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [B, S, H, N + R]
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [B, S, H, N], [B, S, H, R]
-    q_rope = rotate(q_rope, rope)  # [B, S, H, R]
+    q_rope = rotate(q_rope, rope)
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
 
     kv = module.kv_a_proj_with_mqa(x)  # [B, S, L + R]
     kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-    kv_latent = module.kv_a_layernorm(kv_latent)  # [B, S, L]
+    kv_latent = module.kv_a_layernorm(kv_latent)
     kv_latent = cache.append("kv_latent", kv_latent)  # [B, C, L]
     k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-    k_rope = rotate(k_rope, rope)  # [B, S, 1, R]
+    k_rope = rotate(k_rope, rope)
     k_rope = cache.append("k_rope", k_rope)  # [B, C, 1, R]
 
     kv = module.kv_b_proj(kv_latent)  # [B, C, H * (N + V)]
@@ -104,65 +106,64 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
     logits = F.linear(upcast(x), upcast(module.weight))  # [B, S, E]
-    scores = logits.sigmoid()  # [B, S, E]
+    scores = logits.sigmoid()
 
-    choice = scores.detach() + module.e_score_correction_bias  # [B, S, E]
+    choice = scores.detach() + module.e_score_correction_bias
     groups = choice.unflatten(-1, (NUM_GROUPS, NUM_EXPERTS // NUM_GROUPS))  # [B, S, G, E / G]
     group_scores = groups.topk(2, -1).values.sum(-1)  # [B, S, G]
-    # [B, S, G]
     closed = torch.ones_like(group_scores).scatter(-1, group_scores.topk(TOP_GROUPS, -1).indices, 0).bool()
     choice = groups.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(-2)  # [B, S, E]
     experts = choice.topk(TOP_K, -1).indices  # [B, S, K]
 
     weights = scores.gather(-1, experts)  # [B, S, K]
-    weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # [B, S, K]
-    weights = weights * ROUTED_SCALING_FACTOR  # [B, S, K]
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    weights = weights * ROUTED_SCALING_FACTOR
     return experts, weights
 
 
 def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
-    experts, weights = router(module.gate, x)  # [B, S, K], [B, S, K]
-    sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K], [T * K]
+    experts, weights = router(module.gate, x)  # [B, S, K] each
+    sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K] each
     every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
     ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
     source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
     slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
 
-    tokens = x.flatten(0, 1)  # [T, D]
-    h = tokens.gather(0, source)  # [T * K, D]
-    h = grouped_mm(h, module.gate_up_proj, ends)  # [T * K, F * 2]
-    gate, up = h.chunk(2, -1)  # [T * K, F], [T * K, F]
-    h = F.silu(gate) * up  # [T * K, F]
-    h = h * slot_weights  # [T * K, F]
+    flat = x.flatten(0, 1)  # [T, D]
+    h = flat.gather(0, source)  # [T * K, D]
+    h = grouped_mm(h, module.gate_up_proj, ends)  # [T * K, 2 * I]
+    gate, up = h.chunk(2, -1)  # [T * K, I] each
+    h = F.silu(gate) * up
+    h = h * slot_weights
     h = grouped_mm(h, module.down_proj, ends)  # [T * K, D]
 
-    out = torch.zeros_like(tokens).scatter_add(0, source, h)  # [T, D]
+    out = torch.zeros_like(flat).scatter_add(0, source, h)  # [T, D]
     out = out.view_as(x)  # [B, S, D]
-    shared = module.shared_experts(x)  # [B, S, D]
-    return out + shared  # [B, S, D]
+    shared = module.shared_experts(x)
+    return out + shared
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a dense feed-forward."""
-    h = module.input_layernorm(x)  # [B, S, D]
-    h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
-    x = x + h  # [B, S, D]
+    h = module.input_layernorm(x)
+    h = latent_attention(module.self_attn, h, rope, cache)
+    x = x + h
 
-    h = module.post_attention_layernorm(x)  # [B, S, D]
-    h = module.mlp(h)  # [B, S, D]
-    return x + h  # [B, S, D]
+    h = module.post_attention_layernorm(x)
+    h = module.mlp(h)
+    return x + h
 
 
 def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
     """A layer with a mixture of experts."""
-    h = module.input_layernorm(x)  # [B, S, D]
-    h = latent_attention(module.self_attn, h, rope, cache)  # [B, S, D]
-    x = x + h  # [B, S, D]
+    h = module.input_layernorm(x)
+    h = latent_attention(module.self_attn, h, rope, cache)
+    x = x + h
 
-    h = module.post_attention_layernorm(x)  # [B, S, D]
-    h = mixture_of_experts(module.mlp, h)  # [B, S, D]
-    return x + h  # [B, S, D]
+    h = module.post_attention_layernorm(x)
+    h = mixture_of_experts(module.mlp, h)
+    return x + h
 
 
 def model_backbone(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Tensor:
@@ -181,5 +182,5 @@ def model_forward(module: Model, tokens: Tensor, caches: list[LayerCache]) -> Te
     """Logits [B, 1, W] of the token after tokens [B, S]."""
     x = model_backbone(module, tokens, caches)  # [B, S, D]
     x = x[:, -1:]  # [B, 1, D]
-    hidden = module.norm(x)  # [B, 1, D]
+    hidden = module.norm(x)
     return module.lm_head(hidden)  # [B, 1, W]

@@ -11,10 +11,10 @@ from kernels.lab import calc_diff
 from torch import Tensor, nn
 
 from dsc.compiler.driver import build, emit
-from dsc.compiler.shrink import shrunk
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.shrink import shrunk
 
 Importer = Callable[[str], ModuleType]
 Emitted = Callable[[Mapping[str, str]], Importer]

@@ -1,0 +1,55 @@
+"""What each layer keeps of the tokens at inference: the one place that says how many bytes a row of a cache takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dsc.compiler.graph.block import CachedValue
+from dsc.compiler.graph.dim import Axis, Dim, product
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import tensor
+from dsc.compiler.graph.types import DType
+from dsc.spec.precision import CACHE_GROUP
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One tensor of a layer's cache, such as the keys, the values or the latents: a row for every token."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    """Of one row: [J, N] of keys, [L] of latents."""
+    dtype: DType
+    has_fp8_form: bool
+    """Whether an FP8 cache keeps codes of it; what it does not, it keeps in bfloat16."""
+    tokens: int = 1
+    """That share one row."""
+    window: int | None = None
+    """How many of the last tokens are kept; None: all."""
+
+    @property
+    def axes(self) -> frozenset[Axis]:
+        return frozenset[Axis]().union(*(dim.axes() for dim in self.shape))
+
+    @property
+    def bytes(self) -> int:
+        """Of one row; FP8 codes with a float32 scale for every CACHE_GROUP of them."""
+        numbers = product(self.shape).value()
+        scales = numbers // CACHE_GROUP * DType.FP32.bytes if self.dtype is DType.FP8 else 0
+        return numbers * self.dtype.bytes + scales
+
+    def in_fp8_cache(self) -> CacheRow:
+        return replace(self, dtype=DType.FP8 if self.has_fp8_form else DType.BF16)
+
+
+def cache_rows(graph: Graph, key: str) -> dict[str, tuple[CacheRow, ...]]:
+    """Of every layer that a method runs, by the path of the module that keeps them; none without such a method."""
+    if key not in graph.blocks:
+        return {}
+    modules = graph.executions(key)
+    return {path: tuple(map(_row, block.cached)) for path, block in modules if block.cached}
+
+
+def _row(kept: CachedValue) -> CacheRow:
+    """Of a value [B, S, ...]."""
+    return CacheRow(kept.value.name, tensor(kept.value.type).shape[2:], kept.dtype, kept.has_fp8_form)

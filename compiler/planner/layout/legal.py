@@ -1,0 +1,104 @@
+"""When a layout can be: every reason against it, with its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsc.compiler.planner.layout.layout import RECOMPUTE, Layout
+from dsc.compiler.planner.pipeline.schedule import why_not
+from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
+
+
+def problems(layout: Layout, spec: ModelSpec, world: int, batch: int) -> tuple[str, ...]:
+    """Why this layout cannot be, each with its arithmetic; empty if it can. `batch` is the global batch."""
+    return (
+        *_grid(layout, world),
+        *model_problems(layout, spec),
+        *_pipeline(layout, spec, batch),
+        *choice_problems(layout, spec),
+    )
+
+
+def _grid(layout: Layout, world: int) -> Iterator[str]:
+    pp, dp, cp, tp, ep, etp = layout.pp, layout.dp, layout.cp, layout.tp, layout.ep, layout.etp
+    if layout.world != world:
+        yield f"pp x dp x cp x tp = {pp} x {dp} x {cp} x {tp} = {layout.world}, but there are {world} GPUs"
+    if dp * cp * tp % (ep * etp):
+        yield (
+            f"experts fold over dp x cp x tp = {dp} x {cp} x {tp} = {dp * cp * tp}, "
+            f"which ep x etp = {ep} x {etp} = {ep * etp} does not divide"
+        )
+
+
+def model_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    """Sizes of the model that tensor, context or expert parallelism does not divide."""
+    tp, cp, ep, etp = layout.tp, layout.cp, layout.ep, layout.etp
+    kinds = {group.ffn for group in spec.layers}
+    attention = spec.attention
+    yield from _divides("tp", tp, "attention heads", attention.num_attention_heads)
+    if isinstance(attention, GqaAttention):
+        yield from _divides("tp", tp, "key-value heads", attention.num_key_value_heads)
+    if "dense" in kinds:
+        yield from _divides("tp", tp, "ffn.dense.intermediate_size", spec.dense().intermediate_size)
+    if "moe" in kinds:
+        moe = spec.moe()
+        yield from _divides("ep", ep, "experts", moe.n_routed_experts)
+        yield from _divides("etp", etp, "ffn.moe.moe_intermediate_size", moe.moe_intermediate_size)
+        yield from _divides("tp", tp, "shared experts' width", moe.n_shared_experts * moe.moe_intermediate_size)
+    elif ep * etp > 1:
+        yield f"ep x etp = {ep} x {etp} = {ep * etp}, but the model has no experts"
+    sequence = spec.workload.sequence_length
+    if cp > 1:  # causal attention is balanced by giving every rank one chunk from the front and one from the back
+        yield from _divides("2 x cp", 2 * cp, "tokens of a sequence", sequence)
+    if tp > 1:  # sequence parallelism: between the products each tensor rank holds its part of the tokens
+        yield from _divides("cp x tp", cp * tp, "tokens of a sequence", sequence)
+    yield from _divides("tp", tp, "vocab_size", spec.vocab_size)
+
+
+def _divides(name: str, divisor: int, what: str, count: int) -> Iterator[str]:
+    if count % divisor:
+        division = f"{count} = {count // divisor} x {divisor} + {count % divisor}"
+        yield f"{name} = {divisor} does not divide {count} {what}: {division}"
+
+
+def _pipeline(layout: Layout, spec: ModelSpec, batch: int) -> Iterator[str]:
+    if layout.chunks > spec.num_layers:
+        stages = f"pp x vpp = {layout.pp} x {layout.vpp} = {layout.chunks} stages"
+        yield f"{stages}, but the model has {spec.num_layers} layers"
+    together = layout.dp * layout.micro_batch
+    if batch % together:
+        product = f"dp x micro_batch = {layout.dp} x {layout.micro_batch} = {together}"
+        yield f"{product} does not divide the global batch of {batch}"
+        return
+    reason = why_not(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(batch))
+    if reason is not None:
+        yield f"schedule: {reason}"
+
+
+def choice_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    """Recompute, ZeRO and activation types that are not to be had."""
+    unknown = [name for name in layout.recompute if name not in RECOMPUTE]
+    if unknown or list(layout.recompute) != sorted(set(layout.recompute)):
+        yield f"recompute is a sorted choice of {', '.join(RECOMPUTE)}, not {list(layout.recompute)}"
+    elif "full" in layout.recompute and len(layout.recompute) > 1:
+        yield f"recompute: full leaves nothing to {', '.join(name for name in layout.recompute if name != 'full')}"
+    else:
+        for name in layout.recompute:
+            if name not in recompute_choices(spec):
+                yield f"recompute: {spec.name} has no {name}"
+    if layout.zero not in range(4):
+        yield f"zero is 0, 1, 2 or 3, not {layout.zero}"
+    if layout.activations == "fp8" and not isinstance(spec.precision.linear, Fp8BlockLinear):
+        yield "activations are kept in fp8 where products read fp8: precision.linear is bf16"
+
+
+def recompute_choices(spec: ModelSpec) -> tuple[str, ...]:
+    """Those of RECOMPUTE that the model has."""
+    absent = set()
+    if not isinstance(spec.attention, MlaAttention):
+        absent.add("mla_up_proj")
+    if "moe" not in {group.ffn for group in spec.layers}:
+        absent.add("experts")
+    return tuple(name for name in RECOMPUTE if name not in absent)

@@ -1,0 +1,120 @@
+"""What each kind of part keeps of a micro-batch, and what it needs for a moment: read off the graph once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from dsc.compiler.graph.dim import Axis, B, S
+from dsc.compiler.graph.saved import Storage
+from dsc.compiler.planner.layout.layout import Activations, Layout
+from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.recompute import SCALED_TILE, attended, dispatched, fp8_storages, inside, kept
+from dsc.compiler.planner.parts.shard import Extent, extent
+from dsc.compiler.planner.parts.working import backward_peak, forward_peak
+
+SCALE = 4
+"""Bytes of a tile's scale."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one part keeps of one micro-batch, before sharding."""
+
+    storages: tuple[tuple[Storage, Extent], ...]
+    """What nobody else keeps, in the order of saving."""
+    shared: tuple[tuple[Storage, Extent], ...]
+    """What other parts of the same stage may keep too: it counts once."""
+    forward: int
+    """The most bytes that forward needs for a moment, less what it keeps."""
+    backward: int
+    """The same for backward, less what was kept."""
+
+    @cached_property
+    def own(self) -> Extent:
+        return sum((size for one, size in self.storages if not is_logits(one)), Extent())
+
+    @cached_property
+    def logits(self) -> Extent:
+        return sum((size for one, size in self.storages if is_logits(one)), Extent())
+
+
+def is_logits(storage: Storage) -> bool:
+    return Axis.VOCABULARY in storage.type.axes
+
+
+class PartMemory:
+    """Of each kind of part, whole: no layout divides it yet."""
+
+    def __init__(self, parts: Sequence[Part], sequence_length: int) -> None:
+        self._sequence_length = sequence_length
+        # The last of each kind: what the first layer receives is read by the table of rotations too, which is no layer.
+        self.examples = {part.kind: part for part in parts}
+        self._shared = _shared(parts)
+        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool], Held] = {}
+        self._counted: dict[tuple[Storage, int], int] = {}
+
+    def of(
+        self,
+        kind: str,
+        recompute: tuple[str, ...],
+        activations: Activations,
+        micro_batch: int,
+        away: bool = False,
+    ) -> Held:
+        """What a part of this kind keeps of one micro-batch. `away`: experts work for other ranks' tokens too."""
+        key = (kind, recompute, activations, micro_batch, away)
+        if key not in self._held:
+            self._held[key] = self._measure(*key)
+        return self._held[key]
+
+    def on(self, kind: str, layout: Layout) -> Held:
+        away = layout.ep * layout.etp > 1
+        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away)
+
+    def _measure(
+        self, kind: str, recompute: tuple[str, ...], activations: Activations, micro_batch: int, away: bool
+    ) -> Held:
+        steps = self.examples[kind].steps
+        small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
+        found = kept(steps, recompute, narrow=twelve)
+        received = dispatched(steps) if away else ()
+        if "full" in recompute:
+            found = replace(found, remade=(*found.remade, *received))
+        else:
+            found = replace(found, storages=(*found.storages, *received))
+
+        def size(one: Storage) -> int:
+            numbers = self._numbers(one, micro_batch)
+            if one in small or one in twelve:
+                return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
+            return numbers * one.type.dtype.bytes
+
+        sized = [(one, extent(one.type, size(one))) for one in found.storages]
+        return Held(
+            tuple(pair for pair in sized if pair[0] not in self._shared),
+            tuple(pair for pair in sized if pair[0] in self._shared),
+            forward_peak(steps, found, size) + sum(size(one) for one in inside(steps)),
+            backward_peak(steps, found, size) + sum(size(one) for one in inside(steps)),
+        )
+
+    def _numbers(self, storage: Storage, micro_batch: int) -> int:
+        """Elements, counted once for all that ask."""
+        key = (storage, micro_batch)
+        if key not in self._counted:
+            sizes = {B.name: micro_batch, S.name: self._sequence_length}
+            self._counted[key] = storage.type.numel.value(sizes)
+        return self._counted[key]
+
+
+def _shared(parts: Sequence[Part]) -> frozenset[Storage]:
+    """What more than one part reads."""
+    readers: dict[Storage, str] = {}
+    shared = set()
+    for part in parts:
+        for step in part.steps:
+            for one in step.inputs:
+                if one is not None and readers.setdefault(one, part.name) != part.name:
+                    shared.add(one)
+    return frozenset(shared)

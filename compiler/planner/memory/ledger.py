@@ -1,0 +1,191 @@
+"""Bytes of every rank, line by line: what is held through the whole step, and what the pipeline holds at its fullest.
+
+Sizes are read off the graph once for each kind of part; what a layout makes of them is arithmetic on integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from math import ceil
+
+from dsc.compiler.graph.dim import B, S
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.saved import Storage
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.memory.held import is_logits
+from dsc.compiler.planner.memory.lines import (
+    ACTIVATIONS,
+    ALLOCATOR,
+    ASSUMED,
+    COLLECTIVES,
+    CONTEXT,
+    CUDA,
+    EXPERT_BUFFER,
+    EXPERT_BUFFERS,
+    GATHERED,
+    GRADIENTS,
+    LOGITS,
+    MASTER,
+    MOMENTS,
+    NCCL,
+    RESERVE,
+    SOURCES,
+    TRANSFERS,
+    WEIGHTS,
+    WORKING,
+    MemoryLine,
+    Role,
+)
+from dsc.compiler.planner.memory.ranks import InFlight, RankContent, RankContents
+from dsc.compiler.planner.memory.stage import StageBytes, StageMemory
+from dsc.compiler.planner.parts.parts import parts_of, stream
+from dsc.compiler.planner.parts.shard import Elements, share
+from dsc.compiler.planner.parts.stages import Stages, split, weights
+from dsc.compiler.planner.parts.widths import BYTES
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Precision
+
+TRANSFERRED = 4
+"""Hidden states in and out, and the gradients of both."""
+
+
+class MemoryModel:
+    """The memory of one spec under layouts."""
+
+    def __init__(self, spec: ModelSpec, graph: Graph) -> None:
+        self.spec = spec
+        self.parts = parts_of(graph)
+        self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters])
+        self.ranks = RankContents(self.parts)
+        self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
+        self._known_outside: dict[tuple[bool, bool], int] = {}
+
+    def split(self, layout: Layout, costs: Sequence[int] | None = None) -> Stages:
+        """Parts of each stage, balanced by FLOPs unless costs are given."""
+        length = self.spec.workload.sequence_length
+        return split(self.parts, weights(self.parts, length) if costs is None else costs, layout.chunks)
+
+    def fullest(self, layout: Layout, batch: int, stages: Stages, working: bool = True) -> int:
+        """Bytes of the rank that needs most, or would without what lives for a moment."""
+        return max(
+            sum(self._amounts(layout, content, working).values())
+            for content in self.ranks.of_ranks(layout, batch, stages)
+        )
+
+    def ledger(self, layout: Layout, batch: int, stages: Stages) -> tuple[Role, ...]:
+        """Every pipeline rank, those that hold the same together."""
+        roles = []
+        for content in self.ranks.of_ranks(layout, batch, stages):
+            own = tuple(stages[stage] for stage in layout.stages(content.ranks[0]))
+            names = tuple(tuple(self.parts[index].name for index in stage) for stage in own)
+            lines = tuple(self._lines(layout, content))
+            roles.append(Role(content.ranks, layout.stages(content.ranks[0]), names, lines))
+        return tuple(roles)
+
+    def _amounts(self, layout: Layout, content: RankContent, working: bool = True) -> dict[str, int]:
+        """Bytes by line, activations in one."""
+        width = BYTES[self.spec.precision.parameters]
+        dense, experts = content.elements.dense_on(layout), content.elements.experts_on(layout)
+        replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
+        sharded = share(dense, replicas) + share(experts, copies)
+        kept = (dense + experts, sharded)
+        amounts = {
+            name: each * kept[layout.zero >= sharded_from]
+            for name, each, sharded_from in _state_widths(self.spec.precision)
+        }
+        if layout.zero == 3:  # the part that runs, and the next one on its way
+            largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
+            amounts[GATHERED] = 2 * width * largest
+        stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
+        fullest = _fullest(content.in_flight, stages)
+        amounts[ACTIVATIONS] = sum(count * one.activations for count, one in zip(fullest, stages, strict=True))
+        amounts[LOGITS] = sum(count * one.logits for count, one in zip(fullest, stages, strict=True))
+        amounts[WORKING] = max(one.working for one in stages) if working else 0
+        if layout.pp > 1:
+            amounts[TRANSFERS] = TRANSFERRED * self._stream_bytes_on(layout)
+        reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
+        return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
+
+    def _outside_bytes(self, several: bool, exchanges: bool) -> int:
+        key = (several, exchanges)
+        if key not in self._known_outside:
+            self._known_outside[key] = sum(self._outside(several, exchanges).values())
+        return self._known_outside[key]
+
+    def _outside(self, several: bool, exchanges: bool) -> dict[str, int]:
+        """Bytes that PyTorch's allocator knows nothing of: on one of several GPUs, with tokens for others' experts."""
+        outside = {CUDA: round(CONTEXT.value)}
+        if several:
+            outside[COLLECTIVES] = round(NCCL.value)
+        if exchanges:
+            outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
+        return outside
+
+    def least(self, layout: Layout, zero: int) -> float:
+        """Bytes that the fullest rank cannot fall below: parameters spread evenly over the ranks, no activations."""
+        dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
+        whole = layout.duplicates * (dense + experts)
+        sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
+        widths = _state_widths(self.spec.precision)
+        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
+        return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
+
+    @cached_property
+    def sharded_bytes(self) -> int:
+        """Of all parameters with their state: what the ranks hold together where nothing is held twice."""
+        return self._everything.total() * sum(each for _, each, _ in _state_widths(self.spec.precision))
+
+    @cached_property
+    def _everything(self) -> Elements:
+        return self.ranks.elements(range(len(self.parts)))
+
+    def _stream_bytes_on(self, layout: Layout) -> int:
+        """What the layers hand on of one micro-batch, on one rank."""
+        return share(layout.micro_batch * self._stream_bytes, layout.cp * layout.tp)
+
+    def _lines(self, layout: Layout, content: RankContent) -> Iterator[MemoryLine]:
+        for name, size in self._amounts(layout, content).items():
+            if name == ACTIVATIONS:
+                yield from self._activation_lines(layout, content)
+            elif name in ASSUMED:
+                yield MemoryLine(name, size, ASSUMED[name].provenance, ASSUMED[name].source)
+            elif size:
+                yield MemoryLine(name, size, "derived", SOURCES[name], content.names)
+
+    def _activation_lines(self, layout: Layout, content: RankContent) -> Iterator[MemoryLine]:
+        """One line for each kind of part."""
+        stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
+        fullest = _fullest(content.in_flight, stages)
+        totals: dict[str, int] = {}
+        for count, one in zip(fullest, stages, strict=True):
+            for kind, size in one.by_kind if count else ():
+                totals[kind] = totals.get(kind, 0) + count * size
+        in_flight = ", ".join(
+            f"{count} of stage {stage}" for count, stage in zip(fullest, layout.stages(content.ranks[0]), strict=True)
+        )
+        for kind, size in totals.items():
+            held = self.stages.parts.on(kind, layout)
+            tensors = tuple(_describe(one) for one, _ in (*held.storages, *held.shared) if not is_logits(one))
+            yield MemoryLine(f"{ACTIVATIONS}{kind}", size, "derived", f"micro-batches in flight: {in_flight}", tensors)
+
+
+def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:
+    """Lines of a parameter's state, bytes for each number, and the ZeRO stage that shards it."""
+    optimizer = precision.optimizer
+    master = BYTES[optimizer.master] if precision.parameters != "fp32" else 0
+    return (
+        (WEIGHTS, BYTES[precision.parameters], 3),
+        (GRADIENTS, BYTES[optimizer.gradients], 2),
+        (MASTER, master, 1),
+        (MOMENTS, 2 * BYTES[optimizer.moments], 1),
+    )
+
+
+def _fullest(in_flight: InFlight, stages: Sequence[StageBytes]) -> tuple[int, ...]:
+    """The moment that costs most."""
+    return max(in_flight, key=lambda counts: sum(n * one.kept for n, one in zip(counts, stages, strict=True)))
+
+
+def _describe(storage: Storage) -> str:
+    return f"{storage.place} {storage.type.shape_text()} {storage.type.dtype}"

@@ -1,0 +1,89 @@
+"""What pipeline ranks hold before anyone asks for sizes: parts, parameters, and micro-batches in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from dsc.compiler.graph.op import Parameter
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.shard import Elements, elements
+from dsc.compiler.planner.parts.stages import Stages
+from dsc.compiler.planner.pipeline.schedule import Schedule, actions, holdings, stages_of_rank
+
+InFlight = tuple[tuple[int, ...], ...]
+"""Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
+
+ENOUGH = 4
+"""Micro-batches for each pipeline rank after which no schedule holds more than before."""
+
+
+@lru_cache(maxsize=4096)
+def most_held(schedule: Schedule, pp: int, vpp: int, micro_batches: int, rank: int) -> InFlight:
+    """What a rank holds at its fullest, stages in the order of the model."""
+    count = min(micro_batches, ENOUGH * pp)
+    stages = stages_of_rank(schedule, pp, vpp, rank)
+    return tuple(tuple(held[stage] for stage in stages) for held in holdings(actions(schedule, pp, vpp, count), rank))
+
+
+@dataclass(frozen=True)
+class RankContent:
+    """Of ranks that differ in nothing of it."""
+
+    ranks: tuple[int, ...]
+    names: tuple[str, ...]
+    """Of the parts of the first of the ranks."""
+    kinds: tuple[tuple[str, ...], ...]
+    """Of each stage, the kinds of its parts."""
+    elements: Elements
+    largest: Elements
+    """Of the part with most parameters."""
+    in_flight: InFlight
+
+
+class RankContents:
+    """Of every rank of a pipeline."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._parameters: dict[str, Elements] = {}
+        self._known: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
+
+    def of_ranks(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
+        """Ranks that hold the same, together."""
+        count = layout.micro_batches(batch)
+        key = (layout.schedule, layout.pp, layout.vpp, count, stages)
+        if key not in self._known:
+            together: dict[tuple[object, ...], RankContent] = {}
+            for rank in range(layout.pp):
+                held = most_held(layout.schedule, layout.pp, layout.vpp, count, rank)
+                one = self._of_rank(layout, stages, rank, held)
+                same = (one.kinds, one.elements, one.in_flight)
+                known = together.get(same)
+                together[same] = one if known is None else replace(known, ranks=(*known.ranks, rank))
+            self._known[key] = tuple(together.values())
+        return self._known[key]
+
+    def _of_rank(self, layout: Layout, stages: Stages, rank: int, held: InFlight) -> RankContent:
+        own = [stages[stage] for stage in layout.stages(rank)]
+        kinds = tuple(tuple(self._parts[index].kind for index in stage) for stage in own)
+        everything = [index for stage in own for index in stage]
+        largest = max((self._sum(self._parts[index].parameters) for index in everything), key=Elements.total)
+        names = tuple(self._parts[index].name for index in everything)
+        return RankContent((rank,), names, kinds, self.elements(everything), largest, held)
+
+    def elements(self, parts: Iterable[int]) -> Elements:
+        """Parameters of some parts with those that they borrow, each once."""
+        found: dict[str, Parameter] = {}
+        for index in parts:
+            found.update(self._parts[index].parameters)
+            found.update(self._parts[index].borrowed)
+        return self._sum(found)
+
+    def _sum(self, parameters: Mapping[str, Parameter]) -> Elements:
+        for name, parameter in parameters.items():
+            if name not in self._parameters:
+                self._parameters[name] = elements([parameter])
+        return sum((self._parameters[name] for name in parameters), Elements())

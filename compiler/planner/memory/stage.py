@@ -1,0 +1,85 @@
+"""Bytes of one pipeline stage on one rank: activations of a micro-batch, logits, and what lives for a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dsc.compiler.graph.saved import Step, Storage
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.memory.held import PartMemory
+from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """Of one stage on one rank."""
+
+    by_kind: tuple[tuple[str, int], ...]
+    """Activations of one micro-batch, by kind of part."""
+    activations: int
+    """Their sum."""
+    logits: int
+    """Of one micro-batch."""
+    working: int
+    """Of the part that needs most, forward or backward, whatever the number of micro-batches."""
+
+    @property
+    def kept(self) -> int:
+        return self.activations + self.logits
+
+
+class StageMemory:
+    """Of runs of parts under a layout."""
+
+    def __init__(self, parts: Sequence[Part], sequence_length: int, parameter_bytes: int) -> None:
+        self.parts = PartMemory(parts, sequence_length)
+        self._parameter_bytes = parameter_bytes
+        self._known: dict[tuple[object, ...], StageBytes] = {}
+        self._weights: dict[str, tuple[Elements, ...]] = {}
+
+    def of(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
+        """A stage of such parts, in this order, on one rank."""
+        key = (
+            kinds,
+            layout.cp,
+            layout.tp,
+            layout.ep,
+            layout.etp,
+            layout.recompute,
+            layout.activations,
+            layout.micro_batch,
+        )
+        if key not in self._known:
+            self._known[key] = self._stage(kinds, layout)
+        return self._known[key]
+
+    def _stage(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
+        held = [self.parts.on(kind, layout) for kind in kinds]
+        by_kind: dict[str, int] = {}
+        known: set[Storage] = set()
+        for kind, one in zip(kinds, held, strict=True):  # what parts share stands with the first
+            fresh = sum((size for storage, size in one.shared if storage not in known), Extent())
+            known.update(storage for storage, _ in one.shared)
+            by_kind[kind] = by_kind.get(kind, 0) + (one.own + fresh).on(layout)
+        ranks = layout.cp * layout.tp
+        later, peak = 0, 0
+        for kind, one in zip(reversed(kinds), reversed(held), strict=True):
+            gradient = self._largest_gradient(kind, layout)
+            peak = max(peak, share(one.forward, ranks) - later, share(one.backward, ranks) + gradient - later)
+            later += (one.own + one.logits).on(layout)
+        logits = sum(one.logits.on(layout) for one in held)
+        return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak)
+
+    def _largest_gradient(self, kind: str, layout: Layout) -> int:
+        """Of the weights of one op, as autograd makes it before it is added up."""
+        if kind not in self._weights:
+            self._weights[kind] = tuple(_weights_of(step) for step in self.parts.examples[kind].steps)
+        return max(
+            (some.dense_on(layout) + some.experts_on(layout)) * self._parameter_bytes for some in self._weights[kind]
+        )
+
+
+def _weights_of(step: Step) -> Elements:
+    return elements(parameter.substitute(step.sizes) for parameter in step.node.op.parameters())

@@ -1,0 +1,108 @@
+"""The model in the pieces that pipeline stages are made of: the embedding, the layers, MTP modules, the head.
+
+This is where the planner reads the graph; everything after works on these pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from dsc.compiler.graph.graph import Call, Graph
+from dsc.compiler.graph.op import Parameter, tensor
+from dsc.compiler.graph.saved import Step, trace
+from dsc.compiler.graph.types import TensorType
+
+EMBEDDING, HEAD = "embedding", "head"
+LOSS, BACKBONE = "Model.loss", "Model.backbone"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What always stays together on one rank. Parts of one kind are equal but for their names."""
+
+    name: str
+    """A module of the model such as layers.3 or mtp.0; or embedding or head."""
+    kind: str
+    """The block that runs: MoeLayer.forward, ...; or embedding or head."""
+    parameters: Mapping[str, Parameter]
+    """By full name; each parameter of the model is in one part."""
+    borrowed: Mapping[str, Parameter]
+    """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
+    steps: tuple[Step, ...]
+    """Every op that runs in training, in order."""
+
+
+def parts_of(graph: Graph) -> tuple[Part, ...]:
+    """In the order in which they run."""
+    kinds = dict(_modules(graph))
+    names = [EMBEDDING, *(name for name in kinds), HEAD]
+    place = _places(graph, names)
+    steps: dict[str, list[Step]] = {name: [] for name in names}
+    for step in trace(graph, LOSS):
+        steps[_module(step.path) if step.path else place[id(step.node)]].append(step)
+    return tuple(_parts(graph, kinds, {name: tuple(run) for name, run in steps.items()}))
+
+
+def _modules(graph: Graph) -> Iterator[tuple[str, str]]:
+    """(path, block) of the layers, then of the MTP modules: the submodules that the root class calls."""
+    for key in (BACKBONE, LOSS):
+        for node in graph.blocks[key].nodes():
+            if isinstance(node.op, Call):
+                yield from ((path, node.op.callee()) for path in node.op.prefixes() if path)
+
+
+def stream(graph: Graph) -> TensorType:
+    """What one layer hands to the next, and one pipeline stage to the next: sizes in B and S."""
+    layers = [node for node in graph.blocks[BACKBONE].nodes() if isinstance(node.op, Call) and any(node.op.prefixes())]
+    types = [tensor(node.output_types[0]) for node in layers]
+    assert all(type.same(types[0]) for type in types), f"layers hand on {', '.join(one.shape_text() for one in types)}"
+    return types[0]
+
+
+def _module(path: str) -> str:
+    """layers.3 of layers.3.self_attn., the module of the root that a path leads into."""
+    return ".".join(path.split(".")[:2])
+
+
+def _places(graph: Graph, names: list[str]) -> dict[int, str]:
+    """The part of each op that the root class runs itself, by the identity of its node.
+
+    Those of the backbone come before the layers. Of the rest, each belongs to the first part that reads its results,
+    so that the final norm goes where its first reader is, and what nobody reads, the losses, is the head's.
+    """
+    place = {id(node): EMBEDDING for node in graph.blocks[BACKBONE].nodes()}
+    readers: dict[tuple[str, int], str] = {}
+    for node in reversed(graph.blocks[LOSS].nodes()):
+        if isinstance(node.op, Call):
+            part = next((path for path in node.op.prefixes() if path), EMBEDDING)
+        else:
+            read_by = [readers.get((value.producer, value.index), HEAD) for value in node.outputs]
+            part = min(read_by, key=names.index, default=HEAD)
+        place[id(node)] = part
+        for value in node.inputs:
+            key = value.producer, value.index
+            readers[key] = min(part, readers.get(key, part), key=names.index)
+    return place
+
+
+def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Step, ...]]) -> Iterator[Part]:
+    every = graph.parameters()
+    owner: dict[str, str] = {}
+    used = {name: tuple(_used(run)) for name, run in steps.items()}
+    for name, parameters in used.items():
+        for parameter in parameters:
+            owner.setdefault(parameter, name)
+    assert set(owner) == set(every), "a parameter that training does not use, or one that nobody knows"
+    for name, parameters in used.items():
+        own = {parameter: every[parameter] for parameter in parameters if owner[parameter] == name}
+        borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
+        yield Part(name, kinds.get(name, name), own, borrowed, steps[name])
+
+
+def _used(steps: tuple[Step, ...]) -> Iterator[str]:
+    """Full names of the parameters that ops read."""
+    for step in steps:
+        for parameter in step.node.op.parameters():
+            yield f"{step.path}{parameter.name}"
+        yield from step.node.op.borrowed()

@@ -1,0 +1,106 @@
+"""Which part of a tensor one rank holds, told from the axes of its shape.
+
+Tensor parallelism divides heads, feed-forward widths and the vocabulary, with sequence parallelism everywhere else
+(arXiv 2205.05198): low-rank projections, norms and routers are whole on every tensor rank and see their share of the
+tokens. So every tensor of tokens divides by cp x tp, along one dim or the other. Expert parallelism divides the experts
+and keeps the rows: balanced routing sends a rank as many as it sends. Expert tensor parallelism divides the experts'
+width, and its ranks all read all their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Axis
+from dsc.compiler.graph.op import Parameter
+from dsc.compiler.graph.types import TensorType
+from dsc.compiler.planner.layout.layout import Layout
+
+TENSOR = frozenset((Axis.HEADS, Axis.FEED_FORWARD, Axis.SHARED_EXPERTS, Axis.VOCABULARY))
+"""What tensor parallelism divides."""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """How many numbers of parameters there are, by what divides them."""
+
+    tensor: int = 0
+    """Divided by tensor parallelism."""
+    replicated: int = 0
+    """Whole on every tensor rank."""
+    expert: int = 0
+    """Routed experts: divided by expert and expert tensor parallelism."""
+
+    def __add__(self, other: Elements) -> Elements:
+        return Elements(self.tensor + other.tensor, self.replicated + other.replicated, self.expert + other.expert)
+
+    def total(self) -> int:
+        return self.tensor + self.replicated + self.expert
+
+    def dense_on(self, layout: Layout) -> int:
+        """Numbers on one rank that all of dp x cp share."""
+        return share(self.tensor, layout.tp) + self.replicated
+
+    def experts_on(self, layout: Layout) -> int:
+        """Numbers on one rank that edp ranks share."""
+        return share(self.expert, layout.ep * layout.etp)
+
+
+def elements(parameters: Iterable[Parameter]) -> Elements:
+    return sum((_elements_of(parameter) for parameter in parameters), Elements())
+
+
+def _elements_of(parameter: Parameter) -> Elements:
+    count = parameter.type.numel.value()
+    if parameter.is_routed:
+        return Elements(expert=count)
+    return Elements(tensor=count) if TENSOR & parameter.type.axes else Elements(replicated=count)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes of tensors of one micro-batch, by what divides them."""
+
+    tokens: int = 0
+    """Divided by context and tensor parallelism."""
+    rows: int = 0
+    """Rows of experts in their full width: the same, and on each expert tensor rank."""
+    positions: int = 0
+    """Of positions without a batch, such as the rotary table: divided by context parallelism."""
+    whole: int = 0
+    """On every rank."""
+
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(
+            self.tokens + other.tokens,
+            self.rows + other.rows,
+            self.positions + other.positions,
+            self.whole + other.whole,
+        )
+
+    def on(self, layout: Layout) -> int:
+        """Bytes on one rank."""
+        ranks = layout.cp * layout.tp
+        return share(self.tokens + self.rows * layout.etp, ranks) + share(self.positions, layout.cp) + self.whole
+
+
+def extent(type: TensorType, bytes: int) -> Extent:
+    """Bytes of a tensor, sorted by the axes of its shape."""
+    axes = type.axes
+    if Axis.SEQUENCE not in axes:
+        return Extent(whole=bytes)
+    if Axis.BATCH not in axes:
+        return Extent(positions=bytes)
+    rows = len(type.shape) == 2 and has_row_for_each_expert(type)
+    return Extent(rows=bytes) if rows and Axis.EXPERT_WIDTH not in axes else Extent(tokens=bytes)
+
+
+def has_row_for_each_expert(type: TensorType) -> bool:
+    """Whether there is a row for each expert that a token chose."""
+    return Axis.CHOSEN_EXPERTS in type.shape[0].axes()
+
+
+def share(count: int, ranks: int) -> int:
+    """The largest of equal parts."""
+    return -(-count // ranks)

@@ -1,0 +1,123 @@
+"""A plan as one page of HTML that needs nothing else: tables, pictures, and where every figure comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dsc.compiler.facts.stats import compute_stats
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.memory.lines import MemoryLine, Role
+from dsc.compiler.planner.report.pictures.arena_svg import arena_svg
+from dsc.compiler.planner.report.pictures.memory_svg import memory_svg
+from dsc.compiler.planner.report.pictures.schedule_svg import schedule_svg
+from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, runs, where
+from dsc.compiler.planner.report.record import record
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.serving.deployment import ServingFound
+from dsc.spec.model import ModelSpec
+
+GIB = 2**30
+TENSORS = 6  # of a ledger's line that are named; the others are counted
+COMING_AND_GOING = ("activations", "logits")  # with every micro-batch; all else stays through the step
+
+
+@dataclass(frozen=True)
+class Ledger:
+    title: str
+    lines: tuple[MemoryLine, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(line.bytes for line in self.lines)
+
+
+def plan_html(plan: Plan) -> str:
+    problem = plan.problem
+    return _page(
+        "report/plan.html.jinja",
+        title=f"{problem.spec.name}: training on {where(problem.hardware)}",
+        plan=plan,
+        facts=record(plan),
+        groups=MEMORY,
+        columns=[(ranks_text(role.ranks), memory(role, problem.capacity)) for role in plan.roles],
+        ledgers=[Ledger(ranks_text(role.ranks), role.lines) for role in plan.roles],
+        schedule=schedule_svg(plan.time.timeline, f"{plan.layout.schedule}: one step"),
+        memory=memory_picture(plan),
+        differences=choices(plan),
+        stages=[runs(stage) for stage in record(plan)["stages"]],
+        known=_known(problem.spec, problem.graph, problem.hardware),
+    )
+
+
+def serving_html(found: ServingFound) -> str:
+    problem, plan = found.problem, found.chosen.plan
+    return _page(
+        "report/serving.html.jinja",
+        title=f"{problem.spec.name}: {problem.phase} on {where(problem.hardware)}",
+        found=found,
+        facts=serving_record(found),
+        ledgers=[Ledger("each GPU", found.chosen.lines)],
+        arena=arena_svg(plan.arena, f"one step of {problem.phase}, op by op") if plan else None,
+        known=_known(problem.spec, problem.training, problem.hardware),
+    )
+
+
+def memory_picture(plan: Plan) -> str:
+    """What stays on each pipeline rank, and on it the activations over the simulated step."""
+    problem, layout = plan.problem, plan.layout
+    stages = problem.stages(layout)
+    kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
+    held = [problem.memory.stages.of(one, layout).kept for one in kinds]
+    static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
+    return memory_svg(plan.time.timeline, static, held, problem.capacity, "memory of one GPU over the step")
+
+
+def _role_of(roles: Sequence[Role], rank: int) -> Role:
+    return next(role for role in roles if rank in role.ranks)
+
+
+def _static(role: Role, capacity: int) -> dict[str, int]:
+    sums = memory(role, capacity)
+    return {name: sums[name] for name in MEMORY if name not in COMING_AND_GOING}
+
+
+def _known(spec: ModelSpec, graph: Graph, machines: Hardware) -> list[tuple[str, str, str]]:
+    """What the plan rests on: name, figure, source."""
+    stats, cluster = compute_stats(spec, graph), machines.cluster
+    graph_says = "derived from the graph"
+    return [
+        ("parameters", f"{stats.parameters.total:,}", graph_says),
+        ("active for one token", f"{stats.parameters.active:,}", graph_says),
+        ("training FLOPs per token", f"{stats.flops_per_token.training:,}", f"{graph_says}, causal"),
+        ("memory of one GPU", f"{cluster.hbm_bytes:,} bytes", cluster.source),
+        ("memory bandwidth", f"{cluster.hbm_bandwidth / 1e12:g} TB/s", cluster.source),
+        ("bfloat16 peak, dense", f"{cluster.bf16_flops / 1e12:,g} TFLOPS", cluster.source),
+        (
+            f"NVLink or its like, among {cluster.scale_up_domain} GPUs",
+            f"{cluster.scale_up_bandwidth / 1e9:g} GB/s, {cluster.scale_up_achieved / 1e9:g} achieved",
+            cluster.links_source,
+        ),
+        (
+            "network of one GPU",
+            f"{cluster.nic_bandwidth / 1e9:g} GB/s, {cluster.nic_achieved / 1e9:g} achieved",
+            cluster.links_source,
+        ),
+    ]
+
+
+def _page(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("dsc.templates", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=True,
+    )
+    environment.filters["gib"] = lambda count: f"{count / GIB:,.2f}"
+    return environment.get_template(template).render(tensors=TENSORS, **values)

@@ -1,0 +1,146 @@
+"""A plan for training: the layout found, what it takes, how long a step is, and why not otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.memory.lines import (
+    ACTIVATIONS,
+    ALLOCATOR,
+    COLLECTIVES,
+    CUDA,
+    EXPERT_BUFFERS,
+    GATHERED,
+    GRADIENTS,
+    LOGITS,
+    MASTER,
+    MOMENTS,
+    TRANSFERS,
+    WEIGHTS,
+    WORKING,
+    Role,
+)
+from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.search.search import Candidate, Found, search
+from dsc.compiler.planner.time.step import StepTime
+
+# The lines of a ledger under the names of the contract.
+GROUPS = {
+    WEIGHTS: "weights",
+    GATHERED: "weights",
+    GRADIENTS: "gradients",
+    MASTER: "optimizer",
+    MOMENTS: "optimizer",
+    LOGITS: "logits",
+    TRANSFERS: "communication",
+    COLLECTIVES: "communication",
+    EXPERT_BUFFERS: "communication",
+    WORKING: "workspace",
+    CUDA: "workspace",
+    ALLOCATOR: "reserve",
+}
+MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "communication", "workspace", "reserve")
+
+
+@dataclass(frozen=True)
+class Plan:
+    problem: Problem
+    found: Found
+    chosen: Candidate
+    """The best; where nothing fits, the layout that needs least."""
+    roles: tuple[Role, ...]
+    time: StepTime
+    around: tuple[Neighbour, ...]
+    saving: Neighbour | None
+    """The one change that frees most memory."""
+
+    @property
+    def fits(self) -> bool:
+        return self.found.best is not None
+
+    @property
+    def layout(self) -> Layout:
+        return self.chosen.layout
+
+
+def make_plan(problem: Problem) -> Plan:
+    """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
+    found = search(problem)
+    chosen = found.best or found.smallest
+    layout = chosen.layout
+    time = problem.step(layout)
+    around = neighbours(problem, layout, time.seconds)
+    roles = alike(problem.memory.ledger(layout, problem.batch, problem.stages(layout)))
+    return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))
+
+
+def alike(roles: Sequence[Role]) -> tuple[Role, ...]:
+    """Roles that need as much, line by line, as one, even if the micro-batches are of other stages."""
+    together: dict[tuple[object, ...], list[Role]] = {}
+    for role in roles:
+        together.setdefault(tuple((line.name, line.bytes) for line in role.lines), []).append(role)
+    return tuple(_merged(same) for same in together.values())
+
+
+def _merged(same: Sequence[Role]) -> Role:
+    """With the ranks of all; where sources differ, that of the first, and its rank."""
+    first = same[0]
+    sources = [tuple(line.source for line in role.lines) for role in same]
+    lines = tuple(
+        line if len(set(of_line)) == 1 else replace(line, source=f"{line.source}, on rank {first.ranks[0]}")
+        for line, of_line in zip(first.lines, zip(*sources, strict=True), strict=True)
+    )
+    return replace(first, ranks=tuple(sorted(rank for role in same for rank in role.ranks)), lines=lines)
+
+
+def memory(role: Role, capacity: int) -> dict[str, int]:
+    """Bytes of one GPU of a role, by the contract's names."""
+    sums = dict.fromkeys(MEMORY, 0)
+    for line in role.lines:
+        sums["activations" if line.name.startswith(ACTIVATIONS) else GROUPS[line.name]] += line.bytes
+    return {**sums, "total": role.bytes, "capacity": capacity}
+
+
+def choices(plan: Plan) -> list[str]:
+    """Where the faster layout that lacks memory differs, if there is one."""
+    if plan.found.faster is None:
+        return []
+    ours, theirs = vars(plan.layout), vars(plan.found.faster.layout)
+    return [f"{name} {_choice(ours[name])} -> {_choice(theirs[name])}" for name in ours if ours[name] != theirs[name]]
+
+
+def _choice(value: object) -> str:
+    return " + ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
+
+
+def where(machines: Hardware) -> str:
+    """256 nodes of h800, 2,048 GPUs."""
+    nodes = f"{machines.nodes:,} node{'' if machines.nodes == 1 else 's'}"
+    return f"{nodes} of {machines.cluster.name}, {machines.gpus:,} GPUs"
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """rank 0, ranks 1-14, ranks 3, 5-7."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    shown = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"
+
+
+def runs(parts: Sequence[str]) -> list[str]:
+    """layers.3, layers.4, layers.5 as layers.3-5."""
+    runs = []
+    for stem, group in groupby(parts, key=lambda part: part.rpartition(".")[0] if part[-1].isdigit() else part):
+        members = list(group)
+        first, last = members[0], members[-1].rpartition(".")[2]
+        runs.append(first if len(members) == 1 else f"{stem}.{first.rpartition('.')[2]}-{last}")
+    return runs

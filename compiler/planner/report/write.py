@@ -1,0 +1,169 @@
+"""plan.yaml: a plan as a file that is reviewed, compared and edited, and whose placement can be pinned."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.report.plan import Plan, runs, where
+from dsc.compiler.planner.report.record import placement, record
+from dsc.compiler.planner.report.serving_record import serving_record
+from dsc.compiler.planner.serving.deployment import ServingFound
+
+WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
+DIGITS = 6  # of a figure that was computed
+CHOICES = ("change", "binds", "reason")
+LINES = ("name", "seconds", "provenance", "source")
+
+
+def plan_yaml(plan: Plan) -> str:
+    """Of training. Deterministic: the same spec and machines give the same bytes."""
+    facts = record(plan)
+    time = facts["time"]
+    body = CommentedMap(
+        **_heading(facts),
+        global_batch=facts["global_batch"],
+        micro_batches=facts["micro_batches"],
+        placement=_flow(placement(plan.layout)),
+        stages=CommentedSeq(_flow(runs(stage)) for stage in facts["stages"]),
+        memory=_memory(facts),
+        sources=_sources(facts),
+        time=CommentedMap(
+            **{key: _rounded(time[key]) for key in time if key != "lines"},
+            lines=_flows(time["lines"], LINES),
+        ),
+        rejected=_flows(facts["rejected"], CHOICES),
+        largest_saving=facts["largest_saving"],
+        sensitivity=facts["sensitivity"] and _flow(facts["sensitivity"]),
+    )
+    legal = f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} of them were simulated."
+    body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
+    _say(body, "placement", "under this key in the spec, it is pinned")
+    _say(body, "stages", "of the pipeline, and the parts of the model on each")
+    _say(body, "memory", "bytes of one GPU, for pipeline ranks that hold alike; sums, then what they are made of")
+    _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
+    _say(
+        body, "time", f"of a step, in seconds on the busiest rank; within {time['uncertainty']:.0%} on published steps"
+    )
+    _say(body, "rejected", "one choice away, and what speaks against it")
+    _say(body, "sensitivity", "the next better plan, and the memory that a GPU lacks for it")
+    return _text(body)
+
+
+def serving_yaml(found: ServingFound) -> str:
+    """Of prefill or decode; as deterministic."""
+    facts = serving_record(found)
+    body = CommentedMap(
+        **_heading(facts),
+        context_length=facts["context_length"],
+        sequences=_flow(facts["sequences"]),
+        placement=_flow({name: facts["mesh"][name] for name in ("tp", "dp", "ep")}),
+        experts=facts["experts"] and _flow(facts["experts"]),
+        **({"expert_placement": CommentedSeq(map(_flow, placed))} if (placed := facts["expert_placement"]) else {}),
+        weights=facts["weights"],
+        cache=_flow(facts["cache"]),
+        arena=facts["arena"] and _flow(facts["arena"]),
+        memory=_memory(facts),
+        sources=_sources(facts),
+        rejected=_flows(facts["rejected"], CHOICES),
+    )
+    asked = f"--mode {facts['mode']} --context {facts['context_length']} "
+    if found.problem.redundant:
+        asked += f"--redundant {found.problem.redundant} "
+    if placed:
+        asked += "--loads LOADS "
+    body.yaml_set_start_comment(_title(facts, found.problem.hardware, asked))
+    _say(body, "sequences", "at once, at this context length: in the cache of a group of tp GPUs, and of them all")
+    _say(body, "placement", "under this key in the spec, it is pinned")
+    _say(body, "experts", "of each layer; which are doubled is decided by their load")
+    if placed:
+        _say(body, "expert_placement", "by load: the busiest GPU over the mean, and the experts on each GPU")
+    _say(body, "cache", "of one GPU; a sequence has its pages on every GPU of its group")
+    _say(body, "arena", "of one step: every intermediate value at a fixed offset")
+    _say(body, "memory", "bytes of one GPU; all are alike; sums, then what they are made of")
+    _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
+    _say(body, "rejected", "one choice away, and what comes of it")
+    return _text(body)
+
+
+def _title(facts: Mapping[str, Any], machines: Hardware, asked: str = "") -> str:
+    command = f"dsc plan {facts['name']} {asked}--cluster {facts['cluster']} --nodes {machines.nodes} -o FILE"
+    return f"Plan of {facts['name']} on {where(machines)}. Regenerate: {command}"
+
+
+def _heading(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "spec": facts["name"],
+        "spec_sha256": facts["spec_sha256"],
+        "hardware": facts["cluster"],
+        "hardware_sha256": facts["hardware_sha256"],
+        "mode": facts["mode"],
+        "fits": facts["fits"],
+        "world_size": facts["world_size"],
+    }
+
+
+def _memory(facts: Mapping[str, Any]) -> CommentedSeq:
+    """The ledger of each role; where its lines come from stands once, in `sources`, unless roles differ in it."""
+    shared = _sources(facts)
+    roles = CommentedSeq()
+    for role in facts["memory"]:
+        own = dict.fromkeys(line["source"] for line in role["lines"] if line["name"] not in shared)
+        entry = CommentedMap(ranks=_flow(role["ranks"]))
+        entry.update({name: role[name] for name in role if name not in ("ranks", "lines")})
+        entry["lines"] = CommentedMap((line["name"], line["bytes"]) for line in role["lines"])
+        if own:
+            entry["source"] = "; ".join(own)
+        roles.append(entry)
+    return roles
+
+
+def _sources(facts: Mapping[str, Any]) -> CommentedMap:
+    """Of the lines that have the same in all roles."""
+    found: dict[str, dict[str, None]] = {}
+    for role in facts["memory"]:
+        for line in role["lines"]:
+            found.setdefault(line["name"], {})[f"{line['provenance']}: {line['source']}"] = None
+    return CommentedMap((name, next(iter(texts))) for name, texts in found.items() if len(texts) == 1)
+
+
+def _flows(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> CommentedSeq:
+    """One entry, one line."""
+    return CommentedSeq(_flow({key: one[key] for key in keys if key in one}) for one in entries)
+
+
+def _text(body: CommentedMap) -> str:
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.width = WIDTH
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(body, stream)
+    return stream.getvalue()
+
+
+def _say(body: CommentedMap, key: str, text: str) -> None:
+    body.yaml_set_comment_before_after_key(key, before=f"\n{text}")
+
+
+def _flow(value: Mapping[str, Any] | Sequence[Any]) -> CommentedMap | CommentedSeq:
+    """On one line."""
+    made: CommentedMap | CommentedSeq
+    if isinstance(value, Mapping):
+        made = CommentedMap((key, _inner(item)) for key, item in value.items())
+    else:
+        made = CommentedSeq(_inner(item) for item in value)
+    made.fa.set_flow_style()
+    return made
+
+
+def _inner(item: Any) -> Any:
+    return _flow(item) if isinstance(item, Mapping | list | tuple) else _rounded(item)
+
+
+def _rounded(item: Any) -> Any:
+    return float(f"{item:.{DIGITS}g}") if isinstance(item, float) else item

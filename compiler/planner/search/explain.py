@@ -1,0 +1,102 @@
+"""Why this plan: every plan one step away, and what stands against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.legal import problems, recompute_choices
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES
+from dsc.compiler.planner.search.problem import Problem
+from dsc.spec.precision import Fp8BlockLinear
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A layout that differs from the plan in one choice."""
+
+    change: str
+    layout: Layout
+    binds: Literal["arithmetic", "memory", "time"]
+    """What speaks against it."""
+    reason: str
+    bytes: int | None
+    """Of the fullest rank; None where the layout is not legal."""
+    missing_bytes: int | None
+    """Beyond a GPU's memory."""
+    seconds: float | None
+    """Of a step; None where it does not fit."""
+
+
+def neighbours(problem: Problem, plan: Layout, seconds: float) -> tuple[Neighbour, ...]:
+    """Every layout one choice away, in a fixed order."""
+    return tuple(_judge(problem, change, layout, seconds) for change, layout in _changes(problem, plan))
+
+
+def largest_saving(problem: Problem, plan: Layout, around: tuple[Neighbour, ...]) -> Neighbour | None:
+    """The one change that frees most memory."""
+    legal = [one for one in around if one.bytes is not None and one.bytes < problem.bytes(plan)]
+    return min(legal, key=lambda one: (one.bytes, one.change), default=None)
+
+
+def _judge(problem: Problem, change: str, layout: Layout, seconds: float) -> Neighbour:
+    illegal = problems(layout, problem.spec, problem.world, problem.batch)
+    if illegal:
+        return Neighbour(change, layout, "arithmetic", illegal[0], None, None, None)
+    needed = problem.bytes(layout)
+    missing = needed - problem.capacity
+    if missing > 0:
+        have = _gib(problem.capacity)
+        reason = f"needs {_gib(needed)}, a GPU has {have}: {_gib(missing)} too much"
+        return Neighbour(change, layout, "memory", reason, needed, missing, None)
+    took = problem.step(layout).seconds
+    slower = took - seconds
+    reason = f"{took:.2f} s a step, {abs(slower) / seconds:.1%} {'more' if slower >= 0 else 'less'}"
+    return Neighbour(change, layout, "time", reason, needed, None, took)
+
+
+def _changes(problem: Problem, plan: Layout) -> Iterator[tuple[str, Layout]]:
+    """Sizes doubled and halved, data parallelism making up for it; each other choice on its own."""
+    for name in ("pp", "tp", "cp", "ep", "etp", "micro_batch", "vpp"):
+        size = getattr(plan, name)
+        for other in (size * 2, *((size // 2,) if size % 2 == 0 else ())):
+            yield f"{name} {size} -> {other}", _resized(plan, name, other)
+    for schedule in SCHEDULES:
+        if schedule != plan.schedule:
+            vpp = 1 if schedule in ("1f1b", "dualpipe") else max(2, plan.vpp) if schedule == "interleaved" else 2
+            also = f", vpp {vpp}" if vpp != plan.vpp else ""
+            yield f"schedule {plan.schedule} -> {schedule}{also}", replace(plan, schedule=schedule, vpp=vpp)
+    for zero in (plan.zero - 1, plan.zero + 1):
+        if 0 <= zero <= 3:
+            yield f"zero {plan.zero} -> {zero}", replace(plan, zero=zero)
+    yield from _recompute_changes(problem, plan)
+    if isinstance(problem.spec.precision.linear, Fp8BlockLinear):
+        other_type: Literal["bf16", "fp8"] = "bf16" if plan.activations == "fp8" else "fp8"
+        yield f"activations {plan.activations} -> {other_type}", replace(plan, activations=other_type)
+
+
+def _resized(plan: Layout, name: str, size: int) -> Layout:
+    """The layout with one size changed; ranks of data parallelism come and go with those of the others."""
+    sizes: dict[str, Any] = {name: size}
+    changed = replace(plan, **sizes)
+    return replace(changed, dp=max(1, plan.world // (changed.pp * changed.tp * changed.cp)))
+
+
+def _recompute_changes(problem: Problem, plan: Layout) -> Iterator[tuple[str, Layout]]:
+    if plan.recompute:
+        yield "no recompute", replace(plan, recompute=())
+    for name in recompute_choices(problem.spec):
+        if name in plan.recompute:
+            if len(plan.recompute) > 1:
+                rest = tuple(one for one in plan.recompute if one != name)
+                yield f"{name} kept", replace(plan, recompute=rest)
+        elif name == "full":
+            yield "full recompute", replace(plan, recompute=("full",))
+        elif plan.recompute != ("full",):
+            yield f"{name} recomputed", replace(plan, recompute=tuple(sorted((*plan.recompute, name))))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,94 @@
+"""One model to train on one cluster: what any layout of it takes, memory and time, each known once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.planner.layout.layout import Layout, global_batch
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.memory.ledger import MemoryModel
+from dsc.compiler.planner.parts.stages import Stages
+from dsc.compiler.planner.time.sharing import PAIRING
+from dsc.compiler.planner.time.step import CostModel, StepTime
+from dsc.spec.model import ModelSpec
+
+# A part's weight in the split into stages, relative to the heaviest: so coarse, many layouts split alike.
+WEIGHT_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One model to train on one cluster."""
+
+    spec: ModelSpec
+    graph: Graph
+    """Whose tensors fill the memory: that of the emitted model."""
+    timed: Graph
+    """Whose ops take the time: the same with the experts' steps apart."""
+    hardware: Hardware
+
+    @property
+    def world(self) -> int:
+        return self.hardware.gpus
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of one GPU."""
+        return self.hardware.cluster.hbm_bytes
+
+    @cached_property
+    def batch(self) -> int:
+        """Sequences of one step."""
+        return global_batch(self.spec, self.world)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        return CostModel(self.spec, self.timed, self.hardware)
+
+    @cached_property
+    def memory(self) -> MemoryModel:
+        return MemoryModel(self.spec, self.graph)
+
+    @cached_property
+    def _stages(self) -> dict[tuple[object, ...], Stages]:
+        return {}
+
+    @cached_property
+    def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
+        return {}
+
+    def on(self, nodes: int) -> Problem:
+        """On so many nodes. What is known of parts and stages holds there too."""
+        other = replace(self, hardware=replace(self.hardware, nodes=nodes))
+        for name in ("cost", "memory", "_stages", "_weights"):
+            vars(other)[name] = getattr(self, name)
+        return other
+
+    def stages(self, layout: Layout) -> Stages:
+        """Parts of each stage, balanced by their time."""
+        pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
+        alike = (pairs, layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
+        key = (alike, layout.chunks)
+        if key not in self._stages:
+            if alike not in self._weights:
+                plain = replace(layout, schedule="dualpipe" if pairs else "1f1b", zero=0, recompute=())
+                exact = self.cost.weights(plain)
+                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
+            self._stages[key] = self.memory.split(layout, self._weights[alike])
+        return self._stages[key]
+
+    def bytes(self, layout: Layout) -> int:
+        """Of the fullest rank."""
+        return self.memory.fullest(layout, self.batch, self.stages(layout))
+
+    def kept_bytes(self, layout: Layout) -> int:
+        """The same without what lives for a moment."""
+        return self.memory.fullest(layout, self.batch, self.stages(layout), working=False)
+
+    def bound(self, layout: Layout) -> float:
+        return self.cost.bound(layout, self.stages(layout), self.batch)
+
+    def step(self, layout: Layout) -> StepTime:
+        return self.cost.step(layout, self.stages(layout), self.batch)

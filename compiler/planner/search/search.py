@@ -1,0 +1,211 @@
+"""The fastest layout that fits: exact, over every legal one.
+
+Every layout has bounds that no simulation falls below: its work spread evenly over its ranks, which layouts that share
+the tensors alike have in common, and the pipeline's closed form. What has the least bound is looked at next, and
+simulated if it fits; the search ends when nothing has a bound below the best step. So nothing is passed over that could
+have been better, and of equals the first by name is found.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.pins import check_pins
+from dsc.compiler.planner.layout.space import LayoutFamily, variants
+from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.time.sharing import PAIRING
+
+
+@dataclass(frozen=True)
+class Candidate:
+    layout: Layout
+    bytes: int
+    """Of the fullest rank."""
+    seconds: float
+    """Of a step; a bound from below where it was not simulated."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search comes to."""
+
+    best: Candidate | None
+    """None where nothing fits."""
+    smallest: Candidate
+    """The layout that needs least memory, of those looked at; where nothing fits, of all that recompute everything."""
+    faster: Candidate | None
+    """The layout faster than the best that lacks least memory."""
+    legal: int
+    """Ways to share the GPUs; each has its variants of ZeRO, recompute and activation type."""
+    simulated: int
+
+
+def search(problem: Problem, families: Iterable[LayoutFamily] | None = None) -> Found:
+    """Among all that is legal, or what is given. Raises DscError where the spec's pins contradict each other."""
+    largest_tp = problem.hardware.cluster.scale_up_domain
+    legal = check_pins(problem.spec, problem.world, problem.batch, largest_tp)
+    run = _Search(problem, tuple(legal if families is None else families))
+    with _nothing_collected():
+        best = run.best()
+        smallest, faster = run.smallest(best), run.faster(best)
+    return Found(best, smallest, faster, sum(len(one.pipelines) for one in run.families), run.simulated)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What a search makes it keeps: looking for garbage meanwhile would take a fifth of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+# What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
+# evenly over all ranks with nothing exchanged; a family by all its work; one sharing of the GPUs by the same in its
+# pipeline and with the ZeRO stage that it needs; a layout by its pipeline's bound; what was simulated by its step.
+GROUP, FAMILY, GRID, VARIANT, SIMULATED = range(5)
+Entry = tuple[LayoutFamily, ...] | LayoutFamily | Layout
+
+# Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
+ROUNDING = 1 - 1e-9
+
+
+class _Search:
+    """Best first: what has the least bound is looked at next, so the first simulated layout to come up is the best."""
+
+    def __init__(self, problem: Problem, families: tuple[LayoutFamily, ...]) -> None:
+        self.problem = problem
+        self.families = families
+        self.simulated = 0
+        self.too_large: dict[Layout, int] = {}
+        self.sizes: dict[Layout, int] = {}
+        self.kept: dict[Layout, int] = {}
+        every = tuple(variants(next(families[0].grids()), problem.spec))
+        self.zeros = tuple(dict.fromkeys(one.zero for one in every))
+        self.sets = tuple(dict.fromkeys(one.recompute for one in every))
+        self.types = tuple(dict.fromkeys(one.activations for one in every))
+        self.queue: list[tuple[float, int, Entry]] = []
+
+    def best(self) -> Candidate | None:
+        groups: dict[tuple[int, int, int], list[LayoutFamily]] = {}
+        for family in self.families:
+            groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
+        for group in groups.values():
+            least = min(self._least(family, exchanges=False) for family in group)
+            self._push(least, GROUP, tuple(group))
+        while self.queue:
+            seconds, what, found = heapq.heappop(self.queue)
+            if what == SIMULATED and isinstance(found, Layout):
+                return Candidate(found, self.bytes(found), seconds)
+            self._look_into(found, what, seconds)
+        return None
+
+    def _look_into(self, found: Entry, what: int, seconds: float) -> None:
+        """Puts back what it consists of, each with a bound of its own."""
+        if isinstance(found, Layout):
+            if what == GRID:
+                self._open(found)
+            else:
+                self._try(found)
+        elif isinstance(found, LayoutFamily):
+            for grid in found.grids():
+                self._classify(grid, seconds)
+        else:
+            for family in found:
+                self._push(max(seconds, self._least(family)), FAMILY, family)
+
+    def _least(self, family: LayoutFamily, exchanges: bool = True) -> float:
+        """Of the pipelines of a family one that pairs takes least, where there is any."""
+        pipeline = next((one for one in family.pipelines if one.schedule in PAIRING), family.pipelines[0])
+        return self.problem.cost.least(family.grid(pipeline), self.problem.batch, exchanges)
+
+    def _push(self, seconds: float, what: int, found: Entry) -> None:
+        heapq.heappush(self.queue, (seconds * ROUNDING if what != SIMULATED else seconds, what, found))
+
+    def _zeros(self, grid: Layout) -> tuple[int, ...]:
+        """ZeRO stages with which the parameters fit, spread evenly."""
+        for index, zero in enumerate(self.zeros):  # the more is sharded, the less is left
+            if self.problem.memory.least(grid, zero) <= self.problem.capacity:
+                return self.zeros[index:]
+        return ()
+
+    def _classify(self, grid: Layout, seconds: float) -> None:
+        """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
+        zeros = self._zeros(grid)
+        if zeros:
+            floor = self.problem.cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
+            self._push(max(seconds, floor), GRID, grid)
+
+    def _open(self, grid: Layout) -> None:
+        """The variants that recompute least, of each ZeRO stage."""
+        for zero in self._zeros(grid):
+            layout = replace(grid, zero=zero, recompute=self.sets[0], activations=self.types[0])
+            self._push(self.problem.bound(layout), VARIANT, layout)
+
+    def _try(self, layout: Layout) -> None:
+        """What activations are kept as costs no time: the first type that fits. Else what recomputes more."""
+        for activations in self.types:
+            one = replace(layout, activations=activations)
+            if self.bytes(one) <= self.problem.capacity:
+                self.simulated += 1
+                self._push(self.problem.step(one).seconds, SIMULATED, one)
+                return
+            self.too_large[one] = self.bytes(one)
+        for more in self._recompute_more(layout) if self._can_fit(layout) else ():
+            self._push(self.problem.bound(more), VARIANT, more)
+
+    def bytes(self, layout: Layout) -> int:
+        if layout not in self.sizes:
+            self.sizes[layout] = self.problem.bytes(layout)
+        return self.sizes[layout]
+
+    def _can_fit(self, layout: Layout) -> bool:
+        """Whether recomputing more may help: nothing keeps less than what recomputes everything."""
+        most = replace(layout, recompute=self.sets[-1], activations=self.types[-1])
+        if most not in self.kept:
+            self.kept[most] = self.problem.kept_bytes(most)
+        return self.kept[most] <= self.problem.capacity
+
+    def _recompute_more(self, layout: Layout) -> Iterator[Layout]:
+        """Layouts that recompute one thing more, which is never faster; each set comes from one other only."""
+        for chosen in self.sets:
+            grows = chosen[:-1] == layout.recompute and chosen != ("full",)
+            if chosen != layout.recompute and (grows or (chosen == ("full",) and not layout.recompute)):
+                yield replace(layout, recompute=chosen)
+
+    def smallest(self, best: Candidate | None) -> Candidate:
+        """What needs least memory: of all that was looked at, and where nothing fits of all that recompute all."""
+        if best is None:
+            self._look_for_smallest()
+        layout = min(self.sizes, key=lambda one: (self.sizes[one], one))
+        return Candidate(layout, self.sizes[layout], self.problem.step(layout).seconds)
+
+    def _look_for_smallest(self) -> None:
+        """In the order of what parameters take at least, until that alone is more than the smallest takes."""
+        micro_batch = min(family.micro_batch for family in self.families)
+        grids = (grid for family in self.families if family.micro_batch == micro_batch for grid in family.grids())
+        bounds = sorted((self.problem.memory.least(grid, zero), zero, grid) for grid in grids for zero in self.zeros)
+        smallest = math.inf
+        for bound, zero, grid in bounds:
+            if bound > smallest:
+                break
+            most = replace(grid, zero=zero, recompute=self.sets[-1], activations=self.types[-1])
+            smallest = min(smallest, self.bytes(most))
+
+    def faster(self, best: Candidate | None) -> Candidate | None:
+        """Of the layouts that would beat the best, the one that lacks least memory."""
+        for layout, needed in sorted(self.too_large.items(), key=lambda item: (item[1], item[0])):
+            if best is None or self.problem.bound(layout) < best.seconds:
+                seconds = self.problem.step(layout).seconds
+                if best is None or seconds < best.seconds:
+                    return Candidate(layout, needed, seconds)
+        return None

@@ -1,0 +1,307 @@
+"""The memory of a GPU that serves: weights, the decode step's arena, and how much of the latent cache fits beside them.
+
+Attention is tensor parallel within groups of `tp` GPUs and data parallel over `dp` such groups; experts lie on all of
+them, a fixed number of slots a GPU (DeepSeek-V3 report, section 3.4). Nothing is allocated while serving.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from dsc.compiler.graph.cache_rows import cache_rows
+from dsc.compiler.graph.dim import Axis, B, C, S, product
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Parameter
+from dsc.compiler.graph.saved import trace
+from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.planner.machine.calibration import Figure
+from dsc.compiler.planner.memory.lines import CONTEXT, EXPERT_BUFFER, NCCL, MemoryLine
+from dsc.compiler.planner.parts.shard import share
+from dsc.compiler.planner.serving.arena import Arena, Interval, lifetimes, place
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
+
+ROOT = "Model.forward"
+STRAIGHT = 4  # tries along a line
+
+CUDA_GRAPHS = Figure(
+    1.99 * 2**30, "assumed", "vLLM pull request 25779: full CUDA graphs of DeepSeek-V2-Lite, decode only"
+)
+
+Phase = Literal["prefill", "decode"]
+Rows = Literal["plain", "fp8"]
+
+
+class DoesNotFit(ValueError):
+    """Not even one sequence does; the message has the arithmetic, `lines` what that one needs."""
+
+    def __init__(self, message: str, lines: tuple[MemoryLine, ...]) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the GPUs of one deployment share a model."""
+
+    tp: int
+    """Tensor parallelism of attention, with sequence parallelism around it."""
+    dp: int
+    """Groups of tp GPUs, each with sequences of its own."""
+    slots: int = 0
+    """Routed experts of each MoE layer on one GPU, redundant ones included."""
+    shared: bool = True
+    """Every GPU has the shared experts too; else one of its slots may hold them."""
+    dense_tp: int = 1
+    """Tensor parallelism of dense feed-forwards."""
+    ep: int | None = None
+    """GPUs that share the routed experts, each such group with all of them; null: all GPUs are one."""
+
+    @property
+    def gpus(self) -> int:
+        return self.tp * self.dp
+
+    def redundant(self, experts: int) -> int:
+        """Slots beyond one for each routed expert; with shared=False, those of shared experts are among them."""
+        return self.slots * (self.ep or self.gpus) - experts
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one group of tp GPUs works on at once."""
+
+    phase: Phase
+    context: int
+    """Tokens of each sequence in the cache, the new ones included."""
+    new_tokens: int = 1
+    """Of each sequence in one step: a chunk of the prompt, or one and the guesses of multi-token prediction."""
+    at_once: int | None = None
+    """Sequences of one step; null: all that the cache holds, as in decode."""
+
+    def stepping(self, sequences: int) -> int:
+        """Of so many in the cache, those of one step."""
+        return sequences if self.at_once is None else min(sequences, self.at_once)
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How weights and cache are kept."""
+
+    fp8_weights: bool = False
+    """As checkpoints of precision.linear fp8_block have them; else as the graph's parameters are."""
+    rows: Rows = "plain"
+    """Of the cache: in its own type, or as FP8 codes with scales and a bfloat16 rotary part."""
+    page: int = 64
+    """Tokens."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """One GPU of a deployment."""
+
+    lines: tuple[MemoryLine, ...]
+    capacity: int
+    arena: Arena
+    page_bytes: int
+    """Of all layers."""
+    pages: int
+    """That fit beside everything else."""
+    sequences: int
+    """At once in one group of tp GPUs, at the context length asked for."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(line.bytes for line in self.lines)
+
+
+class ServingMemory:
+    """The graphs of a spec, read once."""
+
+    def __init__(self, spec: ModelSpec, training: Graph, inference: Graph) -> None:
+        self.spec = spec
+        self.steps = trace(inference, ROOT)
+        self.rows = tuple(row for rows in cache_rows(training, ROOT).values() for row in rows)
+
+    def plan(self, serving: Serving, request: Request, storing: Storing, capacity: int) -> ServingPlan:
+        """With as many sequences as fit. Raises DoesNotFit."""
+        weights = tuple(self.weights(serving, storing))
+        fixed = sum(line.bytes for line in weights)
+        page_bytes = storing.page * self.token_bytes(serving, storing)
+        pages_each = share(request.context, storing.page)
+
+        def beside(sequences: int) -> tuple[MemoryLine, ...]:
+            return tuple(self._beside(serving, request, self.arena(serving, request, sequences), sequences, pages_each))
+
+        def needed(sequences: int) -> int:
+            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * pages_each * page_bytes
+
+        if needed(1) > capacity:
+            lines = (*weights, *beside(1), _pages(pages_each, page_bytes, storing))
+            raise DoesNotFit(
+                f"one sequence of {request.context} tokens needs {needed(1):,} bytes of {capacity:,}", lines
+            )
+        most = _last(needed, capacity, (capacity - fixed) // (pages_each * page_bytes) + 1)
+        others = beside(most)
+        pages = (capacity - fixed - sum(line.bytes for line in others)) // page_bytes
+        lines = (*weights, *others, _pages(pages, page_bytes, storing))
+        return ServingPlan(lines, capacity, self.arena(serving, request, most), page_bytes, pages, most)
+
+    def arena(self, serving: Serving, request: Request, sequences: int) -> Arena:
+        """Of a step with so many sequences in the cache."""
+        return place(self.values(serving, request, request.stepping(sequences)))
+
+    def weights(self, serving: Serving, storing: Storing) -> Iterator[MemoryLine]:
+        """Of one GPU, by what divides them."""
+        block = self._block() if storing.fp8_weights else None
+        small = self._fp8() if block else frozenset()
+        sums: dict[str, int] = {}
+        names: dict[str, dict[str, None]] = {}
+        for name, parameter in self.parameters().items():
+            kind, held = _held(parameter.type, parameter.is_routed, serving)
+            whole = _fp8_bytes(parameter.type, block) if block and name in small else parameter.type.bytes.value()
+            sums[kind] = sums.get(kind, 0) + share(whole * held[0], held[1])
+            names.setdefault(kind, {})[re.sub(r"\.\d+\.", ".*.", name)] = None
+        for kind, size in sums.items():
+            if size:
+                yield MemoryLine(f"{kind} weights", size, "derived", "parameters of the model", tuple(names[kind]))
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Every parameter that inference reads, by full name."""
+        return {
+            step.path + one.name: one.substitute(step.sizes) for step in self.steps for one in step.node.op.parameters()
+        }
+
+    def _block(self) -> tuple[int, int] | None:
+        """Rows and columns of a checkpoint's weights that share a scale."""
+        linear = self.spec.precision.linear
+        return (linear.weight_block[0], linear.weight_block[1]) if isinstance(linear, Fp8BlockLinear) else None
+
+    def _fp8(self) -> frozenset[str]:
+        """Names of the parameters that an fp8_block checkpoint has in FP8."""
+        in_fp8 = self.spec.precision.fp8_products()
+        return frozenset(
+            step.path + one.name
+            for step in self.steps
+            for op in step.node.op.holders()
+            for one in op.parameters()
+            if op.product in in_fp8
+        )
+
+    def token_bytes(self, serving: Serving, storing: Storing) -> int:
+        """What one token leaves in the cache of all layers on one GPU.
+
+        Tensor parallelism divides heads; what has none, such as a latent, is whole on every tensor rank.
+        """
+        rows = [row.in_fp8_cache() for row in self.rows] if storing.rows == "fp8" else self.rows
+        return sum(share(row.bytes, serving.tp if Axis.HEADS in row.axes else 1) for row in rows)
+
+    @property
+    def has_fp8_rows(self) -> bool:
+        """Whether an FP8 cache would keep codes of anything."""
+        return any(row.has_fp8_form for row in self.rows)
+
+    def values(self, serving: Serving, request: Request, sequences: int) -> tuple[Interval, ...]:
+        """What a step makes on one GPU, and for how long."""
+        sizes = {B.name: sequences, S.name: request.new_tokens, C.name: request.context}
+
+        @cache  # layers have the same types
+        def size(type: TensorType) -> int:
+            axes = type.axes
+            divided = Axis.BATCH in axes and (Axis.SEQUENCE in axes or Axis.HEADS in axes)
+            return share(type.bytes.value(sizes), serving.tp if divided else 1)
+
+        return lifetimes(self.steps, size)
+
+    def _beside(
+        self, serving: Serving, request: Request, arena: Arena, sequences: int, pages_each: int
+    ) -> Iterator[MemoryLine]:
+        """Everything but weights and cache."""
+        count = len(arena.intervals)
+        largest = sorted(arena.intervals, key=lambda one: (-one.bytes, one.first, one.name))[:3]
+        source = f"{count:,} values of one step, at most {arena.least:,} bytes alive; the largest are named"
+        yield MemoryLine("arena", arena.bytes, "derived", source, tuple(one.name for one in largest))
+        entries = sequences * (pages_each + 1) * DType.INT32.bytes
+        yield MemoryLine("block tables", entries, "derived", "int32: the pages of each sequence, and its length")
+        if request.phase == "decode":
+            yield _assumed("CUDA graphs", round(CUDA_GRAPHS.value), CUDA_GRAPHS)
+        yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
+        if serving.gpus > 1:
+            yield _assumed("collective buffers", round(NCCL.value), NCCL)
+        if (serving.ep or serving.gpus) > 1 and serving.slots:
+            yield self._expert_buffers(serving, request, sequences)
+
+    def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> MemoryLine:
+        hidden = self.spec.hidden_size
+        if request.phase == "prefill":
+            return _assumed("expert buffers", round(EXPERT_BUFFER.value * hidden * DType.BF16.bytes), EXPERT_BUFFER)
+        tokens = share(request.stepping(sequences) * request.new_tokens, serving.tp)
+        size = low_latency_bytes(tokens, hidden, serving.slots * (serving.ep or serving.gpus))
+        return MemoryLine("expert buffers", size, "assumed", "DeepEP csrc/legacy/config.hpp, LowLatencyLayout")
+
+
+def low_latency_bytes(tokens: int, hidden: int, experts: int) -> int:
+    """DeepEP's buffers for decode: sending and receiving, each twice, for `tokens` of every rank to any expert.
+
+    A message of dispatch is a control word of 16 bytes and the token; one of combine has 4 bytes of range for every 128
+    numbers beside it. Signals are an int32 for each expert.
+    """
+    dispatch = 16 + max(2 * hidden, hidden + hidden // 128 * 4)
+    combine = hidden // 128 * 4 + 2 * hidden
+    sent = max(tokens * dispatch, experts * tokens * combine)
+    received = experts * tokens * max(dispatch, combine)
+    signals = share(experts * 4, 128) * 128
+    return 2 * (sent + received + signals)
+
+
+def _held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[int, int]]:
+    """What a parameter is called in the ledger, and the part of it on one GPU as (numerator, denominator)."""
+    axes = type.axes
+    if routed:
+        return "routed expert", (serving.slots, type.shape[0].value())
+    if Axis.SHARED_EXPERTS in axes:
+        return "shared expert", (int(serving.shared), 1)
+    if Axis.FEED_FORWARD in axes:
+        return "dense", (1, serving.dense_tp)
+    if Axis.VOCABULARY in axes:
+        return "vocabulary", (1, serving.tp)
+    return "attention", (1, serving.tp if Axis.HEADS in axes else 1)
+
+
+def _fp8_bytes(type: TensorType, block: tuple[int, int]) -> int:
+    """One byte a number, and a float32 scale for each block of each matrix."""
+    *others, rows, columns = type.shape
+    scales = product(tuple(others)).value() * share(rows.value(), block[0]) * share(columns.value(), block[1])
+    return type.numel.value() + scales * DType.FP32.bytes
+
+
+def _last(needed: Callable[[int], int], capacity: int, too_many: int) -> int:
+    """The largest number that needs no more than the capacity, where 1 does and `too_many` does not.
+
+    Needs grow with the number, nearly along a line: where that line meets the capacity is looked at first, and after a
+    few times the middle, in case it is no line.
+    """
+    low, high, turn = 1, too_many, 0
+    at_low, at_high = needed(low), needed(high)
+    while high - low > 1:
+        along = (capacity - at_low) * (high - low) // (at_high - at_low)
+        middle = min(max(low + (along if turn < STRAIGHT else (high - low) // 2), low + 1), high - 1)
+        turn += 1
+        found = needed(middle)
+        if found <= capacity:
+            low, at_low = middle, found
+        else:
+            high, at_high = middle, found
+    return low
+
+
+def _pages(count: int, page_bytes: int, storing: Storing) -> MemoryLine:
+    source = f"{count:,} pages of {storing.page} tokens, {page_bytes // storing.page:,} bytes a token"
+    return MemoryLine("cache", count * page_bytes, "derived", source)
+
+
+def _assumed(name: str, size: int, constant: Figure) -> MemoryLine:
+    return MemoryLine(name, size, constant.provenance, constant.source)

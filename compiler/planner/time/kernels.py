@@ -1,0 +1,185 @@
+"""Seconds of kernels: max(FLOP / (peak * efficiency), bytes / (bandwidth * efficiency), floor)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, get_args
+
+from dsc.compiler.planner.machine.calibration import Figure, KernelClass
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.time.ops import ALWAYS, OpCost
+
+CLASSES: tuple[KernelClass, ...] = get_args(KernelClass)
+POSITION = {kernel_class: position for position, kernel_class in enumerate(CLASSES)}
+
+
+class Share(NamedTuple):
+    """What one rank has of a micro-batch and of the weights: one part in so many."""
+
+    tokens: int = 1
+    dense: int = 1
+    experts: int = 1
+
+
+Vector = tuple[float, ...]  # seconds by class of kernel, in the order of CLASSES
+
+
+class Seconds(NamedTuple):
+    """One part on one rank, with nothing else running."""
+
+    forward: Vector
+    input_gradient: Vector
+    weight_gradient: Vector
+    again: tuple[tuple[tuple[str, ...], Vector], ...]
+    """Forward once more, of ops by what asks for it."""
+
+    def recompute(self, chosen: tuple[str, ...]) -> Vector:
+        """What backward runs again."""
+        return add([time for names, time in self.again if any(name in chosen or name == ALWAYS for name in names)])
+
+
+def add(vectors: Iterable[Vector]) -> Vector:
+    result = [0.0] * len(CLASSES)
+    for vector in vectors:
+        for position, value in enumerate(vector):
+            result[position] += value
+    return tuple(result)
+
+
+def scaled(vector: Vector, factor: float) -> Vector:
+    return tuple(value * factor for value in vector)
+
+
+# Bytes moved per element cast to FP8: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
+CAST = 2 + 1 + 4 / 128
+# The same for a transposed copy of what FP8 already holds.
+TRANSPOSE = 2 * (1 + 4 / 128)
+# A gradient of a weight is added to float32: read and written.
+ACCUMULATE = 8
+
+
+class Kernel(NamedTuple):
+    """One kernel for all tokens of a micro-batch and whole weights, in seconds."""
+
+    kernel_class: int
+    """Its position in CLASSES."""
+    computing: float
+    moving: float
+    """Of activations."""
+    weights: float
+    routed: bool
+
+
+class Kernels(NamedTuple):
+    """Of one part."""
+
+    forward: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    """With what asks for each of them once more in backward."""
+    input_gradient: tuple[Kernel, ...]
+    weight_gradient: tuple[Kernel, ...]
+    recast: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    """Of backward alone, and what asks for them."""
+
+
+def seconds(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int, share: Share) -> Seconds:
+    """A part on one rank: `batch` sequences of `length` tokens."""
+    return on_rank(kernels(ops, hardware, batch, length), hardware, share)
+
+
+def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
+    """Every kernel as long as what limits it; the host's launches bound each pass from below."""
+    floor = hardware.calibration.kernel_floor.value
+    tokens, dense, experts = share
+
+    def time(kernel: Kernel) -> float:
+        moving = kernel.moving / tokens + kernel.weights / (experts if kernel.routed else dense)
+        return max(kernel.computing / tokens, moving, floor)
+
+    forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
+    again: dict[tuple[str, ...], list[float]] = {}
+    for kernel, names in part.forward:
+        took = time(kernel)
+        forward[kernel.kernel_class] += took
+        if names:
+            again.setdefault(names, [0.0] * len(CLASSES))[kernel.kernel_class] += took
+    for kernel, names in part.recast:
+        again.setdefault(names, [0.0] * len(CLASSES))[kernel.kernel_class] += time(kernel)
+    for times, some in ((data, part.input_gradient), (weight, part.weight_gradient)):
+        for kernel in some:
+            times[kernel.kernel_class] += time(kernel)
+    return Seconds(
+        _launched(forward, len(part.forward), hardware),
+        _launched(data, len(part.input_gradient), hardware),
+        _launched(weight, len(part.weight_gradient), hardware),
+        tuple((names, tuple(times)) for names, times in sorted(again.items())),
+    )
+
+
+def _launched(times: list[float], kernels: int, hardware: Hardware) -> Vector:
+    """Where the host is slower than the GPU, the GPU waits: told as time of memory-bound ops, the smallest."""
+    wait = kernels * hardware.calibration.launch.value - sum(times)
+    if wait > 0:
+        times[POSITION["memory"]] += wait
+    return tuple(times)
+
+
+def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int) -> Kernels:
+    forward, data, weight, recast = [], [], [], []
+    for op in ops:
+        passes = _passes(op, hardware, batch, length)
+        forward += [(kernel, op.recompute) for kernel in passes[0]]
+        data += passes[1]
+        weight += passes[2]
+        if op.recast:  # codes along the tokens, of wide numbers instead of codes along the features
+            moved = op.input_elements.at(batch, length) * (CAST - TRANSPOSE)
+            recast.append((_kernel(hardware, hardware.calibration.forward, "cast", moved=moved), op.recast))
+    return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
+
+
+def _passes(op: OpCost, hardware: Hardware, batch: int, length: int) -> tuple[list[Kernel], list[Kernel], list[Kernel]]:
+    """Kernels of forward, of the input's gradient and of the weights'."""
+    calibration = hardware.calibration
+    flops, backward = op.flops.at(batch, length), op.backward_flops.at(batch, length)
+    moved, moved_back = op.forward_bytes.at(batch, length), op.backward_bytes.at(batch, length)
+
+    def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> Kernel:
+        return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed)
+
+    if op.kernel_class == "memory":
+        back = [kernel(calibration.input_gradient, moved=moved_back)] if moved_back else []
+        return [kernel(calibration.forward, moved=moved)], back, []
+    if op.kernel_class == "attention":
+        again = calibration.attention_backward_products.value
+        back = [kernel(calibration.input_gradient, backward * again, moved_back)]
+        return [kernel(calibration.forward, flops, moved)], back, []
+    read = op.weights * op.weight_bytes
+    forward = [kernel(calibration.forward, flops, moved, read)]
+    data = [kernel(calibration.input_gradient, backward / 2, moved, read)]
+    weight = [kernel(calibration.weight_gradient, backward / 2, moved, op.weights * ACCUMULATE)]
+    given, result = op.input_elements.at(batch, length), op.output_elements.at(batch, length)
+    if given:
+        forward.append(_kernel(hardware, calibration.forward, "cast", moved=given * CAST))
+        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=given * TRANSPOSE))
+    if result:
+        data.append(_kernel(hardware, calibration.input_gradient, "cast", moved=result * CAST))
+        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=result * TRANSPOSE))
+    return forward, data, weight
+
+
+Efficiencies = dict[KernelClass, Figure]
+
+
+def _kernel(
+    hardware: Hardware,
+    of: Efficiencies,
+    kernel_class: KernelClass,
+    flops: float = 0.0,
+    moved: float = 0.0,
+    weights: float = 0.0,
+    routed: bool = False,
+) -> Kernel:
+    """`moved` and `weights` in bytes."""
+    computing, bandwidth = hardware.rates(of, kernel_class)
+    return Kernel(
+        POSITION[kernel_class], flops / computing if flops else 0.0, moved / bandwidth, weights / bandwidth, routed
+    )

@@ -1,0 +1,191 @@
+"""What every op asks of a GPU, read off the graph: FLOPs, bytes and casts, as polynomials in B and S.
+
+Made once for each kind of part (a layer, the head, ...); what a layout makes of them is arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
+from dsc.compiler.graph.op import OpClass, Parameter
+from dsc.compiler.graph.saved import Step, Storage
+from dsc.compiler.graph.types import DType, TensorType, ValueType
+from dsc.compiler.planner.layout.layout import RECOMPUTE
+from dsc.compiler.planner.machine.calibration import KernelClass
+from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.recompute import again, made_again
+from dsc.compiler.planner.parts.shard import has_row_for_each_expert
+
+FLOATS = (DType.BF16, DType.FP32, DType.FP8)
+# SwiGLU of routed experts runs again whatever is chosen: their kernel keeps gate and up alone (ops/fused/experts.py).
+ALWAYS = "always"
+SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
+
+
+class Terms(NamedTuple):
+    """A polynomial: the sum of coefficient * B^b * S^s."""
+
+    terms: tuple[tuple[float, int, int], ...] = ()
+
+    def at(self, batch: int, length: int) -> float:
+        return sum(coefficient * float(batch**b * length**s) for coefficient, b, s in self.terms)
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """What one op asks of a GPU for a micro-batch. Bytes are of activations, weights count apart."""
+
+    name: str
+    """Path of the parameter, or of the module and the op's kind."""
+    kernel_class: KernelClass
+    weight_axes: frozenset[Axis]
+    """Of the shapes of its weights."""
+    routed: bool
+    """Its weights are those of routed experts."""
+    recompute: tuple[str, ...]
+    """Members of layout.RECOMPUTE, or ALWAYS, that run it again in backward."""
+    recast: tuple[str, ...]
+    """Those that make again what it is the first to cast to FP8."""
+    flops: Terms
+    backward_flops: Terms
+    forward_bytes: Terms
+    backward_bytes: Terms
+    """Of gradients read and written, and of what was saved for them."""
+    weights: int
+    """Elements of the matrices that it multiplies by."""
+    weight_bytes: int
+    """Bytes of one such element."""
+    input_elements: Terms
+    """Of the input, where this op is the first to cast it to FP8."""
+    output_elements: Terms
+    """Of the result, whose gradient is cast to FP8."""
+    key_value_bytes: Terms
+    """Of attention: what context parallelism passes around."""
+
+
+def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str, tuple[OpCost, ...]]:
+    """The ops of each kind of part, in order. `fp8_products`: names of precision.linear.products that are in FP8."""
+    found: dict[str, tuple[OpCost, ...]] = {}
+    for part in parts:
+        if part.kind not in found:
+            found[part.kind] = tuple(_op_costs(part.steps, fp8_products))
+    return found
+
+
+def _op_costs(steps: tuple[Step, ...], fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
+    cast: set[Storage] = set()
+    runs = {choice: again(steps, choice) for choice in RECOMPUTE}
+    made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
+    for index, step in enumerate(steps):
+        if all(storage is None or storage in step.inputs for storage in step.outputs):
+            continue  # a view
+        kernel_class = _class_of(step, fp8_products)
+        recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
+        if step.node.op.recompute == "swiglu" and _is_expert_row(step):
+            recompute = (*recompute, ALWAYS)
+        source = step.inputs[0] if kernel_class in CASTING else None
+        casts_first = source is not None and source not in cast
+        if source is not None:
+            cast.add(source)
+        recast = tuple(choice for choice in RECOMPUTE if source in made[choice]) if casts_first else ()
+        yield _op_cost(step, kernel_class, casts_first, recompute, recast)
+
+
+def _op_cost(
+    step: Step, kernel_class: KernelClass, casts_first: bool, recompute: tuple[str, ...], recast: tuple[str, ...]
+) -> OpCost:
+    node, op, sizes = step.node, step.node.op, step.sizes
+    parameters = op.parameters()
+    matrices = [parameter.substitute(sizes) for parameter in parameters if len(parameter.type.shape) > 1]
+    counts = op.op_class not in (OpClass.MEMORY, OpClass.LOOKUP)
+    flops = node.flops().substitute(sizes) if counts else Int(0)
+    backward = op.backward_flops(node.input_types, node.output_types).substitute(sizes) if counts else Int(0)
+    inputs, outputs = _sizes(node.input_types, step.inputs, sizes), _sizes(node.output_types, step.outputs, sizes)
+    read, backward_bytes = _traffic(step, inputs, outputs)
+    multiplies = op.op_class in (OpClass.PRODUCT, OpClass.GROUPED_PRODUCT)
+    return OpCost(
+        name=step.path + (parameters[0].name if parameters else op.kind),
+        kernel_class=kernel_class,
+        weight_axes=_axes(matrices),
+        routed=any(matrix.is_routed for matrix in matrices),
+        recompute=recompute,
+        recast=recast,
+        flops=_terms(flops),
+        backward_flops=_terms(backward),
+        forward_bytes=_terms(read + total([size for size, _ in outputs])),
+        backward_bytes=_terms(backward_bytes),
+        weights=sum(matrix.type.numel.value() for matrix in matrices) if multiplies else 0,
+        weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
+        input_elements=_terms(_elements(node.input_types[0], sizes) if casts_first else Int(0)),
+        output_elements=_terms(_elements(node.output_types[0], sizes) if kernel_class in CASTING else Int(0)),
+        key_value_bytes=_terms(total(_of_tokens(inputs[1:])) if op.op_class is OpClass.ATTENTION else Int(0)),
+    )
+
+
+def _traffic(step: Step, inputs: list[tuple[Dim, bool]], outputs: list[tuple[Dim, bool]]) -> tuple[Dim, Dim]:
+    """Bytes of activations that forward reads, and that backward moves: gradients and what was saved for them."""
+    looks_up = step.node.op.op_class is OpClass.LOOKUP
+    read = total([size for size, _ in (outputs if looks_up else inputs)])
+    gradients = [size for size, is_float in (*inputs, *outputs) if is_float]
+    saved = total([storage.type.bytes for storage in dict.fromkeys(step.saved)])
+    reached = any(is_float for _, is_float in outputs) and (looks_up or any(is_float for _, is_float in inputs))
+    return read, total(gradients) + saved if reached else Int(0)
+
+
+CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
+"""Kernels whose operands are cast to FP8 first."""
+
+
+def _class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
+    """A product is FP8 where the spec says so of its kind, and one of float32 where its rows are float32."""
+    op = step.node.op
+    match op.op_class:
+        case OpClass.MEMORY | OpClass.LOOKUP:
+            return "memory"
+        case OpClass.ATTENTION:
+            return "attention"
+    if any(isinstance(t, TensorType) and t.shape and t.dtype is DType.FP32 for t in step.node.output_types):
+        return "fp32_gemm"
+    if op.product in fp8_products:
+        return "fp8_grouped" if op.op_class is OpClass.GROUPED_PRODUCT else "fp8_gemm"
+    return "gemm"
+
+
+def _is_expert_row(step: Step) -> bool:
+    result = step.outputs[0]
+    return result is not None and has_row_for_each_expert(result.type)
+
+
+def _axes(matrices: Iterable[Parameter]) -> frozenset[Axis]:
+    return frozenset[Axis]().union(*(matrix.type.axes for matrix in matrices))
+
+
+def _sizes(
+    types: tuple[ValueType, ...], storages: tuple[Storage | None, ...], sizes: Mapping[str, Dim]
+) -> list[tuple[Dim, bool]]:
+    """(bytes, whether a gradient flows there) of tensors; one that is expanded is no larger than its memory."""
+    found = []
+    for type, storage in zip(types, storages, strict=True):
+        if isinstance(type, TensorType) and storage is not None:
+            own, memory = type.bytes.substitute(sizes), storage.type.bytes
+            smaller = memory if memory.value(SAMPLE) < own.value(SAMPLE) else own
+            found.append((smaller, type.dtype in FLOATS))
+    return found
+
+
+def _of_tokens(sizes: list[tuple[Dim, bool]]) -> list[Dim]:
+    """Those that grow with the batch: a table of positions does not."""
+    return [size for size, _ in sizes if any(B.name in names for names in size.polynomial())]
+
+
+def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:
+    assert isinstance(type, TensorType)
+    return type.numel.substitute(sizes)
+
+
+def _terms(dim: Dim) -> Terms:
+    return Terms(tuple((float(c), names.count(B.name), names.count(S.name)) for names, c in dim.polynomial().items()))

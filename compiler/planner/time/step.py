@@ -1,0 +1,144 @@
+"""Seconds of a training step under a layout: compute, communication, the pipeline, and what comes after it.
+
+A step is the pipeline's schedule, simulated with the times of its stages, then gradients across data parallelism, the
+optimizer, and parameters back. A stage's times are the sums of its parts'. Communication inside a stage adds to its
+compute, except in an F&B pair of DualPipe, where expert all-to-alls run beside compute and the longer of both counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dsc.compiler.facts.stats import compute_stats
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.parts import parts_of, stream
+from dsc.compiler.planner.parts.shard import elements
+from dsc.compiler.planner.parts.stages import Stages
+from dsc.compiler.planner.pipeline.schedule import actions
+from dsc.compiler.planner.pipeline.simulate import Timeline, simulate
+from dsc.compiler.planner.time.bounds import even_bound, pipeline_bound
+from dsc.compiler.planner.time.lines import BUBBLE, SYNC, TimeLine, work_lines
+from dsc.compiler.planner.time.ops import op_costs
+from dsc.compiler.planner.time.part import PartTimes
+from dsc.compiler.planner.time.stage import StageCosts
+from dsc.compiler.planner.time.tail import Tail
+from dsc.compiler.planner.time.traffic import Communication
+from dsc.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class StepTime:
+    seconds: float
+    lines: tuple[TimeLine, ...]
+    bubble_fraction: float
+    """Of the step, what the busiest rank waits: the schedule's bubble and the calibrated loss between ranks."""
+    mfu: float
+    """FLOPs of the main model, causal, over the bfloat16 peak of all GPUs."""
+    gpu_hours_per_trillion_tokens: float
+    uncertainty: float
+    """Relative, either way."""
+    timeline: Timeline
+
+
+class CostModel:
+    """Times of layouts for one model on one machine.
+
+    `bound` is a closed form that never exceeds `step`, and equals it for 1F1B and interleaved pipelines of equal stages
+    (bounds.py). A search takes candidates in the order of their bounds and simulates until the next bound is above the
+    best step so far: exact, and few are simulated. What a part costs is computed once for each micro-batch and division
+    of it; all else is arithmetic on those numbers.
+
+    `interleaved_hides`: see StageCosts.
+    """
+
+    def __init__(self, spec: ModelSpec, graph: Graph, hardware: Hardware, interleaved_hides: bool = False) -> None:
+        self.spec = spec
+        self.hardware = hardware
+        self.parts = parts_of(graph)
+        in_fp8 = spec.precision.fp8_products()
+        if in_fp8:
+            hardware.peak("fp8_gemm")  # refuses a machine without
+        self.ops = op_costs(self.parts, in_fp8)
+        held = {part.kind: elements(part.parameters.values()) for part in self.parts}
+        self.communication = Communication(spec, stream(graph), hardware)
+        part_times = PartTimes(self.ops, self.communication, hardware, spec.workload.sequence_length)
+        self.stages = StageCosts(self.parts, held, part_times, self.communication, interleaved_hides)
+        self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision)
+        self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
+
+    def weights(self, layout: Layout) -> tuple[int, ...]:
+        """Nanoseconds of each part, forward and backward: what a split into stages should balance."""
+        kinds = dict.fromkeys(part.kind for part in self.parts)
+        times = {kind: self.stages.cost((kind,), layout).times for kind in kinds}
+        return tuple(round(1e9 * times[part.kind].overlapped) for part in self.parts)
+
+    def bound(self, layout: Layout, stages: Stages, global_batch: int) -> float:
+        """Seconds that `step` cannot fall below."""
+        alone = self.stages.times(layout, stages)
+        times, transfer = self.stages.as_run(layout, alone), self.communication.transfer(layout)
+        pipeline = pipeline_bound(layout, layout.micro_batches(global_batch), times, transfer)
+        pipeline += self.stages.warm_up(layout, alone)
+        return pipeline * (1 + self._sync(layout)) + sum(self.tail.longest(layout, stages).values())
+
+    def floor(self, layout: Layout, global_batch: int) -> float:
+        """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
+        serial, paired = self.stages.whole(layout)
+        return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
+
+    def least(self, layout: Layout, global_batch: int, exchanges: bool = True) -> float:
+        """The same at the best that any pipeline schedule can do that pairs what this one does.
+
+        Without exchanges: at the best that any sharing of the experts can do, which then exchange nothing either.
+        """
+        experts = self.communication.experts
+        if not exchanges and experts is not None:
+            layout = replace(layout, ep=experts.count, etp=layout.tp)
+        _, paired = self.stages.whole(layout, exchanges)
+        return paired * layout.micro_batches(global_batch) / layout.pp
+
+    def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
+        """The schedule simulated, action by action."""
+        costs = self.stages.costs(layout, stages)
+        schedule = actions(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(global_batch))
+        alone = [cost.times for cost in costs]
+        times = self.stages.as_run(layout, alone)
+        timeline = simulate(schedule, times, self.communication.transfer(layout))
+        busiest = max(range(layout.pp), key=timeline.busy.__getitem__)
+        warm_up = self.stages.warm_up(layout, alone)
+        lines = (
+            *work_lines(schedule[busiest], costs, times, warm_up, self.hardware),
+            *self._waits(layout, timeline, warm_up),
+            *self._tail_lines(layout, stages),
+        )
+        total = sum(line.seconds for line in lines)
+        waits = sum(line.seconds for line in lines if line.name in (BUBBLE, SYNC))
+        tokens = global_batch * self.spec.workload.sequence_length
+        gpus = layout.world
+        return StepTime(
+            seconds=total,
+            lines=lines,
+            bubble_fraction=waits / total,
+            mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
+            gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
+            uncertainty=self.hardware.calibration.uncertainty.value,
+            timeline=timeline,
+        )
+
+    def _sync(self, layout: Layout) -> float:
+        """Ranks of a pipeline lose time to each other; one rank alone does not."""
+        return self.hardware.calibration.sync.value if layout.pp > 1 else 0.0
+
+    def _waits(self, layout: Layout, timeline: Timeline, warm_up: float) -> tuple[TimeLine, TimeLine]:
+        sync = self.hardware.calibration.sync
+        return (
+            TimeLine(BUBBLE, timeline.bubble, "derived", f"simulated schedule {layout.schedule}"),
+            TimeLine(SYNC, (timeline.step + warm_up) * self._sync(layout), sync.provenance, sync.source),
+        )
+
+    def _tail_lines(self, layout: Layout, stages: Stages) -> Iterator[TimeLine]:
+        source = "bytes of the parameters that one rank holds, over the links and the memory"
+        for name, time in self.tail.longest(layout, stages).items():
+            yield TimeLine(name, time, "derived", source)

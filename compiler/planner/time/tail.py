@@ -1,0 +1,72 @@
+"""Seconds of what follows the last backward: gradients across data parallelism, the optimizer, parameters back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.parts.stages import Stages
+from dsc.compiler.planner.parts.widths import BYTES
+from dsc.compiler.planner.time.sharing import stage_sharing
+from dsc.compiler.planner.time.traffic import Communication
+from dsc.spec.precision import Precision
+
+REDUCE, UPDATE, GATHER = "gradients across data parallelism", "optimizer", "parameters across data parallelism"
+
+
+class Tail:
+    """Of one model on one machine."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        elements: Mapping[str, Elements],
+        communication: Communication,
+        hardware: Hardware,
+        precision: Precision,
+    ) -> None:
+        self._parts = parts
+        self._elements = elements
+        self._communication = communication
+        self._memory = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["memory"].value
+        self._precision = precision
+        self._longest = cache(self._longest_of)
+        self._held = cache(self._held_by)
+
+    def longest(self, layout: Layout, stages: Stages) -> dict[str, float]:
+        """On the pipeline rank where it takes longest."""
+        if layout.recompute or layout.activations != "bf16" or layout.micro_batch > 1:  # which tell nothing here
+            layout = replace(layout, micro_batch=1, recompute=(), activations="bf16")
+        return self._longest(layout, stages)
+
+    def _longest_of(self, layout: Layout, stages: Stages) -> dict[str, float]:
+        held = self._held(stages, tuple(map(layout.stages, range(layout.pp))))
+        return max((self.of_rank(layout, one) for one in held), key=lambda lines: sum(lines.values()))
+
+    def _held_by(self, stages: Stages, ranks: tuple[tuple[int, ...], ...]) -> tuple[Elements, ...]:
+        """Parameters that the pipeline ranks hold, each amount once."""
+        held = [
+            sum((self._elements[self._parts[index].kind] for stage in rank for index in stages[stage]), Elements())
+            for rank in ranks
+        ]
+        return tuple(dict.fromkeys(held))
+
+    def of_rank(self, layout: Layout, held: Elements) -> dict[str, float]:
+        """One that holds so many parameters."""
+        optimizer, width = self._precision.optimizer, BYTES[self._precision.parameters]
+        gradient = BYTES[optimizer.gradients]
+        data = (layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates)
+        sharing = stage_sharing(layout)._replace(dense_ranks=data[0], expert_ranks=data[1])
+        shards = data if layout.zero else (1, 1)
+        owned = held.dense_on(layout) / shards[0] + held.experts_on(layout) / shards[1]
+        # gradient read; master copy and both moments read and written; parameter written
+        touched = gradient + 2 * BYTES[optimizer.master] + 4 * BYTES[optimizer.moments] + width
+        across = self._communication.across_data
+        reduce = 0.0 if layout.zero >= 2 else across(held, gradient, sharing)
+        gather = 0.0 if layout.zero == 3 else across(held, width if layout.zero else gradient, sharing)
+        return {REDUCE: reduce, UPDATE: owned * touched / self._memory, GATHER: gather}

@@ -1,0 +1,154 @@
+"""Seconds of communication: of experts, of tensor and context parallelism within a stage, of weights, between ranks."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from dsc.compiler.graph.dim import Axis, B, S
+from dsc.compiler.graph.types import TensorType
+from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine import collectives
+from dsc.compiler.planner.machine.collectives import FP8, Experts, Group
+from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.parts import EMBEDDING, HEAD
+from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.parts.widths import BYTES
+from dsc.compiler.planner.time.kernels import CLASSES, Seconds
+from dsc.compiler.planner.time.ops import OpCost
+from dsc.compiler.planner.time.sharing import Sharing, StageSharing
+from dsc.spec.model import ModelSpec
+
+FEED_FORWARD = frozenset((Axis.FEED_FORWARD, Axis.SHARED_EXPERTS))
+
+
+class Traffic(NamedTuple):
+    """Communication of one part, forward, in seconds."""
+
+    exchange: float
+    """Expert all-to-alls with nothing beside them."""
+    hidden: float
+    """The same beside compute."""
+    times_in_backward: int
+    """How often that happens again in backward."""
+    forward_other: float
+    """What no pair hides."""
+    backward_other: float
+    slower: float
+    """What uneven routing makes of all times."""
+
+
+class Communication:
+    """Of one model on one machine. Between layers goes `stream`; within a layer, its sublayers read hidden states."""
+
+    def __init__(self, spec: ModelSpec, stream: TensorType, hardware: Hardware) -> None:
+        self.experts = _experts(spec)
+        self._hardware = hardware
+        self._hidden = spec.hidden_size
+        self._length = spec.workload.sequence_length
+        self._stream_bytes = stream.bytes.value({B.name: 1, S.name: self._length})
+        self._width = BYTES[spec.precision.parameters]
+        self._gradient_width = BYTES[spec.precision.optimizer.gradients]
+        self._dispatch_width = FP8 if "experts" in spec.precision.fp8_products() else self._width
+        self._exchange = cache(self._exchange_of)
+
+    def of_part(
+        self, kind: str, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds, full: bool, exchanges: bool
+    ) -> Traffic:
+        """`full`: all of forward runs again in backward. `exchanges`: its experts' tokens go to other ranks."""
+        exchange, hidden = self._exchange(sharing) if exchanges else (0.0, 0.0)
+        tensor = self._tensor_parallel(kind, ops, sharing)
+        context = self._context_parallel(ops, sharing, compute)
+        twice = 2 if full else 1  # forward's communication runs again with forward
+        return Traffic(
+            exchange,
+            hidden,
+            twice,
+            tensor + context[0],
+            twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0],
+            self._hardware.calibration.imbalance.value if exchange else 1.0,
+        )
+
+    def _rows(self, sharing: Sharing) -> float:
+        """Tokens of a micro-batch on one rank."""
+        return sharing.micro_batch * self._length / (sharing.cp * sharing.tp)
+
+    def _exchange_of(self, sharing: Sharing) -> tuple[float, float]:
+        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them, dispatch in FP8 as well."""
+        if self.experts is None:
+            return 0.0, 0.0
+        hardware, calibration = self._hardware, self._hardware.calibration
+        group, rows = Group(sharing.ep, sharing.etp), self._rows(sharing)
+        alone = beside = 0.0
+        ways = ((self._dispatch_width, calibration.overlapped_dispatch), (self._width, calibration.overlapped_combine))
+        for width, reached in ways:
+            volume = collectives.expert_all_to_all(rows, self._hidden, width, self.experts, group, hardware)
+            alone += volume.seconds(hardware)
+            beside += volume.seconds(hardware, reached.value)
+            if sharing.etp > 1:  # ranks that share an expert's width all read all its rows
+                total = rows * self.experts.top_k * self._hidden * width * sharing.etp
+                gathered = collectives.all_gather(total, Group(sharing.etp), hardware)
+                alone, beside = alone + gathered, beside + gathered
+        return alone, beside
+
+    def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: Sharing) -> float:
+        """All-gather and reduce-scatter around attention and around a feed-forward (arXiv 2205.05198); forward's."""
+        if sharing.tp == 1:
+            return 0.0
+        total = self._rows(sharing) * sharing.tp * self._hidden * self._width
+        one = collectives.all_gather(total, Group(sharing.tp), self._hardware)
+        if kind in (EMBEDDING, HEAD):
+            return one
+        attends = any(op.kernel_class == "attention" for op in ops)
+        widens = any(op.weight_axes & FEED_FORWARD and op.kernel_class != "fp32_gemm" for op in ops)
+        return 2 * one * (attends + widens)
+
+    def _context_parallel(self, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds) -> tuple[float, float]:
+        """Keys and values around a ring beside attention, forward and backward (with their gradients): what shows.
+
+        A rank attends to what it has while the next arrives, so nothing arrives beside the last of cp equal steps
+        (ring attention, arXiv 2310.01889, section 3).
+        """
+        if sharing.cp == 1:
+            return 0.0, 0.0
+        total = sum(op.key_value_bytes.at(sharing.micro_batch, self._length) for op in ops) / sharing.tp
+        ring = collectives.all_gather(total, Group(sharing.cp, sharing.tp), self._hardware) if total else 0.0
+        attention, beside = CLASSES.index("attention"), (sharing.cp - 1) / sharing.cp
+        return (
+            max(0.0, ring - beside * compute.forward[attention]),
+            max(0.0, 2 * ring - beside * compute.input_gradient[attention]),
+        )
+
+    def sharded_weights(
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
+    ) -> tuple[float, float, float]:
+        """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
+
+        Seconds more of each pass, whose compute takes so long.
+        """
+        gradients = self.across_data(held, self._gradient_width, sharing)
+        weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
+        forward, backward, weight = compute
+        return max(0.0, weights - forward), max(0.0, weights - backward), max(0.0, gradients - weight)
+
+    def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
+        """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
+        tp, experts = sharing.sharing.tp, sharing.sharing.ep * sharing.sharing.etp
+        dense_bytes = width * (held.tensor / tp + held.replicated)
+        expert_bytes = width * held.expert / experts
+        dense_group, expert_group = Group(sharing.dense_ranks, tp), Group(sharing.expert_ranks, experts)
+        return collectives.all_gather(dense_bytes, dense_group, self._hardware) + collectives.all_gather(
+            expert_bytes, expert_group, self._hardware
+        )
+
+    def transfer(self, layout: Layout) -> float:
+        """Seconds that what a micro-batch's layers hand on takes to the next pipeline rank."""
+        bytes = layout.micro_batch * self._stream_bytes / (layout.cp * layout.tp)
+        return collectives.send(bytes, layout.dp * layout.cp * layout.tp, self._hardware)
+
+
+def _experts(spec: ModelSpec) -> Experts | None:
+    moe = spec.ffn.moe
+    if moe is None:
+        return None
+    return Experts(moe.n_routed_experts, moe.num_experts_per_tok, moe.router.n_group, moe.router.topk_group)
