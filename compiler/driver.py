@@ -59,7 +59,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     training = run(plain, kernels.passes)
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     packing = partial(pack, positions=spec.max_position_embeddings)
-    serving = run(plain, (for_serving, with_pages, packing, *kernels.passes, prepare, as_functions_of_weights))
+    serving = run(
+        plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
+    )
     return Program(spec, target, training, verify(as_functions(inference, training)), serving, kernels.notes)
 
 

@@ -79,5 +79,3 @@ def _taken(node: Node) -> list[tuple[str, str]]:
             return [("layers", f"[{signature.class_name}(layer) for layer in module.layers{op.slice}]")]
     names = [holder.attribute() for holder in node.op.holders()]
     return [(name, f"module.{name}") for name in names if name is not None]
-
-

@@ -8,18 +8,21 @@ from collections.abc import Iterable
 from dsc.compiler.emit.classes import returns
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
-from dsc.compiler.emit.prepare import prepared_definitions, prepare_file
+from dsc.compiler.emit.prepare import prepare_file, prepared_definitions
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
-from dsc.compiler.ops.call import RepeatFunctions, function_name
+from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.passes.serve import DRAFT
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import CACHE_GROUP
 
 DECODE = "infer/decode.py"
 FILES = ("batch", "cache", "engine", "sampling", "scheduler", "text")
-PAGE_SIZE = 16  # tokens
+PAGE_SIZE = 16  # tokens; kernels bring their own
 SIZES = {
     "T": "T new tokens of all texts",
     "B": "B texts of a group",
@@ -33,11 +36,13 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     model = list(model)
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
+    kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
+    values = {"guesses": guesses, "kernel": bool(kernel), "page_size": 64 if kernel else PAGE_SIZE}
     plain = [f"infer/{name}.py" for name in (*FILES, *(["speculation"] if guesses else []))]
     return [
         prepare_file(files, serving, prepared, model, SIZES),
         decode_file(files, serving, training, model, prepared),
-        *(files.file(path, path, page_size=PAGE_SIZE, guesses=guesses) for path in plain),
+        *(files.file(path, path, **values) for path in plain),
     ]
 
 
@@ -75,18 +80,36 @@ def function(block: Block, printer: Printer) -> Definition:
 
 
 def _caches(files: FilePrinter, serving: Graph) -> Definition:
-    """The pages of every layer: their rows, and their type where the spec keeps them narrower than its parameters."""
-    rows: dict[str, list[str]] = {}
+    """The pages of every layer: how wide their rows are, and in which type where that is not the weights'."""
+    counts: dict[str, list[str]] = {}
     for node in (node for block in serving.blocks.values() for node in block.nodes()):
         if isinstance(node.op, RepeatFunctions):
-            row = tensor(node.op.signature.inputs[-1]).shape[-1]
-            rows.setdefault(str(row), []).append(str(node.op.count))
+            counts.setdefault(_row(serving, node.op.signature), []).append(str(node.op.count))
     guesses = DRAFT in serving.blocks
-    parts = [f"[{row}] * ({' + '.join(counts)})" for row, counts in rows.items()]
-    parts += [f"[{tensor(serving.blocks[DRAFT].inputs[-1].type).shape[-1]}]"] if guesses else []
-    precision = files.spec.precision
-    narrower = precision.kv_cache == "bf16" and precision.parameters == "fp32"
+    parts = [f"[{row}] * ({' + '.join(layers)})" for row, layers in counts.items()]
+    parts += [f"[{_row(serving, Signature.of(serving.blocks[DRAFT]))}]"] if guesses else []
     text = files.templates.get_template("infer/caches.jinja").render(
-        rows=" + ".join(parts), dtype="bfloat16" if narrower else None, guesses=guesses
+        rows=" + ".join(parts), dtype=_dtype(files.spec, serving), guesses=guesses
     )
     return Definition("empty_caches", text)
+
+
+def _row(serving: Graph, signature: Signature) -> str:
+    """Elements of a row: numbers, or bytes of codes, their scales and the rotary part in bfloat16."""
+    pages = tensor(signature.inputs[-1])
+    if (read := _fp8_read(serving)) is None:
+        return str(pages.shape[-1])
+    latent, rotary = read.sizes
+    return f"{latent} + {latent} // {CACHE_GROUP} * 4 + {rotary} * 2"
+
+
+def _dtype(spec: ModelSpec, serving: Graph) -> str | None:
+    """The type of the cache where the spec keeps it narrower than the parameters."""
+    if _fp8_read(serving) is not None:
+        return "uint8"
+    return "bfloat16" if spec.precision.kv_cache != "fp32" and spec.precision.parameters == "fp32" else None
+
+
+def _fp8_read(serving: Graph) -> ReadFp8Latents | None:
+    nodes = (node for block in serving.blocks.values() for node in block.nodes())
+    return next((node.op for node in nodes if isinstance(node.op, ReadFp8Latents)), None)

@@ -91,7 +91,12 @@ def _standing_on(block: Block, kept: list[Value], attention: Node) -> tuple[Node
 
 
 def _outside(
-    block: Block, inside: tuple[Node, ...], attention: Node, op: AttendGroups, queries: tuple[Value, ...], pages: TensorType
+    block: Block,
+    inside: tuple[Node, ...],
+    attention: Node,
+    op: AttendGroups,
+    queries: tuple[Value, ...],
+    pages: TensorType,
 ) -> Block:
     kept = tuple(one.value for one in block.cached)
     batch = Value(INPUT, len(block.inputs), "batch", BATCH)
@@ -104,7 +109,8 @@ def _outside(
             nodes += [write, replace(node, op=op, inputs=(*queries, batch, cache), paragraph=True)]
         elif node.id not in gone:
             nodes.append(node)
-    return replace(block, inputs=(*block.inputs, batch, cache), cached=()).with_nodes(nodes)
+    doc = block.class_doc.replace(" in its expanded form", "")
+    return replace(block, class_doc=doc, inputs=(*block.inputs, batch, cache), cached=()).with_nodes(nodes)
 
 
 def _attending(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...], pages: TensorType) -> Block:
@@ -182,5 +188,3 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
             node = replace(node, op=op, inputs=(*node.inputs, *more))
         nodes.append(node)
     return replace(block, inputs=(*block.inputs, *given.values())).with_nodes(nodes)
-
-

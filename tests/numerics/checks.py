@@ -7,6 +7,7 @@ are not.
 from pathlib import Path
 
 import torch
+from decoding import chunk_logits
 from numerics import reference
 from numerics.harness import (
     SINGLE,
@@ -79,30 +80,10 @@ def errors_against_formulas(package: Package) -> dict[str, float]:
     )
 
 
-def last_logits(package: Package, model: nn.Module, tokens: Tensor, chunks: list[int]) -> tuple[Tensor, list[int]]:
-    """The logits after each chunk [B, chunks, V], and the positions they stand at; each row in pages of its own."""
-    engine, batches = package.engine.Engine(model), package.batch
-    engine.pool.take(1)  # so that no row begins at the first page
-    pages = [engine.pool.take(-(-tokens.shape[1] // package.cache.PAGE_SIZE)) for _ in tokens]
-    found, positions, start = [], [], 0
-    for size in chunks:
-        texts = zip(pages, tokens.tolist(), strict=True)
-        parts = [batches.Part(held, 0, start, row[start : start + size]) for held, row in texts]
-        rows = torch.arange(1, len(tokens) + 1) * size - 1
-        packed, batch = batches.pack(parts, engine.device)
-        with torch.inference_mode():
-            caches = engine.caches[: len(model.layers)]
-            logits = package.decode.model_forward(engine.module, packed, rows, batch, caches)
-        found.append(logits[0] if isinstance(logits, tuple) else logits)
-        start += size
-        positions.append(start - 1)
-    return torch.stack(found, 1), positions
-
-
 def decode_error(package: Package, chunks: list[int]) -> float:
     model, tokens = random_model(package), some_tokens()
-    decoded, positions = last_logits(package, model, tokens, chunks)
-    return relative_error(decoded, model(tokens)[:, positions])
+    positions = torch.tensor(chunks).cumsum(0) - 1
+    return relative_error(chunk_logits(package.importer, model, tokens, chunks), model(tokens)[:, positions])
 
 
 def greedy(model: nn.Module, prompt: list[int], count: int) -> list[int]:

@@ -44,17 +44,8 @@ class Package:
     def checkpoint(self) -> ModuleType:
         return importlib.import_module(f"{self.name}.checkpoint")
 
-    @property
-    def decode(self) -> ModuleType:
-        return importlib.import_module(f"{self.name}.infer.decode")
-
-    @property
-    def batch(self) -> ModuleType:
-        return importlib.import_module(f"{self.name}.infer.batch")
-
-    @property
-    def cache(self) -> ModuleType:
-        return importlib.import_module(f"{self.name}.infer.cache")
+    def importer(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.name}.{name}")
 
     @property
     def engine(self) -> ModuleType:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from numerics.checks import decode_error, last_logits
+from decoding import chunk_logits
+from numerics.checks import decode_error
 from numerics.families import CASES, LENGTH, Case
 from numerics.harness import Compile, OracleOf, imported_text, random_model, some_tokens
 from numerics.specs import SPECS
@@ -59,6 +60,6 @@ def test_decoding_leaves_the_model_alone(compiled: Compile) -> None:
     package = compiled(SPECS["everything"])
     model = random_model(package)
     before = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    last_logits(package, model, some_tokens(), CHUNKS["chunks"])
+    chunk_logits(package.importer, model, some_tokens(), CHUNKS["chunks"])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         assert torch.equal(tensor, before[name]), f"{name}: generation counts no load and moves no bias"

@@ -8,6 +8,7 @@ from functools import partial
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels import fp8_quantize, mla_common, mla_decode
+from dsc.compiler.kernels.latent_cache import cache_rows
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
@@ -16,6 +17,7 @@ from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
+from dsc.compiler.passes.fuse.pages import fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
 from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
@@ -34,6 +36,8 @@ class Choice:
     """In order; they come after all other passes."""
     inference: tuple[Pass, ...] = ()
     """For the graph of generation alone, before them."""
+    serving: tuple[Pass, ...] = ()
+    """For the graph that the engine runs, before them too."""
     notes: tuple[str, ...] = ()
     """What the target cannot do as the spec has it, and what is done instead."""
 
@@ -47,6 +51,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
         return Choice(notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
+    serving: list[Pass] = []
     notes = []
     if isinstance(spec.attention, MlaAttention):
         if (reason := mla_common.refusal(spec)) is None:
@@ -55,6 +60,9 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
         if (reason := mla_decode.refusal(spec)) is None:
             inference.append(absorb_latent)
+            serving.append(fuse_latent_pages)
+            if cache_rows(spec, target) == "fp8":
+                serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
@@ -65,7 +73,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             passes.append(partial(multiply_in_fp8, linear=linear))
         else:
             notes += _without_fp8(spec, reason)
-    return Choice(tuple(passes), tuple(inference), tuple(notes))
+    return Choice(tuple(passes), tuple(inference), tuple(serving), tuple(notes))
 
 
 def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:

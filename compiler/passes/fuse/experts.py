@@ -21,8 +21,8 @@ def _fuse(block: Block, scatter: Node) -> Block:
     (chosen,) = sort.inputs
     weights, _, x = find(block, SlotWeights)[0].inputs
     inside = ancestors(block, scatter, [chosen, weights, x])
-    (reader,) = block.consumers(scatter.outputs[0])
-    end = reader if isinstance(reader.op, ViewAs) else scatter  # packed tokens are flat already
+    views = (node for node in block.consumers(scatter.outputs[0]) if isinstance(node.op, ViewAs))
+    end = next(views, scatter)  # packed tokens are flat already
 
     op = FusedSort(find(block, EveryExpert)[1].num_experts, tensor(scatter.inputs[2].type).shape[0])
     made = tuple(
