@@ -11,7 +11,7 @@ from jinja2 import BaseLoader
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.emit.package import emit_package
+from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
@@ -36,6 +36,8 @@ class Program:
 
     spec: ModelSpec
     target: Target | None
+    plain: Graph
+    """For training, before any kernel: it says in which order classes declare their parameters."""
     training: Graph
     inference: Graph
     serving: Graph
@@ -62,7 +64,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     serving = run(
         plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
     )
-    return Program(spec, target, training, verify(as_functions(inference, training)), serving, kernels.notes)
+    return Program(spec, target, plain, training, verify(as_functions(inference, training)), serving, kernels.notes)
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -72,8 +74,8 @@ def timed(spec: ModelSpec) -> Graph:
 
 def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
     """The package, every file by its path."""
-    spec, target = program.spec, program.target
-    return emit_package(spec, target, program.training, program.serving, program.notes, templates)
+    printer = file_printer(program.spec, program.training, templates)
+    return emit_package(printer, program.target, program.plain, program.training, program.serving, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

@@ -13,6 +13,7 @@ from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
+from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
@@ -30,12 +31,26 @@ ROUTER = (*MOE, "router")
 
 
 def check(spec: ModelSpec) -> list[Finding]:
-    """Every rule that a spec breaks. Findings name keys, not positions: a spec may come from elsewhere than a file."""
-    findings = [finding for rule in MODEL_RULES for finding in rule(spec)]
-    findings += [finding for rule in ROPE_RULES for finding in rule(spec.attention.rope)]
-    if spec.ffn.moe is not None:
-        findings += [finding for rule in MOE_RULES for finding in rule(spec.ffn.moe)]
-    return findings
+    """Every rule that a spec breaks, of those whose keys could be read.
+
+    Findings name keys, not positions: a spec may come from elsewhere than a file.
+    """
+    rules = (rule for part in (_of_model, _of_rope, _of_moe) for rule in until_unread(part(spec)))
+    return [finding for rule in rules for finding in until_unread(rule)]
+
+
+def _of_model(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    return (rule(spec) for rule in MODEL_RULES)
+
+
+def _of_rope(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    for rule in ROPE_RULES:
+        yield rule(spec.attention.rope)
+
+
+def _of_moe(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    for rule in MOE_RULES if spec.ffn.moe is not None else ():
+        yield rule(spec.moe())
 
 
 def _name(spec: ModelSpec) -> Iterator[Finding]:

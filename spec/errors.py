@@ -14,6 +14,7 @@ Code = Literal[
     "DSC005",
     "DSC006",
     "DSC007",
+    "DSC008",
     # the schema
     "DSC010",
     "DSC011",

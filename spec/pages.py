@@ -66,6 +66,13 @@ PAGES: dict[Code, Page] = {
         "hidden_size: 2048\nvocab_size: 512\nhidden_size: 4096",
         "hidden_size: 4096\nvocab_size: 512",
     ),
+    "DSC008": Page(
+        "a file of another kind",
+        "The file is something else that dsc or a model's publisher writes: a plan, a config.json, a lock file, an "
+        "index of a checkpoint, a JSON Schema, a cluster. The help names the command that takes it.",
+        '{"model_type": "deepseek_v3", "hidden_size": 7168}',
+        "name: my-model",
+    ),
     "DSC010": Page(
         "a value of the wrong type",
         "Nothing is converted: a size is a whole number without quotes, underscores or a decimal point, a switch "

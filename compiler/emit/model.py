@@ -58,9 +58,10 @@ def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
-def definitions(graph: Graph, printer: Printer) -> list[Definition]:
+def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:
     """What model.py defines, in its order."""
-    return [*helpers(graph, printer), *(Definition(name, text) for name, text in classes(graph, printer).items())]
+    printed = classes(graph, plain, printer)
+    return [*helpers(graph, printer), *(Definition(name, text) for name, text in printed.items())]
 
 
 def module_body(parts: list[Definition]) -> str:

@@ -65,13 +65,13 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
-    def axes(self) -> frozenset[Axis]:
-        """Of every symbol that it is written with, and of those that these are defined by."""
-        return frozenset()
-
     def symbols(self) -> Iterator[Symbol]:
         """Those that the size is written with, in reading order."""
         raise TypeError(type(self))
+
+    def axes(self) -> frozenset[Axis]:
+        """Of every symbol that it is written with, and of those that these are defined by."""
+        return frozenset()
 
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
@@ -130,12 +130,12 @@ class Symbol(Dim):
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
+
     def axes(self) -> frozenset[Axis]:
         own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
         return own if self.definition is None else own | self.definition.axes()
-
-    def symbols(self) -> Iterator[Symbol]:
-        yield self
 
     def __str__(self) -> str:
         return self.name
@@ -163,12 +163,12 @@ class Sum(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
 
-    def axes(self) -> frozenset[Axis]:
-        return self.left.axes() | self.right.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.left.symbols()
         yield from self.right.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -201,12 +201,12 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
-    def axes(self) -> frozenset[Axis]:
-        return self.left.axes() | self.right.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.left.symbols()
         yield from self.right.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
@@ -235,12 +235,12 @@ class Quotient(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
 
-    def axes(self) -> frozenset[Axis]:
-        return self.numerator.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.numerator.symbols()
         yield from self.divisor.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.numerator.axes()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)

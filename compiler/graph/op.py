@@ -66,6 +66,8 @@ class Op(ABC):
     op_class: ClassVar[OpClass] = OpClass.MEMORY
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    in_cache: ClassVar[bool] = False
+    """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False
     """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
     includes_swiglu: ClassVar[bool] = False
@@ -129,8 +131,7 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """What each output stands on: an input by position whose memory it shares, a parameter or the cache (None), or
-        memory of its own."""
+        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

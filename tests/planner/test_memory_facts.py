@@ -152,8 +152,8 @@ MEGATRON: list[tuple[str, int, tuple[str, ...], str]] = [
     ("SwiGLU", 2 * K * M, (), "made again from gate and up"),
     ("experts' results", 2 * K * H, (), "probabilities come before W2, so nothing needs them"),
     ("router", 0, ("mlp.gate.weights.3[0]", "mlp.gate.weights.3[1]"), "the chosen"),
-    ("sums", 0, ("mlp.gate.share.saved[0]",), "what shares are divided by"),
-    ("counts", 0, ("mlp.gate.counts[0]", "mlp.sorted_experts[2]"), "tokens of each expert"),
+    ("sums", 0, ("mlp.gate.p.saved[0]",), "what scores are divided by"),
+    ("counts", 0, ("mlp.gate.f[0]", "mlp.sorted_experts[2]"), "tokens of each expert"),
     (
         "1 / rms",
         0,

@@ -100,7 +100,7 @@ class Communication:
         if kind in (EMBEDDING, HEAD):
             return one
         attends = any(op.kernel_class == "attention" for op in ops)
-        widens = any(op.weight_axes & FEED_FORWARD and op.kernel_class != "fp32_gemm" for op in ops)
+        widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds) -> tuple[float, float]:

@@ -54,8 +54,7 @@ def compute_loss(
     module = LossAndGradients(model)
     weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
     tokens, labels = (t.to(device) for t in batch)  # [B, S], [B, S]
-    result: tuple[Tensor, dict[str, Tensor]] = functional_call(module, weights, (tokens, labels))
-    return result
+    return functional_call(module, weights, (tokens, labels))
 
 
 @torch.no_grad()
@@ -69,8 +68,8 @@ def evaluate(model: Model, held_out: Batches, device: torch.device, dtype: torch
 
 def make_optimizer(model: Model, weight_decay: float) -> torch.optim.AdamW:
     """Matrices decay; norms and biases do not."""
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
+    matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim >= 2]
+    vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
@@ -79,9 +78,25 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Linear warmup, constant, half a cosine down to the minimum at the last step; steps count from 1."""
     warmup = min(1.0, step / max(1, args.warmup_steps))
     decayed = max(0, step - (args.steps - args.decay_steps)) / max(1, args.decay_steps)  # from 0 to 1
-    floor: float = args.min_learning_rate_ratio
-    rate: float = args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
-    return rate
+    floor = args.min_learning_rate_ratio
+    return args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
+
+
+def moments(optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+    """Adam's state by the name of the parameter: a package for another machine may hold them in another order."""
+    names = parameter_names(optimizer)
+    return {names[index]: state for index, state in optimizer.state_dict()["state"].items()}
+
+
+def restore_moments(optimizer: torch.optim.AdamW, saved: dict[str, dict[str, Tensor]]) -> None:
+    names = parameter_names(optimizer)
+    state = {index: saved[name] for index, name in enumerate(names) if name in saved}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def parameter_names(optimizer: torch.optim.AdamW) -> list[str]:
+    """In the order in which the optimizer's state dict counts parameters."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def save_checkpoint(folder: Path, step: int, run: dict[str, int], model: Model, optimizer: torch.optim.AdamW) -> None:
@@ -92,7 +107,7 @@ def save_checkpoint(folder: Path, step: int, run: dict[str, int], model: Model, 
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     save_hf(model, partial)
-    torch.save({"step": step, "run": run, "optimizer": optimizer.state_dict()["state"]}, partial / "trainer.pt")
+    torch.save({"step": step, "run": run, "optimizer": moments(optimizer)}, partial / "trainer.pt")
     partial.rename(folder / name)
     (folder / "latest.partial").write_text(name + "\n")
     os.replace(folder / "latest.partial", folder / "latest")
@@ -109,9 +124,8 @@ def load_checkpoint(folder: Path, run: dict[str, int], model: Model, optimizer: 
     if changed:
         raise SystemExit(f"--resume: {latest} was trained with {'; '.join(changed)}")
     load_hf(model, latest)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state["optimizer"]})
-    step: int = state["step"]
-    return step
+    restore_moments(optimizer, state["optimizer"])
+    return state["step"]
 
 
 def train(args: argparse.Namespace) -> None:
