@@ -61,11 +61,9 @@ def _own(blocks: tuple[Block, ...]) -> list[str]:
     for node in (node for block in blocks for node in block.nodes()):
         for name, expression in _taken(node):
             found.setdefault(name, {})[expression] = None
-    return [f"self.{_typed(name)} = {' + '.join(parts)}" for name, parts in found.items()]
-
-
-def _typed(name: str) -> str:
-    return f"{name}: list[Any]" if name == "layers" else name
+    layers = found.pop("layers", {})
+    lines = [f"self.{name} = {expression}" for name, (expression,) in found.items()]
+    return [*lines, *([f"self.layers: list[Any] = [{', '.join(layers)}]"] if layers else [])]
 
 
 def _taken(node: Node) -> list[tuple[str, str]]:
@@ -76,6 +74,6 @@ def _taken(node: Node) -> list[tuple[str, str]]:
         case CallListedFunction(signature, name):
             return [(name, f"[{signature.class_name}(one) for one in module.{name}]")]
         case RepeatFunctions(signature) as op:
-            return [("layers", f"[{signature.class_name}(layer) for layer in module.layers{op.slice}]")]
+            return [("layers", f"*({signature.class_name}(layer) for layer in module.layers{op.slice})")]
     names = [holder.attribute() for holder in node.op.holders()]
     return [(name, f"module.{name}") for name in names if name is not None]

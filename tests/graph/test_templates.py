@@ -96,13 +96,13 @@ def programs() -> list[Program]:
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
-    graphs = [graph for program in programs for graph in (program.training, program.inference)]
+    graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
     used = {node.op.kind for graph in graphs for block in graph.blocks.values() for node in block.nodes()}
     assert used == set(OPS)
 
 
 def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
-    graphs = [graph for program in programs for graph in (program.training, program.inference)]
+    graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
     needed = {h for graph in graphs for b in graph.blocks.values() for node in b.nodes() for h in node.op.requires}
     assert stems("helpers") == {name for name in needed if not name.startswith(KERNELS)}
 

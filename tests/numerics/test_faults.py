@@ -130,19 +130,19 @@ FORMULAS = [
     Fault("everything", "mtp's loss left out", "balance_loss = balance_loss + mtp_balance_loss", "pass"),
 ]
 DECODING = [
-    Fault("deepseek_v3-base", "everything visible", "(row <= last)", "(row < 999)", BATCH),
+    Fault("deepseek_v3-base", "everything visible", "(row <= last)", "(row <= last + 999)", BATCH),
     Fault("llama-base", "the token itself hidden", "(row <= last)", "(row < last)", BATCH),
     Fault("deepseek_v3-base", "positions from 0", "range(part.first, part.end)]", "range(len(part.tokens))]", BATCH),
     Fault("llama-base", "rows one slot late", "position % PAGE_SIZE if", "(position + 1) % PAGE_SIZE if", BATCH),
     Fault("mixtral-base", "keys kept unturned", "k = rotate(k, rope)", "pass", DECODE),
     Fault("qwen3_moe-base", "the first position's logits", "chosen = x[rows]", "chosen = x[rows * 0]", DECODE),
     Fault("deepseek_v3-base", "latents attended unscaled", "scores * ATTENTION_SCALE", "scores", DECODE),
-    Fault("deepseek_v3-base", "values of keys", "split((QK_NOPE_HEAD_DIM, V_", "split((V_HEAD_DIM, QK_NOPE_", DECODE),
+    Fault("deepseek_v3-base", "keys for values", "out_latent, module.w_uv", "out_latent, module.w_uk", DECODE),
     Fault("everything", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
 ]
 GENERATION = [
-    Fault("everything", "a token late", "range(len(text.tokens), text", "range(len(text.tokens) + 1, text", ENGINE),
-    Fault("everything", "one token too many", "self.sampling.max_new_tokens else", "99 else", SCHEDULER),
+    Fault("everything", "behind the first token", "begin + end - 1 - text.computed", "begin", ENGINE),
+    Fault("everything", "one token too many", ">= self.sampling.max_new_tokens else", "> self.sampling.max_new_tokens else", SCHEDULER),
     Fault("everything", "every guess is right", "token != guess or ", "", SCHEDULER),
     Fault("everything", "least likely token", "wide.argmax(-1)", "wide.argmin(-1)", SAMPLING),
 ]

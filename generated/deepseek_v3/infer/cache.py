@@ -10,7 +10,7 @@ nobody's: what must be computed but not kept is written there, and nobody reads 
 from collections import OrderedDict
 from itertools import count
 
-PAGE_SIZE = 16  # tokens of a page
+PAGE_SIZE = 64  # tokens of a page
 NOWHERE = 0  # the page that is nobody's
 
 Key = tuple[int, tuple[int, ...]]  # the serial of the page before, 0 for none; the page's own tokens
@@ -22,6 +22,8 @@ class PagePool:
     def __init__(self, num_pages: int) -> None:
         self.holders = [0] * num_pages
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_pages))  # released longest ago first
+        self.taken: list[int] = []
+        """Pages taken since somebody cleared them."""
         self._found: dict[Key, int] = {}
         self._names: dict[int, tuple[Key, int]] = {}  # the key and the serial of a page that can be found
         self._serials = count(1)
@@ -40,6 +42,7 @@ class PagePool:
             self.holders[page] = 1
             if page in self._names:
                 del self._found[self._names.pop(page)[0]]
+        self.taken += pages
         return pages
 
     def find(self, tokens: list[int]) -> list[int]:

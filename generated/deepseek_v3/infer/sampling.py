@@ -76,7 +76,9 @@ class Row:
     prompt: int
     """Tokens of the prompt."""
     tokens: list[int]
-    """All tokens before the one to choose, the prompt's and guesses included."""
+    """Of the text, guesses included."""
+    end: int
+    """So many of them stand before the one to choose."""
 
 
 def choose(logits: Tensor, rows: list[Row]) -> list[int]:
@@ -93,7 +95,7 @@ def choose(logits: Tensor, rows: list[Row]) -> list[int]:
 
 
 def logprobs(logits: Tensor, chosen: list[int], rows: list[Row]) -> list[dict[int, float] | None]:
-    """For each row that asks: log softmax of its logits, at the chosen token and then at the likeliest ones."""
+    """For each row that asks: log softmax of its logits [R, W], at the chosen token and then at the likeliest ones."""
     found: list[dict[int, float] | None] = []
     for row_logits, token, row in zip(logits, chosen, rows, strict=True):
         if row.sampling.logprobs is None:
@@ -108,9 +110,9 @@ def logprobs(logits: Tensor, chosen: list[int], rows: list[Row]) -> list[dict[in
 def penalised(logits: Tensor, row: Row) -> Tensor:
     """The logits [W] of one row with its penalties and its bias."""
     sampling, logits = row.sampling, logits.clone()
-    seen = torch.tensor(sorted(set(row.tokens)), device=logits.device)
+    seen = torch.tensor(sorted(set(row.tokens[: row.end])), device=logits.device)
     logits[seen] *= torch.where(logits[seen] > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
-    new = torch.tensor(row.tokens[row.prompt :], dtype=torch.long, device=logits.device)
+    new = torch.tensor(row.tokens[row.prompt : row.end], dtype=torch.long, device=logits.device)
     times = torch.zeros_like(logits).index_add_(0, new, torch.ones_like(new, dtype=logits.dtype))
     logits -= sampling.presence_penalty * (times > 0) + sampling.frequency_penalty * times
     for token, value in sampling.bias.items():
@@ -124,7 +126,7 @@ def _noisy(logits: Tensor, rows: list[Row]) -> Tensor:
     narrowed = [index for index, row in enumerate(rows) if row.sampling.leaves_out]
     if narrowed:
         logits[narrowed] = left_out(logits[narrowed], [rows[index].sampling for index in narrowed])
-    keys = [(row.sampling.seed, len(row.tokens)) for row in rows]
+    keys = [(row.sampling.seed, row.end) for row in rows]
     return logits + gumbel_noise(torch.tensor(keys, device=logits.device), logits.shape[-1]).to(logits.dtype)
 
 

@@ -40,12 +40,42 @@ class Text:
         self.tokens = list(self.prompt)
 
     @property
+    def known(self) -> list[int]:
+        """Its tokens and guesses."""
+        return self.tokens + self.guess
+
+    @property
     def wanted(self) -> int:
         return len(self.tokens) + len(self.guess) - self.computed
 
     @property
     def new_tokens(self) -> list[int]:
         return self.tokens[len(self.prompt) :]
+
+    @property
+    def ends(self) -> str | None:
+        """Why it is over now."""
+        if len(self.tokens) > len(self.prompt) and self.tokens[-1] in self.sampling.stop_tokens:
+            return "stop"
+        return "length" if len(self.tokens) - len(self.prompt) >= self.sampling.max_new_tokens else None
+
+    @property
+    def may_guess(self) -> bool:
+        """Whether all but its last token are computed, that one was not given, and more than one is still to come."""
+        made = len(self.tokens) - len(self.prompt)
+        return self.wanted == 1 and self.ends is None and 0 < made < self.sampling.max_new_tokens - 1
+
+    def extend(self, choices: list[tuple[int, dict[int, float] | None]]) -> list[int]:
+        """The model's own token at each position, as long as the guess before it was right; the guesses are used up."""
+        before = len(self.tokens)
+        for (token, logs), guess in zip(choices, [*self.guess, None], strict=False):
+            self.tokens.append(token)
+            if logs is not None:
+                self.logprobs.append(logs)
+            if token != guess or self.ends is not None:
+                break
+        self.guess = []
+        return self.tokens[before:]
 
 
 class Scheduler:

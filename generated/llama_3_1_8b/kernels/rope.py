@@ -107,5 +107,5 @@ _rotate.register_autograd(_gradients, setup_context=_save)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the pairs of [B, S, heads, R] by their position's angles, rope [2, S, R]."""
-    return _rotate(x, rope, False)
+    """Turn the pairs of [B, S, heads, R], or of [S, heads, R], by their position's angles, rope [2, S, R]."""
+    return _rotate(x, rope, False) if x.dim() == 4 else _rotate(x.unsqueeze(0), rope, False).squeeze(0)
