@@ -85,8 +85,8 @@ def _caches(files: FilePrinter, serving: Graph) -> Definition:
     for node in (node for block in serving.blocks.values() for node in block.nodes()):
         if isinstance(node.op, RepeatFunctions):
             counts.setdefault(_row(serving, node.op.signature), []).append(str(node.op.count))
-    guesses = DRAFT in serving.blocks
     parts = [f"[{row}] * ({' + '.join(layers)})" for row, layers in counts.items()]
+    guesses = DRAFT in serving.blocks and "pages" in Signature.of(serving.blocks[DRAFT]).names
     parts += [f"[{_row(serving, Signature.of(serving.blocks[DRAFT]))}]"] if guesses else []
     text = files.templates.get_template("infer/caches.jinja").render(
         rows=" + ".join(parts), dtype=_dtype(files.spec, serving), guesses=guesses

@@ -30,6 +30,7 @@ from dsc.compiler.ops.paged import (
     WriteRows,
 )
 from dsc.compiler.ops.projection import Linear
+from dsc.compiler.ops.rope import RotaryTable
 from dsc.compiler.ops.shape import Concat, Split, Unflatten
 
 PAGES, PAGE = Symbol("pages"), Symbol("page")
@@ -174,6 +175,8 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
         return given.setdefault(name, Value(INPUT, len(block.inputs) + len(given), name, type))
 
     nodes = []
+    if any(isinstance(node.op, RotaryTable) for node in block.nodes()):
+        argument("batch", BATCH)  # of which each token's position is read
     for node in block.nodes():
         if isinstance(node.op, _Call) and not isinstance(node.op, AttendGroups):
             signature = Signature.of(done[node.op.callee()])

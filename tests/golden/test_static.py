@@ -17,7 +17,13 @@ RUFF = (sys.executable, "-m", "ruff")
 SETTINGS = ("--isolated", "--no-cache", "--line-length=120", "--target-version=py311")
 
 ALLOWED = {"torch", "triton", "safetensors", "numpy"} | sys.stdlib_module_names
-OPTIONAL = {"jinja2", "rich", "starlette", "tokenizers", "uvicorn"}  # inside a function, where their absence has a remedy
+OPTIONAL = {
+    "jinja2",
+    "rich",
+    "starlette",
+    "tokenizers",
+    "uvicorn",
+}  # inside a function, where their absence has a remedy
 CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 
 

@@ -79,6 +79,12 @@ def in_fp8(name: str) -> ModelSpec:
     return ModelSpec.model_validate(data)
 
 
+def with_fp8_rows(name: str) -> ModelSpec:
+    data = load(name).model_dump()
+    data["precision"]["kv_cache"] = "fp8"
+    return ModelSpec.model_validate(data)
+
+
 def on_gpus(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"cluster": Machines(kind="h100", nodes=1)})
 
@@ -92,23 +98,30 @@ def programs() -> list[Program]:
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]
     odd += [with_z_loss("tiny"), with_clamp("tiny")]
-    return [build(spec) for spec in [*specs, *odd, *map(on_gpus, [*specs, in_fp8("mixtral-8x7b")])]]
+    return [
+        build(spec)
+        for spec in [*specs, *odd, *map(on_gpus, [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")])]
+    ]
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
     graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
-    used = {node.op.kind for graph in graphs for block in graph.blocks.values() for node in block.nodes()}
+    used = {
+        node.op.kind for graph in graphs for block in graph.blocks.values() for node in (*block.once, *block.nodes())
+    }
     assert used == set(OPS)
 
 
 def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
     graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
-    needed = {h for graph in graphs for b in graph.blocks.values() for node in b.nodes() for h in node.op.requires}
+    needed = {
+        h for graph in graphs for b in graph.blocks.values() for node in (*b.once, *b.nodes()) for h in node.op.requires
+    }
     assert stems("helpers") == {name for name in needed if not name.startswith(KERNELS)}
 
 
 def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
     printers = [file_printer(p.spec, p.training) for p in programs]
-    files = [kernel_files(f, (p.training, p.inference), p.target) for f, p in zip(printers, programs, strict=True)]
+    files = [kernel_files(f, (p.training, p.serving), p.target) for f, p in zip(printers, programs, strict=True)]
     printed = {Path(file.path).stem for kernels in files for file in kernels}
     assert printed == stems("kernels")

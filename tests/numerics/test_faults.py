@@ -142,7 +142,13 @@ DECODING = [
 ]
 GENERATION = [
     Fault("everything", "behind the first token", "begin + end - 1 - text.computed", "begin", ENGINE),
-    Fault("everything", "one token too many", ">= self.sampling.max_new_tokens else", "> self.sampling.max_new_tokens else", SCHEDULER),
+    Fault(
+        "everything",
+        "one token too many",
+        ">= self.sampling.max_new_tokens else",
+        "> self.sampling.max_new_tokens else",
+        SCHEDULER,
+    ),
     Fault("everything", "every guess is right", "token != guess or ", "", SCHEDULER),
     Fault("everything", "least likely token", "wide.argmax(-1)", "wide.argmin(-1)", SAMPLING),
 ]

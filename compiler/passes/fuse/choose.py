@@ -11,6 +11,7 @@ from dsc.compiler.kernels import fp8_quantize, mla_common, mla_decode
 from dsc.compiler.kernels.latent_cache import cache_rows
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.absorb import absorb_latent
+from dsc.compiler.passes.each_expert import loop_over_experts
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
@@ -48,7 +49,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
     """
     if target is None:
-        return Choice(notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
+        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []
