@@ -2,10 +2,10 @@
 
     python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--out FILE.jsonl]
 
-Both in float32 with the same weights on one thread; the clock is the process's own time, so that a busy machine does not
-count. A step is the difference of two lengths divided by the steps between, so that prompts and start cancel. `floor` is
-the time that reading the weights of a step takes at the rate that this machine reads memory, measured in the same run:
-of the routed experts, those that the tokens of the step chose on average.
+Both in float32 with the same weights on one thread; the clock is the process's own time, so that a busy machine does
+not count. A step is the difference of two lengths divided by the steps between: prompts and start cancel. `floor_ms` is
+the time that reading the weights of a step takes at the rate at which this machine reads memory, measured in the same
+run; of the routed experts, those that the tokens of the step chose on average.
 """
 
 import argparse
