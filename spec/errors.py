@@ -53,6 +53,9 @@ Code = Literal[
     "DSC063",
     "DSC064",
     "DSC065",
+    "DSC066",
+    "DSC067",
+    "DSC068",
     # placement
     "DSC070",
 ]

@@ -19,7 +19,7 @@ from dsc.spec.zoo import FIGURES
 
 TESTS = Path(__file__).resolve().parent
 GENERATED = TESTS.parent / "generated"
-SPECS = ("tiny", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SPECS = ("tiny", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
 
 class GoldenPlan(NamedTuple):

@@ -106,12 +106,17 @@ def laid_over_valid(fragment: str) -> str:
     return json.dumps(overlay(read(VALID, "").root, read(fragment, "").root), indent=1)
 
 
+def names_sections(value: dict[str, Any]) -> bool:
+    """Whether a mapping is of attentions by name, where the valid spec has one."""
+    return all(isinstance(inner, dict) and "kind" in inner for inner in value.values())
+
+
 def overlay(base: Any, over: Any) -> Any:
     """Mappings merge; an empty one, and one of another kind, replaces."""
     merged = dict(base)
     for key, value in over.items():
         below = base.get(key)
-        merges = isinstance(value, dict) and isinstance(below, dict) and value
+        merges = isinstance(value, dict) and isinstance(below, dict) and value and not names_sections(value)
         if merges and value.get("kind", below.get("kind")) == below.get("kind"):
             merged[key] = overlay(below, value)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers_of, module_body, requirements
+from dsc.compiler.emit.model import Definition, Requirement, helpers_of, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block, Node
@@ -18,7 +18,8 @@ PREPARE = "infer/prepare.py"
 def prepared_definitions(files: FilePrinter, serving: Graph, training: Graph) -> list[Definition]:
     """What prepare.py defines: the helpers that make weights, and a class for each class of the model."""
     printer = Printer(files.templates, owner="module")
-    needed = {name: node.op for block in serving.blocks.values() for node in block.once for name in node.op.requires}
+    once = [node.op for block in serving.blocks.values() for node in block.once]
+    needed = {Requirement(op.prefix, name): op for op in once for name in op.requires}
     classes = dict.fromkeys(block.class_name for block in serving.blocks.values())
     helpers = helpers_of(needed, printer, besides=set(requirements(training)))
     return [*helpers, *(Definition(name, _class(name, serving, printer)) for name in classes)]
@@ -74,6 +75,10 @@ def _taken(node: Node) -> list[tuple[str, str]]:
         case CallListedFunction(signature, name):
             return [(name, f"[{signature.class_name}(one) for one in module.{name}]")]
         case RepeatFunctions(signature) as op:
-            return [("layers", f"*({signature.class_name}(layer) for layer in module.layers{op.slice})")]
+            layers = f"module.layers{op.slice}"
+            if len(op.classes) == 1:
+                return [("layers", f"*({signature.class_name}(layer) for layer in {layers})")]
+            turns = f"({', '.join(op.classes)}) * {op.count}"
+            return [("layers", f"*(turn(layer) for turn, layer in zip({turns}, {layers}, strict=True))")]
     names = [holder.attribute() for holder in node.op.holders()]
     return [(name, f"module.{name}") for name in names if name is not None]

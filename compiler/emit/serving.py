@@ -16,6 +16,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
+from dsc.compiler.ops.paged import VisibleInWindow
 from dsc.compiler.passes.serve import DRAFT
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
@@ -37,7 +38,12 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
     kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
-    values = {"guesses": guesses, "kernel": bool(kernel), "page_size": 64 if kernel else PAGE_SIZE}
+    values = {
+        "guesses": guesses,
+        "windows": _windows(serving),
+        "kernel": bool(kernel),
+        "page_size": 64 if kernel else PAGE_SIZE,
+    }
     plain = [f"infer/{name}.py" for name in (*FILES, *(["speculation"] if guesses else []))]
     return [
         prepare_file(files, serving, prepared, model, SIZES),
@@ -81,11 +87,12 @@ def function(block: Block, printer: Printer) -> Definition:
 
 def _caches(files: FilePrinter, serving: Graph) -> Definition:
     """The pages of every layer: how wide their rows are, and in which type where that is not the weights'."""
-    counts: dict[str, list[str]] = {}
+    parts = []
     for node in (node for block in serving.blocks.values() for node in block.nodes()):
         if isinstance(node.op, RepeatFunctions):
-            counts.setdefault(_row(serving, node.op.signature), []).append(str(node.op.count))
-    parts = [f"[{row}] * ({' + '.join(layers)})" for row, layers in counts.items()]
+            layers = [serving.blocks[f"{name}.{node.op.signature.method}"] for name in node.op.classes]
+            rows = ", ".join(_row(serving, Signature.of(layer)) for layer in layers)
+            parts.append(f"[{rows}] * {node.op.count}")
     guesses = DRAFT in serving.blocks and "pages" in Signature.of(serving.blocks[DRAFT]).names
     parts += [f"[{_row(serving, Signature.of(serving.blocks[DRAFT]))}]"] if guesses else []
     text = files.templates.get_template("infer/caches.jinja").render(
@@ -108,6 +115,11 @@ def _dtype(spec: ModelSpec, serving: Graph) -> str | None:
     if _fp8_read(serving) is not None:
         return "uint8"
     return "bfloat16" if spec.precision.kv_cache != "fp32" and spec.precision.parameters == "fp32" else None
+
+
+def _windows(serving: Graph) -> bool:
+    nodes = (node for block in serving.blocks.values() for node in block.nodes())
+    return any(isinstance(node.op, VisibleInWindow) for node in nodes)
 
 
 def _fp8_read(serving: Graph) -> ReadFp8Latents | None:

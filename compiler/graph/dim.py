@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 
-# A sum of products: {("B", "S"): 2} is 2 B S.
+# A sum of products: {("B", "S"): 2} is 2 B S. A factor that is no symbol is an Atom.
 Polynomial = Mapping[tuple[str, ...], Fraction]
 
 
@@ -258,6 +258,44 @@ class Blocks(Quotient):
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         return -(-self.numerator.value(bindings) // self.divisor.value(bindings))
+
+
+class Atom(str):
+    """A factor of a polynomial that is a formula itself."""
+
+    dim: Dim
+
+    @classmethod
+    def of(cls, dim: Dim) -> Atom:
+        atom = cls(dim)
+        atom.dim = dim
+        return atom
+
+
+@dataclass(frozen=True)
+class Beyond(Dim):
+    """max(size - limit, 0): by how much a size exceeds another."""
+
+    size: Dim
+    limit: Dim
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return max(self.size.value(bindings) - self.limit.value(bindings), 0)
+
+    def polynomial(self) -> Polynomial:
+        return {(Atom.of(self),): Fraction(1)}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return Beyond(self.size.substitute(bindings), self.limit.substitute(bindings))
+
+    def axes(self) -> frozenset[Axis]:
+        return self.size.axes()
+
+    def __str__(self) -> str:
+        return f"max({self.size - self.limit}, 0)"
+
+    def shape_text(self) -> str:
+        return f"max({(self.size - self.limit).shape_text()}, 0)"
 
 
 def as_dim(value: Dim | int) -> Dim:

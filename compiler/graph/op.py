@@ -72,6 +72,9 @@ class Op(ABC):
     """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
     includes_swiglu: ClassVar[bool] = False
     """What it saves are gate and up, which its own SwiGLU reads."""
+    prefix = ""
+    """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
+    of the model call the same helpers with other constants."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
     work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of

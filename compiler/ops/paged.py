@@ -1,10 +1,10 @@
 """Attention of packed tokens against pages of a cache: rows in, rows out, and a call for each group of texts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsc.compiler.graph.dim import C, Dim, Int, Symbol
-from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, ObjectType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.call import Signature, _Call, function_name
@@ -77,10 +77,21 @@ class VisibleAttention(CausalAttention):
 
 @register
 @dataclass(frozen=True)
+class VisibleInWindow(VisibleAttention):
+    """The same where each token sees the last `window` tokens only."""
+
+    kind = "visible_in_window"
+    window: Dim = field(kw_only=True)
+
+
+@register
+@dataclass(frozen=True)
 class SharedAttention(Op):
     """The same where all heads share keys and values: [B, S, H, E], [B, C, E], [B, C, L] -> [B, S, H, L]."""
 
     kind = "shared_attention"
+    op_class = OpClass.ATTENTION
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -140,6 +151,7 @@ class AttendGroupsEitherWay(AttendGroups):
     kind = "attend_groups_either_way"
     other: Signature
     """Of the block for many new tokens."""
+    prefix: str = ""
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -171,8 +183,8 @@ class RotaryTableOnce(RotaryTable):
     """cos and sin of every position there can be: [2, positions, R / 2]."""
 
     kind = "rotary_table_once"
-    positions: Dim
-    embedding: str
+    positions: Dim = field(kw_only=True)
+    embedding: str = field(kw_only=True)
     """Whose type and device the table has."""
 
     @property

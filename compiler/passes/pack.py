@@ -23,7 +23,7 @@ TOKENS = Symbol("T", letter="T")
 
 def pack(graph: Graph, positions: int) -> Graph:
     """[B, S, ...] to [T, ...] in every block but those that attend for one group; `positions`: the longest text."""
-    longest = graph.constants.dim("MAX_POSITIONS", positions, "max_position_embeddings")
+    longest = graph.constants.dim("MAX_POSITION_EMBEDDINGS", positions, "max_position_embeddings")
     embedding = _embedding(graph)
     blocks: dict[str, Block] = {}
     for key, block in graph.blocks.items():
@@ -40,22 +40,23 @@ def _embedding(graph: Graph) -> str:
 
 
 def _positioned(block: Block, longest: Dim, embedding: str) -> Block:
-    """The rotary table of all positions, of which each step reads its own."""
-    spread = next((node for node in block.nodes() if isinstance(node.op, SpreadPairs)), None)
-    if spread is None:
-        return block
-    (batch,) = (value for value in block.inputs if value.type == BATCH)
-    (table,) = spread.outputs
+    """The rotary tables of all positions, of which each step reads its own."""
+    batches = [value for value in block.inputs if value.type == BATCH]
+    gathered: dict[Value, Value] = {}
     nodes: list[Node] = []
     for node in block.nodes():
         if isinstance(node.op, RotaryTable):
-            op = RotaryTableOnce(node.op.scaling, node.op.rotary_dim, longest, embedding)
+            op = RotaryTableOnce(
+                node.op.scaling, node.op.rotary_dim, node.op.prefix, positions=longest, embedding=embedding
+            )
             node = replace(node, op=op, inputs=())
         nodes.append(node)
-        if node is spread:
-            gathered = Value("positions", 0, table.name, table.type)
-            nodes.append(Node("positions", GatherRope(TOKENS), (table, batch), (gathered,)))
-    return block.with_nodes(nodes).reinfer({table: gathered}, leave=("positions",))
+        if isinstance(node.op, SpreadPairs):
+            (table,) = node.outputs
+            gathered[table] = Value(f"{node.id}.positions", 0, table.name, table.type)
+            gather = GatherRope(TOKENS)
+            nodes.append(Node(f"{node.id}.positions", gather, (table, *batches), (gathered[table],)))
+    return block.with_nodes(nodes).reinfer(gathered, leave=tuple(value.producer for value in gathered.values()))
 
 
 def _packed(block: Block, done: dict[str, Block]) -> Block:

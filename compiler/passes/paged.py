@@ -15,8 +15,8 @@ from dsc.compiler.graph.dim import Dim, Symbol, product, total
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import TensorType, ValueType
-from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.call import RepeatFunctions, RepeatLayers, Signature, _Call
+from dsc.compiler.ops.attention import CausalAttention, WindowedAttention
+from dsc.compiler.ops.call import CycleFunctions, RepeatFunctions, RepeatLayers, Signature, _Call
 from dsc.compiler.ops.fused.latent import AbsorbUp, AbsorbValue, UpProjections
 from dsc.compiler.ops.paged import (
     BATCH,
@@ -27,6 +27,7 @@ from dsc.compiler.ops.paged import (
     ReadRows,
     SharedAttention,
     VisibleAttention,
+    VisibleInWindow,
     WriteRows,
 )
 from dsc.compiler.ops.projection import Linear
@@ -75,7 +76,7 @@ def _paged(block: Block) -> tuple[Block, ...]:
     op: AttendGroups = AttendGroups(Signature.of(forms[0]))
     if any(isinstance(node.op, Linear) for node in inside):
         forms.append(_absorbed(block, inside, queries, pages))
-        op = AttendGroupsEitherWay(Signature.of(forms[1]), Signature.of(forms[0]))
+        op = AttendGroupsEitherWay(Signature.of(forms[1]), Signature.of(forms[0]), _prefix(attention))
     return (*forms, _outside(block, inside, attention, op, queries, pages))
 
 
@@ -125,14 +126,26 @@ def _attending(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...
     for node in inside:
         inputs = [known[value] for value in node.inputs]
         if isinstance(node.op, CausalAttention):
-            return form.finish(form.add("out", VisibleAttention(node.op.variant), *inputs, group[0]))
+            return form.finish(form.add("out", _visible(node.op), *inputs, group[0]))
         known.update(zip(node.outputs, form.add_many([v.name for v in node.outputs], node.op, *inputs), strict=True))
     raise AssertionError(block.key)
+
+
+def _visible(attention: CausalAttention) -> VisibleAttention:
+    if isinstance(attention, WindowedAttention):
+        return VisibleInWindow(attention.variant, attention.prefix, window=attention.window)
+    return VisibleAttention(attention.variant, attention.prefix)
+
+
+def _prefix(attention: Node) -> str:
+    assert isinstance(attention.op, CausalAttention)
+    return attention.op.prefix
 
 
 def _absorbed(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...], pages: TensorType) -> Block:
     form, known, group = _opened(block, ABSORBED, "absorbed", queries, pages)
     (linear,) = (node.op for node in inside if isinstance(node.op, Linear))
+    prefix = _prefix(inside[-1])
     heads, _ = next(node.op for node in inside if isinstance(node.op, Unflatten)).sizes
     nope, value = next(node.op for node in inside if isinstance(node.op, Split)).sizes
     q_nope, q_rope = (known[query] for query in queries)
@@ -143,7 +156,7 @@ def _absorbed(block: Block, inside: tuple[Node, ...], queries: tuple[Value, ...]
     q = form.add("q", Concat(), q_latent, q_rope)
     rows = form.add("rows", ReadRows(), group[1], group[0], q)
     kv_latent, _ = form.add_many(("kv_latent", "k_rope"), Split((latent, _width(block.cached[1].value))), rows)
-    out_latent = form.add("out_latent", SharedAttention(), q, rows, kv_latent, group[0])
+    out_latent = form.add("out_latent", SharedAttention(prefix), q, rows, kv_latent, group[0])
     return form.finish(form.add("out", AbsorbValue(), out_latent, w_uv))
 
 
@@ -185,7 +198,8 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
             more = []
             for name, type in list(wants)[len(node.op.signature.inputs) :]:
                 if name == "pages" and isinstance(op, RepeatLayers):
-                    op = RepeatFunctions(signature, op.count, op.first, op.slice)
+                    kind = RepeatFunctions if len(op.classes) == 1 else CycleFunctions
+                    op = kind(signature, op.classes, op.count, op.first, op.slice)
                     name, type = "caches", CACHES
                 more.append(argument(name, type))
             node = replace(node, op=op, inputs=(*node.inputs, *more))

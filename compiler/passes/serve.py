@@ -12,7 +12,6 @@ from dsc.compiler.ops.call import CallListed
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.paged import ROWS, SelectRows
 from dsc.compiler.ops.projection import Embedding
-from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.shape import SkipLast
 from dsc.compiler.passes.inference import for_inference
 
@@ -71,22 +70,19 @@ def _draft(graph: Graph, first: Node) -> Block:
     tokens = block.input("tokens", graph.blocks[FORWARD].inputs[0].type)
     rows = block.input("rows", TensorType((ROWS,), DType.INT64))
     ahead = block.add("ahead", embed.op, tokens)
-    rope = _rope(block, backbone, tokens, ahead)
-    hidden, *_ = block.add_many([value.name for value in first.outputs], first.op, hidden, ahead, rope)
+    ropes = [_rope(block, backbone, name, tokens, ahead) for name in first.op.operands[2:]]
+    hidden, *_ = block.add_many([value.name for value in first.outputs], first.op, hidden, ahead, *ropes)
     chosen = block.add("chosen", SelectRows(), hidden, rows)
     return block.finish(_head(block, graph.blocks[FORWARD].nodes()[2:], chosen))
 
 
-def _rope(block: BlockBuilder, backbone: Block, tokens: Value, x: Value) -> Value:
-    """The rotary table as the layers have it."""
-    nodes = iter(backbone.nodes())
-    table = next(node for node in nodes if isinstance(node.op, RotaryTable))
-    rope = block.add("rope", table.op, tokens, x)
-    for node in nodes:
-        rope = block.add("rope", node.op, rope)
-        if isinstance(node.op, SpreadPairs):
-            return rope
-    raise AssertionError("the rotary table is never spread")
+def _rope(block: BlockBuilder, backbone: Block, name: str, tokens: Value, x: Value) -> Value:
+    """A rotary table as the layers have it."""
+    table, *spread = (node for node in backbone.nodes() if [value.name for value in node.outputs] == [name])
+    rope = block.add(name, table.op, tokens, x)
+    for node in spread:
+        rope = block.add(name, node.op, rope)
+    return rope
 
 
 def _head(block: BlockBuilder, nodes: tuple[Node, ...], value: Value) -> Value:

@@ -69,6 +69,14 @@ TRANSFORMERS = [
     ),
     Fault("deepseek_v3-base", "no norm of the latent", "kv_latent = self.kv_a_layernorm(kv_latent)", "pass"),
     Fault("deepseek_v3-base", "no norm of the query latent", "q_latent = self.q_a_layernorm(q_latent)", "pass"),
+    Fault("mistral-base", "a window of one token more", "- WINDOW + 1", "- WINDOW"),
+    Fault("qwen3-base", "a window of one token less", "- SLIDING_WINDOW + 1", "- SLIDING_WINDOW + 2"),
+    Fault(
+        "qwen3-base",
+        "windows on the other layers",
+        "(SlidingDenseLayer, FullDenseLayer)",
+        "(FullDenseLayer, SlidingDenseLayer)",
+    ),
     Fault("qwen3_moe-base", "no norm of the query heads", "q = self.q_norm(q)", "pass"),
     # router
     Fault("deepseek_v3-base", "weights not normalised", NORMALISE, "pass"),
@@ -195,7 +203,7 @@ def test_against_formulas(fault: Fault, planted: Plant) -> None:
 
 @pytest.mark.parametrize("fault", DECODING, ids=str)
 def test_decoding(fault: Fault, planted: Plant) -> None:
-    sound, faulty = (decode_error(package, [5, LENGTH - 7, 1, 1]) for package in planted(fault))
+    sound, faulty = (decode_error(package, [9, LENGTH - 11, 1, 1]) for package in planted(fault))
     assert sound < SOUND and faulty > CAUGHT
 
 

@@ -148,7 +148,7 @@ class Communication:
 
 
 def _experts(spec: ModelSpec) -> Experts | None:
-    moe = spec.ffn.moe
-    if moe is None:
+    if "moe" not in spec.ffn_kinds:
         return None
+    moe = spec.moe()
     return Experts(moe.n_routed_experts, moe.num_experts_per_tok, moe.router.n_group, moe.router.topk_group)

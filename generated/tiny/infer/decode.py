@@ -47,9 +47,35 @@ from .prepare import (
 )
 
 
+<<<<<<< HEAD
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
+=======
+class LayerCache:
+    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
+
+    def __init__(self) -> None:
+        self.slots: dict[str, Tensor] = {}
+        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
+
+    @property
+    def length(self) -> int:
+        return next(iter(self.lengths.values()), 0)
+
+
+def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
+    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
+    before = cache.slots.get(slot)
+    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
+    cache.lengths[slot] = rows.shape[1]
+    return rows
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
+
+>>>>>>> main
     [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
     """
     v = F.pad(v, (0, QK_HEAD_DIM - V_HEAD_DIM))
@@ -92,6 +118,18 @@ def latent_attention_expanded(
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
+<<<<<<< HEAD
+=======
+
+    kv = module.kv_a_proj_with_mqa(x)  # [B, S, L + R]
+    kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
+    kv_latent = module.kv_a_layernorm(kv_latent)
+    kv_latent = append_rows(cache, "kv_latent", kv_latent)  # [B, C, L]
+    k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
+    k_rope = rotate(k_rope, rope)
+    k_rope = append_rows(cache, "k_rope", k_rope)  # [B, C, 1, R]
+
+>>>>>>> main
     kv = module.kv_b_proj(kv_latent)  # [B, C, H * (N + V)]
     kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, C, H, N + V]
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
