@@ -7,7 +7,7 @@ What is made of them is a formula, so that a change of one number is a change of
 
 VOCAB_SIZE = 128256  # vocab_size
 HIDDEN_SIZE = 4096  # hidden_size
-MAX_POSITIONS = 131072  # max_position_embeddings
+MAX_POSITION_EMBEDDINGS = 131072  # max_position_embeddings
 INITIALIZER_RANGE = 0.02  # initializer_range
 
 NORM_EPS = 1e-05  # norm.eps

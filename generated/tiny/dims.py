@@ -9,7 +9,7 @@ import math
 
 VOCAB_SIZE = 512  # vocab_size
 HIDDEN_SIZE = 256  # hidden_size
-MAX_POSITIONS = 2048  # max_position_embeddings
+MAX_POSITION_EMBEDDINGS = 2048  # max_position_embeddings
 INITIALIZER_RANGE = 0.02  # initializer_range
 
 NORM_EPS = 1e-06  # norm.eps

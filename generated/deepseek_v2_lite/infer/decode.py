@@ -38,7 +38,7 @@ from .cache import PAGE_SIZE
 from .prepare import DenseLayer, FeedForward, LatentAttention, MixtureOfExperts, Model, MoeLayer, Router
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
     [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
@@ -71,7 +71,7 @@ def latent_attention_expanded(
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
     k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, C, H, R]
     k = torch.cat((k_nope, k_rope), -1)  # [B, C, H, N + R]
-    return attention(q, k, v, group.visible)  # [B, S, H, V]
+    return visible_attention(q, k, v, group.visible)  # [B, S, H, V]
 
 
 def latent_attention_absorbed(
@@ -165,5 +165,5 @@ def model_forward(module: Model, tokens: Tensor, rows: Tensor, batch: Batch, cac
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
     """Pages for each layer, where x lives and in its type: [num_pages, PAGE_SIZE, row]."""
-    rows = [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * (NUM_DENSE_LAYERS + NUM_MOE_LAYERS)
+    rows = [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
     return [x.new_zeros(num_pages, PAGE_SIZE, row) for row in rows]

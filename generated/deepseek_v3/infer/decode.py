@@ -48,7 +48,7 @@ from .prepare import (
 )
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
     [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
@@ -81,7 +81,7 @@ def latent_attention_expanded(
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
     k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, C, H, R]
     k = torch.cat((k_nope, k_rope), -1)  # [B, C, H, N + R]
-    return attention(q, k, v, group.visible)  # [B, S, H, V]
+    return visible_attention(q, k, v, group.visible)  # [B, S, H, V]
 
 
 def latent_attention_absorbed(
@@ -200,5 +200,9 @@ def model_draft(module: Model, hidden: Tensor, tokens: Tensor, rows: Tensor, bat
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
     """Pages for each layer, the last for guesses, where x lives and in its type: [num_pages, PAGE_SIZE, row]."""
-    rows = [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * (NUM_DENSE_LAYERS + NUM_MOE_LAYERS) + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
+    rows = (
+        [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS
+        + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
+        + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
+    )
     return [x.new_zeros(num_pages, PAGE_SIZE, row) for row in rows]

@@ -8,7 +8,7 @@ Dims: R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_H
 from typing import Any
 
 from .. import model
-from ..dims import MAX_POSITIONS, NUM_DENSE_LAYERS, NUM_HEADS, QK_NOPE_HEAD_DIM, V_HEAD_DIM
+from ..dims import MAX_POSITION_EMBEDDINGS, NUM_DENSE_LAYERS, NUM_HEADS, QK_NOPE_HEAD_DIM, V_HEAD_DIM
 from ..model import rotary_table, spread_pairs
 
 
@@ -91,8 +91,8 @@ class Model:
     """deepseek-v3: token ids to logits."""
 
     def __init__(self, module: model.Model) -> None:
-        rope = rotary_table(MAX_POSITIONS, module.embed_tokens.weight)  # [2, MAX_POSITIONS, R / 2]
-        self.rope = spread_pairs(rope)  # [2, MAX_POSITIONS, R]
+        rope = rotary_table(MAX_POSITION_EMBEDDINGS, module.embed_tokens.weight)  # [2, MAX_POSITION_EMBEDDINGS, R / 2]
+        self.rope = spread_pairs(rope)  # [2, MAX_POSITION_EMBEDDINGS, R]
         self.embed_tokens = module.embed_tokens
         self.norm = module.norm
         self.lm_head = module.lm_head

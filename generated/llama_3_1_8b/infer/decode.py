@@ -19,35 +19,9 @@ from .cache import PAGE_SIZE
 from .prepare import DenseLayer, FeedForward, GroupedQueryAttention, Model
 
 
-<<<<<<< HEAD
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
-=======
-class LayerCache:
-    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
-
-    def __init__(self) -> None:
-        self.slots: dict[str, Tensor] = {}
-        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
-
-    @property
-    def length(self) -> int:
-        return next(iter(self.lengths.values()), 0)
-
-
-def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
-    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
-    before = cache.slots.get(slot)
-    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
-    cache.lengths[slot] = rows.shape[1]
-    return rows
-
-
-def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
-
->>>>>>> main
     [B, S, H, N], [B, C, J, N] twice -> like q.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -67,14 +41,13 @@ def grouped_query_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Te
     k, v = rows.split((NUM_KV_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM), -1)  # [B, C, J * N] each
     k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, C, J, N]
     v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, C, J, N]
-    return attention(q, k, v, group.visible)
+    return visible_attention(q, k, v, group.visible)
 
 
 def grouped_query_attention(
     module: GroupedQueryAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor
 ) -> Tensor:
     """Grouped-query attention (arXiv 2305.13245)."""
-<<<<<<< HEAD
     q_k_v = F.linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
     # [T, H * N], [T, J * N], [T, J * N]
     q, k, v = q_k_v.split((NUM_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM), -1)
@@ -85,19 +58,6 @@ def grouped_query_attention(
     q = rotate(q, rope)
     k = rotate(k, rope)
     write_rows(pages, batch.slots, k, v)
-=======
-    q = module.q_proj(x)  # [B, S, H * N]
-    k = module.k_proj(x)  # [B, S, J * N]
-    v = module.v_proj(x)  # [B, S, J * N]
-    q = q.unflatten(-1, (NUM_HEADS, HEAD_DIM))  # [B, S, H, N]
-    k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
-    v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
-    v = append_rows(cache, "v", v)  # [B, C, J, N]
-
-    q = rotate(q, rope)
-    k = rotate(k, rope)
-    k = append_rows(cache, "k", k)  # [B, C, J, N]
->>>>>>> main
 
     out = torch.cat(
         [grouped_query_attention_attend(group.take(q), group, pages).flatten(0, 1) for group in batch.groups]
@@ -143,5 +103,5 @@ def model_forward(module: Model, tokens: Tensor, rows: Tensor, batch: Batch, cac
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
     """Pages for each layer, where x lives and in its type: [num_pages, PAGE_SIZE, row]."""
-    rows = [2 * NUM_KV_HEADS * HEAD_DIM] * (NUM_LAYERS)
+    rows = [2 * NUM_KV_HEADS * HEAD_DIM] * NUM_LAYERS
     return [x.new_zeros(num_pages, PAGE_SIZE, row) for row in rows]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import model
-from ..dims import MAX_POSITIONS
+from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import rotary_table, spread_pairs
 
 
@@ -66,8 +66,8 @@ class Model:
     """llama-3.1-8b: token ids to logits."""
 
     def __init__(self, module: model.Model) -> None:
-        rope = rotary_table(MAX_POSITIONS, module.embed_tokens.weight)  # [2, MAX_POSITIONS, N / 2]
-        self.rope = spread_pairs(rope)  # [2, MAX_POSITIONS, N]
+        rope = rotary_table(MAX_POSITION_EMBEDDINGS, module.embed_tokens.weight)  # [2, MAX_POSITION_EMBEDDINGS, N / 2]
+        self.rope = spread_pairs(rope)  # [2, MAX_POSITION_EMBEDDINGS, N]
         self.embed_tokens = module.embed_tokens
         self.norm = module.norm
         self.lm_head = module.lm_head

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..dims import (
     ATTENTION_SCALE,
-    HIDDEN_SIZE,
     KV_LORA_RANK,
     NUM_DENSE_LAYERS,
     NUM_EXPERTS,
@@ -31,7 +30,6 @@ from ..dims import (
     TOP_K,
     V_HEAD_DIM,
 )
-from ..kernels.grouped_mm import grouped_mm
 from ..model import rotate, upcast
 from .batch import Batch, Group
 from .cache import PAGE_SIZE
@@ -47,35 +45,9 @@ from .prepare import (
 )
 
 
-<<<<<<< HEAD
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
-=======
-class LayerCache:
-    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
-
-    def __init__(self) -> None:
-        self.slots: dict[str, Tensor] = {}
-        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
-
-    @property
-    def length(self) -> int:
-        return next(iter(self.lengths.values()), 0)
-
-
-def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
-    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
-    before = cache.slots.get(slot)
-    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
-    cache.lengths[slot] = rows.shape[1]
-    return rows
-
-
-def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
-
->>>>>>> main
     [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
     """
     v = F.pad(v, (0, QK_HEAD_DIM - V_HEAD_DIM))
@@ -110,6 +82,16 @@ def expands(new: int, seen: int) -> bool:
     return new * (up + seen * (2 * KV_LORA_RANK - QK_NOPE_HEAD_DIM - V_HEAD_DIM)) >= seen * up
 
 
+def each_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    """The rows of each expert, counts[e] of them, times weight[e].T: [T * K, in] by [E, out, in] -> [T * K, out]."""
+    out, begin = x.new_empty(len(x), weight.shape[1]), 0
+    for expert, count in enumerate(counts):
+        if count:
+            torch.mm(x[begin : begin + count], weight[expert].T, out=out[begin : begin + count])
+            begin += count
+    return out
+
+
 def latent_attention_expanded(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
@@ -118,24 +100,12 @@ def latent_attention_expanded(
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
-<<<<<<< HEAD
-=======
-
-    kv = module.kv_a_proj_with_mqa(x)  # [B, S, L + R]
-    kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
-    kv_latent = module.kv_a_layernorm(kv_latent)
-    kv_latent = append_rows(cache, "kv_latent", kv_latent)  # [B, C, L]
-    k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
-    k_rope = rotate(k_rope, rope)
-    k_rope = append_rows(cache, "k_rope", k_rope)  # [B, C, 1, R]
-
->>>>>>> main
     kv = module.kv_b_proj(kv_latent)  # [B, C, H * (N + V)]
     kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, C, H, N + V]
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
     k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, C, H, R]
     k = torch.cat((k_nope, k_rope), -1)  # [B, C, H, N + R]
-    return attention(q, k, v, group.visible)  # [B, S, H, V]
+    return visible_attention(q, k, v, group.visible)  # [B, S, H, V]
 
 
 def latent_attention_absorbed(
@@ -203,19 +173,18 @@ def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
 def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
     experts, weights = router(module.gate, x)  # [T, K] each
-    sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K] each
-    every_expert = torch.arange(NUM_EXPERTS, device=x.device)  # [E]
-    ends = torch.searchsorted(sorted_experts, every_expert, right=True, out_int32=True)  # [E]
-    source = (order // TOP_K).unsqueeze(1).expand(-1, HIDDEN_SIZE)  # [T * K, D]
+    _, order = experts.flatten().sort(stable=True)  # [T * K]
+    counts = experts.flatten().bincount(minlength=NUM_EXPERTS).tolist()
+    source = order // TOP_K
     slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
-    h = x.gather(0, source)  # [T * K, D]
-    h = grouped_mm(h, module.gate_up_proj, ends)  # [T * K, 2 * I]
+    h = x.index_select(0, source)  # [T * K, D]
+    h = each_expert(h, module.gate_up_proj, counts)  # [T * K, 2 * I]
     gate, up = h.chunk(2, -1)  # [T * K, I] each
     h = F.silu(gate) * up
     h = h * slot_weights
-    h = grouped_mm(h, module.down_proj, ends)  # [T * K, D]
+    h = each_expert(h, module.down_proj, counts)  # [T * K, D]
 
-    out = torch.zeros_like(x).scatter_add(0, source, h)  # [T, D]
+    out = torch.zeros_like(x).index_add(0, source, h)  # [T, D]
     shared = feed_forward(module.shared_experts, x)
     return out + shared
 
@@ -287,5 +256,9 @@ def model_draft(module: Model, hidden: Tensor, tokens: Tensor, rows: Tensor, bat
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
     """Pages for each layer, the last for guesses, where x lives and in its type: [num_pages, PAGE_SIZE, row]."""
-    rows = [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * (NUM_DENSE_LAYERS + NUM_MOE_LAYERS) + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
+    rows = (
+        [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS
+        + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
+        + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
+    )
     return [x.new_zeros(num_pages, PAGE_SIZE, row) for row in rows]

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..dims import MAX_POSITIONS
+from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
 from .batch import Part, pack
@@ -50,13 +50,13 @@ class Engine:
         weight = model.embed_tokens.weight.detach()
         self.device = weight.device
         page_bytes = sum(cache.nbytes for cache in empty_caches(1, weight))
-        most = max_running * -(-MAX_POSITIONS // PAGE_SIZE)
+        most = max_running * -(-MAX_POSITION_EMBEDDINGS // PAGE_SIZE)
         pages = min((cache_bytes or default_cache_bytes(self.device)) // page_bytes, most) + 1  # one is nobody's
         self.caches = empty_caches(pages, weight)
         self.pool = PagePool(pages)
         self.made = 0  # tokens
         self.speculation = Speculation(speculate)
-        self.scheduler = Scheduler(self.pool, MAX_POSITIONS, max_running, step_tokens, ahead=1)
+        self.scheduler = Scheduler(self.pool, MAX_POSITION_EMBEDDINGS, max_running, step_tokens, ahead=1)
 
     def generate(
         self,
