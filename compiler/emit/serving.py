@@ -22,7 +22,7 @@ from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
 
 DECODE = "infer/decode.py"
-FILES = ("batch", "cache", "chat", "engine", "generate", "sampling", "scheduler", "text")
+FILES = ("batch", "cache", "chat", "engine", "generate", "loop", "protocol", "sampling", "scheduler", "serve", "text")
 PAGE_SIZE = 16  # tokens; kernels bring their own
 SIZES = {
     "T": "T new tokens of all texts",
