@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +11,21 @@ from jinja2 import BaseLoader
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.shard import Sharing
+from dsc.spec.checks import cautions
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -39,6 +43,7 @@ class Program:
     plain: Graph
     """For training, before any kernel: it says in which order classes declare their parameters."""
     training: Graph
+    step: TrainingStep
     inference: Graph
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
@@ -59,12 +64,25 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
+    step = training_step(plain, sharing(spec))
+    step = replace(step, graph=run(verify(step.graph), kernels.passes))
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     packing = partial(pack, positions=spec.max_position_embeddings)
     serving = run(
         plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
     )
-    return Program(spec, target, plain, training, verify(as_functions(inference, training)), serving, kernels.notes)
+    notes = (*cautions(spec), *kernels.notes)
+    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), serving, notes)
+
+
+def sharing(spec: ModelSpec) -> Sharing | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model."""
+    if spec.cluster is None or spec.placement is None:
+        return None
+    from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
+
+    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
+    return chosen_sharing(spec, plain, timed(spec))
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -72,13 +90,14 @@ def timed(spec: ModelSpec) -> Graph:
     return run(verify(build_graph(spec)), TIMED)
 
 
-def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
-    """The package, every file by its path."""
-    printer = file_printer(program.spec, program.training, templates)
-    return emit_package(printer, program.target, program.plain, program.training, program.serving, program.notes)
+def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
+    """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    printer = file_printer(program.spec, program.training, templates, command)
+    graphs = program.plain, program.training, program.step, program.serving
+    return emit_package(printer, program.target, *graphs, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:
-    """A path or a zoo name to the files of its package."""
+    """A path or a zoo name to the files of its package, which is to lie in the working directory."""
     spec = load(source)
-    return spec, emit(build(spec))
+    return spec, emit(build(spec), command=regenerate(spec, source))

@@ -96,6 +96,7 @@ def _walk(section: type[Section], path: str) -> Iterator[tuple[str, type[Section
             yield from _walk(inner, f"{path}.{name}".removeprefix("."))
 
 
+@cache
 def _named_sections(section: type[Section] | None) -> object:
     """What a section holds under names of the user's choice; None where every key is the language's."""
     extra = get_type_hints(section, include_extras=True).get("__pydantic_extra__") if section else None

@@ -13,5 +13,5 @@ def build_window(context: Context, scope: Scope, spec: WindowAttention) -> Block
     core = WindowedAttention(variant(spec), scope.prefix.lower(), window=window)
     class_name = scope.class_name("Attention", alone="SlidingWindowAttention")
     norms = ", with norms on the heads of q and k" if spec.qk_norm else ""
-    doc = f"Grouped-query attention over the last {window} tokens{norms} (arXiv 2310.06825)."
+    doc = f"Grouped-query attention in a sliding window{norms} (arXiv 2310.06825)."
     return build_grouped(context, scope, spec, core, class_name, doc, window)

@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 def compile_command(ctx: click.Context, spec: str, output: str | None, check: bool, force: bool) -> None:
     """Write the package of a spec.
 
+    Headers name the spec's file as seen from beside the package, or its name alone where a path is absolute.
     Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
     code is 1.
     """
     from dsc.compiler.driver import build, emit
+    from dsc.compiler.emit.command import regenerate
     from dsc.compiler.emit.write import compare, write
     from dsc.spec.errors import DscError
     from dsc.spec.loader import load
 
     loaded = load(spec)
     program = build(loaded)
-    files = emit(program)
+    folder = Path(output or loaded.package_name)
+    files = emit(program, command=regenerate(loaded, spec, folder))
     for note in program.notes:
         say(f"note: {note}", stderr=True)
-    folder = Path(output or loaded.package_name)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"{folder} is a file, not a folder")
     changes = compare(files, folder)

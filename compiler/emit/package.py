@@ -7,6 +7,7 @@ from dataclasses import replace
 from jinja2 import BaseLoader
 
 from dsc.compiler.emit.checkpoint import checkpoint_file
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
@@ -16,11 +17,13 @@ from dsc.compiler.emit.model import definitions, model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
 from dsc.compiler.emit.serving import serving_files
+from dsc.compiler.emit.training import training_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.passes.distribute import TrainingStep
 from dsc.spec.model import ModelSpec
 
-TRAINING = ("train/data.py", "train/log.py", "train/train.py")
+STORAGE = "package/storage.py"
 INIT = "__init__.py"
 
 
@@ -29,34 +32,40 @@ def emit_package(
     target: Target | None,
     plain: Graph,
     training: Graph,
+    step: TrainingStep,
     serving: Graph,
     notes: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, serving)
+    files = python_files(printer, target, plain, training, step, serving)
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
     return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(printer.spec, files)}.items()))
 
 
-def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None) -> FilePrinter:
-    """`templates` are looked at before our own."""
-    return FilePrinter(environment(templates), spec, graph.constants, f"dsc compile {spec.name}")
+def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None, command: str = "") -> FilePrinter:
+    """`templates` are looked at before our own; `command` prints the package again."""
+    return FilePrinter(environment(templates), spec, graph.constants, command or regenerate(spec))
 
 
 def python_files(
-    printer: FilePrinter, target: Target | None, plain: Graph, training: Graph, serving: Graph
+    printer: FilePrinter,
+    target: Target | None,
+    plain: Graph,
+    training: Graph,
+    step: TrainingStep,
+    serving: Graph,
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
-    updates_bias = "Model.update_selection_bias" in training.blocks
     files = [
         model_file(printer, training, model),
         checkpoint_file(printer, training),
+        printer.file("storage.py", STORAGE),
         *serving_files(printer, serving, training, model),
-        *(printer.file(path, path, updates_bias=updates_bias) for path in TRAINING),
-        *kernel_files(printer, (training, serving), target),
+        *training_files(printer, step, training, plain, model),
+        *kernel_files(printer, (step.graph, serving), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})

@@ -2,8 +2,10 @@
 
 from dsc.compiler.ops import (
     attention,
+    batch,
     cache,
     call,
+    dispatch,
     each_expert,
     elementwise,
     fused,
@@ -21,8 +23,10 @@ from dsc.compiler.ops import (
 
 __all__ = [
     "attention",
+    "batch",
     "cache",
     "call",
+    "dispatch",
     "each_expert",
     "elementwise",
     "fused",

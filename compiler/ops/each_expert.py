@@ -12,10 +12,10 @@ COUNTS = ObjectType("list[int]")
 
 @register
 @dataclass(frozen=True)
-class CountRows(Op):
+class CountPerExpert(Op):
     """How many tokens chose each expert, as Python's numbers: [T, K] ids -> E."""
 
-    kind = "count_rows"
+    kind = "count_per_expert"
     num_experts: Dim
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.ops.each_expert import COUNTS, CountRows, EachExpert, SelectTokens, SumSlots, TokenOfSlot
+from dsc.compiler.ops.each_expert import COUNTS, CountPerExpert, EachExpert, SelectTokens, SumSlots, TokenOfSlot
 from dsc.compiler.ops.moe import EveryExpert, GatherRows, GroupedLinear, GroupEnds, ScatterSum, SlotSource, SortByExpert
 
 
@@ -29,7 +29,7 @@ def _changed(node: Node, sort: Node, counts: Value) -> Node | None:
         case EveryExpert():
             return None
         case GroupEnds(num_experts):
-            return replace(node, op=CountRows(num_experts), inputs=sort.inputs, outputs=(counts,))
+            return replace(node, op=CountPerExpert(num_experts), inputs=sort.inputs, outputs=(counts,))
         case SlotSource() as op:
             return replace(node, op=TokenOfSlot(**vars(op)))
         case GatherRows():

@@ -117,7 +117,7 @@ class FullAttention(nn.Module):
 
 
 class SlidingAttention(nn.Module):
-    """Grouped-query attention over the last SLIDING_WINDOW tokens, with norms on the heads of q and k (arXiv 2310.06825)."""
+    """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,6 +48,10 @@ class Package:
         return importlib.import_module(f"{self.name}.{name}")
 
     @property
+    def storage(self) -> ModuleType:
+        return importlib.import_module(f"{self.name}.storage")
+
+    @property
     def engine(self) -> ModuleType:
         return importlib.import_module(f"{self.name}.infer.engine")
 

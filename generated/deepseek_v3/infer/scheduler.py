@@ -93,6 +93,11 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, text: Text) -> None:
+        """Raises ValueError as `check` does."""
+        self.check(text)
+        self.waiting.append(text)
+
+    def check(self, text: Text) -> None:
         """Raises ValueError for a text that could not be written even alone."""
         if not text.prompt:
             raise ValueError("a prompt has no tokens; start it with at least one")
@@ -102,7 +107,6 @@ class Scheduler:
                 f"{len(text.prompt)} tokens of prompt and {text.sampling.max_new_tokens} new ones are more than "
                 f"the {self.max_length} that fit"
             )
-        self.waiting.append(text)
 
     def drop(self, text: Text, why: str) -> None:
         """It has ended, or nobody wants it any more. Ending twice changes nothing."""

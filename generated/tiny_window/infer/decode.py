@@ -98,7 +98,7 @@ def sliding_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
 
 
 def sliding_attention(module: SlidingAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
-    """Grouped-query attention over the last SLIDING_WINDOW tokens, with norms on the heads of q and k (arXiv 2310.06825)."""
+    """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
     q_k_v = F.linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
     # [T, H * N], [T, J * N], [T, J * N]
     q, k, v = q_k_v.split(

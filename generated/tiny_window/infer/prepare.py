@@ -48,7 +48,7 @@ class FullAttention:
 
 
 class SlidingAttention:
-    """Grouped-query attention over the last SLIDING_WINDOW tokens, with norms on the heads of q and k (arXiv 2310.06825)."""
+    """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
 
     def __init__(self, module: model.SlidingAttention) -> None:
         self.q_k_v_proj = stacked(module.q_proj, module.k_proj, module.v_proj)  # [H * N + J * N + J * N, D]

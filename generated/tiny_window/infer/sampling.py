@@ -10,7 +10,7 @@ a prompt was cut into chunks, on pages that were taken away or on guesses that w
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Sampling:
         for name, allows in allowed.items():
             if not allows:
                 raise ValueError(f"{name} cannot be {getattr(self, name)}")
+
+    def with_seed(self, seed: int, stop_tokens: frozenset[int]) -> "Sampling":
+        """The same with another seed, and some tokens that stop it."""
+        return replace(self, seed=seed, stop_tokens=stop_tokens)
 
     @property
     def changes_logits(self) -> bool:
