@@ -59,9 +59,7 @@ def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared
     assert difference <= 1e-4 and equal_biases
 
 
-@pytest.mark.parametrize(
-    "pins", [{"dp": 2, "zero": 0}, {"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["norms"]}]
-)
+@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["norms"]}])
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None
