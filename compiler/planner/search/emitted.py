@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes.shard import MOE, Sharing
 from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.pins import check_pins
+from dsc.compiler.planner.layout.space import LayoutFamily
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import search
@@ -28,9 +30,10 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     """None on one rank; where the choice has no code, the reason."""
     assert spec.cluster is not None and spec.placement is not None
     free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
+    any_schedule = spec.placement.schedule is None
     spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
     problem = Problem(spec, graph, timed, hardware(spec.cluster))
-    found = search(problem)
+    found = search(problem, emitted_families(problem) if any_schedule else None)
     layout = (found.best or found.smallest).layout
     if layout.world == 1:
         return None
@@ -49,6 +52,14 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         batch=problem.batch,
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
     )
+
+
+def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
+    """All that is legal, less the schedules that there is no code for."""
+    legal = check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
+    for family in legal:
+        if pipelines := tuple(one for one in family.pipelines if one.schedule in SCHEDULES):
+            yield family._replace(pipelines=pipelines)
 
 
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
