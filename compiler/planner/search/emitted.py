@@ -30,9 +30,9 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     """None on one rank; where the choice has no code, the reason."""
     assert spec.cluster is not None and spec.placement is not None
     free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
-    any_schedule = spec.placement.schedule is None
+    machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
     spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
-    problem = Problem(spec, graph, timed, hardware(spec.cluster))
+    problem = Problem(spec, graph, timed, machines)
     found = search(problem, emitted_families(problem) if any_schedule else None)
     layout = (found.best or found.smallest).layout
     if layout.world == 1:
