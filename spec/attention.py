@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from dsc.spec.base import Count, KindName, PositiveFloat, Section
+from dsc.spec.base import Count, Epsilon, KindName, Section
 from dsc.spec.rope import Rope
 
 SEVERAL = "*"  # stands where the kind of a single section would
@@ -21,7 +21,7 @@ class MlaAttention(Section):
     qk_nope_head_dim: Count
     qk_rope_head_dim: Count
     v_head_dim: Count
-    latent_norm_eps: PositiveFloat = 1e-6
+    latent_norm_eps: Epsilon = 1e-6
     """Epsilon of the two latent norms. Not always the model's norm.eps: Hugging Face fixes it at 1e-6."""
     rope: Rope
 
@@ -29,7 +29,7 @@ class MlaAttention(Section):
 class QkNorm(Section):
     """RMSNorm over each head of q and k, before rotation (Qwen3)."""
 
-    eps: PositiveFloat
+    eps: Epsilon
 
 
 class GroupedQueries(Section):
