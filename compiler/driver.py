@@ -16,7 +16,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
+from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.spec.checks import cautions
 from dsc.spec.loader import load
@@ -53,9 +53,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    training = run(plain, kernels.passes)
-    inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    notes = (*cautions(spec), *kernels.notes)
+    (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
+    (training, inference), untiled = fused([plain, decoding], kernels.passes, spec, target)
+    notes = (*cautions(spec), *kernels.notes, *expanded, *untiled)
     return Program(spec, target, plain, training, verify(as_functions(inference, training)), notes)
 
 
