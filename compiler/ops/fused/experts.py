@@ -37,7 +37,7 @@ class FusedSort(Op):
 @register
 @dataclass(frozen=True)
 class RoutedExperts(Op):
-    """Every token through its experts, weighed and summed: [B, S, D] -> [B, S, D].
+    """Each token through its experts, weighted and summed: [B, S, D] -> [B, S, D].
 
     No row of tokens is copied for its experts; SwiGLU happens where gate and up are made.
     """
@@ -79,7 +79,7 @@ class RoutedExperts(Op):
 @register
 @dataclass(frozen=True)
 class RoutedAndSharedExperts(RoutedExperts):
-    """The same, with the shared experts' result added where the sum is made."""
+    """The same, with the shared experts' result added in the same sum."""
 
     kind = "routed_and_shared_experts"
 
