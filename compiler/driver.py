@@ -18,7 +18,7 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.distribute import TrainingStep, training_step
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
+from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.paged import with_pages
@@ -63,19 +63,18 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    training = run(plain, kernels.passes)
     shared = sharing(spec)
     step = training_step(plain, None if isinstance(shared, str) else shared)
-    step = replace(step, graph=run(verify(step.graph), kernels.passes))
-    inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     packing = partial(pack, positions=spec.max_position_embeddings)
-    serving = run(
-        plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
-    )
-    notes = (*cautions(spec), *kernels.notes)
-    if isinstance(shared, str):
-        notes += (f"train: on one device, for there is no code yet for {shared}",)
-    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), serving, notes)
+    (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
+    (served,), gathered = fused([run(plain, (for_serving, with_pages, packing))], kernels.serving, spec, target)
+    graphs = [plain, verify(step.graph), decoding, served]
+    (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
+    inference = verify(as_functions(inference, training))
+    serving = run(served, (prepare, as_functions_of_weights))
+    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
+    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:

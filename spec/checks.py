@@ -22,8 +22,16 @@ from dsc.spec.zoo import CLUSTERS, names
 
 MAX_LAYERS = 10_000  # far beyond any model; what is laid out per layer stays small
 
-# What emitted packages import, and so must not be hidden by one.
-IMPORTED = frozenset(("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"))
+# What emitted packages import, and what that imports in turn, so that no package may hide it.
+IMPORTED = frozenset(
+    (
+        *("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"),
+        *("cuda", "einops", "expecttest", "filelock", "fsspec", "functorch", "hypothesis", "jinja2", "markupsafe"),
+        *("mpmath", "networkx", "nvidia", "onnx", "opt_einsum", "optree", "packaging", "pandas", "psutil", "pybind11"),
+        *("pynvml", "scipy", "setuptools", "sympy", "tensorboard", "torchgen", "tqdm", "typing_extensions", "yaml"),
+        *("cython_runtime", "huggingface_hub", "markdown_it", "mdurl", "ml_dtypes", "pkg_resources", "pygments"),
+    )
+)
 
 
 def check(spec: ModelSpec) -> list[Finding]:
@@ -231,6 +239,14 @@ def _mtp_depth(spec: ModelSpec) -> Iterator[Finding]:
         yield Finding("DSC064", message, ("mtp", "depth"), "lower depth, or raise workload.sequence_length")
 
 
+def _recompute_full(spec: ModelSpec) -> Iterator[Finding]:
+    chosen = (spec.placement and spec.placement.recompute) or []
+    others = [name for name in chosen if name != "full"]
+    if "full" in chosen and others:
+        message = f"recompute: full leaves nothing to {', '.join(others)}"
+        yield Finding("DSC070", message, ("placement", "recompute"), "write [full], or the parts without it")
+
+
 def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
     known = names(CLUSTERS)
     if spec.cluster is not None and spec.cluster.kind not in known:
@@ -347,6 +363,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _number_of_layers,
     _workload_length,
     _mtp_depth,
+    _recompute_full,
     _known_cluster,
 )
 ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)

@@ -39,6 +39,7 @@ Code = Literal[
     # emitted packages
     "DSC040",
     "DSC041",
+    "DSC042",
     # attention, positions and precision
     "DSC050",
     "DSC051",

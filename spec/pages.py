@@ -216,6 +216,13 @@ PAGES: dict[Code, Page] = {
         "my_model/model.py -> ../elsewhere.py",
         "my_model/model.py",
     ),
+    "DSC042": Page(
+        "a folder that is being written",
+        "One dsc at a time writes to a package's folder, so that two specs never mix in it. Another one had it for "
+        "longer than this one waits.",
+        "dsc compile a.yaml -o package & dsc compile b.yaml -o package  # and the first one hangs",
+        "dsc compile a.yaml -o a; dsc compile b.yaml -o b",
+    ),
     "DSC050": Page(
         "heads that cannot share keys and values",
         "In grouped-query attention num_attention_heads / num_key_value_heads query heads share one key-value head.",

@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from dsc.spec.base import Count, PositiveFloat, Section
+from dsc.spec.base import Count, LossWeight, Multiplier, Section
 
 
 class Balance(Section):
     """How load is spread over experts in training: by either, by both (DeepSeek-V3), or, left out, not at all."""
 
-    bias_update_rate: PositiveFloat | None = None
+    bias_update_rate: LossWeight | None = None
     """gamma of b += gamma * sign(mean load - load) after each step (DeepSeek-V3, section 2.1.2)."""
-    sequence_aux_loss_alpha: PositiveFloat | None = None
+    sequence_aux_loss_alpha: LossWeight | None = None
     """alpha of the sequence-wise auxiliary loss (DeepSeek-V3, equation 17)."""
 
 
@@ -27,7 +27,7 @@ class Router(Section):
     """A group is as good as its best expert (DeepSeek-V2) or its two best (V3); needed if topk_group < n_group."""
     norm_topk_prob: bool
     """Divide the chosen weights by their sum."""
-    routed_scaling_factor: PositiveFloat = 1.0
+    routed_scaling_factor: Multiplier = 1.0
     """Multiplies the weights, after normalisation."""
     compute_dtype: Literal["float32", "model"] = "float32"
     """What the gate's product is computed in; scores are always float32 or wider."""

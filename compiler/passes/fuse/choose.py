@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
 from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
 from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
+from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.kernels.tuning import NoTile, TileTooLarge
 from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.each_expert import loop_over_experts
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
@@ -81,6 +84,41 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
         else:
             notes += _without_fp8(spec, reason)
     return Choice(tuple(passes), tuple(inference), tuple(serving), tuple(notes))
+
+
+def fused(
+    graphs: Sequence[Graph], passes: Iterable[Pass], spec: ModelSpec, target: Target | None
+) -> tuple[Sequence[Graph], tuple[str, ...]]:
+    """The graphs with the kernels of each pass; plain ops in all, and a note, where one has no tile for the model."""
+    notes = []
+    for one in passes:
+        tried = [verify(one(graph)) for graph in graphs]
+        wanted = [(kernel, graph) for graph in tried for kernel in called(graph)]
+        reasons = [reason for kernel, graph in wanted if (reason := _without_tile(kernel, graph, spec, target))]
+        notes += [f"plain PyTorch in place of {reason}" for reason in dict.fromkeys(reasons)]
+        graphs = graphs if reasons else tried
+    return graphs, tuple(notes)
+
+
+def called(graph: Graph) -> list[str]:
+    """The modules of kernels/ whose functions a graph calls."""
+    ops = (node.op for block in graph.blocks.values() for node in block.nodes())
+    modules = {module for op in ops for name in op.requires if (module := _module(name))}
+    return sorted(modules)
+
+
+def _module(required: str) -> str:
+    room, _, rest = required.partition(".")
+    return rest.partition(".")[0] if room == "kernels" else ""
+
+
+def _without_tile(kernel: str, graph: Graph, spec: ModelSpec, target: Target | None) -> str:
+    """Why a kernel cannot be printed for a graph; empty where it can."""
+    try:
+        kernel_named(kernel).told(graph, spec, target)
+    except (NoTile, TileTooLarge) as reason:
+        return f"kernels/{kernel}.py: {reason}"
+    return ""
 
 
 def _mixtures(spec: ModelSpec) -> int:
