@@ -1,6 +1,6 @@
 """A spec file -> ModelSpec, or a DscError with everything that is wrong in it.
 
-The steps, each of which only sees what the one before let through: text, yaml, validate, checks.
+The steps, each of which sees only what the previous one accepted: text, yaml, validate, checks.
 """
 
 import stat
@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Section)
 
 
 def load(source: str | Path) -> ModelSpec:
-    """The spec at a path, or the spec of the zoo with that name. A file goes before a name, a name before a folder."""
+    """The spec at a path or of that name in the zoo. A file takes precedence over a name, a name over a folder."""
     path = Path(source)
     named = path_of(str(source), MODELS)
     if named is not None and not path.is_file():
@@ -44,7 +44,7 @@ def loads(text: str | bytes, file: str) -> ModelSpec:
 
 
 def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:
-    """Any file that is one section of the schema; `check` says what is wrong across its keys."""
+    """A file that holds any one section of the schema; `check` says what is wrong across its keys."""
     document = read(decode(text, file), file)
     value, wrong = validate(section, document)
     if value is not None:

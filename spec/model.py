@@ -45,7 +45,7 @@ class ModelSpec(Section):
     max_position_embeddings: Count
     tie_word_embeddings: bool = False
     initializer_range: NonNegativeFloat = 0.02
-    """Standard deviation of freshly drawn weights."""
+    """Standard deviation of initial weights."""
     embedding_multiplier: PositiveFloat = 1.0
     """Multiplies the embedding's output (MiniCPM's scale_emb)."""
     logit_multiplier: PositiveFloat = 1.0

@@ -1,4 +1,4 @@
-"""Rotary position embedding: how pairs are laid out, how fast they turn, how they stretch to longer contexts."""
+"""Rotary position embedding: how pairs are laid out, their frequencies, and scaling to longer contexts."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ class NoScaling(Section):
 
 
 class YarnScaling(Section):
-    """YaRN (arXiv 2309.00071): interpolate the slow frequencies, keep the fast ones, ramp in between.
+    """YaRN (arXiv 2309.00071): interpolate low frequencies, keep high ones, with a ramp in between.
 
     cos and sin are multiplied by m(mscale) / m(mscale_all_dim) and the softmax scale by m(mscale_all_dim) ** 2,
     where m(s) = 0.1 s ln(factor) + 1.
@@ -24,17 +24,17 @@ class YarnScaling(Section):
     factor: Annotated[float, Field(ge=1.0)]
     """How many times longer than the original context."""
     original_max_position_embeddings: Count
-    """Context length before the stretch, tokens."""
+    """Context length before scaling, tokens."""
     beta_fast: PositiveFloat = 32.0
-    """Frequencies that turn more often than this in the original context are kept."""
+    """Pairs that rotate more often than this within the original context keep their frequency."""
     beta_slow: PositiveFloat = 1.0
-    """Frequencies that turn less often than this are divided by the factor."""
+    """Frequencies of pairs that rotate less often than this are divided by the factor."""
     mscale: NonNegativeFloat = 1.0
     mscale_all_dim: NonNegativeFloat = 0.0
 
 
 class Llama3Scaling(Section):
-    """Llama 3.1's stretch: by wavelength, with a smooth band between the two bounds."""
+    """Llama 3.1's scaling: by wavelength, with a smooth band between the two bounds."""
 
     kind: Literal["llama3"]
     factor: Annotated[float, Field(ge=1.0)]
