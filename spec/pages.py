@@ -163,7 +163,7 @@ PAGES: dict[Code, Page] = {
         "ffn: {moe: {router: {selection_bias: true, balance: {bias_update_rate: 0.001}}}}",
     ),
     "DSC027": Page(
-        "one expert per token, normalised",
+        "one expert per token, normalized",
         "Divided by their sum, one chosen weight is 1 whatever its score was. The router would get no gradient "
         "from the model's loss.",
         "ffn: {moe: {num_experts_per_tok: 1, router: {norm_topk_prob: true}}}",
