@@ -34,7 +34,7 @@ class Program:
     training: Graph
     inference: Graph
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than the spec has it."""
+    """Where the compiler deviates from the spec."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:

@@ -42,7 +42,7 @@ def _yarn(constants: Constants, theta: float, yarn: YarnScaling, key: str, rotar
 def _ramp(constants: Constants, theta: float, yarn: YarnScaling, key: str, rotary_dim: Symbol) -> None:
     """First and last pair of the ramp (YaRN, section 3.2), rounded outwards and kept inside the table."""
     length = _original_length(constants, yarn, key)
-    pair = "{0} / 2 * math.log({1} / (2 * math.pi * {2}), {3})"  # turns {2} times over the original context
+    pair = "{0} / 2 * math.log({1} / (2 * math.pi * {2}), {3})"  # rotates {2} times over the original context
     for name, beta, turns in (("FAST", "beta_fast", yarn.beta_fast), ("SLOW", "beta_slow", yarn.beta_slow)):
         often = constants.number(f"YARN_BETA_{name}", turns, f"{key}.{beta}")
         constants.expression(f"YARN_{name}_PAIR", pair, rotary_dim.name, length, often, "ROPE_THETA")

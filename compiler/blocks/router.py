@@ -19,8 +19,8 @@ from dsc.compiler.ops.router import (
     MaskGroups,
     MeanNormalizedScore,
     MeanProbability,
-    NormaliseWeights,
-    NormaliseWeightsGuarded,
+    NormalizeWeights,
+    NormalizeWeightsGuarded,
     RelativeLoad,
     RouterLogits,
     RouterLogitsModelDtype,
@@ -40,7 +40,7 @@ BALANCE_DOC = "alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 1
 def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> tuple[Block, ...]:
     """Ids and weights of the chosen experts, [B, S, K] each: `forward`, the last of the blocks.
 
-    Where the spec has a sequence-wise balance loss, that is a third result, and the block before makes it.
+    Where the spec has a sequence-wise balance loss, that is a third result, computed by the block before.
     """
     spec, constants = moe.router, context.constants
     block = BlockBuilder("Router", class_doc=_doc(spec))
@@ -59,8 +59,8 @@ def build_router(context: Context, moe: MoeFfn, experts: Dim, top_k: Dim) -> tup
     block.paragraph()
     weights = block.add("weights", GatherWeights(), scores, chosen)
     if spec.norm_topk_prob:
-        normalise = NormaliseWeightsGuarded if spec.score == "sigmoid" else NormaliseWeights
-        weights = block.add("weights", normalise(), weights)
+        normalize = NormalizeWeightsGuarded if spec.score == "sigmoid" else NormalizeWeights
+        weights = block.add("weights", normalize(), weights)
     if spec.routed_scaling_factor != 1.0:
         factor = constants.number(
             "ROUTED_SCALING_FACTOR", float(spec.routed_scaling_factor), "ffn.moe.router.routed_scaling_factor"
@@ -92,7 +92,7 @@ def _balance_loss(context: Context, spec: Router, alpha: float, experts: Dim, to
 def build_bias_update(context: Context, rate: float, experts: Dim) -> Block:
     """Router.update_selection_bias, called between steps."""
     name = context.constants.number("BIAS_UPDATE_RATE", rate, "ffn.moe.router.balance.bias_update_rate")
-    doc = "Lower the bias of experts above the mean load, raise it below; the count starts again."
+    doc = "Lower the bias of experts above the mean load, raise it below, and reset the counts."
     block = BlockBuilder("Router", doc, method="update_selection_bias")
     block.add_many((), UpdateSelectionBias(name, experts))
     return block.finish()
@@ -115,5 +115,5 @@ def _doc(spec: Router) -> str:
     if spec.topk_group < spec.n_group:
         text += ", within the best groups"
     if spec.selection_bias:
-        text += "; the bias chooses experts but never weighs them"
+        text += "; the bias affects the choice of experts, not their weights"
     return text + "."

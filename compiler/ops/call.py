@@ -166,7 +166,7 @@ class RepeatLayersSum(_Layers):
         return self.signature.bindings(inputs[:-1])
 
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
-        """Without its loss the sum is not wanted either."""
+        """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
         return RepeatLayers(self.signature.narrow(kept), self.count, self.first, self.slice), inputs[:-1]

@@ -85,7 +85,7 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
     logits = router_logits(x, module.weight)  # [B, S, E]
     return route(logits, module.e_score_correction_bias)  # [B, S, K] each
 

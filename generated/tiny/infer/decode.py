@@ -104,7 +104,7 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
     logits = F.linear(upcast(x), upcast(module.weight))  # [B, S, E]
     scores = logits.sigmoid()
 
