@@ -20,6 +20,6 @@ def _fuse(block: Block) -> Block:
 
 
 def _fused(node: Node) -> Node:
-    if isinstance(node.op, Swiglu):  # whose limit the kernel has from the spec
+    if isinstance(node.op, Swiglu):  # clamped or not: the kernel is emitted with the spec's limit
         return replace(node, op=FusedSwiglu())
     return replace(node, op=FusedRotate(**vars(node.op))) if type(node.op) is Rotate else node
