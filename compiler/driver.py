@@ -10,7 +10,8 @@ from jinja2 import BaseLoader
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.emit.package import emit_package
+from dsc.compiler.emit.command import regenerate
+from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
@@ -31,6 +32,8 @@ class Program:
 
     spec: ModelSpec
     target: Target | None
+    plain: Graph
+    """For training, before any kernel: it says in which order classes declare their parameters."""
     training: Graph
     inference: Graph
     notes: tuple[str, ...] = ()
@@ -51,7 +54,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    return Program(spec, target, training, verify(as_functions(inference, training)), kernels.notes)
+    return Program(spec, target, plain, training, verify(as_functions(inference, training)), kernels.notes)
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -59,13 +62,13 @@ def timed(spec: ModelSpec) -> Graph:
     return run(verify(build_graph(spec)), TIMED)
 
 
-def emit(program: Program, templates: BaseLoader | None = None) -> dict[str, str]:
-    """The package, every file by its path."""
-    spec, target = program.spec, program.target
-    return emit_package(spec, target, program.training, program.inference, program.notes, templates)
+def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
+    """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    printer = file_printer(program.spec, program.training, templates, command)
+    return emit_package(printer, program.target, program.plain, program.training, program.inference, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:
-    """A path or a zoo name to the files of its package."""
+    """A path or a zoo name to the files of its package, which is to lie in the working directory."""
     spec = load(source)
-    return spec, emit(build(spec))
+    return spec, emit(build(spec), command=regenerate(spec, source))

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from dsc.spec.base import Count, PositiveFloat, Section
+from dsc.spec.base import Count, KindName, PositiveFloat, Section
 from dsc.spec.rope import Rope
+
+SEVERAL = "*"  # stands where the kind of a single section would
 
 
 class MlaAttention(Section):
@@ -30,10 +32,10 @@ class QkNorm(Section):
     eps: PositiveFloat
 
 
-class GqaAttention(Section):
-    """Grouped-query attention (arXiv 2305.13245); num_key_value_heads = num_attention_heads is multi-head."""
+class GroupedQueries(Section):
+    """What the kinds share whose query heads share key-value heads (arXiv 2305.13245)."""
 
-    kind: Literal["gqa"]
+    kind: str
     num_attention_heads: Count
     num_key_value_heads: Count
     head_dim: Count
@@ -41,4 +43,40 @@ class GqaAttention(Section):
     rope: Rope
 
 
-Attention = Annotated[MlaAttention | GqaAttention, Field(discriminator="kind")]
+class GqaAttention(GroupedQueries):
+    """Grouped-query attention (arXiv 2305.13245); num_key_value_heads = num_attention_heads is multi-head."""
+
+    kind: Literal["gqa"]
+
+
+class WindowAttention(GroupedQueries):
+    """Grouped-query attention to the latest tokens only (Mistral 7B, arXiv 2310.06825, section 2)."""
+
+    kind: Literal["window"]
+    window: Count
+    """Tokens that a token sees: itself and the window - 1 before it (Hugging Face's sliding_window)."""
+
+
+Attention = Annotated[MlaAttention | GqaAttention | WindowAttention, Field(discriminator="kind")]
+
+
+def _form(value: object) -> str | None:
+    """The kind of a section; SEVERAL for sections by name, of which one at least has a kind."""
+    if isinstance(value, dict) and "kind" not in value:
+        return SEVERAL if any(_form(inner) not in (None, SEVERAL) for inner in value.values()) else None
+    return str(value["kind"]) if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+def _by_name(attentions: dict[str, Attention]) -> dict[str, Attention]:
+    """In an order that does not depend on how the file has it."""
+    return dict(sorted(attentions.items()))
+
+
+OneOrSeveral = Annotated[
+    Annotated[MlaAttention, Tag("mla")]
+    | Annotated[GqaAttention, Tag("gqa")]
+    | Annotated[WindowAttention, Tag("window")]
+    | Annotated[dict[KindName, Attention], AfterValidator(_by_name), Tag(SEVERAL)],
+    Discriminator(_form),
+]
+"""One attention for all layers, or several by the names that layers give."""

@@ -18,3 +18,6 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+# What a spec calls one of several kinds. One word: emitted names are made of several of them.
+KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$", max_length=32)]

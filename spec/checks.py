@@ -6,13 +6,15 @@ them silently.
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from keyword import iskeyword
 from math import isqrt
 
-from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
-from dsc.spec.model import ModelSpec
+from dsc.spec.model import LayerCycle, LayerKind, ModelSpec
+from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
@@ -23,19 +25,43 @@ MAX_LAYERS = 10_000  # far more than any model has; bounds what is built for eac
 # What emitted packages import; a package of the same name would hide it.
 IMPORTED = frozenset(("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"))
 
-ROPE = ("attention", "rope")
-SCALING = (*ROPE, "scaling")
-MOE = ("ffn", "moe")
-ROUTER = (*MOE, "router")
-
 
 def check(spec: ModelSpec) -> list[Finding]:
-    """Every rule that a spec breaks. Findings name keys, not positions: a spec may come from elsewhere than a file."""
-    findings = [finding for rule in MODEL_RULES for finding in rule(spec)]
-    findings += [finding for rule in ROPE_RULES for finding in rule(spec.attention.rope)]
-    if spec.ffn.moe is not None:
-        findings += [finding for rule in MOE_RULES for finding in rule(spec.ffn.moe)]
-    return findings
+    """Every rule that a spec breaks, of those whose keys could be read.
+
+    Findings name keys, not positions: a spec may come from elsewhere than a file.
+    """
+    parts = (_of_model, _of_attentions, _of_ffns)
+    rules = (rule for part in parts for rule in until_unread(part(spec)))
+    return [finding for rule in rules for finding in until_unread(rule)]
+
+
+def _of_model(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    return (rule(spec) for rule in MODEL_RULES)
+
+
+def _of_attentions(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    for name, attention in spec.attentions.items():
+        yield from until_unread(_of_attention(spec, spec.attention_key(name), attention))
+
+
+def _of_attention(spec: ModelSpec, key: tuple[str, ...], attention: Attention) -> Iterator[Iterator[Finding]]:
+    for rule in ATTENTION_RULES:
+        yield _below(key, rule(attention, spec))
+    for rope_rule in ROPE_RULES:
+        yield _below((*key, "rope"), rope_rule(attention.rope))
+
+
+def _of_ffns(spec: ModelSpec) -> Iterator[Iterator[Finding]]:
+    for name, ffn in spec.ffns.items():
+        if isinstance(ffn, MoeFfn):
+            for rule in MOE_RULES:
+                yield _below(("ffn", name), rule(ffn))
+
+
+def _below(key: tuple[str, ...], findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings of a section, which name keys from it on, in terms of the whole spec."""
+    return (replace(finding, key=(*key, *finding.key)) for finding in findings)
 
 
 def _name(spec: ModelSpec) -> Iterator[Finding]:
@@ -51,35 +77,35 @@ def _name(spec: ModelSpec) -> Iterator[Finding]:
     yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
 
 
-def _grouped_heads(spec: ModelSpec) -> Iterator[Finding]:
-    if not isinstance(spec.attention, GqaAttention):
+def _grouped_heads(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
+    if not isinstance(attention, GroupedQueries):
         return
-    heads, kv_heads = spec.attention.num_attention_heads, spec.attention.num_key_value_heads
+    heads, kv_heads = attention.num_attention_heads, attention.num_key_value_heads
     if heads % kv_heads:
         message = f"{heads} heads cannot share {kv_heads} key-value heads: {heads} % {kv_heads} = {heads % kv_heads}"
         help = f"write a divisor of num_attention_heads, such as {_divisor_near(heads, kv_heads)}"
-        yield Finding("DSC050", message, ("attention", "num_key_value_heads"), help)
+        yield Finding("DSC050", message, ("num_key_value_heads",), help)
 
 
-def _even_rope_dim(spec: ModelSpec) -> Iterator[Finding]:
-    if isinstance(spec.attention, MlaAttention):
-        name, dim = "qk_rope_head_dim", spec.attention.qk_rope_head_dim
+def _even_rope_dim(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
+    if isinstance(attention, MlaAttention):
+        name, dim = "qk_rope_head_dim", attention.qk_rope_head_dim
     else:
-        name, dim = "head_dim", spec.attention.head_dim
+        name, dim = "head_dim", attention.head_dim
     if dim % 2:
         message = f"{name} is {dim}: a rotary embedding rotates pairs of components, and {dim} is odd"
-        yield Finding("DSC051", message, ("attention", name), f"write an even number, such as {dim + 1}")
+        yield Finding("DSC051", message, (name,), f"write an even number, such as {dim + 1}")
 
 
-def _original_positions(spec: ModelSpec) -> Iterator[Finding]:
-    scaling = spec.attention.rope.scaling
+def _original_positions(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
+    scaling = attention.rope.scaling
     if not isinstance(scaling, YarnScaling | Llama3Scaling):
         return
     original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
     if original > positions:
         message = f"the original context, {original}, is longer than max_position_embeddings, {positions}"
         help = f"write at most {positions}, or raise max_position_embeddings"
-        yield Finding("DSC053", message, (*SCALING, "original_max_position_embeddings"), help)
+        yield Finding("DSC053", message, ("rope", "scaling", "original_max_position_embeddings"), help)
 
 
 def _fp8_blocks(spec: ModelSpec) -> Iterator[Finding]:
@@ -94,30 +120,68 @@ def _fp8_blocks(spec: ModelSpec) -> Iterator[Finding]:
 def _fp8_cache(spec: ModelSpec) -> Iterator[Finding]:
     if spec.precision.kv_cache != "fp8":
         return
-    if not isinstance(spec.attention, MlaAttention):
-        message = f"rows of an FP8 cache are latents, which attention of kind {spec.attention.kind!r} does not have"
-    elif spec.attention.kv_lora_rank % CACHE_GROUP:
-        latent = spec.attention.kv_lora_rank
-        rest = f"{latent} % {CACHE_GROUP} = {latent % CACHE_GROUP}"
-        message = f"an FP8 cache has one scale for {CACHE_GROUP} numbers of a latent: {rest}"
-    else:
-        return
-    yield Finding("DSC056", message, ("precision", "kv_cache"), "write bf16")
+    for attention in spec.attentions.values():
+        if not isinstance(attention, MlaAttention):
+            message = f"rows of an FP8 cache are latents, which attention of kind {attention.kind!r} does not have"
+        elif attention.kv_lora_rank % CACHE_GROUP:
+            latent = attention.kv_lora_rank
+            rest = f"{latent} % {CACHE_GROUP} = {latent % CACHE_GROUP}"
+            message = f"an FP8 cache has one scale for {CACHE_GROUP} numbers of a latent: {rest}"
+        else:
+            continue
+        yield Finding("DSC056", message, ("precision", "kv_cache"), "write bf16")
 
 
 def _described_ffn(spec: ModelSpec) -> Iterator[Finding]:
-    for index, group in enumerate(spec.layers):
-        if getattr(spec.ffn, group.ffn) is None:
-            message = f"these layers have the feed-forward {group.ffn!r}, which the spec does not describe"
-            yield Finding("DSC060", message, ("layers", index, "ffn"), f"describe it under `ffn: {group.ffn}:`")
+    for key, kind in _kinds(spec):
+        if kind.ffn not in spec.ffns:
+            message = f"these layers have the feed-forward {kind.ffn!r}, which the spec does not describe"
+            close = nearest(kind.ffn, spec.ffns)
+            help = f"describe it under `ffn: {kind.ffn}:`" if close is None else f"did you mean {close!r}?"
+            yield Finding("DSC060", message, (*key, "ffn"), help)
 
 
 def _used_ffn(spec: ModelSpec) -> Iterator[Finding]:
-    used = {group.ffn for group in spec.layers}
-    for name in ("dense", "moe"):
-        if getattr(spec.ffn, name) is not None and name not in used:
+    used = {kind.ffn for _, kind in _kinds(spec)}
+    for name in spec.ffns:
+        if name not in used:
             message = f"the feed-forward {name!r} is described and no layer has it"
             yield Finding("DSC061", message, ("ffn", name), f"remove it, or add a layer with `ffn: {name}`")
+
+
+def _described_attention(spec: ModelSpec) -> Iterator[Finding]:
+    several = isinstance(spec.attention, dict)
+    for key, kind in _kinds(spec):
+        name = kind.attention
+        if name is None and len(spec.attentions) > 1:
+            message = f"these layers have one of {len(spec.attentions)} attentions, and do not say which"
+            yield Finding("DSC068", message, key, f"add `attention: ...`, one of {one_of(spec.attentions)}")
+        elif name is not None and not (several and name in spec.attentions):
+            message = f"these layers have the attention {name!r}, which the spec does not describe"
+            close = nearest(name, spec.attentions) if several else None
+            help = f"describe it under `attention: {name}:`" if close is None else f"did you mean {close!r}?"
+            yield Finding("DSC066", message, (*key, "attention"), help if several else _ONLY_ATTENTION)
+
+
+_ONLY_ATTENTION = "leave it out: there is one attention, for all layers"
+
+
+def _used_attention(spec: ModelSpec) -> Iterator[Finding]:
+    used = {kind.attention for _, kind in _kinds(spec)}
+    for name in spec.attentions:
+        if len(spec.attentions) > 1 and name not in used:
+            message = f"the attention {name!r} is described and no layer has it"
+            help = f"remove it, or add a layer with `attention: {name}`"
+            yield Finding("DSC067", message, ("attention", name), help)
+
+
+def _kinds(spec: ModelSpec) -> Iterator[tuple[tuple[str | int, ...], LayerKind]]:
+    """Each place of the schedule that says what layers are made of, with its key."""
+    for index, group in enumerate(spec.layers):
+        if isinstance(group, LayerCycle):
+            yield from ((("layers", index, "cycle", place), kind) for place, kind in enumerate(group.cycle))
+        else:
+            yield ("layers", index), group
 
 
 def _number_of_layers(spec: ModelSpec) -> Iterator[Finding]:
@@ -157,7 +221,7 @@ def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
 def _theta(rope: Rope) -> Iterator[Finding]:
     if rope.theta <= 1:
         message = f"rope.theta is {rope.theta:g}: frequencies would not fall from pair to pair"
-        yield Finding("DSC054", message, (*ROPE, "theta"), "write a number above 1, such as 10000.0")
+        yield Finding("DSC054", message, ("theta",), "write a number above 1, such as 10000.0")
 
 
 def _yarn_bounds(rope: Rope) -> Iterator[Finding]:
@@ -165,7 +229,7 @@ def _yarn_bounds(rope: Rope) -> Iterator[Finding]:
     if isinstance(scaling, YarnScaling) and scaling.beta_fast < scaling.beta_slow:
         message = f"beta_fast is {scaling.beta_fast:g}, below beta_slow, {scaling.beta_slow:g}: the ramp is reversed"
         key = "beta_fast" if "beta_fast" in scaling.model_fields_set else "beta_slow"
-        yield Finding("DSC052", message, (*SCALING, key), "write beta_fast >= beta_slow, such as 32.0 and 1.0")
+        yield Finding("DSC052", message, ("scaling", key), "write beta_fast >= beta_slow, such as 32.0 and 1.0")
 
 
 def _llama3_bounds(rope: Rope) -> Iterator[Finding]:
@@ -174,7 +238,7 @@ def _llama3_bounds(rope: Rope) -> Iterator[Finding]:
         high, low = scaling.high_freq_factor, scaling.low_freq_factor
         message = f"high_freq_factor is {high:g}, not above low_freq_factor, {low:g}: no band is left between them"
         help = "write high_freq_factor > low_freq_factor, such as 4.0 and 1.0"
-        yield Finding("DSC052", message, (*SCALING, "high_freq_factor"), help)
+        yield Finding("DSC052", message, ("scaling", "high_freq_factor"), help)
 
 
 def _even_groups(moe: MoeFfn) -> Iterator[Finding]:
@@ -182,14 +246,14 @@ def _even_groups(moe: MoeFfn) -> Iterator[Finding]:
     if experts % groups:
         message = f"{experts} experts do not form {groups} equal groups: {experts} % {groups} = {experts % groups}"
         help = f"write a divisor of n_routed_experts, such as {_divisor_near(experts, groups)}"
-        yield Finding("DSC020", message, (*ROUTER, "n_group"), help)
+        yield Finding("DSC020", message, ("router", "n_group"), help)
 
 
 def _allowed_groups(moe: MoeFfn) -> Iterator[Finding]:
     router = moe.router
     if router.topk_group > router.n_group:
         message = f"the best {router.topk_group} of {router.n_group} groups cannot be chosen"
-        yield Finding("DSC021", message, (*ROUTER, "topk_group"), f"write at most n_group, {router.n_group}")
+        yield Finding("DSC021", message, ("router", "topk_group"), f"write at most n_group, {router.n_group}")
 
 
 def _enough_experts(moe: MoeFfn) -> Iterator[Finding]:
@@ -202,7 +266,7 @@ def _enough_experts(moe: MoeFfn) -> Iterator[Finding]:
         message = f"each token chooses {chosen} of {allowed} experts"
         if router.n_group > 1:
             message += f": {router.topk_group} of {router.n_group} groups are selected, with {per_group} experts each"
-        yield Finding("DSC022", message, (*MOE, "num_experts_per_tok"), f"write at most {allowed}")
+        yield Finding("DSC022", message, ("num_experts_per_tok",), f"write at most {allowed}")
 
 
 def _needed_group_score(moe: MoeFfn) -> Iterator[Finding]:
@@ -210,7 +274,7 @@ def _needed_group_score(moe: MoeFfn) -> Iterator[Finding]:
     if router.topk_group < router.n_group and router.group_score is None:
         message = f"no group_score says which {router.topk_group} of {router.n_group} groups are the best"
         help = "add `group_score: top2_sum` (DeepSeek-V3) or `group_score: max` (DeepSeek-V2)"
-        yield Finding("DSC023", message, (*ROUTER, "group_score"), help)
+        yield Finding("DSC023", message, ("router", "group_score"), help)
 
 
 def _two_experts_per_group(moe: MoeFfn) -> Iterator[Finding]:
@@ -218,21 +282,21 @@ def _two_experts_per_group(moe: MoeFfn) -> Iterator[Finding]:
     limited = router.topk_group < router.n_group
     if limited and router.group_score == "top2_sum" and experts < 2 * router.n_group:
         message = f"top2_sum adds the two best experts of a group, and {router.n_group} groups share {experts} experts"
-        yield Finding("DSC024", message, (*ROUTER, "group_score"), "write max, or fewer groups")
+        yield Finding("DSC024", message, ("router", "group_score"), "write max, or fewer groups")
 
 
 def _idle_group_score(moe: MoeFfn) -> Iterator[Finding]:
     router = moe.router
     if router.group_score is not None and router.topk_group == router.n_group:
         message = f"group_score has no effect: {router.topk_group} of {router.n_group} groups are chosen"
-        yield Finding("DSC025", message, (*ROUTER, "group_score"), "remove it, or write topk_group < n_group")
+        yield Finding("DSC025", message, ("router", "group_score"), "remove it, or write topk_group < n_group")
 
 
 def _bias_to_update(moe: MoeFfn) -> Iterator[Finding]:
     router = moe.router
     if router.balance.bias_update_rate is not None and not router.selection_bias:
         message = "bias_update_rate moves a bias that the router does not have"
-        key = (*ROUTER, "balance", "bias_update_rate")
+        key = ("router", "balance", "bias_update_rate")
         yield Finding("DSC026", message, key, "add `selection_bias: true` to the router, or remove bias_update_rate")
 
 
@@ -240,7 +304,7 @@ def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
     if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1:
         message = "norm_topk_prob divides the one chosen weight by itself: it is always 1, and the router cannot learn"
         help = "write false, or choose two experts per token or more"
-        yield Finding("DSC027", message, (*ROUTER, "norm_topk_prob"), help)
+        yield Finding("DSC027", message, ("router", "norm_topk_prob"), help)
 
 
 def _divisor_near(number: int, wanted: int) -> int:
@@ -251,18 +315,18 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _name,
-    _grouped_heads,
-    _even_rope_dim,
-    _original_positions,
     _fp8_blocks,
     _fp8_cache,
     _described_ffn,
     _used_ffn,
+    _described_attention,
+    _used_attention,
     _number_of_layers,
     _workload_length,
     _mtp_depth,
     _known_cluster,
 )
+ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)
 ROPE_RULES = (_theta, _yarn_bounds, _llama3_bounds)
 MOE_RULES = (
     _even_groups,

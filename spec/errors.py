@@ -14,6 +14,7 @@ Code = Literal[
     "DSC005",
     "DSC006",
     "DSC007",
+    "DSC008",
     # the schema
     "DSC010",
     "DSC011",
@@ -52,6 +53,9 @@ Code = Literal[
     "DSC063",
     "DSC064",
     "DSC065",
+    "DSC066",
+    "DSC067",
+    "DSC068",
     # placement
     "DSC070",
 ]

@@ -1,18 +1,24 @@
 """Feed-forward kinds: a dense SwiGLU and a mixture of SwiGLU experts."""
 
-from dsc.spec.base import Count, NonNegativeCount, PositiveFloat, Section
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from dsc.spec.base import Count, KindName, NonNegativeCount, PositiveFloat, Section
 from dsc.spec.router import Router
 
 
 class DenseFfn(Section):
     """down(silu(gate(x)) * up(x))."""
 
+    kind: Literal["dense"] = "dense"
     intermediate_size: Count
 
 
 class MoeFfn(Section):
     """Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066)."""
 
+    kind: Literal["moe"] = "moe"
     n_routed_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Count
@@ -21,10 +27,29 @@ class MoeFfn(Section):
     router: Router
 
 
+FeedForward = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
+
+
 class Ffn(Section):
-    """The feed-forward kinds that the layer schedule may name."""
+    """The feed-forwards that the layer schedule may name: these two, and any others by a name, with their `kind`."""
+
+    model_config = ConfigDict(extra="allow")
 
     dense: DenseFfn | None = None
     moe: MoeFfn | None = None
     swiglu_limit: PositiveFloat | None = None
     """Every SwiGLU, experts' or not, is silu(min(gate, limit)) * clamp(up, -limit, limit) (DeepSeek-V4)."""
+    __pydantic_extra__: dict[KindName, FeedForward]
+
+    @model_validator(mode="after")
+    def _by_name(self) -> Self:
+        """The others in an order that does not depend on how the file has it."""
+        others = sorted(self.__pydantic_extra__.items())
+        self.__pydantic_extra__.clear()
+        self.__pydantic_extra__.update(others)
+        return self
+
+    def named(self) -> dict[str, DenseFfn | MoeFfn]:
+        """Each feed-forward that is described, by the name that layers give."""
+        found: dict[str, DenseFfn | MoeFfn | None] = {"dense": self.dense, "moe": self.moe, **self.__pydantic_extra__}
+        return {name: section for name, section in found.items() if section is not None}

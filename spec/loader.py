@@ -1,6 +1,7 @@
 """A spec file -> ModelSpec, or a DscError with everything that is wrong in it.
 
-The steps, each of which sees only what the previous one accepted: text, yaml, validate, checks.
+The steps, each of which sees only what the previous one accepted: text, yaml, validate, checks. Where the schema
+refuses some values, checks still see the rest.
 """
 
 import stat
@@ -12,7 +13,9 @@ from typing import TypeVar
 from dsc.spec.base import Section
 from dsc.spec.checks import check
 from dsc.spec.errors import DscError, Finding, Position
+from dsc.spec.foreign import refuse_foreign
 from dsc.spec.model import ModelSpec
+from dsc.spec.partial import readable_part
 from dsc.spec.text import MAX_BYTES, decode
 from dsc.spec.validate import validate
 from dsc.spec.words import nearest, shown
@@ -40,15 +43,17 @@ def load(source: str | Path) -> ModelSpec:
 
 def loads(text: str | bytes, file: str) -> ModelSpec:
     """The spec that a text holds; `file` is what findings call it."""
+    refuse_foreign(text if isinstance(text, str) else text.decode("utf-8", "replace"), file)
     return load_section(ModelSpec, text, file, check)
 
 
 def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:
-    """A file that holds any one section of the schema; `check` says what is wrong across its keys."""
+    """A file that holds any one section of the schema; `check` says what is wrong across keys that were read."""
     document = read(decode(text, file), file)
     value, wrong = validate(section, document)
-    if value is not None:
-        wrong = check(value)
+    part = readable_part(section, document.root) if value is None else value
+    if part is not None:
+        wrong += check(part)
     findings = [*document.findings]
     for finding in wrong:
         if document.readable(finding.key):

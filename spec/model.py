@@ -1,11 +1,11 @@
 """The root of the language: one model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from dsc.spec.attention import Attention
-from dsc.spec.base import Count, NonNegativeFloat, PositiveFloat, Section
+from dsc.spec.attention import Attention, OneOrSeveral
+from dsc.spec.base import Count, KindName, NonNegativeFloat, PositiveFloat, Section
 from dsc.spec.cluster import Machines
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
@@ -22,11 +22,51 @@ class Norm(Section):
     eps: PositiveFloat
 
 
-class LayerGroup(Section):
-    """`repeat` layers of one kind. Layer kinds differ by the axes named here."""
+class LayerKind(Section):
+    """What a layer is made of. Layer kinds differ by the axes named here."""
+
+    attention: KindName | None = None
+    """A name of `attention`; left out where there is one for all layers."""
+    ffn: KindName
+    """A name of `ffn`."""
+
+
+class Repeated(Section):
+    """A part of the layer schedule."""
 
     repeat: Annotated[int, Field(ge=1, le=10_000)]
-    ffn: Literal["dense", "moe"]
+
+
+class LayerGroup(LayerKind, Repeated):
+    """`repeat` layers of one kind."""
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        return (self,)
+
+
+class LayerCycle(Repeated):
+    """Layers of several kinds in turn, the whole turn `repeat` times."""
+
+    cycle: Annotated[list[LayerKind], Field(min_length=2, max_length=256)]
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        return tuple(self.cycle)
+
+
+def _form(value: object) -> str:
+    return "cycle" if isinstance(value, LayerCycle) or (isinstance(value, dict) and "cycle" in value) else "group"
+
+
+Layers = Annotated[Annotated[LayerGroup, Tag("group")] | Annotated[LayerCycle, Tag("cycle")], Discriminator(_form)]
+
+
+class Layer(NamedTuple):
+    """The names of a layer's parts."""
+
+    attention: str
+    ffn: str
 
 
 class AddResidual(Section):
@@ -54,9 +94,9 @@ class ModelSpec(Section):
     """Adds z_loss * log(sum(exp(logits)))^2 to the cross-entropy of each token (PaLM, arXiv 2204.02311, section 5)."""
     norm: Norm
     residual: AddResidual = AddResidual()
-    attention: Attention
+    attention: OneOrSeveral
     ffn: Ffn
-    layers: Annotated[list[LayerGroup], Field(min_length=1, max_length=256)]
+    layers: Annotated[list[Layers], Field(min_length=1, max_length=256)]
     mtp: Mtp | None = None
     precision: Precision = Precision()
     workload: Workload = Workload()
@@ -65,19 +105,46 @@ class ModelSpec(Section):
 
     @property
     def num_layers(self) -> int:
-        return sum(group.repeat for group in self.layers)
+        return sum(group.repeat * len(group.kinds) for group in self.layers)
+
+    @property
+    def attentions(self) -> dict[str, Attention]:
+        """Each attention by the name that layers give; a single one, which has none, under its kind."""
+        return self.attention if isinstance(self.attention, dict) else {self.attention.kind: self.attention}
+
+    @property
+    def ffns(self) -> dict[str, DenseFfn | MoeFfn]:
+        """Each feed-forward by the name that layers give."""
+        return self.ffn.named()
+
+    def attention_key(self, name: str) -> tuple[str, ...]:
+        """Where the spec describes an attention."""
+        return ("attention", name) if isinstance(self.attention, dict) else ("attention",)
+
+    def layer(self, kind: LayerKind) -> Layer:
+        """The parts of a kind of layer, an attention that it leaves out filled in."""
+        return Layer(kind.attention or next(iter(self.attentions)), kind.ffn)
+
+    @property
+    def schedule(self) -> tuple[Layer, ...]:
+        """Every layer, first to last."""
+        return tuple(self.layer(kind) for group in self.layers for kind in group.kinds * group.repeat)
 
     @property
     def package_name(self) -> str:
         """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
         return self.name.replace("-", "_").replace(".", "_")
 
+    @property
+    def ffn_kinds(self) -> tuple[str, ...]:
+        """Dense or moe, of every layer."""
+        kinds = {name: section.kind for name, section in self.ffns.items()}
+        return tuple(kinds[layer.ffn] for layer in self.schedule)
+
     def dense(self) -> DenseFfn:
-        """The dense feed-forward; checked specs have it wherever a layer names it."""
-        assert self.ffn.dense is not None
-        return self.ffn.dense
+        """The dense feed-forward, of several the first; not for specs without one."""
+        return next(section for section in self.ffns.values() if isinstance(section, DenseFfn))
 
     def moe(self) -> MoeFfn:
-        """The mixture of experts; checked specs have it wherever a layer names it."""
-        assert self.ffn.moe is not None
-        return self.ffn.moe
+        """The mixture of experts, of several the first; not for specs without one."""
+        return next(section for section in self.ffns.values() if isinstance(section, MoeFfn))

@@ -17,6 +17,11 @@ class Page:
     right: str
 
 
+_HEADS = "num_attention_heads: 8, num_key_value_heads: 2, head_dim: 64, rope: {layout: half}"
+_TWO_ATTENTIONS = f"""attention:
+  full: {{kind: gqa, {_HEADS}}}
+  window: {{kind: window, window: 512, {_HEADS}}}"""
+
 PAGES: dict[Code, Page] = {
     "DSC001": Page(
         "the file cannot be read",
@@ -66,6 +71,13 @@ PAGES: dict[Code, Page] = {
         "hidden_size: 2048\nvocab_size: 512\nhidden_size: 4096",
         "hidden_size: 4096\nvocab_size: 512",
     ),
+    "DSC008": Page(
+        "a file of another kind",
+        "The file is something else that dsc or a model's publisher writes: a plan, a config.json, a lock file, an "
+        "index of a checkpoint, a JSON Schema, a cluster. The help names the command that takes it.",
+        '{"model_type": "deepseek_v3", "hidden_size": 7168}',
+        "name: my-model",
+    ),
     "DSC010": Page(
         "a value of the wrong type",
         "Nothing is converted: a size is a whole number without quotes, underscores or a decimal point, a switch "
@@ -103,7 +115,8 @@ PAGES: dict[Code, Page] = {
     "DSC015": Page(
         "a malformed name",
         "The name becomes a folder and a Python package. It has 64 characters at most: lower-case words of "
-        "letters and digits, the first starting with a letter, joined by '-', '_' or '.'.",
+        "letters and digits, the first starting with a letter, joined by '-', '_' or '.'. Names of attentions and "
+        "feed-forwards become parts of class names: they are one such word, of 32 characters at most.",
         "name: DeepSeek V3",
         "name: deepseek-v3",
     ),
@@ -204,7 +217,7 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC051": Page(
         "an odd rotary dimension",
-        "A rotary embedding rotates pairs of components: qk_rope_head_dim of mla and head_dim of gqa must be even.",
+        "Rotary embeddings rotate pairs of components: qk_rope_head_dim of mla, head_dim of gqa and window are even.",
         "attention: {qk_rope_head_dim: 63}",
         "attention: {qk_rope_head_dim: 64}",
     ),
@@ -280,6 +293,29 @@ PAGES: dict[Code, Page] = {
         "cluster.kind names one of the machines that ship with the compiler, by the name of its file in spec/clusters.",
         "cluster: {kind: h8000, nodes: 4}",
         "cluster: {kind: h800, nodes: 4}",
+    ),
+    "DSC066": Page(
+        "layers with an attention that is not described",
+        "With several attentions, each name in `layers` must be described under `attention`. With one, which has no "
+        "name, layers do not name it.",
+        "layers: [{repeat: 2, attention: full, ffn: dense}, {repeat: 2, ffn: moe}]",
+        "layers: [{repeat: 2, ffn: dense}, {repeat: 2, ffn: moe}]",
+    ),
+    "DSC067": Page(
+        "an attention that no layer has",
+        "A section that changes nothing is a mistake in `layers` or a leftover.",
+        f"{_TWO_ATTENTIONS}\nlayers: [{{repeat: 4, attention: full, ffn: dense}}, "
+        "{repeat: 4, attention: full, ffn: moe}]",
+        f"{_TWO_ATTENTIONS}\nlayers: [{{repeat: 4, attention: full, ffn: dense}}, "
+        "{repeat: 4, attention: window, ffn: moe}]",
+    ),
+    "DSC068": Page(
+        "layers that do not say which attention they have",
+        "With several attentions, each layer names one. Only a single attention is for all layers.",
+        f"{_TWO_ATTENTIONS}\nlayers: [{{repeat: 4, attention: full, ffn: dense}}, "
+        "{repeat: 2, cycle: [{ffn: moe}, {attention: window, ffn: moe}]}]",
+        f"{_TWO_ATTENTIONS}\nlayers: [{{repeat: 4, attention: full, ffn: dense}}, "
+        "{repeat: 2, cycle: [{attention: full, ffn: moe}, {attention: window, ffn: moe}]}]",
     ),
     "DSC070": Page(
         "an impossible placement",

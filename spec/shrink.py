@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.attention import Attention, GqaAttention, MlaAttention, WindowAttention
 from dsc.spec.base import Section
 from dsc.spec.checks import check
-from dsc.spec.ffn import Ffn, MoeFfn
-from dsc.spec.model import LayerGroup, ModelSpec
+from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
+from dsc.spec.model import LayerCycle, LayerGroup, ModelSpec
 from dsc.spec.rope import NoScaling, Rope
 from dsc.spec.router import Router
 
@@ -26,14 +26,17 @@ DENSE_SIZE, EXPERT_SIZE = 96, 56
 EXPERTS, GROUPS, EXPERTS_PER_GROUP, OPEN_GROUPS, CHOSEN_EXPERTS, SHARED_EXPERTS = 8, 4, 4, 2, 3, 2
 LAYER_GROUPS, REPEATS, MTP_DEPTH = 3, 2, 2
 
+WINDOW = 12  # far less than a sequence
+
 S = TypeVar("S", bound=Section)
+G = TypeVar("G", GqaAttention, WindowAttention)
 
 
 def shrunk(spec: ModelSpec) -> ModelSpec:
     """Named after the spec, with -shrunk appended; without its cluster."""
     hidden_size = min(spec.hidden_size, HIDDEN_SIZE)
     length = min(spec.workload.sequence_length, SEQUENCE_LENGTH)
-    attention, positions = _attention(spec, length)
+    attention, positions = _attentions(spec, length)
     small = _changed(
         spec,
         name=_name(spec.name),
@@ -66,13 +69,21 @@ def _logit_multiplier(spec: ModelSpec, hidden_size: int) -> float:
     return small / hidden_size if whole and small != hidden_size else spec.logit_multiplier
 
 
-def _attention(spec: ModelSpec, length: int) -> tuple[MlaAttention | GqaAttention, int]:
-    """And max_position_embeddings, because rope scaling relates the two."""
-    attention = spec.attention
+def _attentions(spec: ModelSpec, length: int) -> tuple[Attention | dict[str, Attention], int]:
+    """One or several, as they were; and max_position_embeddings, because rope scaling relates it to them."""
+    small = {name: _attention(section, spec, length) for name, section in spec.attentions.items()}
+    positions = max(positions for _, positions in small.values())
+    named = {name: section for name, (section, _) in small.items()}
+    return named if isinstance(spec.attention, dict) else named[spec.attention.kind], positions
+
+
+def _attention(attention: Attention, spec: ModelSpec, length: int) -> tuple[Attention, int]:
     rope, positions = _rope(attention.rope, spec.max_position_embeddings, length)
     if isinstance(attention, MlaAttention):
         return _changed(_mla(attention), rope=rope), positions
-    return _changed(_gqa(attention), rope=rope), positions
+    if isinstance(attention, WindowAttention):
+        return _changed(_grouped(attention), rope=rope, window=min(attention.window, WINDOW)), positions
+    return _changed(_grouped(attention), rope=rope), positions
 
 
 def _mla(attention: MlaAttention) -> MlaAttention:
@@ -98,7 +109,7 @@ def _mla(attention: MlaAttention) -> MlaAttention:
     return _changed(small, q_lora_rank=min(attention.q_lora_rank, Q_LORA_RANK))
 
 
-def _gqa(attention: GqaAttention) -> GqaAttention:
+def _grouped(attention: G) -> G:
     """Multi-head stays multi-head, multi-query multi-query; between them, two heads share each key-value head."""
     heads, kv_heads = min(attention.num_attention_heads, HEADS), attention.num_key_value_heads
     if kv_heads == attention.num_attention_heads:
@@ -125,11 +136,12 @@ def _rope(rope: Rope, positions: int, length: int) -> tuple[Rope, int]:
 
 
 def _ffn(ffn: Ffn) -> Ffn:
-    small = ffn
-    if ffn.dense is not None:
-        size = min(ffn.dense.intermediate_size, DENSE_SIZE)
-        small = _changed(small, dense=_changed(ffn.dense, intermediate_size=size))
-    return small if ffn.moe is None else _changed(small, moe=_moe(ffn.moe))
+    small = {name: _moe(one) if isinstance(one, MoeFfn) else _dense(one) for name, one in ffn.named().items()}
+    return _changed(ffn, **small)
+
+
+def _dense(dense: DenseFfn) -> DenseFfn:
+    return _changed(dense, intermediate_size=min(dense.intermediate_size, DENSE_SIZE))
 
 
 def _moe(moe: MoeFfn) -> MoeFfn:
@@ -155,13 +167,17 @@ def _router(router: Router) -> Router:
     return _changed(router, n_group=n_group, topk_group=min(router.topk_group, OPEN_GROUPS) if limited else n_group)
 
 
-def _layers(layers: list[LayerGroup]) -> list[LayerGroup]:
-    """The first groups, and the first one of each kind that is not among them."""
+def _layers(layers: list[LayerGroup | LayerCycle]) -> list[LayerGroup | LayerCycle]:
+    """The first groups, and the first one of each attention and feed-forward that is not among them."""
     kept = layers[:LAYER_GROUPS]
     for group in layers[LAYER_GROUPS:]:
-        if group.ffn not in {one.ffn for one in kept}:
+        if not _names(group) <= {name for one in kept for name in _names(one)}:
             kept = [*kept, group]
     return [_changed(group, repeat=min(group.repeat, REPEATS)) for group in kept]
+
+
+def _names(group: LayerGroup | LayerCycle) -> set[tuple[str, str | None]]:
+    return {named for kind in group.kinds for named in (("attention", kind.attention), ("ffn", kind.ffn))}
 
 
 def _changed(section: S, **values: object) -> S:

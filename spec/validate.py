@@ -35,8 +35,8 @@ def _findings(root: type[Section], errors: list[Error]) -> list[Finding]:
     meant: dict[Key, Key] = {}
     findings = []
     for error in errors:
-        if error["type"] == "extra_forbidden":
-            key, section = follow(root, error["loc"])
+        key, section = follow(root, error["loc"])
+        if _is_unknown(error, key, section):
             siblings = [str(other[-1]) for other in missing if other[:-1] == key[:-1]]
             name = nearest(key[-1], siblings)
             if name is not None:
@@ -48,8 +48,19 @@ def _findings(root: type[Section], errors: list[Error]) -> list[Finding]:
     return [finding for finding in findings if finding.code != "DSC013" or finding.key not in meant.values()]
 
 
+def _is_unknown(error: Error, key: Key, section: type[Section]) -> bool:
+    """A section without a `kind`, under a name that would be the user's own, is one of the language's, misspelt."""
+    of_the_user = section.model_config.get("extra") == "allow" and key[-1] not in section.model_fields
+    return error["type"] == "extra_forbidden" or (
+        of_the_user and error["type"] in ("union_tag_not_found", "model_attributes_type")
+    )
+
+
 def _where_it_belongs(root: type[Section], section: type[Section], key: Key) -> str:
-    """For an unknown key: the section or the kind that has it, else the nearest key, else all keys of the section."""
+    """For an unknown key: the section or the kind that has it, nearest first, else the nearest key, else all keys."""
+    inside = homes(section).get(str(key[-1]), ("", section))[0]
+    if inside:
+        return f"it belongs in {dotted((*key[:-1], inside))}"
     if str(key[-1]) in homes(root):
         path, home = homes(root)[str(key[-1])]
         if path == dotted(key[:-1]):
@@ -62,7 +73,9 @@ def _where_it_belongs(root: type[Section], section: type[Section], key: Key) -> 
 def _finding(root: type[Section], error: Error) -> Finding:
     """Any other error; the tables below hold the kinds of pydantic's errors that the schema can raise."""
     kind, value, bounds = error["type"], error["input"], error.get("ctx", {})
-    key, section = follow(root, error["loc"])
+    if kind == "union_tag_not_found" and not isinstance(value, dict):
+        kind = "model_type"
+    key, _ = follow(root, error["loc"])
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
         return Finding("DSC010", f"{dotted(key)} is {_described(value)}, not {expected}", key, _cure(value, expected))
@@ -73,12 +86,12 @@ def _finding(root: type[Section], error: Error) -> Finding:
     if kind == "missing":
         return Finding("DSC013", f"the key {key[-1]!r} is missing{_inside(key)}", key, f"add `{key[-1]}: ...`")
     if kind == "union_tag_not_found":
-        words = one_of(choices(section, str(key[-1])))
+        words = one_of(choices(root, error["loc"]))
         return Finding("DSC013", f"the key 'kind' is missing in {dotted(key)}", (*key, "kind"), f"one of {words}")
     if kind == "union_tag_invalid":
-        return _unknown_word((*key, "kind"), value["kind"], choices(section, str(key[-1])))
+        return _unknown_word((*key, "kind"), value["kind"], choices(root, error["loc"]))
     if kind == "literal_error":
-        return _unknown_word(key, value, choices(section, str(key[-1])))
+        return _unknown_word(key, value, choices(root, error["loc"]))
     if kind in ("string_pattern_mismatch", "string_too_long"):
         return _malformed_name(key, value)
     return Finding("DSC010", f"{dotted(key)} cannot be {_described(value)}", key, "see `dsc schema`")
@@ -91,8 +104,12 @@ def _unknown_word(key: Key, value: object, known: list[str]) -> Finding:
 
 
 def _malformed_name(key: Key, value: str) -> Finding:
-    slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).lstrip("-0123456789")[:64].rstrip("-")
-    rule = "lower-case letters and digits, in words joined by '-', '_' or '.', 64 characters at most"
+    if key == ("name",):
+        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).lstrip("-0123456789")[:64].rstrip("-")
+        rule = "lower-case letters and digits, in words joined by '-', '_' or '.', 64 characters at most"
+    else:
+        slug = re.sub(r"[^a-z0-9]+", "", value.lower()).lstrip("0123456789")[:32]
+        rule = "one word of lower-case letters and digits, 32 characters at most"
     help = f"write {rule}" if not slug else f"write {slug!r}: {rule}"
     return Finding("DSC015", f"{dotted(key)} is {shown(value)}", key, help)
 

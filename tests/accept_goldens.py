@@ -1,4 +1,5 @@
-"""Accept what the compiler emits and plans today: generated/, figures and plans of the zoo, README's count.
+"""Accept what the compiler emits and plans today: packages, figures and plans of the zoo, what the verbs
+print, README's count.
 
 Run by `make goldens`; review the diff. `python tests/accept_goldens.py plans` leaves the packages as they are.
 """
@@ -7,6 +8,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from runpy import run_path
 from typing import NamedTuple
 
 from dsc.compiler.cli import main
@@ -17,7 +19,7 @@ from dsc.spec.zoo import FIGURES
 
 TESTS = Path(__file__).resolve().parent
 GENERATED = TESTS.parent / "generated"
-SPECS = ("tiny", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SPECS = ("tiny", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
 
 class GoldenPlan(NamedTuple):
@@ -83,5 +85,6 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["plans"]:
         accept_packages()
         accept_zoo()
+        run_path(str(TESTS / "cli" / "outputs.py"))["accept"]()
     accept_plans()
     accept_count()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -65,13 +66,8 @@ def shrink(spec: ModelSpec) -> ModelSpec:
     data = spec.model_dump()
     attention, ffn = data["attention"], data["ffn"]
     data |= {"vocab_size": 96, "hidden_size": 64, "workload": {"sequence_length": 32}}
-    if attention["kind"] == "mla":
-        attention |= {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16}
-        attention["q_lora_rank"] = attention["q_lora_rank"] and 40
-    else:
-        shared = attention["num_key_value_heads"] < attention["num_attention_heads"]
-        attention |= {"num_key_value_heads": 2 if shared else 4, "head_dim": 20}
-    attention["num_attention_heads"] = 4
+    for section in [attention] if "kind" in attention else attention.values():
+        _shrink_attention(section)
     if ffn["dense"]:
         ffn["dense"]["intermediate_size"] = 104
     if ffn["moe"]:
@@ -79,3 +75,15 @@ def shrink(spec: ModelSpec) -> ModelSpec:
     for group in data["layers"]:
         group["repeat"] = min(group["repeat"], 2)
     return ModelSpec.model_validate(data)
+
+
+def _shrink_attention(attention: dict[str, Any]) -> None:
+    if attention["kind"] == "mla":
+        attention |= {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16}
+        attention["q_lora_rank"] = attention["q_lora_rank"] and 40
+    else:
+        shared = attention["num_key_value_heads"] < attention["num_attention_heads"]
+        attention |= {"num_key_value_heads": 2 if shared else 4, "head_dim": 20}
+    if attention["kind"] == "window":
+        attention["window"] = 10
+    attention["num_attention_heads"] = 4

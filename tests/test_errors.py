@@ -106,17 +106,55 @@ def laid_over_valid(fragment: str) -> str:
     return json.dumps(overlay(read(VALID, "").root, read(fragment, "").root), indent=1)
 
 
+def names_sections(value: dict[str, Any]) -> bool:
+    """Whether a mapping is of attentions by name, where the valid spec has one."""
+    return all(isinstance(inner, dict) and "kind" in inner for inner in value.values())
+
+
 def overlay(base: Any, over: Any) -> Any:
     """Mappings merge; an empty one, and one of another kind, replaces."""
     merged = dict(base)
     for key, value in over.items():
         below = base.get(key)
-        merges = isinstance(value, dict) and isinstance(below, dict) and value
+        merges = isinstance(value, dict) and isinstance(below, dict) and value and not names_sections(value)
         if merges and value.get("kind", below.get("kind")) == below.get("kind"):
             merged[key] = overlay(below, value)
         else:
             merged[key] = value
     return merged
+
+
+# Schema and semantics in one run: what the schema refuses does not hide what rules say of the rest.
+
+RULES = [case for case in CASES if case[:6] > "DSC016" and not case.endswith(("at-once", "beside-the-schema"))]
+
+
+@pytest.mark.parametrize("case", RULES)
+@pytest.mark.parametrize(
+    ("line", "instead", "code"),
+    [
+        ("tie_word_embeddings: false", "tie_word_embeddings: many", "DSC010"),
+        ("  hidden: post_norm", "  hiden: post_norm", "DSC014"),
+        ("  eps: 1.0e-6", "  eps: 0.0", "DSC011"),
+    ],
+)
+def test_rules_hold_beside_what_the_schema_refuses(case: str, line: str, instead: str, code: str) -> None:
+    text = (ERRORS / case / "spec.yaml").read_text()
+    assert line in text
+    codes = [finding.code for finding in findings(text.replace(line, instead, 1))]
+    assert sorted(codes) == sorted([code, *(finding.code for finding in findings(text))])
+
+
+@pytest.mark.parametrize("number", range(len(VALID.splitlines())))
+def test_nothing_is_said_that_only_follows_from_what_was_not_read(number: int) -> None:
+    """Each key of the valid spec in turn: its value spoiled, its name misspelt, its line left out."""
+    lines = VALID.splitlines(keepends=True)
+    name, _, value = lines[number].partition(": ")
+    spoiled = [f"{name}: !no {value}", f"{name}: [{{}}]\n"] if value else []
+    for text in (*spoiled, lines[number].replace(":", "x:", 1), ""):
+        codes = {finding.code for finding in findings("".join([*lines[:number], text, *lines[number + 1 :]]))}
+        # Optional sections that are left out are other models, which rules may refuse.
+        assert all(code < "DSC016" for code in codes) or not text
 
 
 # Files: what the text of a spec may not be.

@@ -656,7 +656,18 @@ OBJECTIONS: list[tuple[str, Callable[[Config], None], tuple[str, ...]]] = [
         lambda spec: spec["attention"]["rope"].update(layout="interleaved"),
         ("attention", "rope", "layout"),
     ),
-    ("llama-3.1-8b", lambda spec: spec.update(hidden_size=4100), ("hidden_size",)),
+    ("deepseek-v2-lite", lambda spec: spec.update(hidden_size=2050), ("hidden_size",)),
+    ("llama-3.1-8b", lambda spec: spec["attention"].update(qk_norm={"eps": 1e-3}), ("attention", "qk_norm")),
+    (
+        "tiny-window",
+        lambda spec: spec["attention"]["full"]["rope"].update(theta=1e6),
+        ("attention",),
+    ),
+    (
+        "mistral-7b",
+        lambda spec: spec["attention"]["rope"].update(layout="interleaved"),
+        ("attention", "rope", "layout"),
+    ),
     ("qwen3-30b-a3b", lambda spec: spec["attention"]["qk_norm"].update(eps=1e-5), ("attention", "qk_norm")),
     ("mixtral-8x7b", lambda spec: spec["ffn"]["moe"].update(n_shared_experts=1), ("ffn", "moe", "n_shared_experts")),
 ]

@@ -23,7 +23,7 @@ from dsc.compiler.emit.write import write
 from dsc.compiler.facts.stats import Stats, compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import export_config, family
-from dsc.spec.attention import MlaAttention
+from dsc.spec.attention import MlaAttention, WindowAttention
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import MODELS, names
@@ -180,16 +180,24 @@ def test_published_cache_sizes(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_cache_bytes(name: str) -> None:
-    """Written out: a latent and a rotary key, or keys and values of the shared heads, for each layer."""
-    spec = load(name)
-    attention, width = spec.attention, {"bf16": 2, "fp32": 4}[spec.precision.kv_cache]
-    if isinstance(attention, MlaAttention):
-        elements = attention.kv_lora_rank + attention.qk_rope_head_dim
-    else:
-        elements = 2 * attention.num_key_value_heads * attention.head_dim
-    assert stats(name).kv_cache_bytes_per_token == spec.num_layers * elements * width
+    """Written out: a latent and a rotary key, or keys and values of the shared heads, for each layer. What a window
+    keeps does not grow with the tokens beyond it."""
+    spec, found = load(name), stats(name)
+    width = {"bf16": 2, "fp32": 4}[spec.precision.kv_cache]
+    growing = whole = last = 0
+    for layer in spec.schedule:
+        attention = spec.attentions[layer.attention]
+        if isinstance(attention, MlaAttention):
+            last = (attention.kv_lora_rank + attention.qk_rope_head_dim) * width
+        else:
+            last = 2 * attention.num_key_value_heads * attention.head_dim * width
+        window = attention.window if isinstance(attention, WindowAttention) else None
+        growing += last if window is None else 0
+        whole += last * min(found.sequence_length, window or found.sequence_length)
+    assert found.kv_cache_bytes_per_token == growing
+    assert found.kv_cache_bytes == whole
     depth = 0 if spec.mtp is None else spec.mtp.depth
-    assert stats(name).kv_cache_bytes_per_token_mtp == depth * elements * width
+    assert found.kv_cache_bytes_per_token_mtp == depth * last
 
 
 def test_published_training_flops() -> None:
@@ -200,14 +208,18 @@ def test_published_training_flops() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_training_flops_by_formula(name: str) -> None:
-    """6 x active parameters without the embedding + 3 x S x H x (qk + v) x layers, exactly."""
+    """6 x active parameters without the embedding + 3 x S x H x (qk + v) x layers, exactly; in a layer with a window
+    less what is before it, 3 x (S - W)^2 / S x H x (qk + v)."""
     spec, found = load(name), stats(name)
-    attention = spec.attention
-    if isinstance(attention, MlaAttention):
-        widths = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
-    else:
-        widths = 2 * attention.head_dim
-    products = 3 * found.sequence_length * attention.num_attention_heads * widths * spec.num_layers
+    length, products = found.sequence_length, 0
+    for layer in spec.schedule:
+        attention = spec.attentions[layer.attention]
+        if isinstance(attention, MlaAttention):
+            widths = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+        else:
+            widths = 2 * attention.head_dim
+        unseen = max(length - attention.window, 0) if isinstance(attention, WindowAttention) else 0
+        products += 3 * (length - unseen**2 / length) * attention.num_attention_heads * widths
     assert found.flops_per_token.training == 6 * found.parameters.active_without_embedding + products
     assert found.flops_per_token.forward * 3 == found.flops_per_token.training
 
@@ -220,6 +232,6 @@ def test_active_parameters(name: str) -> None:
     if moe is None:
         assert found.active == found.total
         return
-    layers = sum(group.repeat for group in spec.layers if group.ffn == "moe")
+    layers = spec.ffn_kinds.count("moe")
     routed = layers * moe.n_routed_experts * 3 * spec.hidden_size * moe.moe_intermediate_size
     assert found.active == found.total - routed + routed * moe.num_experts_per_tok // moe.n_routed_experts

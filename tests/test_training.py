@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
+from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -115,7 +116,7 @@ def assert_same_checkpoint(one: Path, two: Path) -> None:
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert any(tensor.abs().sum() > 0 for name, tensor in a.items() if "correction_bias" in name)
     a, b = (torch.load(folder / "trainer.pt")["optimizer"] for folder in (one, two))
-    assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    assert a.keys() == b.keys() and all(torch.equal(a[name][key], b[name][key]) for name in a for key in a[name])
 
 
 def test_learns_and_reports(trainer: Trainer, text: Path, tmp_path: Path) -> None:
@@ -148,6 +149,23 @@ def test_resume_is_exact(trainer: Trainer, text: Path, tmp_path: Path, dtype: st
     folders = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert folders == ["latest", "step_000005", "step_000010", "step_000020"]
     assert_same_checkpoint(tmp_path / "whole/step_000020", tmp_path / "parts/step_000020")
+
+
+def test_resumes_in_the_package_for_a_gpu(trainer: Trainer, text: Path, tmp_path: Path, package_at: Any) -> None:
+    """A run begun without kernels goes on with them (their references, on a CPU), moments included, and back again."""
+    spec = small_spec().model_copy(update={"cluster": Machines(kind="h100", nodes=1)})
+    write(emit(build(spec)), tmp_path / "kernels")
+    fused = Trainer(tmp_path / "kernels", package_at(tmp_path / "kernels")("train.train"))
+    common = ("--data", text, *SMALL, "--dtype", "float32", "--checkpoint", tmp_path / "run")
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    trainer.here("--data", text, *SMALL, "--dtype", "float32", "--metrics", whole, "--steps", 9)
+    trainer.here(*common, "--metrics", parts, "--steps", 3)
+    fused.here(*common, "--metrics", parts, "--steps", 6, "--resume")
+    trainer.here(*common, "--metrics", parts, "--steps", 9, "--resume")
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    for step in (3, 6, 9):
+        saved = torch.load(tmp_path / f"run/step_{step:06}/trainer.pt")["optimizer"]
+        assert all(int(moments["step"]) == step for moments in saved.values())
 
 
 @pytest.mark.slow

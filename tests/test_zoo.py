@@ -21,9 +21,11 @@ MODEL_NAMES = (
     "llama-3.1-70b",
     "llama-3.1-8b",
     "minicpm3-4b",
+    "mistral-7b",
     "mixtral-8x7b",
     "qwen3-30b-a3b",
     "tiny",
+    "tiny-window",
 )
 CLUSTER_NAMES = ("a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
 FILES = sorted([*MODELS.glob("*.yaml"), *CLUSTERS.glob("*.yaml")])
@@ -74,6 +76,7 @@ SIZES = {
     "llama-3.1-70b": (80, 8192, 64, 128256, 131072),
     "llama-3.1-8b": (32, 4096, 32, 128256, 131072),
     "minicpm3-4b": (62, 2560, 40, 73448, 32768),
+    "mistral-7b": (32, 4096, 32, 32000, 32768),
     "mixtral-8x7b": (32, 4096, 32, 32000, 32768),
     "qwen3-30b-a3b": (48, 2048, 32, 151936, 40960),
 }
@@ -103,7 +106,7 @@ ROUTING = {
 def test_routing_is_the_published_one(name: str) -> None:
     spec = load(name)
     moe, router = spec.moe(), spec.moe().router
-    dense = sum(group.repeat for group in spec.layers if group.ffn == "dense")
+    dense = spec.ffn_kinds.count("dense")
     experts = (moe.n_routed_experts, moe.n_shared_experts, moe.num_experts_per_tok, moe.moe_intermediate_size)
     groups = (router.n_group, router.topk_group, router.routed_scaling_factor)
     assert (dense, *experts, *groups) == ROUTING[name]

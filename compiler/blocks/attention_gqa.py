@@ -2,26 +2,37 @@
 
 from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.rope import softmax_scale
-from dsc.compiler.graph.block import Block
+from dsc.compiler.blocks.scope import Scope
+from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Axis
+from dsc.compiler.graph.dim import Axis, Dim
+from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.projection import Linear
 from dsc.compiler.ops.rope import Rotate
 from dsc.compiler.ops.shape import FlattenHeads, Unflatten
-from dsc.spec.attention import GqaAttention
+from dsc.spec.attention import GqaAttention, GroupedQueries
 
 
-def build_gqa(context: Context, spec: GqaAttention) -> Block:
-    constants, hidden, dtype = context.constants, context.hidden_size, context.dtype
-    heads = constants.dim("NUM_HEADS", spec.num_attention_heads, "attention.num_attention_heads", "H", Axis.HEADS)
-    kv_heads = constants.dim("NUM_KV_HEADS", spec.num_key_value_heads, "attention.num_key_value_heads", "J", Axis.HEADS)
-    head_dim = constants.dim("HEAD_DIM", spec.head_dim, "attention.head_dim", "N")
-    softmax_scale(constants, spec.rope, "attention.rope", "HEAD_DIM")
+def build_gqa(context: Context, scope: Scope, spec: GqaAttention) -> Block:
+    core = CausalAttention(variant(spec), scope.prefix.lower())
+    class_name = scope.class_name("Attention", alone="GroupedQueryAttention")
+    return build_grouped(context, scope, spec, core, class_name, _doc(spec))
 
-    block = BlockBuilder("GroupedQueryAttention", class_doc=_doc(spec))
-    x, rope = block.input("x", context.hidden), block.input("rope", context.rope)
+
+def build_grouped(
+    context: Context, scope: Scope, spec: GroupedQueries, core: Op, class_name: str, doc: str, window: Dim | None = None
+) -> Block:
+    """[B, S, D] -> [B, S, D] through `core`, the attention of q to k and v; keys and values are kept."""
+    hidden, dtype, table = context.hidden_size, context.dtype, context.ropes[scope.name]
+    heads = scope.dim("NUM_HEADS", spec.num_attention_heads, "num_attention_heads", "H", Axis.HEADS)
+    kv_heads = scope.dim("NUM_KV_HEADS", spec.num_key_value_heads, "num_key_value_heads", "J", Axis.HEADS)
+    head_dim = scope.dim("HEAD_DIM", spec.head_dim, "head_dim", "N")
+    softmax_scale(scope, table, head_dim)
+
+    block = BlockBuilder(class_name, class_doc=doc)
+    x, rope = block.input("x", context.hidden), block.input(table.name, table.type)
 
     q = block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype, "attention"), x)
     k = block.add("k", Linear("k_proj", hidden, kv_heads * head_dim, dtype, "attention"), x)
@@ -31,20 +42,31 @@ def build_gqa(context: Context, spec: GqaAttention) -> Block:
     v = block.add("v", Unflatten((kv_heads, head_dim)), v)
 
     block.paragraph()
-    if spec.qk_norm is not None:
-        eps = constants.number("QK_NORM_EPS", spec.qk_norm.eps, "attention.qk_norm.eps")
-        q = block.add("q", RmsNorm("q_norm", head_dim, eps, dtype), q)
-        k = block.add("k", RmsNorm("k_norm", head_dim, eps, dtype), k)
-    q = block.add("q", Rotate(spec.rope.layout, head_dim), q, rope)
-    k = block.add("k", Rotate(spec.rope.layout, head_dim), k, rope)
-    block.keep(k, context.cache_dtype)
-    block.keep(v, context.cache_dtype)
+    q, k = _normed(block, context, scope, spec, (q, k), head_dim)
+    q = block.add("q", Rotate(spec.rope.layout, head_dim, table.layout_prefix), q, rope)
+    k = block.add("k", Rotate(spec.rope.layout, head_dim, table.layout_prefix), k, rope)
+    block.keep(k, context.cache_dtype, window=window)
+    block.keep(v, context.cache_dtype, window=window)
 
     block.paragraph()
-    variant = "equal" if spec.num_attention_heads == spec.num_key_value_heads else "grouped"
-    out = block.add("out", CausalAttention(variant), q, k, v)
+    out = block.add("out", core, q, k, v)
     out = block.add("out", FlattenHeads(), out)
     return block.finish(block.add("out", Linear("o_proj", heads * head_dim, hidden, dtype, "attention"), out))
+
+
+def variant(spec: GroupedQueries) -> str:
+    return "equal" if spec.num_attention_heads == spec.num_key_value_heads else "grouped"
+
+
+def _normed(
+    block: BlockBuilder, context: Context, scope: Scope, spec: GroupedQueries, heads: tuple[Value, Value], width: Dim
+) -> tuple[Value, Value]:
+    """q and k, each head normalised where the spec says so."""
+    if spec.qk_norm is None:
+        return heads
+    eps = scope.number("QK_NORM_EPS", spec.qk_norm.eps, "qk_norm.eps")
+    q = block.add("q", RmsNorm("q_norm", width, eps, context.dtype), heads[0])
+    return q, block.add("k", RmsNorm("k_norm", width, eps, context.dtype), heads[1])
 
 
 def _doc(spec: GqaAttention) -> str:

@@ -2,6 +2,7 @@
 
 from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.ffn import WIDTH, swiglu
+from dsc.compiler.blocks.scope import Scope
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Axis, Dim, T
@@ -24,24 +25,22 @@ from dsc.compiler.ops.shape import FlattenTokens, ViewAs
 from dsc.spec.ffn import MoeFfn
 
 
-def moe_sizes(context: Context, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
+def moe_sizes(scope: Scope, spec: MoeFfn) -> tuple[Dim, Dim, Dim]:
     """Experts, experts per token, width of an expert."""
-    constants = context.constants
     return (
-        constants.dim("NUM_EXPERTS", spec.n_routed_experts, "ffn.moe.n_routed_experts", "E", Axis.EXPERTS),
-        constants.dim("TOP_K", spec.num_experts_per_tok, "ffn.moe.num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
-        constants.dim(
-            "EXPERT_SIZE", spec.moe_intermediate_size, "ffn.moe.moe_intermediate_size", "I", Axis.EXPERT_WIDTH
-        ),
+        scope.dim("NUM_EXPERTS", spec.n_routed_experts, "n_routed_experts", "E", Axis.EXPERTS),
+        scope.dim("TOP_K", spec.num_experts_per_tok, "num_experts_per_tok", "K", Axis.CHOSEN_EXPERTS),
+        scope.dim("EXPERT_SIZE", spec.moe_intermediate_size, "moe_intermediate_size", "I", Axis.EXPERT_WIDTH),
     )
 
 
-def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block | None) -> Block:
+def build_moe(context: Context, scope: Scope, spec: MoeFfn, router: Block, feed_forward: Block | None) -> Block:
     """[B, S, D] -> [B, S, D]; with a sequence-wise balance loss, that loss too."""
     hidden, dtype = context.hidden_size, context.dtype
-    experts, top_k, width = moe_sizes(context, spec)
+    experts, top_k, width = moe_sizes(scope, spec)
     block = BlockBuilder(
-        "MixtureOfExperts", class_doc="Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."
+        scope.class_name("MixtureOfExperts", alone="MixtureOfExperts"),
+        class_doc="Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066).",
     )
     x = block.input("x", context.hidden)
 
@@ -69,8 +68,8 @@ def build_moe(context: Context, spec: MoeFfn, router: Block, feed_forward: Block
     out = block.add("out", ScatterSum(), h, source, flat)
     out = block.add("out", ViewAs(), out, x)
     if feed_forward is not None:
-        shared = context.constants.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "ffn.moe.n_shared_experts")
-        shared_size = context.constants.derived("SHARED_SIZE", shared * width, axis=Axis.SHARED_EXPERTS)
+        shared = scope.dim("NUM_SHARED_EXPERTS", spec.n_shared_experts, "n_shared_experts")
+        shared_size = scope.derived("SHARED_SIZE", shared * width, Axis.SHARED_EXPERTS)
         call = CallModule(Signature.of(feed_forward), "shared_experts", ((WIDTH.name, shared_size),))
         out = block.add("out", Add(), out, block.add("shared", call, x))
     return block.finish(out, *losses)

@@ -1,8 +1,9 @@
 """Multi-token prediction (DeepSeek-V3, section 2.2): one more layer for each token further ahead."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsc.compiler.blocks.context import Context
+from dsc.compiler.blocks.context import TOKENS, Context
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.ops.call import CallListed, CallModule, Signature
@@ -19,13 +20,13 @@ def build_mtp(context: Context, layer: Block) -> Block:
     block = BlockBuilder("MultiTokenPredictor", class_doc=DOC)
     x = block.input("x", context.hidden)
     ahead = block.input("ahead", context.hidden)
-    rope = block.input("rope", context.rope)
+    wanted = [block.input(value.name, value.type) for value in layer.inputs[1:]]
     ahead = block.add("ahead", RmsNorm("enorm", hidden, eps, dtype), ahead)
     x = block.add("x", RmsNorm("hnorm", hidden, eps, dtype), x)
     x = block.add("x", Concat(), ahead, x)
     x = block.add("x", Linear("eh_proj", 2 * hidden, hidden, dtype), x)
     names = ["x", *(value.name for value in layer.outputs[1:])]
-    x, *losses = block.add_many(names, CallModule(Signature.of(layer), "layer"), x, rope)
+    x, *losses = block.add_many(names, CallModule(Signature.of(layer), "layer"), x, *wanted)
     normed = block.add("hidden", RmsNorm("norm", hidden, eps, dtype), x)
     return block.finish(normed, x, *losses) if _passes_raw_state(context) else block.finish(normed, *losses)
 
@@ -37,7 +38,8 @@ class Depth:
     state: Value
     tokens: Value
     labels: Value
-    rope: Value
+    tables: Mapping[str, Value]
+    """The rotary tables that the layer wants, by the name of its input."""
 
 
 def add_depth(
@@ -52,7 +54,7 @@ def add_depth(
     block.paragraph()
     tokens = block.add("mtp_tokens", SkipFirst(1), before.tokens)
     labels = block.add("mtp_labels", SkipFirst(1), before.labels)
-    rope = block.add("mtp_rope", SkipLast(1), before.rope)
+    tables = {name: block.add(f"mtp_{name}", SkipLast(1), table) for name, table in before.tables.items()}
     name = f"mtp_{before.state.name.removeprefix('mtp_')}"
     state = block.add(name, SkipLast(1), before.state)
     table = Embedding("embed_tokens", context.vocab_size, context.hidden_size, context.dtype)
@@ -60,9 +62,11 @@ def add_depth(
     raw = [name] if _passes_raw_state(context) else []
     losses = [f"{'depth' if depth else 'mtp'}_{value.name}" for value in module.outputs[1 + len(raw) :]]
     call = CallListed(Signature.of(module), "mtp", depth, count)
-    hidden, *rest = block.add_many(["mtp_hidden", *raw, *losses], call, state, ahead, rope)
+    given = {TOKENS: tokens} | tables
+    wanted = [given[value.name] for value in module.inputs[2:]]
+    hidden, *rest = block.add_many(["mtp_hidden", *raw, *losses], call, state, ahead, *wanted)
     state = rest.pop(0) if raw else hidden
-    return Depth(state, tokens, labels, rope), hidden, rest
+    return Depth(state, tokens, labels, tables), hidden, rest
 
 
 def _passes_raw_state(context: Context) -> bool:

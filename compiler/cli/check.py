@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,9 @@ from dsc.compiler.cli.exits import Exit
 if TYPE_CHECKING:
     from dsc.spec.errors import Finding
     from dsc.spec.report import Format
+
+STDIN = "<stdin>"
+"""What findings call standard input."""
 
 
 @click.command()
@@ -27,26 +31,31 @@ if TYPE_CHECKING:
 )
 @click.pass_context
 def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
-    """Check specs: schema and semantics, all errors of all files at once.
+    """Check specs: schema and semantics, all errors of all files at once. A SPEC of `-` is standard input.
 
     Exits with 2 if a spec is bad.
     """
     from dsc.spec.errors import DscError
-    from dsc.spec.loader import load
+    from dsc.spec.loader import load, loads
     from dsc.spec.report import render
+    from dsc.spec.text import MAX_BYTES
 
     findings: list[Finding] = []
+    typed = sys.stdin.buffer.read(MAX_BYTES + 1) if "-" in specs else b""
     for spec in specs:
         try:
-            load(spec)
+            if spec == "-":
+                loads(typed, STDIN)
+            else:
+                load(spec)
         except DscError as error:
             findings += error.findings
         else:
             if format_ == "human":
-                say(f"{spec}: ok")
+                say(f"{STDIN if spec == '-' else spec}: ok")
     if format_ != "human":
         click.echo(render(findings, format_, {}), nl=False)
     elif findings:
-        report(findings)
+        report(findings, {STDIN: typed.decode("utf-8-sig", "replace")})
     if findings:
         ctx.exit(Exit.BAD_INPUT)

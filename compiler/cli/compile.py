@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsc.compiler.cli.arguments import PATH, spec_argument
-from dsc.compiler.cli.console import report, say, show_diff
+from dsc.compiler.cli.console import give_verdict, report, say, show_diff
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 def compile_command(ctx: click.Context, spec: str, output: str | None, check: bool, force: bool) -> None:
     """Write the package of a spec.
 
+    Headers name the spec's file as seen from beside the package, or its name alone where a path is absolute.
     Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
     code is 1.
     """
     from dsc.compiler.driver import build, emit
+    from dsc.compiler.emit.command import regenerate
     from dsc.compiler.emit.write import compare, write
     from dsc.spec.errors import DscError
     from dsc.spec.loader import load
 
     loaded = load(spec)
     program = build(loaded)
-    files = emit(program)
+    folder = Path(output or loaded.package_name)
+    files = emit(program, command=regenerate(loaded, spec, folder))
     for note in program.notes:
         say(f"note: {note}", stderr=True)
-    folder = Path(output or loaded.package_name)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"{folder} is a file, not a folder")
     changes = compare(files, folder)
@@ -57,22 +59,28 @@ def compile_command(ctx: click.Context, spec: str, output: str | None, check: bo
         report(error.findings)
         ctx.exit(Exit.SAID_NO)
     say(f"{folder.as_posix()}: {_summary(changes, 'written', 'deleted')}")
-    if not folder.resolve().name.isidentifier():
-        say(f"note: Python cannot import a folder named {folder.resolve().name!r}; rename or copy it", stderr=True)
+    package = folder.resolve().name
+    if package.isidentifier():
+        say(f"next: read {(folder / 'README.md').as_posix()}; {shlex.join(['dsc', 'verify', spec])}; {_train(folder)}")
+    else:
+        say(f"note: Python cannot import a folder named {package!r}; rename or copy it", stderr=True)
 
 
 def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
-    """A diff of the files that stand on both sides; those that stand on one are named."""
+    """A diff of the files that stand on both sides, less the lock's hashes; those that stand on one are named."""
+    from dsc.compiler.emit.lock import LOCK
     from dsc.compiler.facts.diff import unified
 
-    for name in sorted({*changes.changed, *changes.edited} & files.keys()):
+    give_verdict(
+        "drift" if changes.drift else "up to date", not changes.drift, _summary(changes, "to write", "to delete")
+    )
+    for name in sorted(({*changes.changed, *changes.edited} & files.keys()) - {LOCK}):
         current = (folder / name).read_text(encoding="utf-8", errors="replace")
         show_diff(unified(current, files[name], (folder / name).as_posix()))
     wording = {"missing": changes.new, "stale": changes.stale, "changed": changes.changed}
     for word, names in {**wording, "edited by hand": changes.edited}.items():
         for name in names:
             say(f"{word}: {(folder / name).as_posix()}")
-    say(_summary(changes, "to write", "to delete"))
 
 
 def _summary(changes: Changes, written: str, deleted: str) -> str:
@@ -84,6 +92,13 @@ def _summary(changes: Changes, written: str, deleted: str) -> str:
     if changes.edited:
         parts.append(f"{len(changes.edited)} edited by hand")
     return ", ".join(parts)
+
+
+def _train(folder: Path) -> str:
+    """The command that shows how to train the package, from here."""
+    parent = folder.parent.as_posix()
+    start = "" if parent == "." else f"cd {shlex.quote(parent)} && "
+    return f"{start}python -m {folder.resolve().name}.train.train --help"
 
 
 def _command(spec: str, output: str | None, force: bool) -> str:

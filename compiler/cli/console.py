@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,24 @@ def say(text: str | Text, stderr: bool = False, end: str = "\n") -> None:
     console(stderr).print(text, soft_wrap=True, end=end)
 
 
+def tell(text: str, indent: str = "") -> None:
+    """Sentences, in lines that the terminal has room for."""
+    say(textwrap.fill(text, console().width, initial_indent=indent, subsequent_indent=indent))
+
+
+def give_verdict(word: str, good: bool, text: str) -> None:
+    """The line that an answer starts with: the verdict, and on what."""
+    from rich.text import Text
+
+    say(Text.assemble((word, "bold green" if good else "bold red"), f": {text}"))
+
+
 def show(table: Table) -> None:
-    console().print(table)
+    """In the width that there is; without the blanks at the ends of lines, which rich fills up."""
+    made = console()
+    with made.capture() as captured:
+        made.print(table)
+    click.echo(re.sub(" +$", "", captured.get(), flags=re.MULTILINE), nl=False)
 
 
 def print_json(value: object) -> None:
@@ -57,13 +74,13 @@ def deliver(text: str, output: str | None) -> None:
         say(f"wrote {output}")
 
 
-def report(findings: Sequence[Finding]) -> None:
-    """Findings for a person, on standard error."""
+def report(findings: Sequence[Finding], sources: Mapping[str, str] | None = None) -> None:
+    """Findings for a person, on standard error; `sources`: the texts of what is no file."""
     from rich.text import Text
 
     from dsc.spec.report import render, sources_of
 
-    text = Text(render(findings, "human", sources_of(findings)), end="")
+    text = Text(render(findings, "human", {**sources_of(findings), **(sources or {})}), end="")
     for pattern, style in HIGHLIGHTS.items():
         for found in re.finditer(pattern, text.plain):
             text.stylize(style, *found.span(1))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich import box
 from rich.table import Table
 
-from dsc.compiler.cli.console import print_json, say, show
+from dsc.compiler.cli.console import give_verdict, print_json, show
 from dsc.compiler.cli.units import as_yaml
 from dsc.compiler.facts.diff import Changed
 from dsc.compiler.planner.report.difference import PlanFile, plan_changes
@@ -23,12 +23,14 @@ def diff_plans(names: tuple[str, str], plans: tuple[PlanFile, PlanFile], as_json
     elif any(changes.values()):
         _show_plans(names, changes)
     else:
-        say(f"{names[0]} and {names[1]} are the same plan")
+        give_verdict("same", True, f"{names[0]} and {names[1]} are one plan")
     return any(changes.values())
 
 
 def _show_plans(names: tuple[str, str], changes: dict[str, list[Changed]]) -> None:
     """Sources are left to --json: their figures are in the table."""
+    amounts = ", ".join(f"{len(found)} of {section}" for section, found in changes.items() if found)
+    give_verdict("different", False, f"entries differ, {amounts}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in (*names, "change"):
@@ -39,7 +41,6 @@ def _show_plans(names: tuple[str, str], changes: dict[str, list[Changed]]) -> No
             if not one.name.endswith(": source"):
                 table.add_row(one.name, *(_amount(value, section) for value in (one.first, one.second)), _change(one))
     show(table)
-    say(", ".join(f"{section}: {len(found)} entries differ" for section, found in changes.items() if found))
 
 
 def _amount(value: object, section: str) -> str:

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from rich import box
 from rich.table import Table
 
-from dsc.compiler.cli.console import print_json, say, show, show_diff
+from dsc.compiler.cli.console import give_verdict, print_json, say, show, show_diff
 from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import as_yaml, ratio
 from dsc.compiler.driver import emit
+from dsc.compiler.emit.lock import LOCK
 from dsc.compiler.facts.diff import Changed, FileChange, file_changes, spec_changes
 from dsc.spec.words import dotted
 
 
-def diff_specs(first: str, second: str, show_files: bool, as_json: bool) -> bool:
-    models = [measure(first), measure(second)]
-    keys = spec_changes(models[0].program.spec, models[1].program.spec)
-    facts = _fact_changes(*models)
-    files = file_changes(*(emit(model.program) for model in models))
+@dataclass(frozen=True)
+class Difference:
+    names: tuple[str, str]
+    """What to call the two: the specs' own names, or their files where those are the same."""
+    keys: list[Changed]
+    facts: list[Changed]
+    files: list[FileChange]
+
+
+def diff_specs(first: str, second: str, show_files: bool, hashes: bool, as_json: bool) -> bool:
+    found = _difference(first, second)
     if as_json:
-        shown = [asdict(file) if show_files else {"path": file.path, "change": file.change} for file in files]
-        print_json({"spec": [asdict(key) for key in keys], "facts": [asdict(fact) for fact in facts], "files": shown})
-    elif keys or files:
-        _show(models, keys, facts, files)
+        _print_record(found, show_files)
+    elif found.keys or found.files:
+        shown = [file for file in found.files if hashes or not (file.path == LOCK or file.only_hashes)]
+        _show(found, shown)
         if show_files:
-            show_diff("".join(file.diff for file in files))
+            show_diff("".join(file.diff for file in shown))
     else:
-        say(f"{first} and {second} compile to the same package")
-    return bool(keys or files)
+        give_verdict("same", True, f"{first} and {second} compile to one package")
+    return bool(found.keys or found.files)
+
+
+def _difference(first: str, second: str) -> Difference:
+    ours, theirs = measure(first), measure(second)
+    names = (ours.stats.name, theirs.stats.name)
+    return Difference(
+        names if names[0] != names[1] else (first, second),
+        spec_changes(ours.program.spec, theirs.program.spec),
+        _fact_changes(ours, theirs),
+        file_changes(emit(ours.program), emit(theirs.program)),
+    )
+
+
+def _print_record(found: Difference, show_files: bool) -> None:
+    files = [asdict(file) if show_files else {"path": file.path, "change": file.change} for file in found.files]
+    keys, facts = [asdict(key) for key in found.keys], [asdict(fact) for fact in found.facts]
+    print_json({"spec": keys, "facts": facts, "files": files})
 
 
 def _fact_changes(first: Measured, second: Measured) -> list[Changed]:
@@ -48,17 +72,18 @@ def _figures(record: dict[str, object], key: tuple[str, ...] = ()) -> dict[str, 
     return figures
 
 
-def _show(models: list[Measured], keys: list[Changed], facts: list[Changed], files: list[FileChange]) -> None:
+def _show(found: Difference, files: list[FileChange]) -> None:
+    amounts = ((len(found.keys), "key"), (len(found.facts), "figure"), (len(files), "file"))
+    give_verdict("different", False, ", ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in amounts))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", *(model.stats.name for model in models), "ratio" if facts else ""):
+    for name in ("", *found.names, "ratio" if found.facts else ""):
         table.add_column(name, justify="left" if not name else "right", overflow="fold")
-    for key in keys:
+    for key in found.keys:
         table.add_row(key.name, as_yaml(key.first), as_yaml(key.second))
     table.add_section()
-    for fact in facts:
+    for fact in found.facts:
         assert isinstance(fact.first, int) and isinstance(fact.second, int)
         table.add_row(fact.name, f"{fact.first:,}", f"{fact.second:,}", ratio(fact.second, fact.first))
     show(table)
     for file in files:
         say(f"{file.change}: {file.path}")
-    say(f"{len(keys)} keys, {len(facts)} figures, {len(files)} files differ")

@@ -37,6 +37,8 @@ def record() -> dict[str, object]:
 
 def show_environment() -> None:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
     table.add_row("python", platform.python_version(), sys.executable)
     table.add_row("platform", platform.platform(), "")
     table.add_section()

@@ -71,26 +71,36 @@ class Verbs(click.Group):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Errors of the user end in one report, never in a traceback."""
+        """Errors of the user end in one report, never in a traceback; ours never in an exit code of a check."""
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise  # usage, an exit code, a reader that has gone: click knows what to do
         except OSError as error:
-            if error.filename is None:  # no file's: the reader of a pipe has gone, which click ends quietly
-                raise
-            click.echo(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", err=True)
+            place = "" if error.filename is None else f"{error.filename}: "
+            click.echo(f"error: {place}{(error.strerror or str(error)).lower()}", err=True)
             ctx.exit(Exit.BAD_INPUT)
         except DscError as error:
-            from dsc.compiler.cli.console import report  # here, because most runs report nothing
+            from dsc.compiler.cli.console import report
 
             report(error.findings)
             ctx.exit(Exit.BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(Exit.INTERRUPTED)
+        except Exception:
+            import traceback
+
+            traceback.print_exc()
+            click.echo("error: this is a fault of dsc, not of its input; please report it", err=True)
+            ctx.exit(Exit.CRASH)
 
 
 @click.command(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="SPEC is the path of a spec or the name of a model of the zoo. "
-    "Exit codes: 0 fine, 1 the check said no, 2 bad input or usage.",
+    "Exit codes: 0 fine, 1 the check said no, 2 bad input or usage, 3 a fault of dsc.",
 )
 @click.version_option(None, "--version", package_name="dsc-compiler", message="dsc %(version)s")
 def main() -> None:

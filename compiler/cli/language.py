@@ -6,14 +6,14 @@ import textwrap
 
 import click
 
-from dsc.compiler.cli.console import print_json, say
+from dsc.compiler.cli.console import console, print_json, say
 from dsc.spec.errors import Code
 from dsc.spec.pages import PAGES
 
 # Editors know draft 7; nothing that pydantic makes of our sections is beyond it.
 DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#", "$id": "urn:dsc:spec"}
 
-WIDTH = 100
+WIDTH = 100  # of a line that reads well
 
 
 @click.command()
@@ -33,7 +33,7 @@ def explain(code: Code) -> None:
     page = PAGES[code]
     text = Text()
     text.append(f"{code}: {page.title}\n\n", "bold")
-    text.append(textwrap.fill(page.text, WIDTH) + "\n")
+    text.append(textwrap.fill(page.text, min(WIDTH, console().width)) + "\n")
     for word, example, style in (("wrong", page.wrong, "red"), ("right", page.right, "green")):
         text.append(f"\n{word}:\n", style)
         text.append(textwrap.indent(example, "    ").rstrip("\n") + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from dsc.compiler.cli.console import say, show
+from dsc.compiler.cli.console import give_verdict, say, show, tell
 from dsc.compiler.planner.memory.lines import Role
 from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
 from dsc.compiler.planner.report.serving_record import serving_record
@@ -17,24 +17,26 @@ from dsc.compiler.planner.serving.deployment import Alternative, ServingFound
 
 GIB = 2**30
 MOST_ROLES = 8
+INDENT = "  "
 
 
 def show_plan(plan: Plan) -> None:
     layout, time, problem = plan.layout, plan.time, plan.problem
-    say(f"{problem.spec.name}, training on {where(problem.hardware)}")
+    _verdict(plan.fits, f"{problem.spec.name}, training on {where(problem.hardware)}")
     sizes = " x ".join(f"{name} {getattr(layout, name)}" for name in ("pp", "dp", "cp", "tp"))
-    say(f"  {sizes}; experts: ep {layout.ep} x etp {layout.etp} x edp {layout.edp}")
+    tell(f"{sizes}; experts: ep {layout.ep} x etp {layout.etp} x edp {layout.edp}", INDENT)
     tokens = f"{layout.micro_batch} x {problem.spec.workload.sequence_length:,} tokens"
-    say(
-        f"  schedule {layout.schedule}, stages: {layout.chunks}, "
+    tell(
+        f"schedule {layout.schedule}, stages: {layout.chunks}, "
         f"micro-batches: {layout.micro_batches(problem.batch):,} of {tokens}; ZeRO {layout.zero}; "
-        f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}"
+        f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}",
+        INDENT,
     )
     show(_memory(plan))
     if len(plan.roles) > MOST_ROLES:
-        say(f"the fullest, the first and the last of {len(plan.roles)} kinds of ranks; -o and --json have all of them")
+        tell(f"the fullest, the first and the last of {len(plan.roles)} kinds of ranks; -o and --json have all of them")
     show(_time(plan))
-    say(
+    tell(
         f"step {time.seconds:.2f} s (+-{time.uncertainty:.0%}), bubble {time.bubble_fraction:.1%}, MFU {time.mfu:.1%}, "
         f"{time.gpu_hours_per_trillion_tokens:,.0f} GPU hours per trillion tokens"
     )
@@ -45,13 +47,17 @@ def show_plan(plan: Plan) -> None:
     if plan.found.faster is not None and plan.fits:
         faster = plan.found.faster
         missing = (faster.bytes - problem.capacity) / GIB
-        say(f"with {missing:.1f} GiB more a GPU, a step would take {faster.seconds:.2f} s: {', '.join(choices(plan))}")
+        tell(f"with {missing:.1f} GiB more a GPU, a step would take {faster.seconds:.2f} s: {', '.join(choices(plan))}")
     say(f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} were simulated")
+
+
+def _verdict(fits: bool, what: str) -> None:
+    give_verdict("fits" if fits else "does not fit", fits, what)
 
 
 def show_trivial(plan: TrivialPlan) -> None:
     length = plan.spec.workload.sequence_length
-    say(f"{plan.spec.name}, training on one device that holds all of it, a sequence of {length:,} tokens at a time")
+    tell(f"{plan.spec.name}, training on one device that holds all of it, a sequence of {length:,} tokens at a time")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("of the device", "GiB", "", ""):
         table.add_column(column, justify="right" if column == "GiB" else "left")
@@ -107,26 +113,27 @@ def _rejected(around: Sequence[Neighbour | Alternative]) -> Table:
 def show_serving(found: ServingFound) -> None:
     problem, chosen, facts = found.problem, found.chosen, serving_record(found)
     serving, cache, experts = chosen.serving, facts["cache"], facts["experts"]
-    say(f"{problem.spec.name}, {problem.phase} on {where(problem.hardware)}")
-    groups = f"  dp {serving.dp} x tp {serving.tp}"
+    _verdict(found.fits, f"{problem.spec.name}, {problem.phase} on {where(problem.hardware)}")
+    groups = f"dp {serving.dp} x tp {serving.tp}"
     if experts:
         groups += (
             f"; experts: ep {serving.ep}, {experts['slots_per_gpu']} on a GPU, "
             f"{experts['routed']} routed and {experts['redundant']} redundant ones"
         )
-    say(groups)
-    say(
-        f"  weights in {facts['weights']}; cache of {cache['bytes_per_token']:,} bytes a token in pages of "
-        f"{cache['page_tokens']}; sequences of {problem.context:,} tokens"
+    tell(groups, INDENT)
+    tell(
+        f"weights in {facts['weights']}; cache of {cache['bytes_per_token']:,} bytes a token in pages of "
+        f"{cache['page_tokens']}; sequences of {problem.context:,} tokens",
+        INDENT,
     )
     show(_ledger(found))
     if chosen.plan is not None:
         group, everywhere = facts["sequences"]["of_a_group"], facts["sequences"]["of_all"]
-        say(f"{group:,} sequences at once in a group, {everywhere:,} in all; {cache['pages']:,} pages on a GPU")
+        tell(f"{group:,} sequences at once in a group, {everywhere:,} in all; {cache['pages']:,} pages on a GPU")
     if found.placed:
         worst = max(found.placed, key=lambda one: one.imbalance)
         blocks = f", {worst.of_blocks:.2f} in blocks" if worst.of_blocks is not None else ""
-        say(
+        tell(
             f"experts by load: the busiest GPU carries {worst.imbalance:.2f} times the mean at most, in layer "
             f"{worst.layer}{blocks}; -o and --json have the experts of each GPU"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dsc.compiler.cli.console import console, print_json, say
+from dsc.compiler.cli.console import console, print_json, tell
 from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
 from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
@@ -58,7 +58,7 @@ def nowhere(spec: ModelSpec, as_json: bool) -> None:
         print_json(trivial_record(plan))
     else:
         show_trivial(plan)
-        say(f"whether it fits, how fast, and on how many: {NAME_ONE}")
+        tell(f"whether it fits, how fast, and on how many: {NAME_ONE}")
 
 
 def placed(spec: ModelSpec, kind: str | None, nodes: int | None) -> tuple[ModelSpec, Hardware]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dsc.compiler.cli.arguments import complete_spec, json_option, spec_argument
-from dsc.compiler.cli.console import print_json, say, show
+from dsc.compiler.cli.console import print_json, show, tell
 
 
 @click.command()
@@ -27,4 +27,4 @@ def stats(spec: str, compare: str | None, as_json: bool) -> None:
         return
     show(table(models))
     if compare is not None:
-        say(difference(*models))
+        tell(difference(*models))

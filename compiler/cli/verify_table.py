@@ -6,11 +6,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dsc.compiler.cli.console import say, show
+from dsc.compiler.cli.console import give_verdict, say, show
 from dsc.compiler.verify.verify import Check
 
 
 def show_checks(checks: list[Check]) -> None:
+    failed = sum(not check.passed for check in checks)
+    if failed:
+        give_verdict("FAILED", False, f"{failed} of {len(checks)} checks")
+    else:
+        give_verdict("passed", True, f"{len(checks)} checks")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for column in ("measured", "bound"):
@@ -23,8 +28,6 @@ def show_checks(checks: list[Check]) -> None:
     for check in checks:
         if check.error is not None:
             say(f"{check.name}: {check.error}")
-    failed = sum(not check.passed for check in checks)
-    say(f"{len(checks)} checks, {failed} failed")
 
 
 def _figure(number: float | None) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from dsc.compiler.cli.console import console
 from dsc.compiler.cli.units import BYTES, COUNTS, common_unit
+
+WIDE = 160  # columns that the longest description takes
 
 Record = Mapping[str, object]
 
@@ -18,7 +21,7 @@ def models_table(models: Sequence[Record]) -> Table:
         counts = [_number(model[key]) for key in ("parameters", "active")]
         shown = [common_unit(COUNTS, [count]).show(count) for count in counts]
         cache = f"{_number(model['kv_cache_bytes_per_token']):,} B"
-        table.add_row(str(model["name"]), *shown, cache, str(model["description"]))
+        _add(table, str(model["name"]), *shown, cache, str(model["description"]))
     return table
 
 
@@ -27,7 +30,8 @@ def clusters_table(clusters: Sequence[Record]) -> Table:
     for cluster in clusters:
         hbm, bf16 = _number(cluster["hbm_bytes"]), cluster["bf16_flops"]
         assert isinstance(bf16, float)
-        table.add_row(
+        _add(
+            table,
             str(cluster["name"]),
             str(cluster["gpus_per_node"]),
             common_unit(BYTES, [hbm]).show(hbm),
@@ -42,8 +46,14 @@ def _table(what: str, figures: Sequence[str]) -> Table:
     table.add_column(what, no_wrap=True, style="bold")
     for figure in figures:
         table.add_column(figure, justify="right", no_wrap=True)
-    table.add_column("")
+    if console().width >= WIDE:
+        table.add_column("")
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row; its last cell, the description, where there is room for it."""
+    table.add_row(*cells[: len(table.columns)])
 
 
 def _number(value: object) -> int:

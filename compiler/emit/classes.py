@@ -35,21 +35,21 @@ class Class:
     methods: tuple[Method, ...]
 
 
-def classes(graph: Graph, printer: Printer) -> dict[str, str]:
-    """The printed classes by name, leaves first."""
+def classes(graph: Graph, plain: Graph, printer: Printer) -> dict[str, str]:
+    """The printed classes by name, leaves first. `plain` is the graph without kernels; see `declarations`."""
     names = dict.fromkeys(block.class_name for block in graph.blocks.values())
     template = printer.templates.get_template("model/class.py.jinja")
-    return {name: template.render({"class": describe(graph, printer, name)}) for name in names}
+    return {name: template.render({"class": describe(graph, plain, printer, name)}) for name in names}
 
 
-def describe(graph: Graph, printer: Printer, name: str) -> Class:
+def describe(graph: Graph, plain: Graph, printer: Printer, name: str) -> Class:
     blocks = graph.methods(name)
     arguments = {symbol.name: symbol for block in blocks for symbol in block.arguments}
     return Class(
         name=name,
         doc=next((block.class_doc for block in blocks if block.class_doc), name),
         constructor=", ".join(["self", *(f"{argument}: int" for argument in arguments)]),
-        declarations=declarations(blocks, printer),
+        declarations=declarations(blocks, plain.methods(name), printer),
         construction=("self.init_weights()",) if name == graph.root else (),
         overrides=tuple(dict.fromkeys(text for op in holders(blocks) if (text := printer.override(op)))),
         methods=tuple(method(block, printer) for block in blocks),
@@ -61,15 +61,20 @@ def holders(blocks: tuple[Block, ...]) -> list[Op]:
     return [op for block in blocks for node in block.nodes() for op in node.op.holders()]
 
 
-def declarations(blocks: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
-    """Each attribute once, in the order of first use; parts of a module list in the order of the schedule."""
+def declarations(blocks: tuple[Block, ...], plain: tuple[Block, ...], printer: Printer) -> tuple[Declaration, ...]:
+    """Each attribute once; parts of a module list in the order of the schedule.
+
+    The order is that of first use in the plain methods, whatever kernels made of them: parameters are drawn in it, and
+    a seed means the same weights on any machine.
+    """
     found: dict[str, list[str]] = {}
     for op in holders(blocks):
         expression = printer.declaration(op)
         name = op.attribute()
         if expression is not None and name is not None and expression not in found.setdefault(name, []):
             found[name].append(expression)
-    return tuple(Declaration(name, _joined(name, parts)) for name, parts in found.items())
+    order = list(dict.fromkeys(op.attribute() for op in holders(plain)))
+    return tuple(Declaration(name, _joined(name, found[name])) for name in sorted(found, key=order.index))
 
 
 def _joined(name: str, parts: list[str]) -> str:

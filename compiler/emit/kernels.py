@@ -18,20 +18,19 @@ def kernel_files(printer: FilePrinter, graphs: Iterable[Graph], target: Target |
     """Every kernel that some graph calls, and those that they import."""
     files: dict[str, File] = {}
     for graph in graphs:
-        wanted = [module for module, _ in kernel_functions(graph)]
-        files = with_siblings(printer, wanted, graph, target) | files
+        add_kernels(files, printer, [module for module, _ in kernel_functions(graph)], graph, target)
     return list(files.values())
 
 
-def with_siblings(printer: FilePrinter, names: Iterable[str], graph: Graph, target: Target | None) -> dict[str, File]:
-    """Some kernels and those that they import, by name."""
-    files: dict[str, File] = {}
+def add_kernels(
+    files: dict[str, File], printer: FilePrinter, names: list[str], graph: Graph, target: Target | None
+) -> None:
+    """Some kernels and those that they import, by name, where they are not there yet."""
     wanted = list(names)
     while wanted:
         if (name := wanted.pop()) not in files:
             files[name] = kernel_file(printer, name, graph, target)
             wanted += SIBLING.findall(files[name].text)
-    return files
 
 
 def kernel_file(printer: FilePrinter, name: str, graph: Graph, target: Target | None) -> File:

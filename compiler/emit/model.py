@@ -22,24 +22,29 @@ class Definition(NamedTuple):
     text: str
 
 
-def requirements(graph: Graph) -> dict[str, Op]:
+class Requirement(NamedTuple):
+    """A helper of one prefix."""
+
+    prefix: str
+    name: str
+
+
+def requirements(graph: Graph) -> dict[Requirement, Op]:
     """Every helper that some line calls, with the op that wants it first, in order of need."""
-    found: dict[str, Op] = {}
+    found: dict[Requirement, Op] = {}
     for block in graph.blocks.values():
         for node in block.nodes():
             for name in node.op.requires:
-                found.setdefault(name, node.op)
+                found.setdefault(Requirement(node.op.prefix, name), node.op)
     return found
 
 
-def helpers(graph: Graph, printer: Printer, besides: Collection[str] = ()) -> list[Definition]:
+def helpers(graph: Graph, printer: Printer, besides: Collection[Requirement] = ()) -> list[Definition]:
     """The printed helpers, less those that stand elsewhere; those that others build on first."""
     needed = requirements(graph)
-    wanted = {name: op for name, op in needed.items() if not name.startswith(KERNELS) and name not in besides}
-    order = sorted(
-        wanted, key=lambda name: (name != "upcast", not name.startswith("rotary_table"), list(wanted).index(name))
-    )
-    return [_helper(printer, name, wanted[name]) for name in order]
+    wanted = [(one, op) for one, op in needed.items() if not one.name.startswith(KERNELS) and one not in besides]
+    order = sorted(wanted, key=lambda item: (item[0].name != "upcast", not item[0].name.startswith("rotary_table")))
+    return [_helper(printer, one.name, op) for one, op in order]
 
 
 def _helper(printer: Printer, name: str, op: Op) -> Definition:
@@ -50,13 +55,14 @@ def _helper(printer: Printer, name: str, op: Op) -> Definition:
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    wanted = sorted(name.removeprefix(KERNELS) for name in requirements(graph) if name.startswith(KERNELS))
+    wanted = sorted({one.name.removeprefix(KERNELS) for one in requirements(graph) if one.name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
-def definitions(graph: Graph, printer: Printer) -> list[Definition]:
+def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:
     """What model.py defines, in its order."""
-    return [*helpers(graph, printer), *(Definition(name, text) for name, text in classes(graph, printer).items())]
+    printed = classes(graph, plain, printer)
+    return [*helpers(graph, printer), *(Definition(name, text) for name, text in printed.items())]
 
 
 def module_body(parts: list[Definition]) -> str:

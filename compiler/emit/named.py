@@ -29,7 +29,7 @@ class _Named:
 
 
 class NamedInt(_Named, int):
-    """Adds up, as the layers of groups do, and takes roots."""
+    """Adds up and is multiplied, as the layers of groups are, and takes roots."""
 
     def __add__(self, other: int) -> NamedInt:
         return NamedInt.of(int(self) + int(other), f"{self!r} + {other!r}")
@@ -37,6 +37,15 @@ class NamedInt(_Named, int):
     def __radd__(self, other: int) -> NamedInt:
         """Also what sum() begins with, which is 0."""
         return NamedInt.of(int(other) + int(self), f"{other!r} + {self!r}" if other else self.formula)
+
+    def __mul__(self, times: int) -> NamedInt:
+        return NamedInt.of(int(self) * times, f"{self._operand()} * {times!r}") if times != 1 else self
+
+    def __rmul__(self, items: object) -> Any:
+        """So many times a list; of anything else, what a plain number gives."""
+        if not isinstance(items, list):
+            return NotImplemented
+        return NamedList.of(items * int(self), f"{items!r} * {self._operand()}")
 
     def __pow__(self, exponent: float) -> NamedFloat:  # type: ignore[override]
         return NamedFloat.of(int(self) ** exponent, f"{self._operand()}**{exponent!r}")
@@ -54,19 +63,28 @@ class NamedFloat(_Named, float):
         return NamedFloat.of(round(float(self), digits), f"round({self!r}, {digits})")
 
 
+class NamedList(_Named, list[str]):
+    """One for each layer."""
+
+    def __add__(self, other: list[str]) -> NamedList:  # type: ignore[override]
+        return NamedList.of([*self, *other], f"{self!r} + {other!r}")
+
+
 def with_names(section: S, constants: Constants) -> S:
     """The same section, its numbers named after the constants that come from their keys."""
     return _section(section, {constant.origin: constant.name for constant in constants if constant.origin}, ())
 
 
 def _section(section: S, names: Mapping[str, str], key: tuple[str | int, ...]) -> S:
-    fields = type(section).model_fields
+    fields = (*type(section).model_fields, *(section.model_extra or ()))
     return section.model_copy(update={name: _value(getattr(section, name), names, (*key, name)) for name in fields})
 
 
 def _value(value: object, names: Mapping[str, str], key: tuple[str | int, ...]) -> object:
     if isinstance(value, Section):
         return _section(value, names, key)
+    if isinstance(value, dict):
+        return {name: _value(item, names, (*key, name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_value(item, names, (*key, index)) for index, item in enumerate(value)]
     if dotted(key) not in names:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from jinja2 import BaseLoader
 
 from dsc.compiler.emit.checkpoint import checkpoint_file
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
@@ -25,29 +26,31 @@ INIT = "__init__.py"
 
 
 def emit_package(
-    spec: ModelSpec,
+    printer: FilePrinter,
     target: Target | None,
+    plain: Graph,
     training: Graph,
     inference: Graph,
     notes: tuple[str, ...] = (),
-    templates: BaseLoader | None = None,
 ) -> dict[str, str]:
-    """Every file of the package by its path in the folder, sorted; `templates` are looked at before our own."""
-    printer = file_printer(spec, training, templates)
-    files = python_files(printer, target, training, inference)
+    """Every file of the package by its path in the folder, sorted."""
+    files = python_files(printer, target, plain, training, inference)
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
-    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(spec, files)}.items()))
+    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(printer.spec, files)}.items()))
 
 
-def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None) -> FilePrinter:
-    return FilePrinter(environment(templates), spec, graph.constants, f"dsc compile {spec.name}")
+def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None, command: str = "") -> FilePrinter:
+    """`templates` are looked at before our own; `command` prints the package again."""
+    return FilePrinter(environment(templates), spec, graph.constants, command or regenerate(spec))
 
 
-def python_files(printer: FilePrinter, target: Target | None, training: Graph, inference: Graph) -> list[File]:
+def python_files(
+    printer: FilePrinter, target: Target | None, plain: Graph, training: Graph, inference: Graph
+) -> list[File]:
     """All modules, not formatted."""
-    model = definitions(training, Printer(printer.templates))
+    model = definitions(training, plain, Printer(printer.templates))
     updates_bias = "Model.update_selection_bias" in training.blocks
     files = [
         model_file(printer, training, model),

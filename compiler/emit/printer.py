@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import cache_from_source
+from pathlib import Path
 
-from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import (
+    BaseLoader,
+    ChoiceLoader,
+    Environment,
+    FileSystemBytecodeCache,
+    PackageLoader,
+    StrictUndefined,
+    Template,
+)
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.op import Op
@@ -15,17 +30,28 @@ WIDTH = 120
 INDENT = 8
 
 
+@cache
 def environment(extra: BaseLoader | None = None) -> Environment:
     """The templates of the package; `extra` is looked at first."""
     package = PackageLoader("dsc.templates", "")
     return Environment(
         loader=ChoiceLoader([extra, package]) if extra else package,
+        auto_reload=False,  # nobody edits a template while the compiler runs
+        bytecode_cache=None if extra else compiled_templates(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Python, not HTML; every string of a spec that is printed matches NAME_PATTERN
     )
+
+
+def compiled_templates() -> FileSystemBytecodeCache | None:
+    """Templates compiled once, kept as Python keeps its modules: in __pycache__, unless Python is told to keep none."""
+    folder = Path(cache_from_source(str(files("dsc.templates") / "__init__.py"))).parent
+    if sys.dont_write_bytecode or not os.access(folder, os.W_OK):
+        return None
+    return FileSystemBytecodeCache(str(folder), f"%s.jinja-{version('jinja2')}.{sys.implementation.cache_tag}.cache")
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,13 @@ def legend(symbols: Iterable[Symbol], body: str) -> str:
     prose = " ".join(re.findall(r"#.*|\"\"\"[^\"]*\"\"\"", body))
     letters = {letter for shape in re.findall(r"\[[^\]]*\]", prose) for letter in re.findall(r"\b[A-Z]\b", shape)}
     cached = "C cached positions with the new ones"
-    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached}
+    windowed = "P those that a window shows of them"
+    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached, "P": windowed}
     parts = [text for letter, text in runtime.items() if letter in letters]
-    parts += [f"{symbol.letter} {symbol.name}" for symbol in symbols if symbol.letter in letters]
+    named: dict[str, list[str]] = {}
+    for symbol in symbols:
+        if symbol.letter is not None and symbol.letter in letters:
+            named.setdefault(symbol.letter, []).append(symbol.name)
+    parts += [f"{letter} {' or '.join(found)}" for letter, found in named.items()]
     whole = [part.replace(" ", "\0") for part in parts]  # a line breaks between two, never inside one
     return textwrap.fill(f"Dims: {', '.join(whole)}.", WIDTH, subsequent_indent="    ").replace("\0", " ")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from dsc.spec.model import ModelSpec
 from dsc.spec.words import flat
+
+HASH = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class FileChange:
     change: Literal["added", "removed", "changed"]
     diff: str
     """Unified."""
+
+    @property
+    def only_hashes(self) -> bool:
+        """Whether nothing differs but hashes, which only say that something else does."""
+        old, new = (HASH.sub("", "".join(_side(self.diff, sign))) for sign in "-+")
+        return self.change == "changed" and old == new
 
 
 def spec_changes(first: ModelSpec, second: ModelSpec) -> list[Changed]:
@@ -51,6 +60,11 @@ def unified(old: str, new: str, path: str) -> str:
     """As git shows it; a last line without a break gets one."""
     lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{path}", f"b/{path}")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def _side(diff: str, sign: str) -> list[str]:
+    """The lines of one side of a unified diff, after the two that name the files."""
+    return [line[1:] for line in diff.splitlines(True)[2:] if line.startswith(sign)]
 
 
 def _change(path: str, first: Mapping[str, str], second: Mapping[str, str]) -> Literal["added", "removed", "changed"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dsc.compiler.graph.cache_rows import cache_rows
+from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
 from dsc.spec.model import ModelSpec
@@ -40,7 +40,10 @@ class Stats:
     parameters: Parameters
     flops_per_token: FlopsPerToken
     kv_cache_bytes_per_token: int
+    """By which the cache of a sequence that is longer than every window grows with each token."""
     kv_cache_bytes_per_token_mtp: int
+    kv_cache_bytes: int
+    """Of a sequence of sequence_length tokens, windows included."""
     weight_bytes: int
     """The main model's parameters and MTP's, as the spec's precision stores them in memory."""
 
@@ -66,6 +69,7 @@ def compute_stats(spec: ModelSpec, graph: Graph) -> Stats:
         flops_per_token=FlopsPerToken(forward=round(forward), training=round(forward * 3)),
         kv_cache_bytes_per_token=_cache_bytes(graph, "Model.forward"),
         kv_cache_bytes_per_token_mtp=_cache_bytes(graph, "MultiTokenPredictor.forward"),
+        kv_cache_bytes=sum(row.bytes_of(length) for row in _rows(graph, "Model.forward")),
         weight_bytes=sum(p.type.bytes.value() for p in parameters.values()),
     )
 
@@ -77,5 +81,9 @@ def active_elements(parameter: Parameter) -> int:
 
 
 def _cache_bytes(graph: Graph, key: str) -> int:
-    """What one token leaves in the cache, over all layers that a method runs."""
-    return sum(row.bytes for rows in cache_rows(graph, key).values() for row in rows)
+    """What one token adds to the caches that keep all tokens, over all layers that a method runs."""
+    return sum(row.bytes for row in _rows(graph, key) if row.window is None)
+
+
+def _rows(graph: Graph, key: str) -> list[CacheRow]:
+    return [row for rows in cache_rows(graph, key).values() for row in rows]

@@ -56,6 +56,8 @@ class CachedValue:
     dtype: DType
     has_fp8_form: bool = False
     """Whether an FP8 cache holds it in FP8."""
+    window: Dim | None = None
+    """How many of the last tokens are enough; None: all are kept."""
 
 
 @dataclass(frozen=True)

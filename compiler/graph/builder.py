@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsc.compiler.graph.block import INPUT, Block, CachedValue, Node, Value, in_order
-from dsc.compiler.graph.dim import Symbol
+from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import DType, ValueType
 
@@ -55,9 +55,9 @@ class BlockBuilder:
         self._paragraph = False
         return outputs
 
-    def keep(self, value: Value, dtype: DType, has_fp8_form: bool = False) -> None:
-        """Inference caches this value of every token."""
-        self._cached.append(CachedValue(value, dtype, has_fp8_form))
+    def keep(self, value: Value, dtype: DType, has_fp8_form: bool = False, window: Dim | None = None) -> None:
+        """Inference caches this value of every token, or of the last `window` of them."""
+        self._cached.append(CachedValue(value, dtype, has_fp8_form, window))
 
     def finish(self, *outputs: Value) -> Block:
         return Block(

@@ -38,6 +38,15 @@ class CacheRow:
         scales = numbers // CACHE_GROUP * DType.FP32.bytes if self.dtype is DType.FP8 else 0
         return numbers * self.dtype.bytes + scales
 
+    def kept(self, tokens: int) -> int:
+        """Rows after so many tokens of one sequence."""
+        last = tokens if self.window is None else min(tokens, self.window)
+        return -(-last // self.tokens)
+
+    def bytes_of(self, tokens: int) -> int:
+        """Of one sequence with so many tokens."""
+        return self.kept(tokens) * self.bytes
+
     def in_fp8_cache(self) -> CacheRow:
         return replace(self, dtype=DType.FP8 if self.has_fp8_form else DType.BF16)
 
@@ -52,4 +61,6 @@ def cache_rows(graph: Graph, key: str) -> dict[str, tuple[CacheRow, ...]]:
 
 def _row(kept: CachedValue) -> CacheRow:
     """Of a value [B, S, ...]."""
-    return CacheRow(kept.value.name, tensor(kept.value.type).shape[2:], kept.dtype, kept.has_fp8_form)
+    window = None if kept.window is None else kept.window.value()
+    shape = tensor(kept.value.type).shape[2:]
+    return CacheRow(kept.value.name, shape, kept.dtype, kept.has_fp8_form, window=window)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 
-# A sum of products: {("B", "S"): 2} is 2 B S.
+# A sum of products: {("B", "S"): 2} is 2 B S. A factor that is no symbol is an Atom.
 Polynomial = Mapping[tuple[str, ...], Fraction]
 
 
@@ -65,13 +65,13 @@ class Dim:
     def same(self, other: Dim | int) -> bool:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
-    def axes(self) -> frozenset[Axis]:
-        """The axes of all symbols in it, and of those in their definitions."""
-        return frozenset()
-
     def symbols(self) -> Iterator[Symbol]:
         """The symbols that the size is written with, in reading order."""
         raise TypeError(type(self))
+
+    def axes(self) -> frozenset[Axis]:
+        """The axes of all symbols in it, and of those in their definitions."""
+        return frozenset()
 
     def shape_text(self) -> str:
         """As written in a shape comment: one-letter names where the symbol has one."""
@@ -130,12 +130,12 @@ class Symbol(Dim):
         inner = self.definition.substitute(bindings)
         return self if inner.same(self.definition) else inner
 
+    def symbols(self) -> Iterator[Symbol]:
+        yield self
+
     def axes(self) -> frozenset[Axis]:
         own = frozenset[Axis]() if self.axis is None else frozenset((self.axis,))
         return own if self.definition is None else own | self.definition.axes()
-
-    def symbols(self) -> Iterator[Symbol]:
-        yield self
 
     def __str__(self) -> str:
         return self.name
@@ -163,12 +163,12 @@ class Sum(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) + self.right.substitute(bindings)
 
-    def axes(self) -> frozenset[Axis]:
-        return self.left.axes() | self.right.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.left.symbols()
         yield from self.right.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def _text(self, left: str, right: Dim, right_text: str) -> str:
         if isinstance(right, Int) and right.number < 0:
@@ -201,12 +201,12 @@ class Product(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self.left.substitute(bindings) * self.right.substitute(bindings)
 
-    def axes(self) -> frozenset[Axis]:
-        return self.left.axes() | self.right.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.left.symbols()
         yield from self.right.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.left.axes() | self.right.axes()
 
     def __str__(self) -> str:
         return " * ".join(f"({d})" if isinstance(d, Sum) else str(d) for d in (self.left, self.right))
@@ -235,12 +235,12 @@ class Quotient(Dim):
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
 
-    def axes(self) -> frozenset[Axis]:
-        return self.numerator.axes()
-
     def symbols(self) -> Iterator[Symbol]:
         yield from self.numerator.symbols()
         yield from self.divisor.symbols()
+
+    def axes(self) -> frozenset[Axis]:
+        return self.numerator.axes()
 
     def __str__(self) -> str:
         text = f"({self.numerator})" if isinstance(self.numerator, Sum | Product) else str(self.numerator)
@@ -258,6 +258,44 @@ class Blocks(Quotient):
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         return -(-self.numerator.value(bindings) // self.divisor.value(bindings))
+
+
+class Atom(str):
+    """A factor of a polynomial that is a formula itself."""
+
+    dim: Dim
+
+    @classmethod
+    def of(cls, dim: Dim) -> Atom:
+        atom = cls(dim)
+        atom.dim = dim
+        return atom
+
+
+@dataclass(frozen=True)
+class Beyond(Dim):
+    """max(size - limit, 0): by how much a size exceeds another."""
+
+    size: Dim
+    limit: Dim
+
+    def value(self, bindings: Mapping[str, int] | None = None) -> int:
+        return max(self.size.value(bindings) - self.limit.value(bindings), 0)
+
+    def polynomial(self) -> Polynomial:
+        return {(Atom.of(self),): Fraction(1)}
+
+    def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
+        return Beyond(self.size.substitute(bindings), self.limit.substitute(bindings))
+
+    def axes(self) -> frozenset[Axis]:
+        return self.size.axes()
+
+    def __str__(self) -> str:
+        return f"max({self.size - self.limit}, 0)"
+
+    def shape_text(self) -> str:
+        return f"max({(self.size - self.limit).shape_text()}, 0)"
 
 
 def as_dim(value: Dim | int) -> Dim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,18 +16,18 @@ ROOT_CLASS = "Model"
 
 
 class Call(Op):
-    """An op that runs another block. How often, and with which sizes, is all that costs need to know."""
+    """An op that runs other blocks. Which, how often and with which sizes is all that costs need to know."""
 
-    def callee(self) -> str:
-        """The key of the block, "Class.method"."""
+    def runs(self) -> tuple[tuple[str, str], ...]:
+        """What runs, in order: (key of the block, "Class.method"; attribute path of its module, "" for the same)."""
         raise TypeError(type(self))
 
-    def prefixes(self) -> tuple[str, ...]:
-        """The attribute paths of the modules that run, one for each repeat; "" for a method of the same class."""
-        raise TypeError(type(self))
+    def callees(self) -> tuple[str, ...]:
+        """The keys of the blocks, each once."""
+        return tuple(dict.fromkeys(key for key, _ in self.runs()))
 
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
-        """The callee's symbols in the caller's terms: constructor sizes and run-time sizes."""
+        """The callees' symbols in the caller's terms: constructor sizes and run-time sizes."""
         raise TypeError(type(self))
 
 
@@ -55,16 +56,16 @@ class Graph:
             if isinstance(node.op, Call):
                 bindings = node.op.bindings(node.input_types)
                 inner = {name: dim.substitute(sizes) for name, dim in bindings.items()}
-                for path in node.op.prefixes():
-                    yield from self._walk(node.op.callee(), f"{prefix}{path}." if path else prefix, inner)
+                for callee, path in node.op.runs():
+                    yield from self._walk(callee, f"{prefix}{path}." if path else prefix, inner)
 
     def executions(self, key: str, prefix: str = "") -> Iterator[tuple[str, Block]]:
         """Every block that runs when one does, itself first, as often as it runs: (module path, block)."""
         yield prefix, self.blocks[key]
         for node in self.blocks[key].nodes():
             if isinstance(node.op, Call):
-                for path in node.op.prefixes():
-                    yield from self.executions(node.op.callee(), f"{prefix}{path}." if path else prefix)
+                for callee, path in node.op.runs():
+                    yield from self.executions(callee, f"{prefix}{path}." if path else prefix)
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter of the model by its full name, shapes with the constructor's sizes filled in."""
@@ -87,11 +88,13 @@ class Graph:
             found.update((parameter.name, parameter) for parameter in node.op.parameters())
             if isinstance(node.op, Call):
                 sizes = node.op.bindings(node.input_types)
-                inner = self._parameters_of(node.op.callee(), known)
-                bound = {name: parameter.substitute(sizes) for name, parameter in inner.items()}
-                for path in node.op.prefixes():
+                bound = {
+                    callee: {name: p.substitute(sizes) for name, p in self._parameters_of(callee, known).items()}
+                    for callee in node.op.callees()
+                }
+                for callee, path in node.op.runs():
                     prefix = f"{path}." if path else ""
-                    found.update((prefix + name, parameter) for name, parameter in bound.items())
+                    found.update((prefix + name, parameter) for name, parameter in bound[callee].items())
         known[key] = found
         return found
 
@@ -100,8 +103,9 @@ class Graph:
         result: Dim = Int(0)
         for node in self.blocks[key].nodes():
             if isinstance(node.op, Call):
-                inner = self.flops(node.op.callee()).substitute(node.op.bindings(node.input_types))
-                result = result + inner * len(node.op.prefixes())
+                bindings = node.op.bindings(node.input_types)
+                for callee, count in Counter(callee for callee, _ in node.op.runs()).items():
+                    result = result + self.flops(callee).substitute(bindings) * count
             else:
                 result = result + node.flops()
         return result

@@ -66,10 +66,15 @@ class Op(ABC):
     op_class: ClassVar[OpClass] = OpClass.MEMORY
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    in_cache: ClassVar[bool] = False
+    """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False
     """Its own saved tensors are its input quantized to FP8, which is recomputed wherever the input is."""
     includes_swiglu: ClassVar[bool] = False
     """What it saves are gate and up, which its own SwiGLU reads."""
+    prefix = ""
+    """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
+    of the model call the same helpers with other constants."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward computes the outputs again from what the op saves. Only element-wise
     ops have one, because they are cheap. Choices that span products follow from the graph (parts/recompute.py of
@@ -129,8 +134,7 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """The memory of each output: an input by position whose memory it shares, a parameter or the cache (None), or
-        its own."""
+        """The memory of each output: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

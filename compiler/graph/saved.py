@@ -94,11 +94,10 @@ class _Run:
         assert isinstance(node.op, Call)
         bindings = node.op.bindings(node.input_types)
         inner = {name: dim.substitute(sizes) for name, dim in bindings.items()}
-        arguments = inputs[: len(self.graph.blocks[node.op.callee()].inputs)]
         outputs: list[Storage | None] = []
-        for path in node.op.prefixes():
-            outputs = self.block(node.op.callee(), arguments, f"{prefix}{path}." if path else prefix, inner)
-            arguments = [*outputs[:1], *arguments[1:]]
+        for callee, path in node.op.runs():
+            arguments = [*outputs[:1], *inputs[len(outputs[:1]) : len(self.graph.blocks[callee].inputs)]]
+            outputs = self.block(callee, arguments, f"{prefix}{path}." if path else prefix, inner)
         return outputs
 
     def _memory(

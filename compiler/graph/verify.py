@@ -56,9 +56,17 @@ def _check_bound(block: Block, reader: str, value: Value, bound: dict[str, Value
 
 def _check_call(graph: Graph, where: str, node: Node) -> None:
     assert isinstance(node.op, Call)
-    callee = graph.blocks.get(node.op.callee())
-    if callee is None:
-        raise VerifyError(f"{where}: calls {node.op.callee()}, which is no block")
     bound = node.op.bindings(node.input_types)
-    if missing := [symbol.name for symbol in callee.arguments if symbol.name not in bound]:
-        raise VerifyError(f"{where}: {callee.key} wants {missing}")
+    for key in node.op.callees():
+        callee = graph.blocks.get(key)
+        if callee is None:
+            raise VerifyError(f"{where}: calls {key}, which is no block")
+        if _form(callee) != _form(graph.blocks[node.op.callees()[0]]):
+            raise VerifyError(f"{where}: calls {key} and {node.op.callees()[0]}, whose signatures differ")
+        if missing := [symbol.name for symbol in callee.arguments if symbol.name not in bound]:
+            raise VerifyError(f"{where}: {callee.key} wants {missing}")
+
+
+def _form(block: Block) -> tuple[list[str], int]:
+    """What one call must find alike in all blocks that it runs."""
+    return [value.name for value in block.inputs], len(block.outputs)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 from dsc.compiler.hf.families import Family, family, nearest_family
-from dsc.compiler.hf.fits import ModelType, first_moe_layer, moe_of, objections
+from dsc.compiler.hf.fits import LAYER_TYPES, ModelType, first_moe_layer, moe_of, objections, window_of
 from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.hf.rope import write_rope
-from dsc.spec.attention import MlaAttention
+from dsc.spec.attention import Attention, MlaAttention, WindowAttention
 from dsc.spec.errors import DscError
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
@@ -29,6 +31,7 @@ def export_config(spec: ModelSpec) -> Config:
 
 
 def _of_every_type(spec: ModelSpec, found: Family) -> Config:
+    attention = _shared(spec)
     return {
         "architectures": [found.architecture],
         "attention_dropout": 0.0,
@@ -39,21 +42,25 @@ def _of_every_type(spec: ModelSpec, found: Family) -> Config:
         "initializer_range": spec.initializer_range,
         "max_position_embeddings": spec.max_position_embeddings,
         "model_type": found.model_type,
-        "num_attention_heads": spec.attention.num_attention_heads,
+        "num_attention_heads": attention.num_attention_heads,
         "num_hidden_layers": spec.num_layers,
         "rms_norm_eps": spec.norm.eps,
         "tie_word_embeddings": spec.tie_word_embeddings,
         "torch_dtype": "bfloat16" if spec.precision.parameters == "bf16" else "float32",
         "use_cache": True,
         "vocab_size": spec.vocab_size,
-        **write_rope(spec.attention.rope),
+        **write_rope(attention.rope),
         **write_linear(spec.precision.linear),
-        **_attention(spec),
+        **_attention(attention),
     }
 
 
-def _attention(spec: ModelSpec) -> Config:
-    attention = spec.attention
+def _shared(spec: ModelSpec) -> Attention:
+    """The attention of all layers; where they differ by a window, any of the two."""
+    return next(iter(spec.attentions.values()))
+
+
+def _attention(attention: Attention) -> Config:
     if isinstance(attention, MlaAttention):
         dims: Config = attention.model_dump(exclude={"kind", "num_attention_heads", "latent_norm_eps", "rope"})
         return {"attention_bias": False, "num_key_value_heads": attention.num_attention_heads, **dims}
@@ -62,8 +69,7 @@ def _attention(spec: ModelSpec) -> Config:
 
 def _dense(spec: ModelSpec) -> Config:
     """Nothing where no layer is dense."""
-    has_dense = any(group.ffn == "dense" for group in spec.layers)
-    return {"intermediate_size": spec.dense().intermediate_size} if has_dense else {}
+    return {"intermediate_size": spec.dense().intermediate_size} if "dense" in spec.ffn_kinds else {}
 
 
 def _deepseek(spec: ModelSpec) -> Config:
@@ -101,7 +107,7 @@ def _deepseek_v2(spec: ModelSpec) -> Config:
 def _deepseek_v3(spec: ModelSpec) -> Config:
     return {
         "num_nextn_predict_layers": 0 if spec.mtp is None else spec.mtp.depth,
-        "rope_interleave": spec.attention.rope.layout == "interleaved",
+        "rope_interleave": _shared(spec).rope.layout == "interleaved",
         "topk_method": "noaux_tc",
         **_deepseek(spec),
     }
@@ -140,11 +146,10 @@ def _mixtral(spec: ModelSpec) -> Config:
 
 def _qwen3_moe(spec: ModelSpec) -> Config:
     moe = spec.moe()
-    kinds = [group.ffn for group in spec.layers for _ in range(group.repeat)]
     return {
         "attention_bias": False,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [index for index, kind in enumerate(kinds) if kind == "dense"],
+        "mlp_only_layers": [index for index, kind in enumerate(spec.ffn_kinds) if kind == "dense"],
         "moe_intermediate_size": moe.moe_intermediate_size,
         "norm_topk_prob": moe.router.norm_topk_prob,
         "num_experts": moe.n_routed_experts,
@@ -155,6 +160,24 @@ def _qwen3_moe(spec: ModelSpec) -> Config:
     }
 
 
+def _qwen3(spec: ModelSpec) -> Config:
+    """layer_types stands for max_window_layers too, which says the same of a model whose last layers have windows."""
+    window = window_of(spec)
+    config: Config = {"attention_bias": False, "sliding_window": window, "use_sliding_window": window is not None}
+    if window is not None:
+        windows = {name: isinstance(section, WindowAttention) for name, section in spec.attentions.items()}
+        of_groups = [
+            [LAYER_TYPES[windows[spec.layer(kind).attention]] for kind in group.kinds] * group.repeat
+            for group in spec.layers
+        ]
+        config["layer_types"] = reduce(add, of_groups)
+    return config | _dense(spec)
+
+
+def _mistral(spec: ModelSpec) -> Config:
+    return {"sliding_window": window_of(spec), **_dense(spec)}
+
+
 _OF_TYPE: dict[ModelType, Callable[[ModelSpec], Config]] = {
     "deepseek_v2": _deepseek_v2,
     "deepseek_v3": _deepseek_v3,
@@ -162,4 +185,6 @@ _OF_TYPE: dict[ModelType, Callable[[ModelSpec], Config]] = {
     "llama": _llama,
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
+    "qwen3": _qwen3,
+    "mistral": _mistral,
 }

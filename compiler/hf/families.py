@@ -35,6 +35,8 @@ FAMILIES: dict[ModelType, Family] = {
     "llama": Family("llama", "LlamaForCausalLM"),
     "mixtral": Family("mixtral", "MixtralForCausalLM", _MIXTRAL_NAMES),
     "qwen3_moe": Family("qwen3_moe", "Qwen3MoeForCausalLM"),
+    "qwen3": Family("qwen3", "Qwen3ForCausalLM"),
+    "mistral": Family("mistral", "MistralForCausalLM"),
 }
 
 
@@ -48,7 +50,7 @@ def nearest_family(spec: ModelSpec) -> Family:
 
     def distance(one: Family) -> tuple[int, int]:
         keys = [finding.key for finding in objections(spec, one.model_type)]
-        return keys.count(("attention", "kind")) + keys.count(("layers",)), len(keys)
+        return sum(key[-1:] in (("kind",), ("layers",)) for key in keys), len(keys)
 
     return min(FAMILIES.values(), key=distance)
 

@@ -12,7 +12,9 @@ from dsc.compiler.hf.sections import (
     read_deepseek_v3,
     read_llama,
     read_minicpm3,
+    read_mistral,
     read_mixtral,
+    read_qwen3,
     read_qwen3_moe,
 )
 from dsc.spec.workload import Workload
@@ -103,4 +105,6 @@ MODEL_TYPES: dict[str, ImportedType] = {
         FAMILIES["mixtral"], read_mixtral, {**_DTYPE, "num_experts": "num_local_experts"}, rms_norm_eps=1e-5
     ),
     "qwen3_moe": ImportedType(FAMILIES["qwen3_moe"], read_qwen3_moe, {**_DTYPE, "num_experts": "num_local_experts"}),
+    "qwen3": ImportedType(FAMILIES["qwen3"], read_qwen3, _DTYPE),
+    "mistral": ImportedType(FAMILIES["mistral"], read_mistral, _DTYPE),
 }

@@ -57,6 +57,14 @@ class ConfigReader:
         self._wrong(key, value, "a list of integers")
         return []
 
+    def texts(self, key: str) -> list[str]:
+        """A list of texts, empty where the key is absent."""
+        value = self._value(key, [])
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        self._wrong(key, value, "a list of texts")
+        return []
+
     def section(self, key: str) -> "ConfigReader | None":
         """The mapping under a key, None where it is absent, null or empty."""
         value = self._value(key, {})

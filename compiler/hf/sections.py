@@ -4,9 +4,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from dsc.compiler.hf.fits import LATENT_NORM_EPS
+from dsc.compiler.hf.fits import LATENT_NORM_EPS, LAYER_TYPES
 from dsc.compiler.hf.reader import ConfigReader
 from dsc.compiler.hf.rope import read_rope
+from dsc.spec.words import one_of
 
 Sections = dict[str, object]
 
@@ -96,6 +97,45 @@ def read_qwen3_moe(config: ConfigReader) -> Sections:
     return {"attention": attention, "ffn": ffn, "layers": _schedule(kinds)}
 
 
+def read_qwen3(config: ConfigReader) -> Sections:
+    full = _gqa(config, kv_heads=32, theta=10000.0, head_dim=128)
+    full["qk_norm"] = {"eps": config.number("rms_norm_eps", 1e-6)}
+    config.ignore("sliding_window", "max_window_layers", "layer_types")
+    layers, window = _layer_count(config), 0
+    kinds = ["full"] * layers
+    if config.flag("use_sliding_window", False) and not config.is_null("sliding_window"):
+        window = config.integer("sliding_window", 4096)
+        kinds = _layer_types(config, layers)
+    if "sliding" not in kinds:
+        return {"attention": full, **_all_dense(config, layers)}
+    sliding = {"kind": "window", "window": window} | {key: value for key, value in full.items() if key != "kind"}
+    if "full" not in kinds:
+        return {"attention": sliding, **_all_dense(config, layers)}
+    schedule = _cycles([{"attention": kind, "ffn": "dense"} for kind in kinds])
+    return {"attention": {"sliding": sliding, "full": full}, **_all_dense(config, layers), "layers": schedule}
+
+
+def read_mistral(config: ConfigReader) -> Sections:
+    attention = _gqa(config, kv_heads=8, theta=10000.0)
+    if not config.is_null("sliding_window"):
+        attention = {**attention, "kind": "window", "window": config.integer("sliding_window", 4096)}
+    config.ignore("sliding_window")
+    return {"attention": attention, **_all_dense(config, _layer_count(config))}
+
+
+def _layer_types(config: ConfigReader, layers: int) -> list[str]:
+    """full or sliding, of each layer; without layer_types the first max_window_layers are full."""
+    if not config.has("layer_types"):
+        full = min(config.integer("max_window_layers", 28), layers)
+        return ["full"] * full + ["sliding"] * (layers - full)
+    types = config.texts("layer_types")
+    if len(types) != layers or not set(types) <= set(LAYER_TYPES):
+        message = f"layer_types does not say {one_of(LAYER_TYPES)} of each of {layers} layers"
+        config.refuse("layer_types", message, "give every layer one of the two")
+        return ["full"] * layers
+    return [kind.removesuffix("_attention") for kind in types]
+
+
 def _mla(config: ConfigReader, layout: str, q_lora_rank: int, v_head_dim: int) -> Sections:
     config.ignore("head_dim", "qk_head_dim")  # follow from the other dims
     heads = config.integer("num_attention_heads")
@@ -117,13 +157,14 @@ def _mla(config: ConfigReader, layout: str, q_lora_rank: int, v_head_dim: int) -
     }
 
 
-def _gqa(config: ConfigReader, kv_heads: int, theta: float) -> Sections:
+def _gqa(config: ConfigReader, kv_heads: int, theta: float, head_dim: int | None = None) -> Sections:
+    """`head_dim` is the type's default; None: what hidden_size leaves for each head."""
     heads, is_null = config.integer("num_attention_heads"), config.is_null("num_key_value_heads")
     return {
         "kind": "gqa",
         "num_attention_heads": heads,
         "num_key_value_heads": config.integer("num_key_value_heads", heads if is_null else kv_heads),
-        "head_dim": config.integer("head_dim", config.integer("hidden_size") // max(heads, 1)),
+        "head_dim": config.integer("head_dim", head_dim or config.integer("hidden_size") // max(heads, 1)),
         "rope": read_rope(config, "half", theta, config.integer("max_position_embeddings"), mla=False),
     }
 
@@ -228,6 +269,17 @@ def _qwen3_kinds(config: ConfigReader) -> list[str]:
         config.refuse("decoder_sparse_step", f"decoder_sparse_step is {step}", "every step-th layer has experts")
         step = 1
     return ["moe" if i not in dense and (i + 1) % step == 0 else "dense" for i in range(_layer_count(config))]
+
+
+def _cycles(layers: Sequence[Sections]) -> list[Sections]:
+    """The shortest schedule of layers in turn: a cycle, and what is left of one; runs where nothing takes turns."""
+    for length in range(2, len(layers) // 2 + 1):
+        times, rest = divmod(len(layers), length)
+        cycle = list(layers[:length])
+        if list(layers) == cycle * times + cycle[:rest]:
+            left = [{"repeat": 1, **layer} for layer in cycle[:rest]]
+            return [{"repeat": times, "cycle": cycle}, *left]
+    return [{"repeat": len(list(run)), **layer} for layer, run in itertools.groupby(layers)]
 
 
 def _schedule(kinds: Sequence[str]) -> list[Sections]:

@@ -13,8 +13,11 @@ NAME = "rope"
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
     (rotate,) = tiles(NAME, "rotate", target, {})
-    if isinstance(spec.attention, MlaAttention):
-        sizes = "((NUM_HEADS, QK_ROPE_HEAD_DIM), (1, QK_ROPE_HEAD_DIM))"
-    else:
-        sizes = "((NUM_HEADS, HEAD_DIM), (NUM_KV_HEADS, HEAD_DIM))"
-    return {"rotate": rotate, "sizes": sizes}
+    heads: dict[str, None] = {}
+    for name, attention in spec.attentions.items():
+        prefix = f"{name.upper()}_" if len(spec.attentions) > 1 else ""
+        width = f"{prefix}QK_ROPE_HEAD_DIM" if isinstance(attention, MlaAttention) else f"{prefix}HEAD_DIM"
+        shared = "1" if isinstance(attention, MlaAttention) else f"{prefix}NUM_KV_HEADS"
+        heads |= dict.fromkeys((f"({prefix}NUM_HEADS, {width})", f"({shared}, {width})"))
+    half = all(attention.rope.layout == "half" for attention in spec.attentions.values())
+    return {"rotate": rotate, "half": half, "sizes": f"({', '.join(heads)})"}

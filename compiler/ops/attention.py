@@ -1,8 +1,8 @@
 """Scaled dot-product attention over heads, causal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Beyond, Dim
 from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
@@ -19,6 +19,7 @@ class CausalAttention(Op):
     kind = "causal_attention"
     op_class = OpClass.ATTENTION
     variant: str
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -26,7 +27,7 @@ class CausalAttention(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return (f"causal_attention_{self.variant}",)
+        return (f"{self.kind}_{self.variant}",)
 
     def infer(self, inputs: Types) -> Types:
         q, k, v = (tensor(t) for t in inputs)
@@ -52,6 +53,34 @@ class CausalAttention(Op):
             given = (*(Saved("own", 1 + index, type) for index, type in enumerate(wide)), given[2])
         return (*given, result, logsumexp)
 
+    def cached(self) -> Op:
+        """What it becomes where keys and values come from the cache."""
+        return CachedAttention(self.variant, self.prefix)
+
+
+@register
+@dataclass(frozen=True)
+class WindowedAttention(CausalAttention):
+    """The same where a token sees the last `window` tokens only, itself included."""
+
+    kind = "windowed_attention"
+    window: Dim = field(kw_only=True)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products of half a square each, less the half square before the window: max(S - W, 0) on a side."""
+        q, v = tensor(inputs[0]), tensor(inputs[2])
+        before = Beyond(q.shape[1], self.window)
+        area = q.shape[1] * q.shape[1] - before * before
+        return q.shape[0] * area * q.shape[2] * (q.shape[3] + v.shape[3])
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """PyTorch's operator turns the mask into numbers that it adds to the logits, and keeps those too."""
+        q = tensor(inputs[0])
+        return (*super().saved(inputs, outputs), Saved("own", 3, TensorType((q.shape[1], q.shape[1]), q.dtype)))
+
+    def cached(self) -> Op:
+        return CachedWindowedAttention(self.variant, self.prefix)
+
 
 @register
 @dataclass(frozen=True)
@@ -61,6 +90,7 @@ class CachedAttention(Op):
     kind = "cached_attention"
     op_class = OpClass.ATTENTION
     variant: str
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -78,3 +108,15 @@ class CachedAttention(Op):
         """Two products with every cached token: 2 S C H (qk + v), causal or not."""
         q, k, v = (tensor(t) for t in inputs)
         return q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3]) * 2
+
+
+@register
+@dataclass(frozen=True)
+class CachedWindowedAttention(CachedAttention):
+    """The same in a window, against what the ring gave: the plain helper, which counts positions from the last."""
+
+    kind = "cached_windowed_attention"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"windowed_attention_{self.variant}",)

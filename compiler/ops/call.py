@@ -62,6 +62,13 @@ class _Call(Call):
     def callee(self) -> str:
         return f"{self.signature.class_name}.{self.signature.method}"
 
+    def path(self) -> str:
+        """Of the module that runs; empty for the same."""
+        return ""
+
+    def runs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.callee(), self.path()),)
+
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         return {**self.signature.bindings(inputs), **self.sizes()}
 
@@ -95,8 +102,8 @@ class CallModule(_Call):
     def attribute(self) -> str:
         return self.name
 
-    def prefixes(self) -> tuple[str, ...]:
-        return (self.name,)
+    def path(self) -> str:
+        return self.name
 
 
 @register
@@ -112,8 +119,8 @@ class CallListed(_Call):
     def attribute(self) -> str:
         return self.name
 
-    def prefixes(self) -> tuple[str, ...]:
-        return (f"{self.name}.{self.index}",)
+    def path(self) -> str:
+        return f"{self.name}.{self.index}"
 
 
 @register
@@ -123,14 +130,15 @@ class CallMethod(_Call):
 
     kind = "call_method"
 
-    def prefixes(self) -> tuple[str, ...]:
-        return ("",)
-
 
 @dataclass(frozen=True)
-class _Layers(_Call):
-    """A run of layers out of self.layers: x = layer(x, ...) for each. `slice` selects them, [a:b] or empty for all."""
+class LayerLoop(_Call):
+    """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in turn, the whole turn `count` times.
 
+    They have one signature, that of the first. `slice` selects them, [a:b] or empty for all.
+    """
+
+    classes: tuple[str, ...]
     count: Dim
     first: int
     slice: str
@@ -138,19 +146,27 @@ class _Layers(_Call):
     def attribute(self) -> str:
         return "layers"
 
-    def prefixes(self) -> tuple[str, ...]:
-        return tuple(f"layers.{self.first + i}" for i in range(self.count.value()))
+    def runs(self) -> tuple[tuple[str, str], ...]:
+        keys = [f"{name}.{self.signature.method}" for name in self.classes] * self.count.value()
+        return tuple((key, f"layers.{self.first + index}") for index, key in enumerate(keys))
+
+    @property
+    def made(self) -> str:
+        """The items of the list of layers."""
+        if len(self.classes) == 1:
+            return f"{self.classes[0]}() for _ in range({self.count})"
+        return f"layer() for _ in range({self.count}) for layer in ({', '.join(self.classes)})"
 
 
 @register
 @dataclass(frozen=True)
-class RepeatLayers(_Layers):
+class RepeatLayers(LayerLoop):
     kind = "repeat_layers"
 
 
 @register
 @dataclass(frozen=True)
-class RepeatLayersSum(_Layers):
+class RepeatLayersSum(LayerLoop):
     """Layers that also return a loss, which is added up: the last operand is the sum so far."""
 
     kind = "repeat_layers_sum"
@@ -169,12 +185,13 @@ class RepeatLayersSum(_Layers):
         """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
-        return RepeatLayers(self.signature.narrow(kept), self.count, self.first, self.slice), inputs[:-1]
+        layers = RepeatLayers(self.signature.narrow(kept), self.classes, self.count, self.first, self.slice)
+        return layers, inputs[:-1]
 
 
 @register
 @dataclass(frozen=True)
-class RepeatLayersCached(_Layers):
+class RepeatLayersCached(LayerLoop):
     """Layers as functions, each with its own part of the caches, which are the last operand."""
 
     kind = "repeat_layers_cached"
@@ -184,8 +201,16 @@ class RepeatLayersCached(_Layers):
         return (*self.signature.names[:-1], "caches")
 
     @property
-    def function(self) -> str:
-        return function_name(self.signature.class_name, self.signature.method)
+    def functions(self) -> tuple[str, ...]:
+        return tuple(function_name(name, self.signature.method) for name in self.classes)
+
+
+@register
+@dataclass(frozen=True)
+class CycleLayersCached(RepeatLayersCached):
+    """The same for layers of several classes in turn."""
+
+    kind = "cycle_layers_cached"
 
 
 @register
@@ -197,16 +222,17 @@ class CallFunction(_Call):
     name: str
     """The attribute that holds the module; empty where the callee is another method of the same class."""
 
-    @property
     def path(self) -> str:
+        return self.name
+
+    @property
+    def module(self) -> str:
+        """The attribute, behind the name of the module that has it."""
         return f".{self.name}" if self.name else ""
 
     @property
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
-
-    def prefixes(self) -> tuple[str, ...]:
-        return (self.name,) if self.name else ("",)
 
 
 def function_name(class_name: str, method: str) -> str:

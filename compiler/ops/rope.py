@@ -16,6 +16,7 @@ class RotaryTable(Op):
     kind = "rotary_table"
     scaling: Literal["none", "yarn", "llama3"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ class SpreadPairs(Op):
     kind = "spread_pairs"
     layout: Literal["interleaved", "half"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ class Rotate(Op):
     kind = "rotate"
     layout: Literal["interleaved", "half"]
     rotary_dim: Dim
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:

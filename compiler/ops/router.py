@@ -356,7 +356,7 @@ class UpdateEveryRouter(Op):
     """The bias update of each router of the model."""
 
     kind = "update_every_router"
-    class_name: str
+    classes: tuple[str, ...]
 
     @property
     def operands(self) -> tuple[str, ...]:

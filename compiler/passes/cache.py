@@ -7,12 +7,13 @@ from dataclasses import replace
 from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import CachesType, CacheType, ValueType
-from dsc.compiler.ops.attention import CachedAttention, CausalAttention
-from dsc.compiler.ops.cache import CacheAppend
+from dsc.compiler.ops.attention import CausalAttention
+from dsc.compiler.ops.cache import CacheAppend, RingAppend
 from dsc.compiler.ops.call import (
     CallFunction,
     CallMethod,
     CallModule,
+    CycleLayersCached,
     RepeatLayers,
     RepeatLayersCached,
     Signature,
@@ -63,14 +64,15 @@ def _append_and_attend(block: Block) -> Block:
     cache = Value(INPUT, len(block.inputs), "cache", CacheType())
     appended: dict[Value, Value] = {}
     nodes: list[Node] = []
-    kept = [cached.value for cached in block.cached]
+    kept = {cached.value: cached for cached in block.cached}
     for node in block.nodes():
         if isinstance(node.op, CausalAttention):
-            node = replace(node, op=CachedAttention(node.op.variant))
+            node = replace(node, op=node.op.cached())
         nodes.append(node)
         for value in node.outputs:
             if value in kept:
-                op = CacheAppend(value.name)
+                window = kept[value].window
+                op = CacheAppend(value.name) if window is None else RingAppend(value.name, window)
                 (type,) = op.infer((value.type, cache.type))
                 name = f"{node.id}.cached.{value.index}"
                 appended[value] = Value(name, 0, value.name, type)
@@ -94,7 +96,8 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
             op: _Call = node.op.retarget(signature)
             inputs = node.inputs
             if wants and isinstance(op, RepeatLayers):
-                op = RepeatLayersCached(signature, op.count, op.first, op.slice)
+                kind = RepeatLayersCached if len(op.classes) == 1 else CycleLayersCached
+                op = kind(signature, op.classes, op.count, op.first, op.slice)
                 inputs = (*inputs, argument("caches", CachesType()))
             elif wants:
                 name = "caches" if isinstance(wants[0], CachesType) else "cache"
@@ -110,5 +113,5 @@ def _after(node: Node, caches: Value) -> Node:
     """Positions continue after the cached tokens."""
     if not isinstance(node.op, RotaryTable):
         return node
-    op = RotaryTableAfter(node.op.scaling, node.op.rotary_dim)
+    op = RotaryTableAfter(node.op.scaling, node.op.rotary_dim, node.op.prefix)
     return replace(node, op=op, inputs=(*node.inputs, caches))

@@ -48,7 +48,8 @@ def _live(block: Block, results: set[int], kept: dict[str, set[int]]) -> tuple[N
             continue
         inputs = node.inputs
         if isinstance(node.op, _Call):
-            kept.setdefault(node.op.callee(), set()).update(used)
+            for callee in node.op.callees():
+                kept.setdefault(callee, set()).update(used)
             inputs = node.op.narrow(used, node.inputs)[1]
         wanted.update(inputs)
         live.append(node)

@@ -46,9 +46,9 @@ from .kernels.swiglu import swiglu
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, R / 2].
+    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
 
-    YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by ROPE_FACTOR, with a ramp between them.
+    YaRN (arXiv 2309.00071): fast pairs are kept, slow ones turn ROPE_FACTOR times slower, with a ramp in between.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(QK_ROPE_HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -151,9 +151,9 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
-        self.shared_experts = FeedForward(SHARED_SIZE)
         self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
+        self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []

@@ -54,9 +54,9 @@ from .kernels.router_logits import router_logits
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, R / 2].
+    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
 
-    YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by ROPE_FACTOR, with a ramp between them.
+    YaRN (arXiv 2309.00071): fast pairs are kept, slow ones turn ROPE_FACTOR times slower, with a ramp in between.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(QK_ROPE_HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -87,9 +87,9 @@ class LatentAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q_a_proj = nn.Linear(HIDDEN_SIZE, Q_LORA_RANK, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.q_a_layernorm = NormWeight(Q_LORA_RANK)
         self.q_b_proj = nn.Linear(Q_LORA_RANK, NUM_HEADS * QK_HEAD_DIM, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(HIDDEN_SIZE, KV_LORA_RANK + QK_ROPE_HEAD_DIM, bias=False)
         self.kv_a_layernorm = NormWeight(KV_LORA_RANK)
         self.kv_b_proj = nn.Linear(KV_LORA_RANK, NUM_HEADS * (QK_NOPE_HEAD_DIM + V_HEAD_DIM), bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * V_HEAD_DIM, HIDDEN_SIZE, bias=False)
@@ -174,9 +174,9 @@ class MixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate = Router()
-        self.shared_experts = FeedForward(SHARED_SIZE)
         self.gate_up_proj = nn.Parameter(torch.empty(NUM_EXPERTS, 2 * EXPERT_SIZE, HIDDEN_SIZE))
         self.down_proj = nn.Parameter(torch.empty(NUM_EXPERTS, HIDDEN_SIZE, EXPERT_SIZE))
+        self.shared_experts = FeedForward(SHARED_SIZE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []

@@ -35,10 +35,9 @@ from .kernels.swiglu import swiglu
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, N / 2].
+    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, N / 2].
 
-    Llama 3.1: pairs that rotate often within the original context keep their frequency, others are
-    slowed by ROPE_FACTOR.
+    Llama 3.1: pairs that turn often in the original context are kept, rare ones turn ROPE_FACTOR times slower.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -51,7 +50,7 @@ def rotary_table(length: int, x: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, H query heads to J key heads: q [B, S, H, N], k and v [B, S, J, N] -> [B, S, H, N]."""
+    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N], [B, S, J, N] twice -> [B, S, H, N]."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE, enable_gqa=True)
     return out.transpose(1, 2)

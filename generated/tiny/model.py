@@ -56,9 +56,9 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rotary_table(length: int, x: Tensor) -> Tensor:
-    """cos and sin by position and rotated pair, on the device of x, in float32 or wider: [2, length, R / 2].
+    """cos and sin of every position and rotated pair, where x lives, in float32 or wider: [2, length, R / 2].
 
-    YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by ROPE_FACTOR, with a ramp between them.
+    YaRN (arXiv 2309.00071): fast pairs are kept, slow ones turn ROPE_FACTOR times slower, with a ramp in between.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(QK_ROPE_HEAD_DIM // 2, dtype=dtype, device=x.device)
@@ -77,7 +77,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention: q and k [B, S, H, N + R], v [B, S, H, V] -> [B, S, H, V].
+    """softmax(q k^T * scale) v over earlier positions: [B, S, H, N + R] twice, [B, S, H, V] -> the same.
 
     v is padded to the width of q and k, because PyTorch's fused attention takes equal head dims only.
     """

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dsc.compiler.cli import main
+from dsc.compiler.cli.exits import Exit
 
 Run = Callable[..., Result]
 ERRORS = Path(__file__).parent.parent / "errors"
@@ -16,12 +17,13 @@ ERRORS = Path(__file__).parent.parent / "errors"
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """In an empty folder; anything raised that is no exit fails the test, as does another exit code than `code`."""
+    """In an empty folder; a crash fails the test, as does another exit code than `code`."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str | Path, code: int | None = 0) -> Result:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-        assert code is None or result.exit_code == code, result.output
+    def call(*arguments: str | Path, code: int | None = 0, input: str | None = None) -> Result:
+        words = [str(argument) for argument in arguments]
+        result = CliRunner().invoke(main, words, input=input, catch_exceptions=False)
+        assert result.exit_code == code if code is not None else result.exit_code != Exit.CRASH, result.output
         return result
 
     return call

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsc.spec.zoo import MODELS, names
+from dsc.spec.zoo import CLUSTERS, MODELS, names
 
 
 def test_good_specs_have_a_line_each(run: Any) -> None:
@@ -30,6 +30,36 @@ def test_json(run: Any, bad_spec: Path) -> None:
     assert len(findings) == 8
     assert {"code", "message", "key", "help", "file", "line", "column"} == findings[0].keys()
     assert json.loads(run("check", "tiny", "--format", "json").stdout) == {"findings": []}
+
+
+def test_standard_input(run: Any, bad_spec: Path) -> None:
+    good = (MODELS / "tiny.yaml").read_text()
+    assert run("check", "-", input=good).stdout == "<stdin>: ok\n"
+    result = run("check", "-", "tiny", input=bad_spec.read_text(), code=2)
+    assert result.stdout == "tiny: ok\n"
+    assert result.stderr == (bad_spec.parent / "stderr.txt").read_text().replace("spec.yaml:", "<stdin>:")
+    (finding,) = json.loads(run("check", "-", "--format", "json", input="", code=2).stdout)["findings"]
+    assert (finding["code"], finding["file"]) == ("DSC006", "<stdin>")
+    assert "error[DSC001]" in run("stats", "-", code=2).stderr, "of the other verbs, none waits for a terminal"
+
+
+def test_what_is_no_spec_is_told_what_it_is(run: Any) -> None:
+    run("plan", "tiny", "--cluster", "cpu", "-o", "plan.yaml")
+    run("export", "tiny", "-o", "config.json")
+    run("compile", "tiny")
+    Path("dsc.schema.json").write_text(run("schema").stdout)
+    Path("model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {%s}}' % ("\t" + " " * 5000))
+    for file, what, help in (
+        ("plan.yaml", "a plan", "dsc diff"),
+        ("config.json", "a Hugging Face config.json", "help: dsc import config.json -o spec.yaml"),
+        ("tiny/dsc.lock.json", "the lock file of a package", "give the spec"),
+        ("dsc.schema.json", "a JSON Schema", "give the spec"),
+        ("model.safetensors.index.json", "the index of a checkpoint", "give the spec"),
+        (CLUSTERS / "h800.yaml", "the description of a cluster", "cluster: {kind: h800, nodes: 1}"),
+    ):
+        for verb in ("check", "stats"):
+            stderr = run(verb, file, code=2).stderr
+            assert f"{file}:1:1: error[DSC008]: this is {what}, not a spec" in stderr and help in stderr
 
 
 def test_github(run: Any, bad_spec: Path) -> None:

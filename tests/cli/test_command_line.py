@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from dsc.compiler.cli import main
+from dsc.compiler.cli.exits import Exit
 from dsc.compiler.cli.group import VERBS
 
 # What scripts are written against. A change here is a change of the contract.
@@ -22,7 +24,7 @@ OPTIONS = {
         *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
-    "diff": {"FIRST", "SECOND", "--files", "--json"},
+    "diff": {"FIRST", "SECOND", "--files", "--hashes", "--json"},
     "compile": {"SPEC", "-o", "--output", "--check", "--force"},
     "verify": {"SPEC", "--json"},
     "bench": {"PACKAGE", "--tokens", "--kernel", "--device", "--compile", "--tune", "-o", "--output"},
@@ -81,6 +83,26 @@ def test_bad_input_has_one_report_and_no_traceback(run: Any, bad_spec: Path) -> 
         assert "error[DSC065]" in result.stderr and not result.stdout
     assert "did you mean 'tiny'?" in run("stats", "tinny", code=2).stderr
     assert "error[DSC001]" in run("stats", "/", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (AssertionError("no tile"), Exit.CRASH, "AssertionError: no tile\nerror: this is a fault of dsc"),
+        (RecursionError("too deep"), Exit.CRASH, "please report it"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted"),
+        (OSError(28, "No space left on device"), Exit.BAD_INPUT, "error: no space left on device"),
+    ],
+)
+def test_a_crash_is_no_verdict(monkeypatch: Any, run: Any, raised: BaseException, code: int, said: str) -> None:
+    """1 means that a check said no; whoever scripts dsc must not take a fault of ours for that."""
+
+    def build(spec: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("dsc.compiler.driver.build", build)
+    result = CliRunner().invoke(main, ["compile", "tiny", "--check"])
+    assert result.exit_code == code and said in result.stderr
 
 
 def test_unwritable_output_is_bad_input(run: Any) -> None:

@@ -13,9 +13,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_writes_the_package_and_says_so(run: Any) -> None:
-    assert run("compile", "tiny").stdout == f"tiny: {len(FILES)} files written, 0 unchanged\n"
+    said, after = run("compile", "tiny").stdout.splitlines()
+    assert said == f"tiny: {len(FILES)} files written, 0 unchanged"
+    assert after == "next: read tiny/README.md; dsc verify tiny; python -m tiny.train.train --help"
     assert contents(Path("tiny")) == FILES
-    assert run("compile", "tiny").stdout == f"tiny: 0 files written, {len(FILES)} unchanged\n"
+    assert run("compile", "tiny").stdout.startswith(f"tiny: 0 files written, {len(FILES)} unchanged\n")
+    assert "cd 'a b' && python -m tiny.train.train" in run("compile", "tiny", "-o", "a b/tiny").stdout
 
 
 def test_output_folder_of_any_name(run: Any) -> None:
@@ -56,14 +59,15 @@ def test_a_link_out_of_the_folder_is_bad_input(run: Any) -> None:
 
 def test_check_is_quiet_about_a_package_that_is_up_to_date(run: Any) -> None:
     run("compile", "tiny")
-    assert run("compile", "tiny", "--check").stdout == f"0 files to write, {len(FILES)} unchanged\n"
+    assert run("compile", "tiny", "--check").stdout == f"up to date: 0 files to write, {len(FILES)} unchanged\n"
 
 
 def test_check_of_a_package_that_is_not_there(run: Any) -> None:
     result = run("compile", "tiny", "--check", code=1)
+    assert result.stdout.startswith(f"drift: {len(FILES)} files to write, 0 unchanged\n")
     for name in FILES:
         assert f"missing: tiny/{name}\n" in result.stdout
-    assert f"{len(FILES)} files to write, 0 unchanged\nfix: dsc compile tiny\n" in result.stdout
+    assert result.stdout.endswith("\nfix: dsc compile tiny\n")
     assert not Path("tiny").exists()
 
 
@@ -78,6 +82,7 @@ def test_check_names_every_drift_and_writes_nothing(run: Any) -> None:
     before = contents(package)
     result = run("compile", "spec.yaml", "-o", "my package", "--check", code=1)
     assert "-HIDDEN_SIZE = 64  # hidden_size\n+HIDDEN_SIZE = 72  # hidden_size\n" in result.stdout
+    assert "sha256" not in result.stdout, "hashes only say that something else differs"
     assert "missing: my package/train/data.py\n" in result.stdout
     assert "changed: my package/dims.py\n" in result.stdout
     assert "edited by hand: my package/checkpoint.py\n" in result.stdout

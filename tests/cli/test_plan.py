@@ -33,7 +33,7 @@ def errors(result: Any) -> list[str]:
 
 def test_training_in_the_terminal(run: Any) -> None:
     shown = run("plan", "tiny", *CPU).stdout
-    assert shown.startswith("tiny, training on 1 node of cpu, 4 GPUs\n  pp ")
+    assert shown.startswith("fits: tiny, training on 1 node of cpu, 4 GPUs\n  pp ")
     for words in (
         "GiB of one GPU",
         "of a step, busiest rank",
@@ -100,10 +100,10 @@ def test_json_stays_json_beside_files(run: Any) -> None:
 
 def test_decode_in_the_terminal(run: Any) -> None:
     shown = run("plan", *DECODE).stdout
-    assert shown.startswith("llama-3.1-8b, decode on 1 node of h100, 8 GPUs\n  dp ")
+    assert shown.startswith("fits: llama-3.1-8b, decode on 1 node of h100, 8 GPUs\n  dp ")
     assert "weights in bf16; cache of " in shown and "sequences of 4,096 tokens" in shown
     for line in ("vocabulary weights", "arena", "block tables", "CUDA graphs", "cache", "total", "capacity"):
-        assert re.search(rf"^ {line} +\d+\.\d\d ", shown, re.MULTILINE), line
+        assert re.search(rf"^ {line} +\d+\.\d\d\b", shown, re.MULTILINE), line
     assert re.search(r"^[\d,]+ sequences at once in a group, [\d,]+ in all; [\d,]+ pages on a GPU$", shown, re.M)
 
 
@@ -320,7 +320,7 @@ def plans(run: Any) -> tuple[str, str]:
 def test_a_plan_does_not_differ_from_itself(run: Any, facts: Any, plans: tuple[str, str]) -> None:
     one = Path(plans[0]).read_text()
     Path("same.yaml").write_text("# another comment\n" + one)
-    assert run("diff", plans[0], "same.yaml").stdout == "one.yaml and same.yaml are the same plan\n"
+    assert run("diff", plans[0], "same.yaml").stdout == "same: one.yaml and same.yaml are one plan\n"
     assert facts("diff", plans[0], "same.yaml") == {"plan": [], "memory": [], "time": [], "rejected": []}
 
 

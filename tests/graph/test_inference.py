@@ -45,7 +45,8 @@ def test_no_block_returns_what_no_caller_reads(program: Program) -> None:
         for node in block.nodes():
             if isinstance(node.op, Call):
                 used = {index for index, value in enumerate(node.outputs) if value in read}
-                called.setdefault(node.op.callee(), set()).update(used)
+                for callee in node.op.callees():
+                    called.setdefault(callee, set()).update(used)
     assert {key: set(range(len(block.outputs))) for key, block in program.inference.blocks.items()} == called
 
 

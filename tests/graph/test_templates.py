@@ -63,6 +63,12 @@ def multi_head() -> ModelSpec:
     return ModelSpec.model_validate(data)
 
 
+def multi_head_in_a_window() -> ModelSpec:
+    data = load("mistral-7b").model_dump()
+    data["attention"]["num_key_value_heads"] = data["attention"]["num_attention_heads"]
+    return ModelSpec.model_validate(data)
+
+
 def with_z_loss(name: str) -> ModelSpec:
     return load(name).model_copy(update={"z_loss": 0.001})
 
@@ -90,7 +96,7 @@ def programs() -> list[Program]:
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
-    odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head()]
+    odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, [*specs, in_fp8("mixtral-8x7b")])]]
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dsc.compiler.driver import build
 from dsc.compiler.emit.dims import dims_file
+from dsc.compiler.emit.file import File
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.kernels import with_siblings
+from dsc.compiler.emit.kernels import add_kernels
 from dsc.compiler.emit.package import file_printer
 from dsc.compiler.kernels.target import TARGETS
 from dsc.spec.loader import load
@@ -53,8 +54,10 @@ def printed(names: tuple[str, ...], spec: ModelSpec, arch: str = "sm_90") -> dic
     """kernels/<name>.py for each name, those that they import, and dims.py, all by their name alone."""
     graph = build(spec).training
     printer = file_printer(spec, graph)
-    files = list(with_siblings(printer, ("launch", *names), graph, TARGETS[arch]).values())
-    return format_files({Path(file.path).name: file.text for file in (*files, dims_file(printer, files))})
+    files: dict[str, File] = {}
+    add_kernels(files, printer, ["launch", *names], graph, TARGETS[arch])
+    dims = dims_file(printer, files.values())
+    return format_files({Path(file.path).name: file.text for file in (*files.values(), dims)})
 
 
 def kernels(names: tuple[str, ...], zoo: str = "tiny", arch: str = "sm_90", **changes: Any) -> list[ModuleType]:

@@ -97,6 +97,23 @@ BASES: dict[str, Config] = {
         "rope_theta": 100.0,
         "sliding_window": None,
     },
+    "qwen3": {
+        **COMMON,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "rope_theta": 100.0,
+        "use_sliding_window": True,
+        "sliding_window": 6,  # far below the sequences under test
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    },
+    "mistral": {
+        **COMMON,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100.0,
+        "sliding_window": 6,
+    },
     "minicpm3": {
         **(COMMON | LATENT),
         "v_head_dim": 8,
@@ -242,6 +259,29 @@ CASES: list[Case] = [
             "one_kv_head": {"num_key_value_heads": 1},
             "odd": {**ODD_GROUPED, "num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 6},
             "tied": {"tie_word_embeddings": True},
+        },
+    ),
+    *_cases(
+        "qwen3",
+        {
+            "last_layers": {"layer_types": None, "max_window_layers": 3},
+            "all_layers": {"layer_types": None, "max_window_layers": 0},
+            "no_window": {"use_sliding_window": False, "layer_types": None},
+            "window_of_2": {"sliding_window": 2},
+            "window_longer_than_the_sequence": {"sliding_window": LENGTH + 9},
+            "multi_head": {"num_key_value_heads": 4},
+            "odd": {**ODD_GROUPED, "num_key_value_heads": 1},
+            "tied": {"tie_word_embeddings": True},
+        },
+    ),
+    *_cases(
+        "mistral",
+        {
+            "no_window": {"sliding_window": None},
+            "window_of_the_sequence": {"sliding_window": LENGTH},
+            "one_kv_head": {"num_key_value_heads": 1},
+            "wide_heads": {"head_dim": 14},
+            "odd": {**ODD_GROUPED, "num_key_value_heads": 1, "head_dim": 6},
         },
     ),
     *_cases(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.attention import GqaAttention, MlaAttention, WindowAttention
 from dsc.spec.ffn import MoeFfn
-from dsc.spec.model import ModelSpec
+from dsc.spec.model import Layer, ModelSpec
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.router import Router
 
@@ -98,14 +98,18 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return torch.cat((turned.real, turned.imag), -1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(q k^T scale) v with an explicit causal mask, head by head: [S, H, .], [S, G, .] twice -> [S, H, .]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
+    """softmax(q k^T scale) v with an explicit causal mask, head by head: [S, H, .], [S, G, .] twice -> [S, H, .].
+
+    With a window, token i sees tokens i - window + 1 to i.
+    """
     length, heads, _ = q.shape
-    future = torch.ones(length, length).triu(1).bool()
+    sees = [[j <= i and (window is None or i - j < window) for j in range(length)] for i in range(length)]
+    hidden = ~torch.tensor(sees)
     outputs = []
     for head in range(heads):
         shared = head // (heads // k.shape[1])
-        scores = (q[:, head] @ k[:, shared].T * scale).masked_fill(future, -math.inf)
+        scores = (q[:, head] @ k[:, shared].T * scale).masked_fill(hidden, -math.inf)
         outputs.append(torch.softmax(scores, -1) @ v[:, shared])
     return torch.stack(outputs, 1)
 
@@ -134,13 +138,14 @@ def latent_attention(x: Tensor, weights: Weights, spec: MlaAttention) -> Tensor:
     return attend(q, k, values, scale).flatten(1) @ weights["o_proj.weight"].T
 
 
-def grouped_attention(x: Tensor, weights: Weights, spec: GqaAttention) -> Tensor:
+def grouped_attention(x: Tensor, weights: Weights, spec: GqaAttention | WindowAttention) -> Tensor:
     """Grouped-query attention, arXiv 2305.13245, with Qwen3's norms on the heads of q and k before rotation."""
     q, k, v = ((x @ weights[f"{name}_proj.weight"].T).view(len(x), -1, spec.head_dim) for name in "qkv")
     if spec.qk_norm is not None:
         q = rms_norm(q, weights["q_norm.weight"], spec.qk_norm.eps)
         k = rms_norm(k, weights["k_norm.weight"], spec.qk_norm.eps)
-    out = attend(rotate(q, spec.rope), rotate(k, spec.rope), v, spec.head_dim**-0.5)
+    window = spec.window if isinstance(spec, WindowAttention) else None
+    out = attend(rotate(q, spec.rope), rotate(k, spec.rope), v, spec.head_dim**-0.5, window)
     return out.flatten(1) @ weights["o_proj.weight"].T
 
 
@@ -193,6 +198,7 @@ def expert_weights(weights: Weights, expert: int) -> tuple[Tensor, Tensor, Tenso
 class Routed:
     """What a mixture of experts leaves for training: scores [S, E] and the chosen experts of each token."""
 
+    moe: MoeFfn
     scores: Tensor
     chosen: list[list[int]]
 
@@ -212,7 +218,7 @@ def mixture_of_experts(x: Tensor, weights: Weights, moe: MoeFfn, limit: float | 
             out = out + swiglu(token, *shared, limit)
         rows.append(out)
         chosen.append(choice.experts)
-    return torch.stack(rows), Routed(scores, chosen)
+    return torch.stack(rows), Routed(moe, scores, chosen)
 
 
 def below(weights: Weights, *prefixes: str) -> dict[str, Tensor]:
@@ -220,9 +226,9 @@ def below(weights: Weights, *prefixes: str) -> dict[str, Tensor]:
     return {n.removeprefix(p): t for n, t in weights.items() for p in prefixes if n.startswith(p)}
 
 
-def layer(x: Tensor, weights: Weights, spec: ModelSpec) -> tuple[Tensor, Routed | None]:
+def layer(x: Tensor, weights: Weights, spec: ModelSpec, kind: Layer) -> tuple[Tensor, Routed | None]:
     """x + attention(norm(x)), then x + ffn(norm(x)), each residual with its multiplier (MiniCPM, arXiv 2404.06395)."""
-    multiplier, attention = spec.residual.multiplier, spec.attention
+    multiplier, attention, ffn = spec.residual.multiplier, spec.attentions[kind.attention], spec.ffns[kind.ffn]
     h = rms_norm(x, weights["input_layernorm.weight"], spec.norm.eps)
     inner = below(weights, "self_attn.")
     if isinstance(attention, MlaAttention):
@@ -232,8 +238,8 @@ def layer(x: Tensor, weights: Weights, spec: ModelSpec) -> tuple[Tensor, Routed 
     x = x + multiplier * h
     h = rms_norm(x, weights["post_attention_layernorm.weight"], spec.norm.eps)
     mlp, routed = below(weights, "mlp.", "block_sparse_moe."), None
-    if "gate.weight" in mlp:
-        h, routed = mixture_of_experts(h, mlp, spec.moe(), spec.ffn.swiglu_limit)
+    if isinstance(ffn, MoeFfn):
+        h, routed = mixture_of_experts(h, mlp, ffn, spec.ffn.swiglu_limit)
     else:
         h = swiglu(h, *(mlp[f"{name}_proj.weight"] for name in ("gate", "up", "down")), spec.ffn.swiglu_limit)
     return x + multiplier * h, routed
@@ -252,8 +258,8 @@ def run(tokens: Tensor, weights: Weights, spec: ModelSpec) -> Run:
     """The main model on one sequence [S]."""
     x = weights["model.embed_tokens.weight"][tokens] * spec.embedding_multiplier
     routed = []
-    for index in range(spec.num_layers):
-        x, found = layer(x, below(weights, f"model.layers.{index}."), spec)
+    for index, kind in enumerate(spec.schedule):
+        x, found = layer(x, below(weights, f"model.layers.{index}."), spec, kind)
         routed += [found] if found is not None else []
     return Run(x, head(rms_norm(x, weights["model.norm.weight"], spec.norm.eps), weights, spec), routed)
 
@@ -300,7 +306,7 @@ def losses(tokens: Tensor, labels: Tensor, weights: Weights, spec: ModelSpec) ->
         for k, logits_ahead in enumerate(depths):
             ahead[k] += token_losses(logits_ahead, targets[k + 1 :], spec.z_loss)
         for one in [*result.routed, *routed]:
-            balance = balance + balance_loss(one, spec.moe()) / len(tokens)
+            balance = balance + balance_loss(one, one.moe) / len(tokens)
     mtp = torch.zeros_like(balance)
     for terms in ahead:
         assert spec.mtp is not None
@@ -324,7 +330,7 @@ def predict_ahead(
         before = hidden if spec.mtp.hidden == "post_norm" else state
         h = rms_norm(before[:-1], own["hnorm.weight"], spec.norm.eps)
         e = rms_norm(weights["model.embed_tokens.weight"][tokens[k:]], own["enorm.weight"], spec.norm.eps)
-        state, routed = layer(torch.cat((e, h), -1) @ own["eh_proj.weight"].T, own, spec)
+        state, routed = layer(torch.cat((e, h), -1) @ own["eh_proj.weight"].T, own, spec, spec.schedule[-1])
         hidden = rms_norm(state, own["shared_head.norm.weight"], spec.norm.eps)
         depths.append(head(hidden, weights, spec))
         decisions += [routed] if routed is not None else []

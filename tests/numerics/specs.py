@@ -66,7 +66,16 @@ GROUPED: Sections = {
     "qk_norm": {"eps": 1e-3},
     "rope": {"layout": "interleaved", "theta": 100.0},
 }
+WINDOW: Sections = {**GROUPED, "kind": "window", "window": 4}
 SOFTMAX: Sections = {"score": "softmax", "norm_topk_prob": True}
+
+SMALL_MOE: Sections = {
+    "kind": "moe",
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "router": SOFTMAX,
+}
 
 ROUTER = "ffn.moe.router"
 MTP = {"depth": 1, "hidden": "post_norm", "loss_weight": 0.3}
@@ -126,6 +135,41 @@ SPECS: dict[str, str] = {
     "sequence_balance_loss": balanced(sequence_aux_loss_alpha=0.7),
     "sequence_balance_loss_of_softmax": spec_text(
         ffn__moe__router={"score": "softmax", "norm_topk_prob": False, "balance": {"sequence_aux_loss_alpha": 0.7}}
+    ),
+    "window": spec_text(attention=WINDOW, mtp=MTP),
+    "two_ropes": spec_text(
+        attention={
+            "local": {**WINDOW, "rope": {"layout": "half", "theta": 10.0}},
+            "full": {**GROUPED, "num_key_value_heads": 4},
+        },
+        layers=[{"repeat": 2, "cycle": [{"attention": name, "ffn": "dense"} for name in ("local", "full")]}],
+        ffn={"dense": {"intermediate_size": 40}},
+        mtp=MTP,
+    ),
+    # Three attentions of two ropes and two layouts; of three feed-forwards, two mixtures of experts, one has a loss.
+    "layers_in_turn": spec_text(
+        attention={"local": WINDOW, "full": GROUPED, "latent": BASE["attention"]},
+        ffn={
+            **BASE["ffn"],
+            "moe": {
+                **BASE["ffn"]["moe"],
+                "router": {**BASE["ffn"]["moe"]["router"], "balance": {"sequence_aux_loss_alpha": 0.7}},
+            },
+            "small": SMALL_MOE,
+        },
+        layers=[
+            {"repeat": 1, "attention": "full", "ffn": "dense"},
+            {
+                "repeat": 2,
+                "cycle": [
+                    {"attention": "local", "ffn": "dense"},
+                    {"attention": "latent", "ffn": "small"},
+                    {"attention": "full", "ffn": "moe"},
+                ],
+            },
+            {"repeat": 1, "attention": "local", "ffn": "moe"},
+        ],
+        mtp={**MTP, "depth": 2},
     ),
     "everything": spec_text(
         mtp={**MTP, "depth": 2},

@@ -7,6 +7,9 @@ from numerics.families import CASES, LENGTH, Case
 from numerics.harness import Compile, OracleOf, imported_text, random_model, some_tokens
 from numerics.specs import SPECS
 
+from dsc.compiler.driver import build
+from dsc.compiler.graph.cache_rows import cache_rows
+
 TOLERANCE = 1e-12
 CHUNKS = {
     "token_by_token": [1] * LENGTH,
@@ -26,6 +29,9 @@ VARIANTS = [
     for case in CASES
     if case.variant in ("values_wider_than_keys", "values_as_wide_as_keys", "no_query_latent", "one_kv_head", "tied")
 ]
+WINDOWED = [case for case in CASES if case.family in ("qwen3", "mistral") and "window" in case.variant] + [
+    Case("mistral", f"window_of_{window}", {"sliding_window": window}) for window in (1, 5, 7)
+]
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
@@ -43,19 +49,33 @@ def test_specs(name: str, compiled: Compile) -> None:
     assert decode_error(compiled(SPECS[name]), CHUNKS["chunks"]) < TOLERANCE
 
 
-def test_caches_hold_what_the_plan_counts(family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
-    """Latents and one rotary key for latent attention, keys and values of the shared heads otherwise."""
+@pytest.mark.parametrize("case", WINDOWED, ids=str)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_windows(case: Case, chunks: list[int], oracle_of: OracleOf, compiled: Compile) -> None:
+    """Windows of 1 token, of a few, of a chunk, of the whole text and of more: rows are overwritten or not."""
+    assert decode_error(compiled(imported_text(oracle_of(case))), chunks) < TOLERANCE
+
+
+def test_layers_that_take_turns(compiled: Compile) -> None:
+    """Windows, latents, two ropes, and feed-forwards with and without a loss, in one loop."""
+    for chunks in CHUNKS.values():
+        assert decode_error(compiled(SPECS["layers_in_turn"]), chunks) < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [2, 6, LENGTH])
+def test_caches_hold_what_the_plan_counts(length: int, family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
+    """Row by row, the bytes of the tensors; before a window is full, when it is, and far beyond."""
     package = compiled(imported_text(oracle_of(family)))
-    model, tokens, attention = random_model(package), some_tokens(), package.spec.attention
+    model, tokens = random_model(package, torch.float32), some_tokens(length=length)
     caches = [package.decode.LayerCache() for _ in model.layers]
     with torch.no_grad():
-        package.decode.model_forward(model, tokens, caches)
-    if attention.kind == "mla":
-        width = attention.kv_lora_rank + attention.qk_rope_head_dim
-    else:
-        width = 2 * attention.num_key_value_heads * attention.head_dim
-    for cache in caches:
-        assert sum(tensor[0, 0].numel() for tensor in cache.tensors.values()) == width
+        for token in tokens.split(1, 1):
+            package.decode.model_forward(model, token, caches)
+    planned = cache_rows(build(package.spec).training, "Model.forward")
+    assert len(planned) == len(caches)
+    for rows, cache in zip(planned.values(), caches, strict=True):
+        allocated = {name: slot.untyped_storage().nbytes() for name, slot in cache.slots.items()}
+        assert allocated == {row.name: row.bytes_of(length) * len(tokens) for row in rows}
 
 
 def test_decoding_leaves_the_model_alone(compiled: Compile) -> None:

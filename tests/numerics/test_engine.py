@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numerics.checks import RAGGED, greedy
-from numerics.families import Case
+from numerics.families import Case, case
 from numerics.harness import Compile, OracleOf, Package, imported_text, random_model
 from numerics.specs import SPECS
 from torch import nn
@@ -24,6 +24,19 @@ def test_greedy_is_the_argmax_of_the_full_forward(family: Case, oracle_of: Oracl
     model = random_model(package)
     generated = package.engine.Engine(model).generate(RAGGED, max_new_tokens=8)
     assert generated == [greedy(model, prompt, 8) for prompt in RAGGED]
+
+
+@pytest.mark.parametrize("name", ["qwen3-base", "qwen3-last_layers", "mistral-base"])
+def test_greedy_is_that_of_transformers_beyond_the_window(name: str, oracle_of: OracleOf, compiled: Compile) -> None:
+    """Windows of 6 tokens; prompts shorter and longer, and three windows of new tokens."""
+    oracle = oracle_of(case(name))
+    package = compiled(imported_text(oracle))
+    engine = package.engine.Engine(package.load(oracle.folder))
+    for prompt in (RAGGED[1], RAGGED[0], [*RAGGED[2], *RAGGED[0], *RAGGED[3]]):
+        tokens = torch.tensor([prompt])
+        asked = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 18, "do_sample": False, "pad_token_id": 0}
+        expected = oracle.model.generate(tokens, **asked)[0, len(prompt) :].tolist()
+        assert engine.generate([prompt], max_new_tokens=18) == [expected]
 
 
 def test_prompts_do_not_change_each_other(package: Package, model: nn.Module) -> None:

@@ -68,6 +68,14 @@ TRANSFORMERS = [
     ),
     Fault("deepseek_v3-base", "no norm of the latent", "kv_latent = self.kv_a_layernorm(kv_latent)", "pass"),
     Fault("deepseek_v3-base", "no norm of the query latent", "q_latent = self.q_a_layernorm(q_latent)", "pass"),
+    Fault("mistral-base", "a window of one token more", "- WINDOW + 1", "- WINDOW"),
+    Fault("qwen3-base", "a window of one token less", "- SLIDING_WINDOW + 1", "- SLIDING_WINDOW + 2"),
+    Fault(
+        "qwen3-base",
+        "windows on the other layers",
+        "(SlidingDenseLayer, FullDenseLayer)",
+        "(FullDenseLayer, SlidingDenseLayer)",
+    ),
     Fault("qwen3_moe-base", "no norm of the query heads", "q = self.q_norm(q)", "pass"),
     # router
     Fault("deepseek_v3-base", "weights not normalised", NORMALISE, "pass"),
@@ -132,6 +140,11 @@ DECODING = [
     Fault("deepseek_v3-base", "mask of the upper left", ".tril(seen - new)", ".tril()", DECODE),
     Fault("deepseek_v3-base", "positions from 0", "[:, -tokens.shape[1] :]", "[:, : tokens.shape[1]]", DECODE),
     Fault("llama-base", "newest first", "torch.cat((before, x), 1)", "torch.cat((x, before), 1)", DECODE),
+    Fault("mistral-base", "the ring written one place on", "ring[:, kept]", "ring[:, (kept + 1) % window]", DECODE),
+    Fault("mistral-base", "the ring read one place on", "ring[:, before]", "ring[:, (before + 1) % window]", DECODE),
+    Fault("mistral-base", "the oldest row not read", "start - window + 1", "start - window + 2", DECODE),
+    Fault("mistral-base", "the newest rows not kept", "x[:, -window:]", "x[:, :window]", DECODE),
+    Fault("qwen3-base", "positions of the ring", "caches[0].length", "len(caches[0].slots.get('k', x[0])[0])", DECODE),
     Fault("mixtral-base", "keys kept unturned", "k = rotate(k, rope)", "pass", DECODE),
     Fault("qwen3_moe-base", "the first position's logits", "x[:, -1:]", "x[:, :1]", DECODE),
     Fault("everything", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
@@ -185,7 +198,7 @@ def test_against_formulas(fault: Fault, planted: Plant) -> None:
 
 @pytest.mark.parametrize("fault", DECODING, ids=str)
 def test_decoding(fault: Fault, planted: Plant) -> None:
-    sound, faulty = (decode_error(package, [5, LENGTH - 7, 1, 1]) for package in planted(fault))
+    sound, faulty = (decode_error(package, [9, LENGTH - 11, 1, 1]) for package in planted(fault))
     assert sound < SOUND and faulty > CAUGHT
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsc.compiler.driver import build
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
 
@@ -32,9 +32,9 @@ def flops_of_kind(graph: Graph, key: str, kind: type) -> Dim:
     """Of the nodes of one op kind, through all calls."""
     total: Dim = Int(0)
     for node in graph.blocks[key].nodes():
-        if hasattr(node.op, "callee"):
-            inner = flops_of_kind(graph, node.op.callee(), kind).substitute(node.op.bindings(node.input_types))
-            total = total + inner * len(node.op.prefixes())
+        if isinstance(node.op, Call):
+            for callee, _ in node.op.runs():
+                total = total + flops_of_kind(graph, callee, kind).substitute(node.op.bindings(node.input_types))
         elif isinstance(node.op, kind):
             total = total + node.flops()
     return total

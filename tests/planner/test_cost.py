@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.machine.collectives import Group, all_gather
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.pipeline.schedule import Schedule, actions
@@ -175,6 +176,22 @@ def test_tensor_and_context_parallelism_divide_compute(tp: int, cp: int) -> None
     for one, other in zip(whole[:3], part[:3], strict=True):
         assert sum(one.compute) / (tp * cp) <= sum(other.compute) * (1 + 1e-9) < 1.5 * sum(one.compute)
     assert part.forward.other > 0 or cp > 1
+
+
+@pytest.mark.parametrize(("name", "kind", "sublayers"), [
+    ("tiny", "DenseLayer.forward", 2), ("deepseek-v3", "DenseLayer.forward", 2), ("deepseek-v3", "MoeLayer.forward", 2),
+    ("mixtral-8x7b", "MoeLayer.forward", 1),
+])  # fmt: skip
+def test_tensor_parallelism_gathers_and_scatters_around_each_sublayer_that_it_divides(
+    name: str, kind: str, sublayers: int
+) -> None:
+    """Whatever its type: `tiny` is float32. Routed experts alone are divided by other ranks."""
+    found = costs(name, "h800", 1)
+    layout = replace(PLAIN, pp=1, tp=2, ep=1, dp=4)
+    precision = found.spec.precision
+    hidden = found.spec.workload.sequence_length * found.spec.hidden_size * (4 if precision.parameters == "fp32" else 2)
+    one = all_gather(hidden, Group(2), found.hardware)
+    assert found.stages.cost((kind,), layout).forward.other == pytest.approx(sublayers * 2 * one)
 
 
 def test_zero_3_shows_what_compute_does_not_hide() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.driver import run
+from dsc.compiler.driver import run, timed
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.planner.machine.calibration import CALIBRATIONS, HOPPER, Calibration, Figure
@@ -103,6 +103,27 @@ def test_fp8_products_run_at_the_published_rate() -> None:
             flops += 4 * ((2 if again else 1) * op.flops.at(1, 4096) + op.backward_flops.at(1, 4096))
     found = pair(machine("h800", 256))
     assert flops / (found["fp8_gemm"] + found["fp8_grouped"]) / 1e9 == pytest.approx(794, rel=0.01)
+
+
+@pytest.mark.parametrize("product", ["attention", "feed_forward", "experts"])
+def test_products_that_the_spec_keeps_wide_are_not_timed_in_fp8(product: str) -> None:
+    """By the op and not by the module that it is in."""
+    spec = load("deepseek-v3")
+    parts = parts_of(timed(spec))
+    every = spec.precision.fp8_products()
+    all_of_them, others = (op_costs(parts, some)["MoeLayer.forward"] for some in (every, every - {product}))
+    changed = {a.name for a, b in zip(all_of_them, others, strict=True) if a.kernel_class != b.kernel_class}
+    assert (
+        changed
+        == {
+            "attention": {
+                f"layers.3.self_attn.{name}.weight"
+                for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+            },
+            "feed_forward": {f"layers.3.mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")},
+            "experts": {"layers.3.mlp.gate_up_proj", "layers.3.mlp.down_proj"},
+        }[product]
+    )
 
 
 def test_the_roofline_takes_the_slowest_of_three() -> None:

@@ -34,9 +34,11 @@ def scaling(draw: Draw) -> Section:
 def attention(draw: Draw) -> Section:
     theta = pick(draw, 2.0, 1e4, 5e5)
     rope = {"layout": pick(draw, "interleaved", "half"), "theta": theta, "scaling": scaling(draw)}
-    if pick(draw, "mla", "gqa") == "gqa":
+    kind = pick(draw, "mla", "gqa", "window")
+    if kind != "mla":
         kv_heads = number(draw, 1, 3)
-        section = {"kind": "gqa", "num_key_value_heads": kv_heads, "num_attention_heads": kv_heads * number(draw, 1, 3)}
+        section = {"kind": kind, "num_key_value_heads": kv_heads, "num_attention_heads": kv_heads * number(draw, 1, 3)}
+        section |= {"window": number(draw, 1, 70)} if kind == "window" else {}
         qk_norm = pick(draw, None, {"eps": 1e-5})
         return section | {"head_dim": 2 * number(draw, 1, 9), "qk_norm": qk_norm, "rope": rope}
     return {
@@ -88,19 +90,29 @@ def precision(draw: Draw) -> Section:
 
 
 def body(draw: Draw) -> Section:
-    """The layers, and the feed-forward kinds that they name."""
-    group = st.fixed_dictionaries({"repeat": st.integers(1, 2), "ffn": st.sampled_from(["dense", "moe"])})
-    layers = draw(st.lists(group, min_size=1, max_size=4))
-    named = {layer["ffn"] for layer in layers}
-    dense = {"intermediate_size": number(draw, 1, 40)}
+    """The layers, and the attentions and feed-forwards that they name."""
+    several = draw(st.booleans())
+    kind = {"ffn": st.sampled_from(["dense", "moe", "wide", "small"])}
+    if several:
+        kind["attention"] = st.sampled_from(["here", "there"])
+    repeat = {"repeat": st.integers(1, 2)}
+    cycle = st.lists(st.fixed_dictionaries(kind), min_size=2, max_size=3)
+    groups = st.fixed_dictionaries(repeat | kind) | st.fixed_dictionaries(repeat | {"cycle": cycle})
+    layers = draw(st.lists(groups, min_size=1, max_size=3))
+    kinds = [kind for group in layers for kind in group.get("cycle", [group])]
+    ffn = {name: feed_forward(draw, name) for name in sorted({kind["ffn"] for kind in kinds})}
+    named = sorted({kind["attention"] for kind in kinds}) if several else []
     return {
         "layers": layers,
-        "ffn": {
-            "dense": dense if "dense" in named else None,
-            "moe": moe(draw) if "moe" in named else None,
-            "swiglu_limit": pick(draw, None, 0.5),
-        },
+        "attention": {name: attention(draw) for name in named} if several else attention(draw),
+        "ffn": ffn | {"swiglu_limit": pick(draw, None, 0.5)},
     }
+
+
+def feed_forward(draw: Draw, name: str) -> Section:
+    if name in ("dense", "wide"):
+        return {"kind": "dense", "intermediate_size": number(draw, 1, 40)}
+    return {"kind": "moe", **moe(draw)}
 
 
 @st.composite
@@ -119,7 +131,6 @@ def specs(draw: Draw) -> ModelSpec:
         "z_loss": pick(draw, None, 0.001),
         "norm": {"eps": pick(draw, 1e-6, 1e-5)},
         "residual": {"kind": "add", "multiplier": pick(draw, 1.0, 0.3)},
-        "attention": attention(draw),
         "mtp": pick(draw, None, mtp),
         "precision": precision(draw),
         "workload": {"sequence_length": number(draw, 8, 64)},

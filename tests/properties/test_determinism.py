@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsc.compiler.driver import build, compile_spec, emit
+from dsc.compiler.emit.command import regenerate
 from dsc.spec.loader import load, loads
 from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import MODELS
@@ -66,12 +67,36 @@ def test_the_folder_has_no_say_even_with_ruff_settings_in_it(expected: str, tmp_
     assert elsewhere("tiny", cwd=tmp_path)[1] == expected
 
 
-def test_the_path_of_the_spec_has_no_say(expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (MODELS / "tiny.yaml").read_text()
-    (tmp_path / "another name.yaml").write_text(text)
+def test_the_path_of_the_spec_stands_in_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = compile_spec("tiny")[1]
+    (tmp_path / "another name.yaml").write_text((MODELS / "tiny.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     for path in ("another name.yaml", "./another name.yaml", tmp_path / "another name.yaml"):
-        assert digest(compile_spec(path)[1]) == expected
+        files = compile_spec(path)[1]
+        named = {name: text.replace("compile 'another name.yaml'\n", "compile tiny\n") for name, text in files.items()}
+        assert {name for name in files if named[name] != expected[name]} == {"dsc.lock.json"}
+
+
+COMMANDS = {
+    "beside the package": ("a.yaml", "package", "a.yaml"),
+    "in a folder": ("./specs/a.yaml", "package", "specs/a.yaml"),
+    "in a folder beside that of the package": ("specs/a.yaml", "generated/package", "../specs/a.yaml"),
+    "an absolute path": ("/absolute/specs/a.yaml", "package", "a.yaml"),
+    "an absolute folder": ("specs/a.yaml", "/absolute/package", "a.yaml"),
+    "a model of the zoo": ("tiny", "package", "tiny"),
+    "a name that would end the comment": ("a\nimport os", "package", "tiny"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_of_the_header(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder, shown = COMMANDS[case]
+    source, folder = (path.replace("/absolute", str(tmp_path)) for path in (source, folder))
+    (tmp_path / "specs").mkdir()
+    for name in ("a.yaml", "specs/a.yaml", "a\nimport os"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert regenerate(load("tiny"), source, folder) == f"dsc compile {shown}"
 
 
 def shuffled(value: object, order: random.Random) -> object:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from types import ModuleType
 
 import pytest
@@ -19,10 +20,11 @@ from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.saved import saved_bytes
 from dsc.compiler.graph.verify import verify
-from dsc.spec.attention import MlaAttention
+from dsc.spec.attention import Attention, MlaAttention, WindowAttention
 from dsc.spec.checks import check
+from dsc.spec.ffn import DenseFfn, MoeFfn
 from dsc.spec.loader import load, loads
-from dsc.spec.model import ModelSpec
+from dsc.spec.model import Layer, ModelSpec
 
 Importer = Callable[[str], ModuleType]
 Emitted = Callable[[Mapping[str, str]], Importer]
@@ -87,45 +89,44 @@ def counts_agree(program: Program, model: torch.nn.Module) -> None:
 
 def idle_parameters(spec: ModelSpec) -> int:
     """Of the experts that one token does not choose."""
-    moe = spec.ffn.moe
-    if moe is None:
-        return 0
-    layers = sum(group.repeat for group in spec.layers if group.ffn == "moe")
-    idle = moe.n_routed_experts - moe.num_experts_per_tok
-    return layers * idle * 3 * spec.hidden_size * moe.moe_intermediate_size
+    mixtures = [ffn for layer in spec.schedule if isinstance(ffn := spec.ffns[layer.ffn], MoeFfn)]
+    idle = [(moe.n_routed_experts - moe.num_experts_per_tok) * moe.moe_intermediate_size for moe in mixtures]
+    return 3 * spec.hidden_size * sum(idle)
 
 
 def flops_agree(program: Program) -> None:
-    """Training: six for each parameter that a token touches, and three products of half a square in each layer."""
+    """Training: six for each parameter that a token touches, and three products of half a square in each layer, less
+    the half square before the window."""
     spec, stats = program.spec, compute_stats(program.spec, program.training)
-    a, length = spec.attention, spec.workload.sequence_length
-    dims = a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim if isinstance(a, MlaAttention) else 2 * a.head_dim
-    attention = 3 * length * a.num_attention_heads * dims * spec.num_layers
-    expected = 6 * stats.parameters.active_without_embedding + attention
-    assert stats.flops_per_token.training == expected
+    length, attention = spec.workload.sequence_length, 0
+    for layer in spec.schedule:
+        a = spec.attentions[layer.attention]
+        dims = a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim if isinstance(a, MlaAttention) else 2 * a.head_dim
+        unseen = max(length - a.window, 0) if isinstance(a, WindowAttention) else 0
+        attention += (length**2 - unseen**2) * a.num_attention_heads * dims
+    expected = 6 * stats.parameters.active_without_embedding + Fraction(3 * attention, length)
+    assert stats.flops_per_token.training == round(expected)
 
 
 def closed_form(spec: ModelSpec) -> tuple[int, int]:
     """Parameters of the model, and of multi-token prediction beside it."""
     hidden = spec.hidden_size
-    layers = {kind: layer_parameters(spec, kind) for kind in {group.ffn for group in spec.layers}}
-    body = sum(group.repeat * layers[group.ffn] for group in spec.layers)
+    layers = [layer_parameters(spec, layer) for layer in spec.schedule]
     tables = spec.vocab_size * hidden * (1 if spec.tie_word_embeddings else 2)
     depth = spec.mtp.depth if spec.mtp else 0
-    return body + tables + hidden, depth * (layers[spec.layers[-1].ffn] + 2 * hidden * hidden + 3 * hidden)
+    return sum(layers) + tables + hidden, depth * (layers[-1] + 2 * hidden * hidden + 3 * hidden)
 
 
-def layer_parameters(spec: ModelSpec, kind: str) -> int:
-    hidden = spec.hidden_size
-    if kind == "dense":
-        return attention_parameters(spec) + 2 * hidden + 3 * hidden * spec.dense().intermediate_size
-    moe = spec.moe()
-    experts = 3 * hidden * moe.moe_intermediate_size * (moe.n_routed_experts + moe.n_shared_experts)
-    return attention_parameters(spec) + 2 * hidden + experts + hidden * moe.n_routed_experts
+def layer_parameters(spec: ModelSpec, layer: Layer) -> int:
+    hidden, ffn = spec.hidden_size, spec.ffns[layer.ffn]
+    around = attention_parameters(spec.attentions[layer.attention], hidden) + 2 * hidden
+    if isinstance(ffn, DenseFfn):
+        return around + 3 * hidden * ffn.intermediate_size
+    experts = 3 * hidden * ffn.moe_intermediate_size * (ffn.n_routed_experts + ffn.n_shared_experts)
+    return around + experts + hidden * ffn.n_routed_experts
 
 
-def attention_parameters(spec: ModelSpec) -> int:
-    a, hidden = spec.attention, spec.hidden_size
+def attention_parameters(a: Attention, hidden: int) -> int:
     if not isinstance(a, MlaAttention):
         heads = 2 * a.num_attention_heads + 2 * a.num_key_value_heads
         return hidden * heads * a.head_dim + (2 * a.head_dim if a.qk_norm else 0)

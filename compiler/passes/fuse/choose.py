@@ -18,6 +18,7 @@ from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.passes.fuse.router import fuse_router
 from dsc.spec.attention import MlaAttention
+from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -59,13 +60,21 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
         notes.append("precision.kv_cache: rows are kept in bf16, for lack of kernels for FP8 rows there")
-    passes += [fuse_router, fuse_experts, fuse_elementwise, fuse_linear_cross_entropy]
+    if _mixtures(spec) > 1:
+        notes.append("ffn: plain PyTorch for routers and experts: the kernels have the sizes of one mixture of experts")
+    else:
+        passes += [fuse_router, fuse_experts]
+    passes += [fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         if (reason := fp8_quantize.refusal(linear, target)) is None:
             passes.append(partial(multiply_in_fp8, linear=linear))
         else:
             notes += _without_fp8(spec, reason)
     return Choice(tuple(passes), tuple(inference), tuple(notes))
+
+
+def _mixtures(spec: ModelSpec) -> int:
+    return sum(isinstance(ffn, MoeFfn) for ffn in spec.ffns.values())
 
 
 def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:

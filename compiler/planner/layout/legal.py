@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dsc.compiler.planner.layout.layout import RECOMPUTE, Layout
 from dsc.compiler.planner.pipeline.schedule import why_not
-from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.attention import GroupedQueries, MlaAttention
+from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -35,20 +36,21 @@ def _grid(layout: Layout, world: int) -> Iterator[str]:
 def model_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
     """Sizes of the model that tensor, context or expert parallelism does not divide."""
     tp, cp, ep, etp = layout.tp, layout.cp, layout.ep, layout.etp
-    kinds = {group.ffn for group in spec.layers}
-    attention = spec.attention
-    yield from _divides("tp", tp, "attention heads", attention.num_attention_heads)
-    if isinstance(attention, GqaAttention):
-        yield from _divides("tp", tp, "key-value heads", attention.num_key_value_heads)
-    if "dense" in kinds:
-        yield from _divides("tp", tp, "ffn.dense.intermediate_size", spec.dense().intermediate_size)
-    if "moe" in kinds:
-        moe = spec.moe()
-        yield from _divides("ep", ep, "experts", moe.n_routed_experts)
-        yield from _divides("etp", etp, "ffn.moe.moe_intermediate_size", moe.moe_intermediate_size)
-        yield from _divides("tp", tp, "shared experts' width", moe.n_shared_experts * moe.moe_intermediate_size)
-    elif ep * etp > 1:
-        yield f"ep x etp = {ep} x {etp} = {ep * etp}, but the model has no experts"
+    for attention in spec.attentions.values():
+        yield from _divides("tp", tp, "attention heads", attention.num_attention_heads)
+        if isinstance(attention, GroupedQueries):
+            yield from _divides("tp", tp, "key-value heads", attention.num_key_value_heads)
+    for name, ffn in spec.ffns.items():
+        if isinstance(ffn, MoeFfn):
+            yield from _divides("ep", ep, "experts", ffn.n_routed_experts)
+            yield from _divides("etp", etp, f"ffn.{name}.moe_intermediate_size", ffn.moe_intermediate_size)
+            yield from _divides("tp", tp, "shared experts' width", ffn.n_shared_experts * ffn.moe_intermediate_size)
+        else:
+            yield from _divides("tp", tp, f"ffn.{name}.intermediate_size", ffn.intermediate_size)
+    mixtures = [name for name, ffn in spec.ffns.items() if isinstance(ffn, MoeFfn)]
+    if len(mixtures) != 1 and ep * etp > 1:
+        has = f"has several mixtures of experts, {', '.join(mixtures)}" if mixtures else "has no experts"
+        yield f"ep x etp = {ep} x {etp} = {ep * etp}, but the model {has}"
     sequence = spec.workload.sequence_length
     if cp > 1:  # causal attention is balanced by giving every rank one chunk from the front and one from the back
         yield from _divides("2 x cp", 2 * cp, "tokens of a sequence", sequence)
@@ -97,8 +99,8 @@ def choice_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
 def recompute_choices(spec: ModelSpec) -> tuple[str, ...]:
     """Those of RECOMPUTE that the model has."""
     absent = set()
-    if not isinstance(spec.attention, MlaAttention):
+    if not any(isinstance(attention, MlaAttention) for attention in spec.attentions.values()):
         absent.add("mla_up_proj")
-    if "moe" not in {group.ffn for group in spec.layers}:
+    if "moe" not in spec.ffn_kinds:
         absent.add("experts")
     return tuple(name for name in RECOMPUTE if name not in absent)

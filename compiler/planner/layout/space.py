@@ -106,7 +106,7 @@ def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -
 
 def _expert_grids(tp: int, cp: int, world: int, spec: ModelSpec, pins: Placement) -> Iterator[tuple[int, int]]:
     """Pairs of expert parallelism and expert tensor parallelism that the model allows."""
-    most = max(1, spec.ffn.moe.n_routed_experts if spec.ffn.moe else 1)
+    most = max(1, spec.moe().n_routed_experts if "moe" in spec.ffn_kinds else 1)
     for ep in _options(pins.ep, _divisors(world, most)):
         for etp in _options(pins.etp, _divisors(tp, tp)):
             if not any(model_problems(replace(TRIVIAL, tp=tp, cp=cp, ep=ep, etp=etp), spec)):

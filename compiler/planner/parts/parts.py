@@ -49,13 +49,16 @@ def _modules(graph: Graph) -> Iterator[tuple[str, str]]:
     for key in (BACKBONE, LOSS):
         for node in graph.blocks[key].nodes():
             if isinstance(node.op, Call):
-                yield from ((path, node.op.callee()) for path in node.op.prefixes() if path)
+                yield from ((path, callee) for callee, path in node.op.runs() if path)
 
 
 def stream(graph: Graph) -> TensorType:
     """What one layer hands to the next, and one pipeline stage to the next: sizes in B and S."""
-    layers = [node for node in graph.blocks[BACKBONE].nodes() if isinstance(node.op, Call) and any(node.op.prefixes())]
-    types = [tensor(node.output_types[0]) for node in layers]
+    types = [
+        tensor(node.output_types[0])
+        for node in graph.blocks[BACKBONE].nodes()
+        if isinstance(node.op, Call) and any(path for _, path in node.op.runs())
+    ]
     assert all(type.same(types[0]) for type in types), f"layers hand on {', '.join(one.shape_text() for one in types)}"
     return types[0]
 
@@ -75,7 +78,7 @@ def _places(graph: Graph, names: list[str]) -> dict[int, str]:
     readers: dict[tuple[str, int], str] = {}
     for node in reversed(graph.blocks[LOSS].nodes()):
         if isinstance(node.op, Call):
-            part = next((path for path in node.op.prefixes() if path), EMBEDDING)
+            part = next((path for _, path in node.op.runs() if path), EMBEDDING)
         else:
             read_by = [readers.get((value.producer, value.index), HEAD) for value in node.outputs]
             part = min(read_by, key=names.index, default=HEAD)

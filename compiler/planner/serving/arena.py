@@ -52,7 +52,8 @@ class Arena:
 def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
     """From the op that makes a value to the last that reads it.
 
-    What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls.
+    What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls,
+    and what is appended to the cache lies in the cache's pages.
     """
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
@@ -60,6 +61,8 @@ def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
     for index, step in enumerate(steps):
         read = [one for one in step.inputs if one is not None]
         given.update(one for one in read if one not in first)
+        if step.node.op.in_cache:
+            given.update(one for one in step.outputs if one is not None)
         for one in (*read, *step.outputs, *step.saved):
             if one is not None and one not in given:
                 first.setdefault(one, index)

@@ -65,7 +65,7 @@ class ServingProblem:
     @property
     def experts(self) -> int:
         """Routed ones of a layer."""
-        return self.spec.moe().n_routed_experts if self.spec.ffn.moe else 0
+        return self.spec.moe().n_routed_experts if "moe" in self.spec.ffn_kinds else 0
 
     @property
     def request(self) -> Request:

@@ -26,8 +26,7 @@ class PlacedLayer:
 
 
 def moe_layers(spec: ModelSpec) -> tuple[int, ...]:
-    kinds = [group.ffn for group in spec.layers for _ in range(group.repeat)]
-    return tuple(layer for layer, kind in enumerate(kinds) if kind == "moe")
+    return tuple(layer for layer, kind in enumerate(spec.ffn_kinds) if kind == "moe")
 
 
 def read_loads(text: str, spec: ModelSpec) -> Loads:

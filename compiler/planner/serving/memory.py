@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from dsc.compiler.graph.cache_rows import cache_rows
+from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
 from dsc.compiler.graph.dim import Axis, B, C, S, product
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
@@ -132,21 +132,24 @@ class ServingMemory:
         fixed = sum(line.bytes for line in weights)
         page_bytes = storing.page * self.token_bytes(serving, storing)
         pages_each = share(request.context, storing.page)
+        windows_each = self.window_bytes(serving, storing, request.context)
+        each = pages_each * page_bytes + windows_each
 
         def beside(sequences: int) -> tuple[MemoryLine, ...]:
             return tuple(self._beside(serving, request, self.arena(serving, request, sequences), sequences, pages_each))
 
         def needed(sequences: int) -> int:
-            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * pages_each * page_bytes
+            return fixed + sum(line.bytes for line in beside(sequences)) + sequences * each
 
         if needed(1) > capacity:
-            lines = (*weights, *beside(1), _pages(pages_each, page_bytes, storing))
+            lines = (*weights, *beside(1), *_windows(1, windows_each), _pages(pages_each, page_bytes, storing))
             raise DoesNotFit(
                 f"one sequence of {request.context} tokens needs {needed(1):,} bytes of {capacity:,}", lines
             )
-        most = _last(needed, capacity, (capacity - fixed) // (pages_each * page_bytes) + 1)
-        others = beside(most)
-        pages = (capacity - fixed - sum(line.bytes for line in others)) // page_bytes
+        most = _last(needed, capacity, (capacity - fixed) // each + 1)
+        others = (*beside(most), *_windows(most, windows_each))
+        left = capacity - fixed - sum(line.bytes for line in others)
+        pages = left // page_bytes if page_bytes else 0
         lines = (*weights, *others, _pages(pages, page_bytes, storing))
         return ServingPlan(lines, capacity, self.arena(serving, request, most), page_bytes, pages, most)
 
@@ -192,12 +195,18 @@ class ServingMemory:
         )
 
     def token_bytes(self, serving: Serving, storing: Storing) -> int:
-        """What one token leaves in the cache of all layers on one GPU.
+        """What one token leaves on one GPU in the caches that keep all tokens."""
+        return sum(self._held_bytes(row, serving, storing) for row in self.rows if row.window is None)
 
-        Tensor parallelism divides heads; what has none, such as a latent, is whole on every tensor rank.
-        """
-        rows = [row.in_fp8_cache() for row in self.rows] if storing.rows == "fp8" else self.rows
-        return sum(share(row.bytes, serving.tp if Axis.HEADS in row.axes else 1) for row in rows)
+    def window_bytes(self, serving: Serving, storing: Storing, context: int) -> int:
+        """What one sequence of so many tokens has on one GPU in the caches of windows, which it fills once."""
+        windowed = [row for row in self.rows if row.window is not None]
+        return sum(row.kept(context) * self._held_bytes(row, serving, storing) for row in windowed)
+
+    def _held_bytes(self, row: CacheRow, serving: Serving, storing: Storing) -> int:
+        """Of one row on one GPU. Tensor parallelism divides heads; what has none, such as a latent, is on each rank."""
+        stored = row.in_fp8_cache() if storing.rows == "fp8" else row
+        return share(stored.bytes, serving.tp if Axis.HEADS in row.axes else 1)
 
     @property
     def has_fp8_rows(self) -> bool:
@@ -301,6 +310,12 @@ def _last(needed: Callable[[int], int], capacity: int, too_many: int) -> int:
 def _pages(count: int, page_bytes: int, storing: Storing) -> MemoryLine:
     source = f"{count:,} pages of {storing.page} tokens, {page_bytes // storing.page:,} bytes a token"
     return MemoryLine("cache", count * page_bytes, "derived", source)
+
+
+def _windows(sequences: int, each: int) -> tuple[MemoryLine, ...]:
+    """None where no layer has a window."""
+    source = f"{sequences:,} sequences, {each:,} bytes in the windows of each"
+    return (MemoryLine("windows", sequences * each, "derived", source),) if each else ()
 
 
 def _assumed(name: str, size: int, constant: Figure) -> MemoryLine:

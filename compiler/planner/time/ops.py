@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
-from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
+from dsc.compiler.graph.dim import Atom, Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
@@ -27,12 +28,16 @@ SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is 
 
 
 class Terms(NamedTuple):
-    """A polynomial: the sum of coefficient * B^b * S^s."""
+    """A polynomial: the sum of coefficient * B^b * S^s, times the formulas that some terms have beside them."""
 
-    terms: tuple[tuple[float, int, int], ...] = ()
+    terms: tuple[tuple[float, int, int, tuple[Dim, ...]], ...] = ()
 
     def at(self, batch: int, length: int) -> float:
-        return sum(coefficient * float(batch**b * length**s) for coefficient, b, s in self.terms)
+        sizes = {B.name: batch, S.name: length}
+        return sum(
+            coefficient * float(batch**b * length**s * prod(formula.value(sizes) for formula in formulas))
+            for coefficient, b, s, formulas in self.terms
+        )
 
 
 @dataclass(frozen=True)
@@ -188,4 +193,9 @@ def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:
 
 
 def _terms(dim: Dim) -> Terms:
-    return Terms(tuple((float(c), names.count(B.name), names.count(S.name)) for names, c in dim.polynomial().items()))
+    return Terms(tuple(_term(float(c), names) for names, c in dim.polynomial().items()))
+
+
+def _term(coefficient: float, names: tuple[str, ...]) -> tuple[float, int, int, tuple[Dim, ...]]:
+    formulas = tuple(name.dim for name in names if isinstance(name, Atom))
+    return coefficient, names.count(B.name), names.count(S.name), formulas

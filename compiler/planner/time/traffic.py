@@ -100,7 +100,7 @@ class Communication:
         if kind in (EMBEDDING, HEAD):
             return one
         attends = any(op.kernel_class == "attention" for op in ops)
-        widens = any(op.weight_axes & FEED_FORWARD and op.kernel_class != "fp32_gemm" for op in ops)
+        widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds) -> tuple[float, float]:
@@ -148,7 +148,7 @@ class Communication:
 
 
 def _experts(spec: ModelSpec) -> Experts | None:
-    moe = spec.ffn.moe
-    if moe is None:
+    if "moe" not in spec.ffn_kinds:
         return None
+    moe = spec.moe()
     return Experts(moe.n_routed_experts, moe.num_experts_per_tok, moe.router.n_group, moe.router.topk_group)

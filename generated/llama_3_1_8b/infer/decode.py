@@ -17,26 +17,29 @@ from ..model import DenseLayer, GroupedQueryAttention, Model, rotary_table, spre
 
 
 class LayerCache:
-    """The cached tensors of one layer by name, [B, C, ...] each."""
+    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
 
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.slots: dict[str, Tensor] = {}
+        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
 
     @property
     def length(self) -> int:
-        return next(iter(self.tensors.values())).shape[1] if self.tensors else 0
+        return next(iter(self.lengths.values()), 0)
 
-    def append(self, name: str, x: Tensor) -> Tensor:
-        """Append x [B, S, ...] of the new tokens; returns the tensor of all tokens, [B, C, ...]."""
-        before = self.tensors.get(name)
-        self.tensors[name] = x if before is None else torch.cat((before, x), 1)
-        return self.tensors[name]
+
+def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
+    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
+    before = cache.slots.get(slot)
+    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
+    cache.lengths[slot] = rows.shape[1]
+    return rows
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last S of C positions.
+    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
 
-    q [B, S, H, N], k and v [B, C, J, N] -> [B, S, H, N].
+    [B, S, H, N], [B, C, J, N] twice -> like q.
     """
     new, seen = q.shape[1], k.shape[1]
     visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)  # [S, C]
@@ -53,11 +56,11 @@ def grouped_query_attention(module: GroupedQueryAttention, x: Tensor, rope: Tens
     q = q.unflatten(-1, (NUM_HEADS, HEAD_DIM))  # [B, S, H, N]
     k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
     v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, S, J, N]
-    v = cache.append("v", v)  # [B, C, J, N]
+    v = append_rows(cache, "v", v)  # [B, C, J, N]
 
     q = rotate(q, rope)
     k = rotate(k, rope)
-    k = cache.append("k", k)  # [B, C, J, N]
+    k = append_rows(cache, "k", k)  # [B, C, J, N]
 
     out = cached_attention(q, k, v)
     out = out.flatten(-2)  # [B, S, H * N]

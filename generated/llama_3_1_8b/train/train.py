@@ -68,8 +68,8 @@ def evaluate(model: Model, held_out: Batches, device: torch.device, dtype: torch
 
 def make_optimizer(model: Model, weight_decay: float) -> torch.optim.AdamW:
     """Matrices decay; norms and biases do not."""
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
+    matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim >= 2]
+    vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
@@ -82,6 +82,23 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
 
 
+def moments(optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+    """Adam's state by the name of the parameter: a package for another machine may hold them in another order."""
+    names = parameter_names(optimizer)
+    return {names[index]: state for index, state in optimizer.state_dict()["state"].items()}
+
+
+def restore_moments(optimizer: torch.optim.AdamW, saved: dict[str, dict[str, Tensor]]) -> None:
+    names = parameter_names(optimizer)
+    state = {index: saved[name] for index, name in enumerate(names) if name in saved}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def parameter_names(optimizer: torch.optim.AdamW) -> list[str]:
+    """In the order in which the optimizer's state dict counts parameters."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
 def save_checkpoint(folder: Path, step: int, run: dict[str, int], model: Model, optimizer: torch.optim.AdamW) -> None:
     """folder/step_000010, whole or not at all, and then its name in folder/latest."""
     name = f"step_{step:06d}"
@@ -90,7 +107,7 @@ def save_checkpoint(folder: Path, step: int, run: dict[str, int], model: Model, 
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     save_hf(model, partial)
-    torch.save({"step": step, "run": run, "optimizer": optimizer.state_dict()["state"]}, partial / "trainer.pt")
+    torch.save({"step": step, "run": run, "optimizer": moments(optimizer)}, partial / "trainer.pt")
     partial.rename(folder / name)
     (folder / "latest.partial").write_text(name + "\n")
     os.replace(folder / "latest.partial", folder / "latest")
@@ -107,7 +124,7 @@ def load_checkpoint(folder: Path, run: dict[str, int], model: Model, optimizer: 
     if changed:
         raise SystemExit(f"--resume: {latest} was trained with {'; '.join(changed)}")
     load_hf(model, latest)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state["optimizer"]})
+    restore_moments(optimizer, state["optimizer"])
     return state["step"]
 
 

@@ -45,26 +45,29 @@ from ..model import (
 
 
 class LayerCache:
-    """The cached tensors of one layer by name, [B, C, ...] each."""
+    """What one layer keeps of the tokens before: for each slot a tensor of rows [B, rows, ...]."""
 
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.slots: dict[str, Tensor] = {}
+        self.lengths: dict[str, int] = {}  # tokens that each slot has seen
 
     @property
     def length(self) -> int:
-        return next(iter(self.tensors.values())).shape[1] if self.tensors else 0
+        return next(iter(self.lengths.values()), 0)
 
-    def append(self, name: str, x: Tensor) -> Tensor:
-        """Append x [B, S, ...] of the new tokens; returns the tensor of all tokens, [B, C, ...]."""
-        before = self.tensors.get(name)
-        self.tensors[name] = x if before is None else torch.cat((before, x), 1)
-        return self.tensors[name]
+
+def append_rows(cache: LayerCache, slot: str, x: Tensor) -> Tensor:
+    """Keep the rows x [B, S, ...] of the new tokens; returns all so far, [B, C, ...]."""
+    before = cache.slots.get(slot)
+    rows = cache.slots[slot] = x if before is None else torch.cat((before, x), 1)
+    cache.lengths[slot] = rows.shape[1]
+    return rows
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last S of C positions.
+    """softmax(q k^T * scale) v of the last S positions over all C up to their own.
 
-    q [B, S, H, N + R], k [B, C, H, N + R], v [B, C, H, V] -> [B, S, H, V].
+    [B, S, H, N + R], [B, C, H, N + R], [B, C, H, V] -> [B, S, H, V].
     """
     new, seen = q.shape[1], k.shape[1]
     visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)  # [S, C]
@@ -87,10 +90,10 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, cache: La
     kv = module.kv_a_proj_with_mqa(x)  # [B, S, L + R]
     kv_latent, k_rope = kv.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, S, L], [B, S, R]
     kv_latent = module.kv_a_layernorm(kv_latent)
-    kv_latent = cache.append("kv_latent", kv_latent)  # [B, C, L]
+    kv_latent = append_rows(cache, "kv_latent", kv_latent)  # [B, C, L]
     k_rope = k_rope.unsqueeze(-2)  # [B, S, 1, R]
     k_rope = rotate(k_rope, rope)
-    k_rope = cache.append("k_rope", k_rope)  # [B, C, 1, R]
+    k_rope = append_rows(cache, "k_rope", k_rope)  # [B, C, 1, R]
 
     kv = module.kv_b_proj(kv_latent)  # [B, C, H * (N + V)]
     kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, C, H, N + V]
