@@ -49,7 +49,8 @@ def _lenient(schema: Any) -> Any:
         field = core_schema.no_info_wrap_validator_function(_or_unread, made["schema"])
         return core_schema.model_field(core_schema.with_default_schema(field, default=UNREAD))
     if made.get("type") == "model":
-        return core_schema.no_info_after_validator_function(partial(_section, made["cls"]), made["schema"])
+        validate = partial(_section, made["cls"])
+        return core_schema.no_info_after_validator_function(validate, made["schema"], ref=made.get("ref"))
     return made
 
 
