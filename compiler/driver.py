@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import BaseLoader
@@ -16,8 +16,11 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.shard import Sharing
+from dsc.spec.checks import cautions
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -35,6 +38,7 @@ class Program:
     plain: Graph
     """For training, before any kernel: it says in which order classes declare their parameters."""
     training: Graph
+    step: TrainingStep
     inference: Graph
     notes: tuple[str, ...] = ()
     """Where the compiler deviates from the spec."""
@@ -53,8 +57,21 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
+    step = training_step(plain, sharing(spec))
+    step = replace(step, graph=run(verify(step.graph), kernels.passes))
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    return Program(spec, target, plain, training, verify(as_functions(inference, training)), kernels.notes)
+    notes = (*cautions(spec), *kernels.notes)
+    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), notes)
+
+
+def sharing(spec: ModelSpec) -> Sharing | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model."""
+    if spec.cluster is None or spec.placement is None:
+        return None
+    from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
+
+    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
+    return chosen_sharing(spec, plain, timed(spec))
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -65,7 +82,8 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    return emit_package(printer, program.target, program.plain, program.training, program.inference, program.notes)
+    graphs = program.plain, program.training, program.step, program.inference
+    return emit_package(printer, program.target, *graphs, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

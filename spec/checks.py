@@ -13,7 +13,7 @@ from math import isqrt
 from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
-from dsc.spec.model import LayerCycle, LayerKind, ModelSpec
+from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
 from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
@@ -64,17 +64,37 @@ def _below(key: tuple[str, ...], findings: Iterator[Finding]) -> Iterator[Findin
     return (replace(finding, key=(*key, *finding.key)) for finding in findings)
 
 
-def _name(spec: ModelSpec) -> Iterator[Finding]:
-    package = spec.package_name
+def cautions(spec: ModelSpec) -> list[str]:
+    """What is valid and worth a word."""
+    return [
+        f"ffn.{name}.router: the one chosen weight is divided by itself, so no gradient of the model's loss reaches it"
+        for name, ffn in spec.ffns.items()
+        if isinstance(ffn, MoeFfn) and ffn.router.norm_topk_prob and ffn.num_experts_per_tok == 1
+    ]
+
+
+def refused_name(name: str) -> str | None:
+    """Why a model cannot have a name; None where it can."""
+    package = package_of(name)
     if iskeyword(package):
-        message = f"the package of {spec.name!r} would be named {package!r}, a keyword of Python"
-    elif package in IMPORTED:
-        message = f"the package of {spec.name!r} would hide the library {package!r}, which emitted code imports"
-    elif package in sys.stdlib_module_names:
-        message = f"the package of {spec.name!r} would hide {package!r} of Python's standard library"
-    else:
-        return
-    yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+        return f"the package of {name!r} would be named {package!r}, a keyword of Python"
+    if package in IMPORTED:
+        return f"the package of {name!r} would hide the library {package!r}, which emitted code imports"
+    if package in sys.stdlib_module_names:
+        return f"the package of {name!r} would hide {package!r} of Python's standard library"
+    return None
+
+
+def _name(spec: ModelSpec) -> Iterator[Finding]:
+    if (message := refused_name(spec.name)) is not None:
+        yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+
+
+def _known_tokens(spec: ModelSpec) -> Iterator[Finding]:
+    for name, token in spec.tokens.ids().items():
+        if token >= spec.vocab_size:
+            message = f"tokens.{name} is {token}, and the vocabulary has {spec.vocab_size} tokens"
+            yield Finding("DSC017", message, ("tokens", name.split("[")[0]), f"write at most {spec.vocab_size - 1}")
 
 
 def _grouped_heads(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
@@ -104,7 +124,8 @@ def _original_positions(attention: Attention, spec: ModelSpec) -> Iterator[Findi
     original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
     if original > positions:
         message = f"the original context, {original}, is longer than max_position_embeddings, {positions}"
-        help = f"write at most {positions}, or raise max_position_embeddings"
+        # Not a shorter original context: the frequencies follow from it.
+        help = f"write max_position_embeddings: {original}, and a shorter workload.sequence_length if that is enough"
         yield Finding("DSC053", message, ("rope", "scaling", "original_max_position_embeddings"), help)
 
 
@@ -301,7 +322,8 @@ def _bias_to_update(moe: MoeFfn) -> Iterator[Finding]:
 
 
 def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
-    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1:
+    """A caution where scores are softmax: a model that always divides, as Mixtral does, has no other way to say it."""
+    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1 and moe.router.score != "softmax":
         message = "norm_topk_prob divides the one chosen weight by itself: it is always 1, and the router cannot learn"
         help = "write false, or choose two experts per token or more"
         yield Finding("DSC027", message, ("router", "norm_topk_prob"), help)
@@ -315,6 +337,7 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _name,
+    _known_tokens,
     _fp8_blocks,
     _fp8_cache,
     _described_ffn,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dsc.spec.base import Count, PositiveFloat, Section
+from dsc.spec.zoo import CLUSTERS, names
 
 
 class Cluster(Section):
@@ -46,5 +47,7 @@ class Cluster(Section):
 class Machines(Section):
     """Which nodes of a kind in spec/clusters/, and how many."""
 
-    kind: str
+    kind: Annotated[str, Field(json_schema_extra={"enum": [*names(CLUSTERS)]})]
+    """The kind of node: a file of spec/clusters."""
     nodes: Count
+    """How many."""

@@ -23,6 +23,7 @@ Code = Literal[
     "DSC014",
     "DSC015",
     "DSC016",
+    "DSC017",
     # the router
     "DSC020",
     "DSC021",

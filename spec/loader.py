@@ -4,6 +4,7 @@ The steps, each of which sees only what the previous one accepted: text, yaml, v
 refuses some values, checks still see the rest.
 """
 
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +28,7 @@ S = TypeVar("S", bound=Section)
 
 def load(source: str | Path) -> ModelSpec:
     """The spec at a path or of that name in the zoo. A file takes precedence over a name, a name over a folder."""
-    path = Path(source)
-    named = path_of(str(source), MODELS)
-    if named is not None and not path.is_file():
-        path = named
+    path = _path(source)
     try:
         data = _read_file(path)
     except FileNotFoundError:
@@ -39,6 +37,14 @@ def load(source: str | Path) -> ModelSpec:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(source, reason.lower(), "name a file that can be read, or a model of the zoo") from None
     return loads(data, str(path))
+
+
+def position_of(source: str, key: str) -> Position:
+    """Where the file of a spec that loads has a key, such as "layers[0].repeat", or else the section around it."""
+    path = _path(source)
+    parts = re.findall(r"[^.\[\]]+", key)
+    document = read(decode(_read_file(path), str(path)), str(path))
+    return document.position(tuple(int(part) if part.isdigit() else part for part in parts))
 
 
 def loads(text: str | bytes, file: str) -> ModelSpec:
@@ -62,6 +68,11 @@ def load_section(section: type[S], text: str | bytes, file: str, check: Callable
         raise DscError(sorted(findings, key=_place))
     assert value is not None
     return value
+
+
+def _path(source: str | Path) -> Path:
+    named = path_of(str(source), MODELS)
+    return Path(source) if named is None or Path(source).is_file() else named
 
 
 def _read_file(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from dsc.spec.base import NonNegativeFloat, Section
 
 class Mtp(Section):
     depth: Annotated[int, Field(ge=1, le=16)]
+    """Tokens predicted beyond the next one, each by a layer of its own."""
     hidden: Literal["post_norm", "pre_norm"] = "post_norm"
     """Which hidden state enters: after the final norm (Hugging Face, vLLM) or before it (torchtitan)."""
     loss_weight: NonNegativeFloat = 0.3

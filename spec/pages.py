@@ -128,6 +128,13 @@ PAGES: dict[Code, Page] = {
         "name: types",
         "name: types-1b",
     ),
+    "DSC017": Page(
+        "a token outside the vocabulary",
+        "tokens.bos, tokens.eos and tokens.pad are rows of the embedding, counted from 0. A larger id would be read "
+        "beyond its end.",
+        "vocab_size: 512\ntokens: {eos: 512}",
+        "vocab_size: 512\ntokens: {eos: 511}",
+    ),
     "DSC020": Page(
         "experts that do not form equal groups",
         "Group-limited routing views the scores as [tokens, n_group, n_routed_experts / n_group]. Where that "

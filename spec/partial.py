@@ -48,9 +48,11 @@ def _lenient(schema: Any) -> Any:
     if made.get("type") == "model-field":
         field = core_schema.no_info_wrap_validator_function(_or_unread, made["schema"])
         return core_schema.model_field(core_schema.with_default_schema(field, default=UNREAD))
+    if "extras_schema" in made:
+        made["extras_schema"] = core_schema.no_info_wrap_validator_function(_or_unread, made["extras_schema"])
     if made.get("type") == "model":
-        validate = partial(_section, made["cls"])
-        return core_schema.no_info_after_validator_function(validate, made["schema"], ref=made.get("ref"))
+        make = partial(_section, made["cls"])
+        return core_schema.no_info_after_validator_function(make, made["schema"], ref=made.get("ref"))
     return made
 
 
@@ -67,6 +69,9 @@ def _section(section: type[S], read: tuple[Mapping[str, Any], Mapping[str, Any] 
     Beside an unknown key, what is left out may be what was meant by it.
     """
     values, unknown, given = read
+    if section.model_config.get("extra") == "allow":  # names of the user's choice
+        values = {**values, **(unknown or {})}
+        unknown = {name: value for name, value in (unknown or {}).items() if value is UNREAD}
     kept = {name: value for name, value in values.items() if value is not UNREAD}
     made = section.model_construct(given, **kept)
     for name in (section.model_fields.keys() if unknown else given) - kept.keys():

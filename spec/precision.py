@@ -37,9 +37,13 @@ class Fp8BlockLinear(Section):
 
     kind: Literal["fp8_block"]
     products: Fp8Products = Fp8Products()
+    """Which products are computed in FP8."""
     weight_block: list[Count] = Field(default=[128, 128], min_length=2, max_length=2)
+    """Outputs and inputs of a weight that share a scale."""
     activation_block: list[Count] = Field(default=[1, 128], min_length=2, max_length=2)
+    """Tokens and inputs of an activation that share a scale."""
     scale: Literal["float32", "ue8m0"] = "float32"
+    """What a scale is kept as; ue8m0 is a power of two."""
 
 
 class OptimizerState(Section):
@@ -57,9 +61,11 @@ class Precision(Section):
     parameters: Literal["bf16", "fp32"] = "bf16"
     """Parameters and activations that no other key names."""
     linear: Annotated[Bf16Linear | Fp8BlockLinear, Field(discriminator="kind")] = Bf16Linear()
+    """What linear layers are multiplied in."""
     kv_cache: Literal["bf16", "fp32", "fp8"] = "bf16"
     """FP8 is for latents: E4M3 with a float32 scale for every 128 numbers, and the rotary part in bfloat16."""
     optimizer: OptimizerState = OptimizerState()
+    """What training keeps of each parameter besides the parameter itself."""
 
     def fp8_products(self) -> frozenset[str]:
         """Names of the products that are computed in FP8."""

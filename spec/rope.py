@@ -30,7 +30,9 @@ class YarnScaling(Section):
     beta_slow: PositiveFloat = 1.0
     """Frequencies of pairs that rotate less often than this are divided by the factor."""
     mscale: NonNegativeFloat = 1.0
+    """Of cos and sin: they are multiplied by m(mscale) / m(mscale_all_dim)."""
     mscale_all_dim: NonNegativeFloat = 0.0
+    """Of the softmax scale, which is multiplied by m(mscale_all_dim) ** 2; 0 leaves it as it is."""
 
 
 class Llama3Scaling(Section):
@@ -38,13 +40,19 @@ class Llama3Scaling(Section):
 
     kind: Literal["llama3"]
     factor: Annotated[float, Field(ge=1.0)]
+    """How many times longer than the original context."""
     low_freq_factor: PositiveFloat
+    """Wavelengths longer than the original context / this are stretched by the factor."""
     high_freq_factor: PositiveFloat
+    """Wavelengths shorter than the original context / this are kept."""
     original_max_position_embeddings: Count
+    """Context length before the stretch, tokens."""
 
 
 class Rope(Section):
     layout: Literal["interleaved", "half"]
     """Which components form a pair: (0, 1), (2, 3), ... or (0, dim / 2), (1, dim / 2 + 1), ..."""
     theta: PositiveFloat = 10000.0
+    """Base of the frequencies: pair i turns by theta ** (-2 i / dim) per position."""
     scaling: Annotated[NoScaling | YarnScaling | Llama3Scaling, Field(discriminator="kind")] = NoScaling()
+    """How frequencies are stretched to a longer context."""

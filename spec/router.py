@@ -20,6 +20,7 @@ class Router(Section):
     selection_bias: bool = False
     """A bias per expert that affects which experts are chosen, never their weights (e_score_correction_bias)."""
     n_group: Count = 1
+    """Equal groups that the experts form."""
     topk_group: Count = 1
     """Experts are chosen from the best topk_group of n_group groups."""
     group_score: Literal["max", "top2_sum"] | None = None
@@ -31,3 +32,4 @@ class Router(Section):
     compute_dtype: Literal["float32", "model"] = "float32"
     """What the gate's product is computed in; scores are always float32 or wider."""
     balance: Balance = Balance()
+    """How load is spread over the experts in training."""

@@ -14,6 +14,7 @@ from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.model import LayerCycle, LayerGroup, ModelSpec
 from dsc.spec.rope import NoScaling, Rope
 from dsc.spec.router import Router
+from dsc.spec.tokens import Tokens
 
 SUFFIX = "-shrunk"
 LONGEST_NAME = 64
@@ -41,6 +42,7 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
         spec,
         name=_name(spec.name),
         vocab_size=min(spec.vocab_size, VOCAB_SIZE),
+        tokens=_tokens(spec.tokens, min(spec.vocab_size, VOCAB_SIZE)),
         hidden_size=hidden_size,
         max_position_embeddings=positions,
         attention=attention,
@@ -59,6 +61,16 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
 def _name(name: str) -> str:
     """Appended once only, and no longer than a name may be."""
     return name.removesuffix(SUFFIX)[: LONGEST_NAME - len(SUFFIX)].rstrip("._-") + SUFFIX
+
+
+def _tokens(tokens: Tokens, vocab_size: int) -> Tokens:
+    """What a larger vocabulary has at its end moves into the smaller one."""
+    ids = {
+        name: None if token is None else token % vocab_size
+        for name, token in (("bos", tokens.bos), ("pad", tokens.pad))
+    }
+    eos = None if tokens.eos is None else [token % vocab_size for token in tokens.eos]
+    return _changed(tokens, **ids, eos=eos)
 
 
 def _logit_multiplier(spec: ModelSpec, hidden_size: int) -> float:

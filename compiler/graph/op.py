@@ -66,6 +66,8 @@ class Op(ABC):
     op_class: ClassVar[OpClass] = OpClass.MEMORY
     is_view: ClassVar[bool] = False
     """The outputs share the storage of the first input."""
+    like: ClassVar[tuple[str, ...]] = ()
+    """Operands of which only shape, element type and device are read."""
     in_cache: ClassVar[bool] = False
     """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False

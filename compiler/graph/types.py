@@ -98,4 +98,17 @@ class CachesType:
         return isinstance(other, CachesType)
 
 
-ValueType = TensorType | PartsType | CacheType | CachesType
+@dataclass(frozen=True)
+class SplitsType:
+    """Rows for each rank of a group, on the host."""
+
+    annotation = "list[int]"
+
+    def shape_text(self) -> str:
+        return ""
+
+    def same(self, other: ValueType) -> bool:
+        return isinstance(other, SplitsType)
+
+
+ValueType = TensorType | PartsType | CacheType | CachesType | SplitsType

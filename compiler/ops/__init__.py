@@ -2,8 +2,10 @@
 
 from dsc.compiler.ops import (
     attention,
+    batch,
     cache,
     call,
+    dispatch,
     elementwise,
     fused,
     init,
@@ -18,8 +20,10 @@ from dsc.compiler.ops import (
 
 __all__ = [
     "attention",
+    "batch",
     "cache",
     "call",
+    "dispatch",
     "elementwise",
     "fused",
     "init",

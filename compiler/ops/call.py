@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block, Value
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Dim, Int, Symbol
 from dsc.compiler.graph.graph import ROOT_CLASS, Call
 from dsc.compiler.graph.op import Types, register, tensor
 from dsc.compiler.graph.types import TensorType, ValueType
@@ -157,6 +157,22 @@ class LayerLoop(_Call):
             return f"{self.classes[0]}() for _ in range({self.count})"
         return f"layer() for _ in range({self.count}) for layer in ({', '.join(self.classes)})"
 
+    @property
+    def end(self) -> int:
+        """The number of the layer behind the last."""
+        return self.first + len(self.runs())
+
+    def run(self, offset: int, count: int) -> "LayerLoop":
+        """`count` of these layers, from the one at `offset` on."""
+        classes = tuple(self.classes[(offset + index) % len(self.classes)] for index in range(count))
+        alike = len(set(classes)) == 1
+        first, repeats = self.first + offset, Int(count if alike else 1)
+        return replace(self, classes=classes[:1] if alike else classes, count=repeats, first=first)
+
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The inputs of layers that follow these: what these make in place of what they read."""
+        return (outputs[0], *inputs[1:])
+
 
 @register
 @dataclass(frozen=True)
@@ -180,6 +196,9 @@ class RepeatLayersSum(LayerLoop):
 
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         return self.signature.bindings(inputs[:-1])
+
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        return (outputs[0], *inputs[1:-1], outputs[1])
 
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
         """Where the loss is not needed, neither is the sum."""

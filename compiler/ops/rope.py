@@ -14,6 +14,7 @@ class RotaryTable(Op):
     """cos and sin by position and rotated pair: [2, S, R / 2], float32 or wider."""
 
     kind = "rotary_table"
+    like = ("tokens", "x")
     scaling: Literal["none", "yarn", "llama3"]
     rotary_dim: Dim
     prefix: str = ""

@@ -136,14 +136,10 @@ def unused_constants(sources: dict[str, str]) -> list[str]:
     return [f"{name}: {constant}" for name, constant in defined if constant not in read]
 
 
-# At the top of kernels: the sizes of the model, at which `dsc bench` measures functions that take any.
-MEASURED = ("SIZES", "SHAPES", "WIDTHS")
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_constant_is_used(package: str) -> None:
     sources = {identify(path): path.read_text() for path in PYTHON if identify(path).startswith(f"{package}/")}
-    assert not [one for one in unused_constants(sources) if not one.endswith(MEASURED)]
+    assert not unused_constants(sources)
 
 
 def test_a_constant_without_use_is_found() -> None:

@@ -45,6 +45,10 @@ class Package:
         return importlib.import_module(f"{self.name}.checkpoint")
 
     @property
+    def storage(self) -> ModuleType:
+        return importlib.import_module(f"{self.name}.storage")
+
+    @property
     def decode(self) -> ModuleType:
         return importlib.import_module(f"{self.name}.infer.decode")
 

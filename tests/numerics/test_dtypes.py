@@ -149,11 +149,9 @@ def test_one_package_under_two_names(compiled: Compile, tmp_path: Path) -> None:
     package = compiled(spec_text())
     folder = shutil.copytree(package.folder, tmp_path / "another_name", ignore=shutil.ignore_patterns("__pycache__"))
     same = import_package(package.spec, folder)
-    source = (folder / "model.py").read_text()
+    source = (folder / "dims.py").read_text()
     edited_folder = shutil.copytree(folder, tmp_path / "edited", ignore=shutil.ignore_patterns("__pycache__"))
-    (edited_folder / "model.py").write_text(
-        source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0")
-    )
+    (edited_folder / "dims.py").write_text(source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0"))
     edited = import_package(package.spec, edited_folder)
     tokens, original = some_tokens(), random_model(package)
     before = original(tokens)

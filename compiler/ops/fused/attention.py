@@ -9,8 +9,8 @@ from dsc.compiler.graph.types import DType, TensorType
 
 @register
 @dataclass(frozen=True)
-class MlaAttention(Op):
-    """q [B, S, H, N + R] before its rotation, k_nope and v side by side [B, S, H, N + V], k_rope [B, S, 1, R] after it.
+class FusedLatentAttention(Op):
+    """q [B, S, H, N + R] before its rotation, k_nope | v [B, S, H, N + V], k_rope [B, S, 1, R] rotated.
 
     Neither keys of width N + R nor a rotated q are written to memory. The result is [B, S, H, V].
     """

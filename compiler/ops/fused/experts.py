@@ -37,7 +37,7 @@ class FusedSort(Op):
 @register
 @dataclass(frozen=True)
 class RoutedExperts(Op):
-    """Every token through its experts, weighed and summed: [B, S, D] -> [B, S, D].
+    """Each token through its experts, weighted and summed: [B, S, D] -> [B, S, D].
 
     Tokens are not copied for their experts; SwiGLU is part of the kernel that computes gate and up.
     """
@@ -78,7 +78,7 @@ class RoutedExperts(Op):
 @register
 @dataclass(frozen=True)
 class RoutedAndSharedExperts(RoutedExperts):
-    """The same, with the shared experts' result added in the same kernel as the sum."""
+    """The same, with the shared experts' result added in the same sum."""
 
     kind = "routed_and_shared_experts"
 

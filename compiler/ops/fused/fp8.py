@@ -1,4 +1,4 @@
-"""Products in FP8: linear layers by kernels/fp8_linear.py, routed experts by kernels/fp8_experts.py."""
+"""Products in FP8: linear layers as in kernels/fp8_linear.py, routed experts as in kernels/fp8_experts.py."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class Fp8Linear(Fp8Linears):
 @register
 @dataclass(frozen=True)
 class Fp8SwigluLinear(Fp8Linears):
-    """swiglu(gate, up) @ weight.T, with SwiGLU's result written in FP8: [..., F] twice -> [..., out]."""
+    """swiglu(gate, up) @ weight.T, with SwiGLU fused into the quantization: [..., F] twice -> [..., out]."""
 
     kind = "fp8_swiglu_linear"
     saves_codes = False
@@ -87,7 +87,7 @@ class Fp8SwigluLinear(Fp8Linears):
 @register
 @dataclass(frozen=True)
 class Fp8RoutedExperts(RoutedExperts):
-    """Every token through its experts, multiplied in FP8; saves what experts in bfloat16 save."""
+    """Each token through its experts in FP8; what is saved is what experts in bfloat16 save."""
 
     kind = "fp8_routed_experts"
 
@@ -99,7 +99,7 @@ class Fp8RoutedExperts(RoutedExperts):
 @register
 @dataclass(frozen=True)
 class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
-    """The same, with the shared experts' result added in the same kernel as the sum."""
+    """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
 

@@ -1,4 +1,4 @@
-"""The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: no logits are written."""
+"""The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: logits are never written."""
 
 from dataclasses import dataclass
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels import fp8_quantize, mla_common, mla_decode
+from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
+from dsc.compiler.kernels.latent_cache import MLA_DECODE
+from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
@@ -50,11 +52,11 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     inference: list[Pass] = []
     notes = []
     if isinstance(spec.attention, MlaAttention):
-        if (reason := mla_common.refusal(spec)) is None:
+        if (reason := MLA_ATTENTION.refusal(spec, target)) is None:
             passes.append(fuse_latent_attention)
         else:
             notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
-        if (reason := mla_decode.refusal(spec)) is None:
+        if (reason := MLA_DECODE.refusal(spec, target)) is None:
             inference.append(absorb_latent)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
@@ -66,7 +68,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
         passes += [fuse_router, fuse_experts]
     passes += [fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
-        if (reason := fp8_quantize.refusal(linear, target)) is None:
+        if (reason := FP8_QUANTIZE.refusal(spec, target)) is None:
             passes.append(partial(multiply_in_fp8, linear=linear))
         else:
             notes += _without_fp8(spec, reason)
