@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
@@ -19,6 +20,10 @@ from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.paged import with_pages
+from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.spec.checks import cautions
 from dsc.spec.loader import load
@@ -40,6 +45,8 @@ class Program:
     training: Graph
     step: TrainingStep
     inference: Graph
+    serving: Graph
+    """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
     """Where the compiler deviates from the spec."""
 
@@ -60,8 +67,12 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     step = training_step(plain, sharing(spec))
     step = replace(step, graph=run(verify(step.graph), kernels.passes))
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
+    packing = partial(pack, positions=spec.max_position_embeddings)
+    serving = run(
+        plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
+    )
     notes = (*cautions(spec), *kernels.notes)
-    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), notes)
+    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), serving, notes)
 
 
 def sharing(spec: ModelSpec) -> Sharing | None:
@@ -82,7 +93,7 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.inference
+    graphs = program.plain, program.training, program.step, program.serving
     return emit_package(printer, program.target, *graphs, program.notes)
 
 

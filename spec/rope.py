@@ -42,17 +42,17 @@ class Llama3Scaling(Section):
     factor: Annotated[float, Field(ge=1.0)]
     """How many times longer than the original context."""
     low_freq_factor: PositiveFloat
-    """Wavelengths longer than the original context / this are stretched by the factor."""
+    """Wavelengths longer than the original context / this have their frequency divided by the factor."""
     high_freq_factor: PositiveFloat
     """Wavelengths shorter than the original context / this are kept."""
     original_max_position_embeddings: Count
-    """Context length before the stretch, tokens."""
+    """Context length before scaling, tokens."""
 
 
 class Rope(Section):
     layout: Literal["interleaved", "half"]
     """Which components form a pair: (0, 1), (2, 3), ... or (0, dim / 2), (1, dim / 2 + 1), ..."""
     theta: PositiveFloat = 10000.0
-    """Base of the frequencies: pair i turns by theta ** (-2 i / dim) per position."""
+    """Base of the frequencies: pair i rotates by theta ** (-2 i / dim) per position."""
     scaling: Annotated[NoScaling | YarnScaling | Llama3Scaling, Field(discriminator="kind")] = NoScaling()
-    """How frequencies are stretched to a longer context."""
+    """How frequencies are scaled to a longer context."""

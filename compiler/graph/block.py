@@ -74,6 +74,8 @@ class Block:
     """In the order of emission: dependencies first (`in_order`)."""
     arguments: tuple[Symbol, ...] = ()
     cached: tuple[CachedValue, ...] = ()
+    once: tuple[Node, ...] = ()
+    """What depends on parameters alone, in order: it runs when weights are prepared, and the body reads its results."""
 
     @property
     def key(self) -> str:
@@ -99,7 +101,12 @@ class Block:
 
     def parameters(self) -> dict[str, Parameter]:
         """By name relative to the class; a module used by two nodes counts once."""
-        return {p.name: p for node in self.nodes() for p in node.op.parameters()}
+        return {p.name: p for node in (*self.once, *self.body) for p in node.op.parameters()}
+
+    @cached_property
+    def prepared(self) -> frozenset[Value]:
+        """The results of `once`."""
+        return frozenset(value for node in self.once for value in node.outputs)
 
     def with_nodes(self, nodes: Iterable[Node], outputs: tuple[Value, ...] | None = None) -> Block:
         """The same method with another body."""

@@ -12,9 +12,9 @@ from dsc.compiler.ops.shape import LastPosition
 ROOT = "Model.forward"
 
 
-def for_inference(graph: Graph) -> Graph:
-    """The blocks that ROOT reaches, each returning only what is read; effects of training are dropped."""
-    kept = {ROOT: set(range(len(graph.blocks[ROOT].outputs)))}
+def for_inference(graph: Graph, roots: tuple[str, ...] = (ROOT,)) -> Graph:
+    """The blocks that the roots reach, each returning only what is read; effects of training are dropped."""
+    kept = {root: set(range(len(graph.blocks[root].outputs))) for root in roots}
     for key in reversed(list(graph.blocks)):  # callers before callees
         if key in kept:
             _live(graph.blocks[key], kept[key], kept)

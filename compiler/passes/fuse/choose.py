@@ -8,16 +8,18 @@ from functools import partial
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
-from dsc.compiler.kernels.latent_cache import MLA_DECODE
+from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
 from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.absorb import absorb_latent
+from dsc.compiler.passes.each_expert import loop_over_experts
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
+from dsc.compiler.passes.fuse.pages import fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
 from dsc.spec.attention import MlaAttention
 from dsc.spec.ffn import MoeFfn
@@ -37,6 +39,8 @@ class Choice:
     """In order; they come after all other passes."""
     inference: tuple[Pass, ...] = ()
     """For the graph of generation alone, before them."""
+    serving: tuple[Pass, ...] = ()
+    """For the graph that the engine runs, before them too."""
     notes: tuple[str, ...] = ()
     """Where the package deviates from the spec because of the target, and what it does instead."""
 
@@ -47,9 +51,10 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
     """
     if target is None:
-        return Choice(notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
+        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
+    serving: list[Pass] = []
     notes = []
     if isinstance(spec.attention, MlaAttention):
         if (reason := MLA_ATTENTION.refusal(spec, target)) is None:
@@ -58,6 +63,9 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
         if (reason := MLA_DECODE.refusal(spec, target)) is None:
             inference.append(absorb_latent)
+            serving.append(fuse_latent_pages)
+            if cache_rows(spec, target) == "fp8":
+                serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
@@ -72,7 +80,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             passes.append(partial(multiply_in_fp8, linear=linear))
         else:
             notes += _without_fp8(spec, reason)
-    return Choice(tuple(passes), tuple(inference), tuple(notes))
+    return Choice(tuple(passes), tuple(inference), tuple(serving), tuple(notes))
 
 
 def _mixtures(spec: ModelSpec) -> int:
