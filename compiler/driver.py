@@ -48,7 +48,7 @@ class Program:
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than the spec has it."""
+    """Where the compiler deviates from the spec."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
