@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
@@ -17,8 +18,12 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.distribute import TrainingStep, training_step
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
+from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.paged import with_pages
+from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.spec.checks import cautions
 from dsc.spec.loader import load
@@ -40,8 +45,10 @@ class Program:
     training: Graph
     step: TrainingStep
     inference: Graph
+    serving: Graph
+    """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than the spec has it."""
+    """Where the compiler deviates from the spec."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
@@ -56,16 +63,23 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    training = run(plain, kernels.passes)
-    step = training_step(plain, sharing(spec))
-    step = replace(step, graph=run(verify(step.graph), kernels.passes))
-    inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    notes = (*cautions(spec), *kernels.notes)
-    return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), notes)
+    shared = sharing(spec)
+    step = training_step(plain, None if isinstance(shared, str) else shared)
+    packing = partial(pack, positions=spec.max_position_embeddings)
+    (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
+    (served,), gathered = fused([run(plain, (for_serving, with_pages, packing))], kernels.serving, spec, target)
+    graphs = [plain, verify(step.graph), decoding, served]
+    (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
+    inference = verify(as_functions(inference, training))
+    serving = run(served, (prepare, as_functions_of_weights))
+    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
+    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
 
 
-def sharing(spec: ModelSpec) -> Sharing | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model."""
+def sharing(spec: ModelSpec) -> Sharing | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+    a string says what there is no code for."""
     if spec.cluster is None or spec.placement is None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
@@ -82,7 +96,7 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.inference
+    graphs = program.plain, program.training, program.step, program.serving
     return emit_package(printer, program.target, *graphs, program.notes)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from dsc.spec.base import Count, KindName, PositiveFloat, Section
+from dsc.spec.base import Count, Epsilon, KindName, Section
 from dsc.spec.rope import Rope
 
 SEVERAL = "*"  # stands where the kind of a single section would
@@ -26,7 +26,7 @@ class MlaAttention(Section):
     """Width of the rotary part, whose key all heads share; even."""
     v_head_dim: Count
     """Width of each head's values."""
-    latent_norm_eps: PositiveFloat = 1e-6
+    latent_norm_eps: Epsilon = 1e-6
     """Epsilon of the two latent norms. Not always the model's norm.eps: Hugging Face fixes it at 1e-6."""
     rope: Rope
     """How positions are encoded in the rotary parts of queries and keys."""
@@ -35,7 +35,7 @@ class MlaAttention(Section):
 class QkNorm(Section):
     """RMSNorm over each head of q and k, before rotation (Qwen3)."""
 
-    eps: PositiveFloat
+    eps: Epsilon
     """Added to the mean square before the root."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from dsc.spec.base import Count, KindName, NonNegativeCount, PositiveFloat, Section
+from dsc.spec.base import Count, KindName, Multiplier, NonNegativeCount, Section
 from dsc.spec.router import Router
 
 
@@ -44,7 +44,7 @@ class Ffn(Section):
     """SwiGLU: down(silu(gate(x)) * up(x)). Needed if a layer names it."""
     moe: MoeFfn | None = None
     """Routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066). Needed if a layer names it."""
-    swiglu_limit: PositiveFloat | None = None
+    swiglu_limit: Multiplier | None = None
     """Every SwiGLU, experts' or not, is silu(min(gate, limit)) * clamp(up, -limit, limit) (DeepSeek-V4)."""
     __pydantic_extra__: dict[KindName, FeedForward]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag
 
 from dsc.spec.attention import Attention, OneOrSeveral
-from dsc.spec.base import Count, KindName, NonNegativeFloat, PositiveFloat, Section
+from dsc.spec.base import Count, Epsilon, KindName, LossWeight, Multiplier, Section, Spread
 from dsc.spec.cluster import Machines
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
@@ -25,7 +25,7 @@ def package_of(name: str) -> str:
 class Norm(Section):
     """RMSNorm before each sublayer and before the head."""
 
-    eps: PositiveFloat
+    eps: Epsilon
     """Added to the mean square before the root."""
 
 
@@ -82,7 +82,7 @@ class AddResidual(Section):
     """x + multiplier * sublayer(norm(x))."""
 
     kind: Literal["add"] = "add"
-    multiplier: PositiveFloat = 1.0
+    multiplier: Multiplier = 1.0
     """Of each sublayer's output (MiniCPM's scale_depth / sqrt(layers))."""
 
 
@@ -101,13 +101,13 @@ class ModelSpec(Section):
     """Longest sequence, tokens."""
     tie_word_embeddings: bool = False
     """Whether the head's weights are the embedding's."""
-    initializer_range: NonNegativeFloat = 0.02
+    initializer_range: Spread = 0.02
     """Standard deviation of freshly drawn weights."""
-    embedding_multiplier: PositiveFloat = 1.0
+    embedding_multiplier: Multiplier = 1.0
     """Multiplies the embedding's output (MiniCPM's scale_emb)."""
-    logit_multiplier: PositiveFloat = 1.0
+    logit_multiplier: Multiplier = 1.0
     """Multiplies the hidden state before the head (MiniCPM's dim_model_base / hidden_size)."""
-    z_loss: PositiveFloat | None = None
+    z_loss: LossWeight | None = None
     """Adds z_loss * log(sum(exp(logits)))^2 to the cross-entropy of each token (PaLM, arXiv 2204.02311, section 5)."""
     norm: Norm
     """RMSNorm before each sublayer and before the head."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dsc.spec.base import NonNegativeFloat, Section
+from dsc.spec.base import Section
 
 
 class Mtp(Section):
@@ -12,5 +12,5 @@ class Mtp(Section):
     """Tokens predicted beyond the next one, each by a layer of its own."""
     hidden: Literal["post_norm", "pre_norm"] = "post_norm"
     """Which hidden state enters: after the final norm (Hugging Face, vLLM) or before it (torchtitan)."""
-    loss_weight: NonNegativeFloat = 0.3
+    loss_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 0.3
     """lambda of lambda / depth * sum of the depths' losses (equation 25)."""

@@ -11,12 +11,12 @@ from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.inference import inference_files
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_text
 from dsc.compiler.emit.model import definitions, model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
+from dsc.compiler.emit.serving import serving_files
 from dsc.compiler.emit.training import training_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
@@ -33,11 +33,11 @@ def emit_package(
     plain: Graph,
     training: Graph,
     step: TrainingStep,
-    inference: Graph,
+    serving: Graph,
     notes: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, step, inference)
+    files = python_files(printer, target, plain, training, step, serving)
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
@@ -55,7 +55,7 @@ def python_files(
     plain: Graph,
     training: Graph,
     step: TrainingStep,
-    inference: Graph,
+    serving: Graph,
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
@@ -63,9 +63,9 @@ def python_files(
         model_file(printer, training, model),
         checkpoint_file(printer, training),
         printer.file("storage.py", STORAGE),
-        *inference_files(printer, inference, training, model),
+        *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
-        *kernel_files(printer, (step.graph, inference), target),
+        *kernel_files(printer, (step.graph, serving), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})

@@ -201,7 +201,7 @@ class RepeatLayersSum(LayerLoop):
         return (outputs[0], *inputs[1:-1], outputs[1])
 
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
-        """Without its loss the sum is not wanted either."""
+        """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
         layers = RepeatLayers(self.signature.narrow(kept), self.classes, self.count, self.first, self.slice)
@@ -240,6 +240,10 @@ class CallFunction(_Call):
     kind = "call_function"
     name: str
     """The attribute that holds the module; empty where the callee is another method of the same class."""
+    arguments: tuple[tuple[str, Dim], ...] = ()
+
+    def sizes(self) -> Mapping[str, Dim]:
+        return dict(self.arguments)
 
     def path(self) -> str:
         return self.name
@@ -252,6 +256,45 @@ class CallFunction(_Call):
     @property
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
+
+
+@register
+@dataclass(frozen=True)
+class CallListedFunction(_Call):
+    """function(self.name[index], ...): the same for one of a list of modules."""
+
+    kind = "call_listed_function"
+    name: str
+    index: int
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (f"{self.name}.{self.index}",)
+
+
+@register
+@dataclass(frozen=True)
+class RepeatFunctions(RepeatLayersCached):
+    """Layers as functions, each with its own pages of the cache, which are the last operand."""
+
+    kind = "repeat_functions"
+
+    def infer(self, inputs: Types) -> Types:
+        return super().infer((*inputs[:-1], self.signature.inputs[-1]))
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        return super().bindings((*inputs[:-1], self.signature.inputs[-1]))
+
+
+@register
+@dataclass(frozen=True)
+class CycleFunctions(RepeatFunctions):
+    """The same for layers of several classes in turn."""
+
+    kind = "cycle_functions"
 
 
 def function_name(class_name: str, method: str) -> str:

@@ -111,5 +111,5 @@ _rotate.register_autograd(_gradients, setup_context=_save)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs of x [B, S, H, R] by the angles of their positions, rope [2, S, R]."""
-    return _rotate(x, rope, False)
+    """Rotate the pairs of x [B, S, H, R], or [S, H, R], by the angles of their positions, rope [2, S, R]."""
+    return _rotate(x, rope, False) if x.dim() == 4 else _rotate(x.unsqueeze(0), rope, False).squeeze(0)
