@@ -1,8 +1,8 @@
 """FLOPs of the graph against those that PyTorch counts while the emitted model runs, to the last one.
 
-The graph counts causal attention as half a square, less what a window hides, and norms as 2 per weight and token. PyTorch counts products alone
-and sees the whole square that plain attention computes, at the width that the narrower of k and v is padded to.
-Checked are forward, the loss with multi-token prediction, and backward.
+The graph counts causal attention as half a square, less what a window hides, and norms as 2 per weight and token.
+PyTorch counts products alone and sees the whole square that plain attention computes, at the width that the narrower of
+k and v is padded to. Checked are forward, the loss with multi-token prediction, and backward.
 """
 
 from collections.abc import Mapping
