@@ -36,7 +36,7 @@ def main() -> None:
 
     say("3. Let it write")
     for prompt, seed in PROMPTS.items():
-        generate = ("python", "-m", "tiny.infer.engine", "--checkpoint", "checkpoints", "--prompt", prompt)
+        generate = ("python", "-m", "tiny.infer.generate", "--checkpoint", "checkpoints", prompt)
         run(RUNS, *generate, "--seed", seed, *SAMPLE.split())
         print()
 

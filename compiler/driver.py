@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
@@ -16,8 +17,15 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels
+from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.paged import with_pages
+from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.shard import Sharing
+from dsc.spec.checks import cautions
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -35,9 +43,12 @@ class Program:
     plain: Graph
     """For training, before any kernel: it says in which order classes declare their parameters."""
     training: Graph
+    step: TrainingStep
     inference: Graph
+    serving: Graph
+    """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than the spec has it."""
+    """Where the compiler deviates from the spec."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
@@ -52,9 +63,29 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    training = run(plain, kernels.passes)
-    inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
-    return Program(spec, target, plain, training, verify(as_functions(inference, training)), kernels.notes)
+    shared = sharing(spec)
+    step = training_step(plain, None if isinstance(shared, str) else shared)
+    packing = partial(pack, positions=spec.max_position_embeddings)
+    (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
+    (served,), gathered = fused([run(plain, (for_serving, with_pages, packing))], kernels.serving, spec, target)
+    graphs = [plain, verify(step.graph), decoding, served]
+    (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
+    inference = verify(as_functions(inference, training))
+    serving = run(served, (prepare, as_functions_of_weights))
+    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
+    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
+
+
+def sharing(spec: ModelSpec) -> Sharing | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+    a string says what there is no code for."""
+    if spec.cluster is None or spec.placement is None:
+        return None
+    from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
+
+    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
+    return chosen_sharing(spec, plain, timed(spec))
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -65,7 +96,8 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    return emit_package(printer, program.target, program.plain, program.training, program.inference, program.notes)
+    graphs = program.plain, program.training, program.step, program.serving
+    return emit_package(printer, program.target, *graphs, program.notes)
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

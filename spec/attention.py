@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from dsc.spec.base import Count, KindName, PositiveFloat, Section
+from dsc.spec.base import Count, Epsilon, KindName, Section
 from dsc.spec.rope import Rope
 
 SEVERAL = "*"  # stands where the kind of a single section would
@@ -15,21 +15,28 @@ class MlaAttention(Section):
 
     kind: Literal["mla"]
     num_attention_heads: Count
+    """Heads, each with queries, keys and values of its own."""
     q_lora_rank: Count | None = None
     """Rank of the query latent; null projects queries straight from the hidden state."""
     kv_lora_rank: Count
+    """Rank of the latent of keys and values: what is cached of each token, besides one rotary key."""
     qk_nope_head_dim: Count
+    """Width of the part of each head's queries and keys that knows no position."""
     qk_rope_head_dim: Count
+    """Width of the rotary part, whose key all heads share; even."""
     v_head_dim: Count
-    latent_norm_eps: PositiveFloat = 1e-6
+    """Width of each head's values."""
+    latent_norm_eps: Epsilon = 1e-6
     """Epsilon of the two latent norms. Not always the model's norm.eps: Hugging Face fixes it at 1e-6."""
     rope: Rope
+    """How positions are encoded in the rotary parts of queries and keys."""
 
 
 class QkNorm(Section):
     """RMSNorm over each head of q and k, before rotation (Qwen3)."""
 
-    eps: PositiveFloat
+    eps: Epsilon
+    """Added to the mean square before the root."""
 
 
 class GroupedQueries(Section):
@@ -37,10 +44,15 @@ class GroupedQueries(Section):
 
     kind: str
     num_attention_heads: Count
+    """Query heads."""
     num_key_value_heads: Count
+    """Key-value heads, each shared by num_attention_heads / num_key_value_heads query heads."""
     head_dim: Count
+    """Width of each head's queries, keys and values; even."""
     qk_norm: QkNorm | None = None
+    """RMSNorm of each head's queries and keys before rotation; null for none."""
     rope: Rope
+    """How positions are encoded in queries and keys."""
 
 
 class GqaAttention(GroupedQueries):

@@ -1,7 +1,7 @@
 """What the schema cannot say: rules across keys. One small function per rule, with the arithmetic in its message.
 
-Each refuses a model that could not run, or that would run and not be the model that was meant; several are accepted
-without a word by other implementations.
+Each refuses a model that could not run or would not be the one that was meant; other implementations accept several of
+them silently.
 """
 
 import sys
@@ -13,17 +13,25 @@ from math import isqrt
 from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
-from dsc.spec.model import LayerCycle, LayerKind, ModelSpec
+from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
 from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
 
-MAX_LAYERS = 10_000  # far beyond any model; what is laid out per layer stays small
+MAX_LAYERS = 10_000  # far more than any model has; bounds what is built for each layer
 
-# What emitted packages import, and so must not be hidden by one.
-IMPORTED = frozenset(("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"))
+# What emitted packages import, and what that imports in turn, so that no package may hide it.
+IMPORTED = frozenset(
+    (
+        *("dsc", "numpy", "pyarrow", "rich", "safetensors", "tokenizers", "torch", "triton"),
+        *("cuda", "einops", "expecttest", "filelock", "fsspec", "functorch", "hypothesis", "jinja2", "markupsafe"),
+        *("mpmath", "networkx", "nvidia", "onnx", "opt_einsum", "optree", "packaging", "pandas", "psutil", "pybind11"),
+        *("pynvml", "scipy", "setuptools", "sympy", "tensorboard", "torchgen", "tqdm", "typing_extensions", "yaml"),
+        *("cython_runtime", "huggingface_hub", "markdown_it", "mdurl", "ml_dtypes", "pkg_resources", "pygments"),
+    )
+)
 
 
 def check(spec: ModelSpec) -> list[Finding]:
@@ -64,17 +72,37 @@ def _below(key: tuple[str, ...], findings: Iterator[Finding]) -> Iterator[Findin
     return (replace(finding, key=(*key, *finding.key)) for finding in findings)
 
 
-def _name(spec: ModelSpec) -> Iterator[Finding]:
-    package = spec.package_name
+def cautions(spec: ModelSpec) -> list[str]:
+    """What is valid and worth a word."""
+    return [
+        f"ffn.{name}.router: the one chosen weight is divided by itself, so no gradient of the model's loss reaches it"
+        for name, ffn in spec.ffns.items()
+        if isinstance(ffn, MoeFfn) and ffn.router.norm_topk_prob and ffn.num_experts_per_tok == 1
+    ]
+
+
+def refused_name(name: str) -> str | None:
+    """Why a model cannot have a name; None where it can."""
+    package = package_of(name)
     if iskeyword(package):
-        message = f"the package of {spec.name!r} would be named {package!r}, a keyword of Python"
-    elif package in IMPORTED:
-        message = f"the package of {spec.name!r} would hide the library {package!r}, which emitted code imports"
-    elif package in sys.stdlib_module_names:
-        message = f"the package of {spec.name!r} would hide {package!r} of Python's standard library"
-    else:
-        return
-    yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+        return f"the package of {name!r} would be named {package!r}, a keyword of Python"
+    if package in IMPORTED:
+        return f"the package of {name!r} would hide the library {package!r}, which emitted code imports"
+    if package in sys.stdlib_module_names:
+        return f"the package of {name!r} would hide {package!r} of Python's standard library"
+    return None
+
+
+def _name(spec: ModelSpec) -> Iterator[Finding]:
+    if (message := refused_name(spec.name)) is not None:
+        yield Finding("DSC016", message, ("name",), f"write a longer name, such as '{spec.name}-1b'")
+
+
+def _known_tokens(spec: ModelSpec) -> Iterator[Finding]:
+    for name, token in spec.tokens.ids().items():
+        if token >= spec.vocab_size:
+            message = f"tokens.{name} is {token}, and the vocabulary has {spec.vocab_size} tokens"
+            yield Finding("DSC017", message, ("tokens", name.split("[")[0]), f"write at most {spec.vocab_size - 1}")
 
 
 def _grouped_heads(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
@@ -93,7 +121,7 @@ def _even_rope_dim(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
     else:
         name, dim = "head_dim", attention.head_dim
     if dim % 2:
-        message = f"{name} is {dim}: a rotary embedding turns pairs of components, and {dim} is odd"
+        message = f"{name} is {dim}: a rotary embedding rotates pairs of components, and {dim} is odd"
         yield Finding("DSC051", message, (name,), f"write an even number, such as {dim + 1}")
 
 
@@ -103,8 +131,9 @@ def _original_positions(attention: Attention, spec: ModelSpec) -> Iterator[Findi
         return
     original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
     if original > positions:
-        message = f"the context before the stretch, {original}, is longer than max_position_embeddings, {positions}"
-        help = f"write at most {positions}, or raise max_position_embeddings"
+        message = f"the original context, {original}, is longer than max_position_embeddings, {positions}"
+        # Not a shorter original context: the frequencies follow from it.
+        help = f"write max_position_embeddings: {original}, and a shorter workload.sequence_length if that is enough"
         yield Finding("DSC053", message, ("rope", "scaling", "original_max_position_embeddings"), help)
 
 
@@ -210,6 +239,14 @@ def _mtp_depth(spec: ModelSpec) -> Iterator[Finding]:
         yield Finding("DSC064", message, ("mtp", "depth"), "lower depth, or raise workload.sequence_length")
 
 
+def _recompute_full(spec: ModelSpec) -> Iterator[Finding]:
+    chosen = (spec.placement and spec.placement.recompute) or []
+    others = [name for name in chosen if name != "full"]
+    if "full" in chosen and others:
+        message = f"recompute: full leaves nothing to {', '.join(others)}"
+        yield Finding("DSC070", message, ("placement", "recompute"), "write [full], or the parts without it")
+
+
 def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
     known = names(CLUSTERS)
     if spec.cluster is not None and spec.cluster.kind not in known:
@@ -220,7 +257,7 @@ def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
 
 def _theta(rope: Rope) -> Iterator[Finding]:
     if rope.theta <= 1:
-        message = f"rope.theta is {rope.theta:g}: the pairs would not turn more and more slowly"
+        message = f"rope.theta is {rope.theta:g}: frequencies would not fall from pair to pair"
         yield Finding("DSC054", message, ("theta",), "write a number above 1, such as 10000.0")
 
 
@@ -265,7 +302,7 @@ def _enough_experts(moe: MoeFfn) -> Iterator[Finding]:
     if chosen > allowed:
         message = f"each token chooses {chosen} of {allowed} experts"
         if router.n_group > 1:
-            message += f": {router.topk_group} of {router.n_group} groups are open to it, with {per_group} experts each"
+            message += f": {router.topk_group} of {router.n_group} groups are selected, with {per_group} experts each"
         yield Finding("DSC022", message, ("num_experts_per_tok",), f"write at most {allowed}")
 
 
@@ -301,7 +338,8 @@ def _bias_to_update(moe: MoeFfn) -> Iterator[Finding]:
 
 
 def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
-    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1:
+    """A caution where scores are softmax: a model that always divides, as Mixtral does, has no other way to say it."""
+    if moe.router.norm_topk_prob and moe.num_experts_per_tok == 1 and moe.router.score != "softmax":
         message = "norm_topk_prob divides the one chosen weight by itself: it is always 1, and the router cannot learn"
         help = "write false, or choose two experts per token or more"
         yield Finding("DSC027", message, ("router", "norm_topk_prob"), help)
@@ -315,6 +353,7 @@ def _divisor_near(number: int, wanted: int) -> int:
 
 MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _name,
+    _known_tokens,
     _fp8_blocks,
     _fp8_cache,
     _described_ffn,
@@ -324,6 +363,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _number_of_layers,
     _workload_length,
     _mtp_depth,
+    _recompute_full,
     _known_cluster,
 )
 ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)

@@ -23,6 +23,7 @@ Code = Literal[
     "DSC014",
     "DSC015",
     "DSC016",
+    "DSC017",
     # the router
     "DSC020",
     "DSC021",
@@ -38,6 +39,7 @@ Code = Literal[
     # emitted packages
     "DSC040",
     "DSC041",
+    "DSC042",
     # attention, positions and precision
     "DSC050",
     "DSC051",
@@ -63,7 +65,7 @@ Code = Literal[
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a file, counted from 1."""
+    """A position in a file; line and column count from 1."""
 
     file: str
     line: int

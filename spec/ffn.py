@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from dsc.spec.base import Count, KindName, NonNegativeCount, PositiveFloat, Section
+from dsc.spec.base import Count, KindName, Multiplier, NonNegativeCount, Section
 from dsc.spec.router import Router
 
 
@@ -13,6 +13,7 @@ class DenseFfn(Section):
 
     kind: Literal["dense"] = "dense"
     intermediate_size: Count
+    """Width between the two products."""
 
 
 class MoeFfn(Section):
@@ -20,11 +21,15 @@ class MoeFfn(Section):
 
     kind: Literal["moe"] = "moe"
     n_routed_experts: Count
+    """Experts that tokens choose among."""
     num_experts_per_tok: Count
+    """Experts that each token chooses (top-k)."""
     moe_intermediate_size: Count
+    """Width of each expert between its two products."""
     n_shared_experts: NonNegativeCount = 0
     """Shared experts form one SwiGLU of width n_shared_experts * moe_intermediate_size."""
     router: Router
+    """How tokens choose experts."""
 
 
 FeedForward = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
@@ -36,8 +41,10 @@ class Ffn(Section):
     model_config = ConfigDict(extra="allow")
 
     dense: DenseFfn | None = None
+    """SwiGLU: down(silu(gate(x)) * up(x)). Needed if a layer names it."""
     moe: MoeFfn | None = None
-    swiglu_limit: PositiveFloat | None = None
+    """Routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066). Needed if a layer names it."""
+    swiglu_limit: Multiplier | None = None
     """Every SwiGLU, experts' or not, is silu(min(gate, limit)) * clamp(up, -limit, limit) (DeepSeek-V4)."""
     __pydantic_extra__: dict[KindName, FeedForward]
 

@@ -1,9 +1,10 @@
 """A spec file -> ModelSpec, or a DscError with everything that is wrong in it.
 
-The steps, each of which only sees what the one before let through: text, yaml, validate, checks. Where the schema
+The steps, each of which sees only what the previous one accepted: text, yaml, validate, checks. Where the schema
 refuses some values, checks still see the rest.
 """
 
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,11 +27,8 @@ S = TypeVar("S", bound=Section)
 
 
 def load(source: str | Path) -> ModelSpec:
-    """The spec at a path, or the spec of the zoo with that name. A file goes before a name, a name before a folder."""
-    path = Path(source)
-    named = path_of(str(source), MODELS)
-    if named is not None and not path.is_file():
-        path = named
+    """The spec at a path or of that name in the zoo. A file takes precedence over a name, a name over a folder."""
+    path = _path(source)
     try:
         data = _read_file(path)
     except FileNotFoundError:
@@ -41,6 +39,14 @@ def load(source: str | Path) -> ModelSpec:
     return loads(data, str(path))
 
 
+def position_of(source: str, key: str) -> Position:
+    """Where the file of a spec that loads has a key, such as "layers[0].repeat", or else the section around it."""
+    path = _path(source)
+    parts = re.findall(r"[^.\[\]]+", key)
+    document = read(decode(_read_file(path), str(path)), str(path))
+    return document.position(tuple(int(part) if part.isdigit() else part for part in parts))
+
+
 def loads(text: str | bytes, file: str) -> ModelSpec:
     """The spec that a text holds; `file` is what findings call it."""
     refuse_foreign(text if isinstance(text, str) else text.decode("utf-8", "replace"), file)
@@ -48,7 +54,7 @@ def loads(text: str | bytes, file: str) -> ModelSpec:
 
 
 def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:
-    """Any file that is one section of the schema; `check` says what is wrong across keys that were read."""
+    """A file that holds any one section of the schema; `check` says what is wrong across keys that were read."""
     document = read(decode(text, file), file)
     value, wrong = validate(section, document)
     part = readable_part(section, document.root) if value is None else value
@@ -62,6 +68,11 @@ def load_section(section: type[S], text: str | bytes, file: str, check: Callable
         raise DscError(sorted(findings, key=_place))
     assert value is not None
     return value
+
+
+def _path(source: str | Path) -> Path:
+    named = path_of(str(source), MODELS)
+    return Path(source) if named is None or Path(source).is_file() else named
 
 
 def _read_file(path: Path) -> bytes:

@@ -5,21 +5,28 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag
 
 from dsc.spec.attention import Attention, OneOrSeveral
-from dsc.spec.base import Count, KindName, NonNegativeFloat, PositiveFloat, Section
+from dsc.spec.base import Count, Epsilon, KindName, LossWeight, Multiplier, Section, Spread
 from dsc.spec.cluster import Machines
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
+from dsc.spec.tokens import Tokens
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
 
 
+def package_of(name: str) -> str:
+    """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
+    return name.replace("-", "_").replace(".", "_")
+
+
 class Norm(Section):
     """RMSNorm before each sublayer and before the head."""
 
-    eps: PositiveFloat
+    eps: Epsilon
+    """Added to the mean square before the root."""
 
 
 class LayerKind(Section):
@@ -35,6 +42,7 @@ class Repeated(Section):
     """A part of the layer schedule."""
 
     repeat: Annotated[int, Field(ge=1, le=10_000)]
+    """How often it follows itself."""
 
 
 class LayerGroup(LayerKind, Repeated):
@@ -49,6 +57,7 @@ class LayerCycle(Repeated):
     """Layers of several kinds in turn, the whole turn `repeat` times."""
 
     cycle: Annotated[list[LayerKind], Field(min_length=2, max_length=256)]
+    """The layers of one turn."""
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -73,35 +82,53 @@ class AddResidual(Section):
     """x + multiplier * sublayer(norm(x))."""
 
     kind: Literal["add"] = "add"
-    multiplier: PositiveFloat = 1.0
+    multiplier: Multiplier = 1.0
+    """Of each sublayer's output (MiniCPM's scale_depth / sqrt(layers))."""
 
 
 class ModelSpec(Section):
     """A decoder-only language model."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
+    """The package is named after it, with '_' for '-' and '.'."""
     vocab_size: Count
+    """Tokens that there are: rows of the embedding and of the head."""
+    tokens: Tokens = Tokens()
+    """Ids of special tokens, where the tokenizer that the model was trained with has them."""
     hidden_size: Count
+    """Width of the stream between layers."""
     max_position_embeddings: Count
+    """Longest sequence, tokens."""
     tie_word_embeddings: bool = False
-    initializer_range: NonNegativeFloat = 0.02
+    """Whether the head's weights are the embedding's."""
+    initializer_range: Spread = 0.02
     """Standard deviation of freshly drawn weights."""
-    embedding_multiplier: PositiveFloat = 1.0
+    embedding_multiplier: Multiplier = 1.0
     """Multiplies the embedding's output (MiniCPM's scale_emb)."""
-    logit_multiplier: PositiveFloat = 1.0
+    logit_multiplier: Multiplier = 1.0
     """Multiplies the hidden state before the head (MiniCPM's dim_model_base / hidden_size)."""
-    z_loss: PositiveFloat | None = None
+    z_loss: LossWeight | None = None
     """Adds z_loss * log(sum(exp(logits)))^2 to the cross-entropy of each token (PaLM, arXiv 2204.02311, section 5)."""
     norm: Norm
+    """RMSNorm before each sublayer and before the head."""
     residual: AddResidual = AddResidual()
+    """How a sublayer's output joins the stream."""
     attention: OneOrSeveral
+    """How tokens look at each other: one attention, or several by the names that layers give."""
     ffn: Ffn
+    """What happens to each token by itself: the feed-forwards that layers may name."""
     layers: Annotated[list[Layers], Field(min_length=1, max_length=256)]
+    """Every layer, first to last, in groups of one kind and cycles of several."""
     mtp: Mtp | None = None
+    """Layers that predict tokens further ahead in training (DeepSeek-V3, section 2.2); null for none."""
     precision: Precision = Precision()
+    """What each class of tensors is kept and multiplied in."""
     workload: Workload = Workload()
+    """What the model is asked to do: costs per token are counted at these sizes."""
     cluster: Machines | None = None
+    """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None
+    """Pins of the plan: what the planner may not choose; null leaves all to it."""
 
     @property
     def num_layers(self) -> int:
@@ -132,8 +159,7 @@ class ModelSpec(Section):
 
     @property
     def package_name(self) -> str:
-        """The name of the emitted package: deepseek-v3 -> deepseek_v3."""
-        return self.name.replace("-", "_").replace(".", "_")
+        return package_of(self.name)
 
     @property
     def ffn_kinds(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from dsc.spec.errors import Finding
+from dsc.spec.errors import Finding, Position
 from dsc.spec.text import LINE_BREAK, MAX_BYTES
 
 Format = Literal["human", "json", "github"]
@@ -76,13 +76,16 @@ def _record(finding: Finding) -> dict[str, object]:
 
 
 def _annotation(finding: Finding) -> str:
+    text = finding.message if finding.help is None else f"{finding.message}\nhelp: {finding.help}"
+    return annotation(finding.code, text, finding.position)
+
+
+def annotation(title: str, text: str, position: Position | None) -> str:
     """A workflow command: https://docs.github.com/actions/reference/workflow-commands-for-github-actions"""
     properties = {}
-    if finding.position is not None:
-        position = finding.position
+    if position is not None:
         properties = {"file": position.file, "line": str(position.line), "col": str(position.column)}
-    properties["title"] = finding.code
-    text = finding.message if finding.help is None else f"{finding.message}\nhelp: {finding.help}"
+    properties["title"] = title
     listed = ",".join(f"{name}={_escaped(value, in_property=True)}" for name, value in properties.items())
     return f"::error {listed}::{_escaped(text)}"
 

@@ -18,6 +18,7 @@ from dsc.compiler.emit.write import write
 from dsc.spec.zoo import FIGURES
 
 TESTS = Path(__file__).resolve().parent
+LANGUAGE = TESTS.parent / "spec" / "README.md"
 GENERATED = TESTS.parent / "generated"
 SPECS = ("tiny", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
@@ -41,7 +42,7 @@ PLANS = (
     GoldenPlan("deepseek-v3", "decode", 40, "h800"),  # 320
     GoldenPlan("deepseek-v2-lite", "train", 1, "h200"),
     GoldenPlan("llama-3.1-405b", "train", 128, "h100"),  # 1024
-    GoldenPlan("tiny", "train", 1, "cpu"),  # 4 ranks
+    GoldenPlan("tiny", "train", 4, "cpu"),
 )
 
 
@@ -74,6 +75,13 @@ def accept_zoo() -> None:
     FIGURES.write_text(text, encoding="utf-8", newline="\n")
 
 
+def accept_language() -> None:
+    """The reference of the language."""
+    from breaking.changes import language
+
+    LANGUAGE.write_text(language(), encoding="utf-8", newline="\n")
+
+
 def accept_count() -> None:
     """Of the published facts that the planner reproduces."""
     from planner.test_badge import accept  # here, because tests that read this file do not need it
@@ -85,6 +93,7 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["plans"]:
         accept_packages()
         accept_zoo()
+        accept_language()
         run_path(str(TESTS / "cli" / "outputs.py"))["accept"]()
     accept_plans()
     accept_count()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dsc.compiler.bench import tune
 from dsc.compiler.bench.case import Case
-from dsc.compiler.bench.run import cases_of, kernel_modules
+from dsc.compiler.bench.run import Subject, subjects
 from dsc.compiler.cli import main
 from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.kernels import tuning
@@ -39,7 +39,7 @@ def package(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_fastest_tile_of_the_grid_is_proposed(program: Program, package: Path) -> None:
     tried = list(tune.trials("swiglu", program, package, 16, "cpu", lambda run: 1.0))
     tiles = [one.tile for one in tried if one.launch == "forward"]
-    assert tiles[0] == {"elements": 2048, "num_warps": 4}  # the table's own comes first
+    assert tiles[0] == {"ROWS": 4, "COLUMNS": 512, "num_warps": 4}  # the table's own comes first
     assert len(tiles) == 8 and all(one.times for one in tried)
     assert tune.proposals(tried) == ()  # nothing is faster than what is as fast
 
@@ -52,25 +52,26 @@ def test_the_fastest_tile_of_the_grid_is_proposed(program: Program, package: Pat
 
 
 def test_a_tile_that_is_tried_is_what_the_file_says(program: Program) -> None:
-    with tuning.trial("swiglu", "forward", {"elements": 512, "num_warps": 16}):
+    with tuning.trial("swiglu", "forward", {"ROWS": 1, "COLUMNS": 512, "num_warps": 16}):
         tried = tune._print("swiglu", program)
     before = tune._print("swiglu", program)
-    assert re.search(r"= \(512, 16\)  # tried", tried) and "tried" not in before
+    assert re.search(r'= {"ROWS": 1, "COLUMNS": 512, "num_warps": 16}  # tried', tried) and "tried" not in before
 
 
 def test_what_does_not_fit_and_what_is_wrong_is_not_timed(
     program: Program, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large = {"block_q": 1024, "block_k": 1024, "num_warps": 8, "num_stages": 4}
+    large = {"BLOCK_M": 1024, "BLOCK_N": 1024, "num_warps": 8, "num_stages": 4}
     times, note = tune._try("mla_attention", "forward", large, program, package, 16, "cpu", lambda run: 1.0)
     assert times == {} and "takes" in note and "B of shared memory" in note
 
-    def wrong(*arguments: Any) -> Any:
-        for case in cases_of("swiglu")(*arguments):
+    def wrong(subject: Subject, *arguments: Any) -> Any:
+        for case in right(subject, *arguments):
             yield Case(case.name, case.run, lambda: 2 * case.run(), case.bytes)  # noqa: B023
 
-    monkeypatch.setattr(tune, "cases_of", lambda kernel: wrong)
-    known = {"elements": 2048, "num_warps": 4}
+    right = Subject.cases
+    monkeypatch.setattr(Subject, "cases", wrong)
+    known = {"ROWS": 4, "COLUMNS": 512, "num_warps": 4}
     times, note = tune._try("swiglu", "forward", known, program, package, 16, "cpu", lambda run: 1.0)
     assert times == {} and "is wrong by" in note
 
@@ -89,7 +90,7 @@ def test_the_command_measures_every_kernel_that_has_cases(package: Path, tmp_pat
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert {line["kernel"] for line in lines} == kernel_modules(package).keys()
+    assert {line["kernel"] for line in lines} == subjects(package).keys()
     for line in lines:
         assert line["correct"] and line["time"] > 0 and line["reference_time"] > 0 and line["torch"] and line["date"]
 

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 _read = ContextVar("read", default=True)
 
 
 @contextmanager
 def never_read() -> Iterator[None]:
-    """Within, inputs are memory that nobody fills: kernels are only compiled for them, and those of 671B are large."""
+    """Within, inputs are uninitialized memory: kernels are only compiled for them, and a 671B model's are large."""
     token = _read.set(False)
     try:
         yield
@@ -23,6 +26,12 @@ def never_read() -> Iterator[None]:
 def filled() -> bool:
     """Whether the inputs of cases need values."""
     return _read.get()
+
+
+def normal(*shape: int, device: str, std: float = 1.0) -> Tensor:
+    """Normally distributed bfloat16."""
+    x = torch.empty(shape, device=device, dtype=torch.bfloat16)
+    return x.normal_(std=std) if filled() else x
 
 
 @dataclass(frozen=True)

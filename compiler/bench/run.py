@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from dsc.compiler.bench.case import Case
 from dsc.compiler.bench.clock import seconds
 from dsc.compiler.bench.machine import Machine
+from dsc.compiler.kernels.registry import kernel_named
 
 _numbers = itertools.count()
 
@@ -42,15 +44,39 @@ class Result:
     """PyTorch's own operator."""
 
 
-def kernel_modules(folder: Path) -> dict[str, ModuleType]:
-    """The modules of kernels/ that there are cases for, by name."""
+@dataclass(frozen=True)
+class Subject:
+    """A kernel of a package, and the sizes of the package's model at which it is measured."""
+
+    name: str
+    module: ModuleType
+    sizes: tuple[Any, ...]
+
+    def cases(self, tokens: int, device: str) -> Iterator[Case]:
+        cases: Iterator[Case] = importlib.import_module(f"{CASES}.{self.name}").cases(
+            self.module, self.sizes, tokens, device
+        )
+        return cases
+
+
+CASES = "dsc.compiler.bench.cases"
+
+
+def subjects(folder: Path) -> dict[str, Subject]:
+    """The kernels of a package that there are cases for, by name."""
     package = _imported(folder)
     names = sorted(path.stem for path in (folder / "kernels").glob("[!_]*.py"))
-    return {name: importlib.import_module(f"{package}.kernels.{name}") for name in names if _has_cases(name)}
+    return {name: _subject(package, name) for name in names if importlib.util.find_spec(f"{CASES}.{name}") is not None}
 
 
-def import_kernel(folder: Path, name: str) -> ModuleType:
-    return importlib.import_module(f"{_imported(folder)}.kernels.{name}")
+def subject(folder: Path, name: str) -> Subject:
+    return _subject(_imported(folder), name)
+
+
+def _subject(package: str, name: str) -> Subject:
+    module = importlib.import_module(f"{package}.kernels.{name}")
+    dims = vars(importlib.import_module(f"{package}.dims"))
+    return Subject(name, module, kernel_named(name).sizes(dims))
 
 
 def _imported(folder: Path) -> str:
@@ -65,25 +91,12 @@ def _imported(folder: Path) -> str:
     return name
 
 
-def _has_cases(name: str) -> bool:
-    return importlib.util.find_spec(f"dsc.compiler.bench.cases.{name}") is not None
-
-
-def cases_of(name: str) -> Callable[[ModuleType, int, str], Iterator[Case]]:
-    found: Callable[[ModuleType, int, str], Iterator[Case]] = importlib.import_module(
-        f"dsc.compiler.bench.cases.{name}"
-    ).cases
-    return found
-
-
-def measure(
-    name: str, module: ModuleType, tokens: int, machine: Machine, device: str, compiled: bool
-) -> Iterator[Result]:
+def measure(subject: Subject, tokens: int, machine: Machine, device: str, compiled: bool) -> Iterator[Result]:
     """The results of one kernel, as they come."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for case in cases_of(name)(module, tokens, device):
-            yield _measure_case(name, case, machine, device, compiled)
+        for case in subject.cases(tokens, device):
+            yield _measure_case(subject.name, case, machine, device, compiled)
 
 
 def _measure_case(name: str, case: Case, machine: Machine, device: str, compiled: bool) -> Result:

@@ -1,4 +1,4 @@
-"""Tiles from a declared grid, tried on this GPU: which are faster, as rows to propose for the tuning table."""
+"""Tries the tiles of a declared grid on this GPU and proposes the faster ones as rows of the tuning table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 
 from dsc.compiler.bench.case import Case
-from dsc.compiler.bench.run import cases_of, difference, import_kernel
+from dsc.compiler.bench.run import Subject, difference, subject
 from dsc.compiler.driver import Program
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.kernels import kernel_file
@@ -31,7 +30,7 @@ class Trial:
     launch: str
     tile: Numbers
     dims: Numbers
-    """That the launch asked its tile for."""
+    """By which the launch chose its tile."""
     times: dict[str, float]
     """By case; empty where a result was wrong or the tile could not be compiled."""
     note: str = ""
@@ -51,7 +50,7 @@ class Proposal:
     after: float
 
     def row(self, arch: str, origin: str) -> str:
-        """As the table has it."""
+        """In the table's format."""
         lines = [f"# {self.case}: {self.after * 1e6:.1f} us, {self.before / self.after:.2f}x the table's tile"]
         lines += [f"[[{self.launch}]]", f'arch = ["{arch}"]']
         if self.dims:
@@ -101,14 +100,14 @@ def _try(
         shutil.copytree(folder, copy)
         (copy / "kernels" / f"{kernel}.py").write_text(text, encoding="utf-8")
         try:
-            return _times(import_kernel(copy, kernel), kernel, tokens, device, clock), ""
-        except Exception as error:  # whatever the compiler of kernels has against this tile
+            return _times(subject(copy, kernel), tokens, device, clock), ""
+        except Exception as error:  # Triton refuses tiles in many ways
             return {}, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _times(module: ModuleType, kernel: str, tokens: int, device: str, clock: Clock) -> dict[str, float]:
+def _times(subject: Subject, tokens: int, device: str, clock: Clock) -> dict[str, float]:
     times = {}
-    for case in cases_of(kernel)(module, tokens, device):
+    for case in subject.cases(tokens, device):
         _check(case)
         times[case.name] = clock(case.run)
     return times

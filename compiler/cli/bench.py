@@ -19,7 +19,7 @@ from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
     from dsc.compiler.bench.machine import Machine
-    from dsc.compiler.bench.run import Result
+    from dsc.compiler.bench.run import Result, Subject
     from dsc.spec.model import ModelSpec
 
 
@@ -63,18 +63,18 @@ def bench(
         say("error: no GPU that torch can use; --device cpu runs the references", stderr=True)
         ctx.exit(Exit.BAD_INPUT)
     from dsc.compiler.bench.machine import measure_machine
-    from dsc.compiler.bench.run import kernel_modules
+    from dsc.compiler.bench.run import subjects
     from dsc.compiler.cli.bench_table import show_results
     from dsc.spec.loader import load
 
-    modules = kernel_modules(folder)
-    if unknown := sorted({*only} - modules.keys()):
-        raise click.UsageError(f"no such kernel in {package}: {', '.join(unknown)}; it has {', '.join(modules)}")
+    kernels = subjects(folder)
+    if unknown := sorted({*only} - kernels.keys()):
+        raise click.UsageError(f"no such kernel in {package}: {', '.join(unknown)}; it has {', '.join(kernels)}")
     if tuned is not None:
-        _tune([name for name in modules if name in only or not only], load(tuned), folder, tokens or (4096,), device)
+        _tune([name for name in kernels if name in only or not only], load(tuned), folder, tokens or (4096,), device)
         return
     machine = measure_machine(device)
-    chosen = {name: module for name, module in modules.items() if name in only or not only}
+    chosen = [kernel for name, kernel in kernels.items() if name in only or not only]
     results = []
     with Path(output).open("a", encoding="utf-8") if output else nullcontext() as file:
         for result in _results(chosen, tokens or (4096,), machine, device, compiled):
@@ -110,15 +110,15 @@ def _tune(kernels: list[str], spec: ModelSpec, folder: Path, tokens: tuple[int, 
 
 
 def _results(
-    modules: dict[str, Any], tokens: tuple[int, ...], machine: Machine, device: str, compiled: bool
+    kernels: list[Subject], tokens: tuple[int, ...], machine: Machine, device: str, compiled: bool
 ) -> Iterator[Result]:
     from dsc.compiler.bench.run import measure
 
     with console(stderr=True).status("measuring") as status:
         for count in tokens:
-            for name, module in modules.items():
-                status.update(f"measuring {name}, {count} tokens")
-                yield from measure(name, module, count, machine, device, compiled)
+            for kernel in kernels:
+                status.update(f"measuring {kernel.name}, {count} tokens")
+                yield from measure(kernel, count, machine, device, compiled)
 
 
 def _record(result: Result, machine: Machine) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
 
     Exits with 2 if a spec is bad.
     """
+    from dsc.spec.checks import cautions
     from dsc.spec.errors import DscError
     from dsc.spec.loader import load, loads
     from dsc.spec.report import render
@@ -44,15 +45,14 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
     typed = sys.stdin.buffer.read(MAX_BYTES + 1) if "-" in specs else b""
     for spec in specs:
         try:
-            if spec == "-":
-                loads(typed, STDIN)
-            else:
-                load(spec)
+            loaded = loads(typed, STDIN) if spec == "-" else load(spec)
         except DscError as error:
             findings += error.findings
         else:
             if format_ == "human":
                 say(f"{STDIN if spec == '-' else spec}: ok")
+                for caution in cautions(loaded):
+                    say(f"warning: {caution}", stderr=True)
     if format_ != "human":
         click.echo(render(findings, format_, {}), nl=False)
     elif findings:

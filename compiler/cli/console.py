@@ -43,7 +43,7 @@ def say(text: str | Text, stderr: bool = False, end: str = "\n") -> None:
 
 def tell(text: str, indent: str = "") -> None:
     """Sentences, in lines that the terminal has room for."""
-    say(textwrap.fill(text, console().width, initial_indent=indent, subsequent_indent=indent))
+    say(textwrap.fill(text, console().width, initial_indent=indent, subsequent_indent=indent, break_long_words=False))
 
 
 def give_verdict(word: str, good: bool, text: str) -> None:

@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass
 from rich import box
 from rich.table import Table
 
+from dsc.compiler.cli.breaking_report import records, show_breaks, side
 from dsc.compiler.cli.console import give_verdict, print_json, say, show, show_diff
 from dsc.compiler.cli.measured import Measured, measure
 from dsc.compiler.cli.units import as_yaml, ratio
 from dsc.compiler.driver import emit
 from dsc.compiler.emit.lock import LOCK
+from dsc.compiler.facts.breaking import Break, breaks
+from dsc.compiler.facts.breaking_rules import CATEGORIES
 from dsc.compiler.facts.diff import Changed, FileChange, file_changes, spec_changes
+from dsc.spec.loader import load
 from dsc.spec.words import dotted
 
 
@@ -25,13 +29,17 @@ class Difference:
     files: list[FileChange]
 
 
-def diff_specs(first: str, second: str, show_files: bool, hashes: bool, as_json: bool) -> bool:
+def diff_specs(first: str, second: str, show_files: bool, breaking: bool, hashes: bool, as_json: bool) -> bool:
     found = _difference(first, second)
+    broken = breaks(side(load(first)), side(load(second))) if breaking else None
     if as_json:
-        _print_record(found, show_files)
+        _print_record(found, broken, show_files)
     elif found.keys or found.files:
         shown = [file for file in found.files if hashes or not (file.path == LOCK or file.only_hashes)]
         _show(found, shown)
+        if broken is not None:
+            say("")
+            show_breaks(broken, (first, second), CATEGORIES)
         if show_files:
             show_diff("".join(file.diff for file in shown))
     else:
@@ -50,10 +58,11 @@ def _difference(first: str, second: str) -> Difference:
     )
 
 
-def _print_record(found: Difference, show_files: bool) -> None:
+def _print_record(found: Difference, broken: list[Break] | None, show_files: bool) -> None:
     files = [asdict(file) if show_files else {"path": file.path, "change": file.change} for file in found.files]
     keys, facts = [asdict(key) for key in found.keys], [asdict(fact) for fact in found.facts]
-    print_json({"spec": keys, "facts": facts, "files": files})
+    more = {} if broken is None else {"breaking": records(broken)}
+    print_json({"spec": keys, "facts": facts, "files": files, **more})
 
 
 def _fact_changes(first: Measured, second: Measured) -> list[Changed]:

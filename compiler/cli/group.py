@@ -28,6 +28,7 @@ VERBS = {
         "plan", "plan_command", "Memory and placement: do training or serving fit, how fast, and why not otherwise?"
     ),
     "diff": Verb("diff", "diff", "What differs between two specs, down to the emitted files, or between two plans."),
+    "breaking": Verb("breaking", "breaking", "What a change breaks: checkpoints, meaning, Python, caches and plans."),
     "compile": Verb("compile", "compile_command", "Write the package of a spec."),
     "verify": Verb("verify", "verify", "Shrink, emit and run a spec here: does the code do what the graph says?"),
     "bench": Verb("bench", "bench", "Measure the kernels of a package on this GPU."),
@@ -35,8 +36,8 @@ VERBS = {
     "import": Verb("huggingface", "import_command", "Hugging Face config.json -> spec."),
     "export": Verb("huggingface", "export_command", "Spec -> Hugging Face config.json."),
     "zoo": Verb("zoo", "zoo", "The models and clusters that ship with dsc."),
-    "schema": Verb("language", "schema", "The JSON Schema of specs, for editors."),
-    "explain": Verb("language", "explain", "What an error code means."),
+    "schema": Verb("schema", "schema", "The JSON Schema of specs, for editors."),
+    "explain": Verb("explain", "explain", "What a code or a key means; without one, the codes."),
     "doctor": Verb("doctor", "doctor", "Versions and environment."),
     "completion": Verb("completion", "completion", "The script that completes dsc's command lines in a shell."),
 }

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from dsc.compiler.driver import Program, build
 from dsc.compiler.facts.breakdown import Breakdown, break_down
 from dsc.compiler.facts.stats import Stats, compute_stats
+from dsc.spec.checks import check
+from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 
 
@@ -26,7 +28,14 @@ class Measured:
         }
 
 
-def measure(source: str) -> Measured:
-    program = build(load(source))
+def measure(source: str, context: int | None = None) -> Measured:
+    """With sequences of another length than the spec's, if one is given."""
+    loaded = load(source)
+    if context is not None:
+        workload = loaded.workload.model_copy(update={"sequence_length": context})
+        loaded = loaded.model_copy(update={"workload": workload})
+        if findings := check(loaded):
+            raise DscError(findings)
+    program = build(loaded)
     spec, graph = program.spec, program.training
     return Measured(program, compute_stats(spec, graph), break_down(spec, graph))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from dsc.compiler.cli.arguments import PATH, json_option, spec_argument
+from dsc.compiler.cli.arguments import PATH, complete_cluster, json_option, spec_argument
 from dsc.compiler.cli.console import print_json, say
 from dsc.compiler.cli.exits import Exit
 
@@ -23,7 +23,12 @@ FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
 @click.option(
     "--mode", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True, help="What for."
 )
-@click.option("--cluster", metavar="KIND", help="Another kind of node than the spec's; `dsc zoo` lists them.")
+@click.option(
+    "--cluster",
+    metavar="KIND",
+    shell_complete=complete_cluster,
+    help="Another kind of node than the spec's; `dsc zoo` lists them.",
+)
 @click.option("--nodes", type=click.IntRange(min=1), help="Another number of nodes.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of each sequence served; else workload's length.")
 @click.option("--redundant", type=click.IntRange(min=0), help="At least so many experts of a layer are served twice.")

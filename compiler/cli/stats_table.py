@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -14,7 +15,7 @@ from dsc.compiler.facts.breakdown import PARTS
 NAMED = 3  # parts in the sentence about a difference
 
 
-def table(models: Sequence[Measured]) -> Table:
+def table(models: Sequence[Measured], batch: int | None = None) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column("")
     for model in models:
@@ -35,9 +36,21 @@ def table(models: Sequence[Measured]) -> Table:
     _row(made, "cache per token", EXACT_BYTES, [one.kv_cache_bytes_per_token for one in stats])
     of_mtp = [one.kv_cache_bytes_per_token_mtp for one in stats]
     _row(made, "cache per token, multi-token prediction", EXACT_BYTES, of_mtp)
+    if batch is not None:
+        title = f"caches of {batch:,} sequences of {lengths} tokens"
+        _row(made, title, BYTES, [batch * one.kv_cache_bytes for one in stats])
     _row(made, "weights in memory", BYTES, [one.weight_bytes for one in stats])
     _row(made, "layers", PLAIN, [one.num_layers for one in stats])
     return made
+
+
+def as_markdown(made: Table) -> str:
+    """The rows of a table, for GitHub: parts keep their indentation as a dash."""
+    rows = zip(*(column.cells for column in made.columns), strict=True)
+    head = [str(column.header) for column in made.columns]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    cells = [[re.sub(r"^ +", "- ", str(cell)) for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *cells))
 
 
 def difference(first: Measured, second: Measured) -> str:

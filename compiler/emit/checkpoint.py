@@ -7,6 +7,7 @@ from dsc.compiler.emit.named import with_names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import checkpoint_names, export_config, family
 from dsc.compiler.hf.fits import moe_of
+from dsc.compiler.hf.tokens import write_tokens
 from dsc.compiler.ops.moe import GroupedLinear
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
@@ -28,8 +29,15 @@ def checkpoint_file(printer: FilePrinter, graph: Graph) -> File:
         mtp=spec.mtp is not None,
         fp8=isinstance(spec.precision.linear, Fp8BlockLinear),
         tied=spec.tie_word_embeddings,
+        copies=copies(spec),
         empty_shared_experts=has_empty_shared_experts(spec),
     )
+
+
+def copies(spec: ModelSpec) -> str:
+    """The tables of what a file may hold twice, as one mapping; empty where it may hold nothing twice."""
+    tables = [name for name, given in (("MTP_COPIES", spec.mtp), ("TIED", spec.tie_word_embeddings)) if given]
+    return f"({' | '.join(tables)})" if len(tables) > 1 else "".join(tables)
 
 
 def has_empty_shared_experts(spec: ModelSpec) -> bool:
@@ -42,7 +50,7 @@ def has_empty_shared_experts(spec: ModelSpec) -> bool:
 def saved_config(spec: ModelSpec) -> dict[str, object]:
     """config.json beside the weights that `save_hf` writes, which are never quantised."""
     if family(spec) is None:
-        return {"model_type": spec.package_name}
+        return {**write_tokens(spec.tokens), "model_type": spec.package_name}
     return {key: value for key, value in export_config(spec).items() if key != "quantization_config"}
 
 

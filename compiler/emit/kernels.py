@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib import import_module
 
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import kernel_functions
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
 
 SIBLING = re.compile(r"^from \.(\w+) import", re.MULTILINE)
@@ -36,5 +36,5 @@ def add_kernels(
 def kernel_file(printer: FilePrinter, name: str, graph: Graph, target: Target | None) -> File:
     """kernels/<name>.py."""
     path = f"kernels/{name}.py"
-    values = import_module(f"dsc.compiler.kernels.{name}").values(graph, printer.spec, target)
-    return printer.file(path, path, graph=graph, target=target, **values)
+    told = kernel_named(name).told(graph, printer.spec, target)
+    return printer.file(path, path, graph=graph, target=target, **told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from dsc.compiler.emit.classes import classes
@@ -41,7 +41,13 @@ def requirements(graph: Graph) -> dict[Requirement, Op]:
 
 def helpers(graph: Graph, printer: Printer, besides: Collection[Requirement] = ()) -> list[Definition]:
     """The printed helpers, less those that stand elsewhere; those that others build on first."""
-    needed = requirements(graph)
+    return helpers_of(requirements(graph), printer, besides)
+
+
+def helpers_of(
+    needed: Mapping[Requirement, Op], printer: Printer, besides: Collection[Requirement] = ()
+) -> list[Definition]:
+    """The same of some requirements."""
     wanted = [(one, op) for one, op in needed.items() if not one.name.startswith(KERNELS) and one not in besides]
     order = sorted(wanted, key=lambda item: (item[0].name != "upcast", not item[0].name.startswith("rotary_table")))
     return [_helper(printer, one.name, op) for one, op in order]

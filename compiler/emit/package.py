@@ -11,17 +11,19 @@ from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.formatting import format_files
-from dsc.compiler.emit.inference import inference_files
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_text
 from dsc.compiler.emit.model import definitions, model_file
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
+from dsc.compiler.emit.serving import serving_files
+from dsc.compiler.emit.training import training_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.passes.distribute import TrainingStep
 from dsc.spec.model import ModelSpec
 
-TRAINING = ("train/data.py", "train/log.py", "train/train.py")
+STORAGE = "package/storage.py"
 INIT = "__init__.py"
 
 
@@ -30,11 +32,12 @@ def emit_package(
     target: Target | None,
     plain: Graph,
     training: Graph,
-    inference: Graph,
+    step: TrainingStep,
+    serving: Graph,
     notes: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, inference)
+    files = python_files(printer, target, plain, training, step, serving)
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
@@ -47,17 +50,22 @@ def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = N
 
 
 def python_files(
-    printer: FilePrinter, target: Target | None, plain: Graph, training: Graph, inference: Graph
+    printer: FilePrinter,
+    target: Target | None,
+    plain: Graph,
+    training: Graph,
+    step: TrainingStep,
+    serving: Graph,
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
-    updates_bias = "Model.update_selection_bias" in training.blocks
     files = [
         model_file(printer, training, model),
         checkpoint_file(printer, training),
-        *inference_files(printer, inference, training, model),
-        *(printer.file(path, path, updates_bias=updates_bias) for path in TRAINING),
-        *kernel_files(printer, (training, inference), target),
+        printer.file("storage.py", STORAGE),
+        *serving_files(printer, serving, training, model),
+        *training_files(printer, step, training, plain, model),
+        *kernel_files(printer, (step.graph, serving), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})

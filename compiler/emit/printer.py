@@ -73,6 +73,12 @@ class Printer:
             lines.append(f"return {', '.join(value.name for value in block.outputs)}")
         return lines
 
+    def once(self, block: Block, node: Node, kept: Collection[Value]) -> list[str]:
+        """The lines of a node that runs when weights are prepared; what the body reads is kept as an attribute."""
+        names = {value: f"self.{value.name}" if value in kept else value.name for value in block.prepared}
+        outs, inputs = ([names[value] for value in values] for values in (node.outputs, node.inputs))
+        return self._lines(node, outs, inputs, _shapes(node, node.outputs))
+
     def declaration(self, op: Op) -> str | None:
         """The expression that makes the op's attribute, if it has one."""
         return self._block(op, "declare", {}) if op.attribute() is not None else None
@@ -88,7 +94,10 @@ class Printer:
         used = {value for other in block.nodes() for value in other.inputs} | set(block.outputs)
         single = len(node.outputs) == 1
         outs = [value.name if single or value in used else "_" for value in node.outputs]
-        names = [value.name for value in node.inputs]
+        names = [f"{self.owner}.{value.name}" if value in block.prepared else value.name for value in node.inputs]
+        return self._lines(node, outs, names, _shapes(node, used), returned)
+
+    def _lines(self, node: Node, outs: list[str], names: list[str], shapes: str, returned: bool = False) -> list[str]:
         context = {
             **dict(zip(node.op.operands, names, strict=True)),
             "inputs": names,
@@ -99,7 +108,7 @@ class Printer:
             return self._block(node.op, "statement", context).strip("\n").split("\n")
         expression = self._block(node.op, "line", context)
         start = "return" if returned else f"{context['out']} ="
-        return _commented(f"{start} {expression}", _shapes(node, used))
+        return _commented(f"{start} {expression}", shapes)
 
     def _template(self, op: Op) -> Template:
         return self.templates.get_template(f"ops/{op.kind}.py.jinja")

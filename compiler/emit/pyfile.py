@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from dsc.compiler.emit.printer import WIDTH
 from dsc.compiler.graph.dim import Symbol, T
@@ -13,6 +13,7 @@ from dsc.compiler.graph.dim import Symbol, T
 IMPORTS = (
     ("math", "import math", 0),
     ("Callable", "from collections.abc import Callable", 0),
+    ("Any", "from typing import Any", 0),
     ("Self", "from typing import Self", 0),
     ("torch", "import torch", 1),
     ("F", "import torch.nn.functional as F", 1),
@@ -72,13 +73,14 @@ def _kind(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
 
 
-def legend(symbols: Iterable[Symbol], body: str) -> str:
-    """What the letters in the shape comments stand for."""
+def legend(symbols: Iterable[Symbol], body: str, sizes: Mapping[str, str] | None = None) -> str:
+    """What the letters in the shape comments stand for; `sizes` says it of those that are known at run time."""
     prose = " ".join(re.findall(r"#.*|\"\"\"[^\"]*\"\"\"", body))
     letters = {letter for shape in re.findall(r"\[[^\]]*\]", prose) for letter in re.findall(r"\b[A-Z]\b", shape)}
     cached = "C cached positions with the new ones"
     windowed = "P those that a window shows of them"
-    runtime = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached, "P": windowed}
+    training = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached, "P": windowed}
+    runtime = sizes or training
     parts = [text for letter, text in runtime.items() if letter in letters]
     named: dict[str, list[str]] = {}
     for symbol in symbols:

@@ -84,7 +84,7 @@ class Graph:
         if key in known:
             return known[key]
         found: dict[str, Parameter] = {}
-        for node in self.blocks[key].nodes():
+        for node in (*self.blocks[key].once, *self.blocks[key].nodes()):
             found.update((parameter.name, parameter) for parameter in node.op.parameters())
             if isinstance(node.op, Call):
                 sizes = node.op.bindings(node.input_types)

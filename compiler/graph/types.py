@@ -74,7 +74,7 @@ class PartsType:
 
 @dataclass(frozen=True)
 class CacheType:
-    """What a layer remembers of the tokens before: opened by the engine, extended by `cache_append`."""
+    """A layer's cache of the tokens before: made by the engine, extended by `cache_append`."""
 
     annotation = "LayerCache"
 
@@ -98,4 +98,30 @@ class CachesType:
         return isinstance(other, CachesType)
 
 
-ValueType = TensorType | PartsType | CacheType | CachesType
+@dataclass(frozen=True)
+class SplitsType:
+    """Rows for each rank of a group, on the host."""
+
+    annotation = "list[int]"
+
+    def shape_text(self) -> str:
+        return ""
+
+    def same(self, other: ValueType) -> bool:
+        return isinstance(other, SplitsType)
+
+
+@dataclass(frozen=True)
+class ObjectType:
+    """What the engine hands down to the lines that read it: no tensor, and nothing is computed of it."""
+
+    annotation: str
+
+    def shape_text(self) -> str:
+        return ""
+
+    def same(self, other: ValueType) -> bool:
+        return self == other
+
+
+ValueType = TensorType | PartsType | CacheType | CachesType | SplitsType | ObjectType

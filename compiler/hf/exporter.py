@@ -9,6 +9,7 @@ from dsc.compiler.hf.families import Family, family, nearest_family
 from dsc.compiler.hf.fits import LAYER_TYPES, ModelType, first_moe_layer, moe_of, objections, window_of
 from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.hf.rope import write_rope
+from dsc.compiler.hf.tokens import write_tokens
 from dsc.spec.attention import Attention, MlaAttention, WindowAttention
 from dsc.spec.errors import DscError
 from dsc.spec.ffn import MoeFfn
@@ -35,8 +36,6 @@ def _of_every_type(spec: ModelSpec, found: Family) -> Config:
     return {
         "architectures": [found.architecture],
         "attention_dropout": 0.0,
-        "bos_token_id": None,  # a spec knows no tokenizer; left out, transformers would make some up
-        "eos_token_id": None,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
         "initializer_range": spec.initializer_range,
@@ -49,6 +48,7 @@ def _of_every_type(spec: ModelSpec, found: Family) -> Config:
         "torch_dtype": "bfloat16" if spec.precision.parameters == "bf16" else "float32",
         "use_cache": True,
         "vocab_size": spec.vocab_size,
+        **write_tokens(spec.tokens),
         **write_rope(attention.rope),
         **write_linear(spec.precision.linear),
         **_attention(attention),

@@ -1,6 +1,11 @@
-"""Reads a config.json key by key, collecting all that is wrong; a key that nobody asked about is an error too."""
+"""Reads a config.json key by key, collecting all that is wrong; a key that nobody asked about is an error too.
+
+A key that is absent has the default of transformers' configuration class. Null is not absent: transformers keeps it,
+computes something else with it, refuses it or falls over it. So null is an error wherever no meaning of it is given.
+"""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dsc.spec.errors import Code, DscError, Finding
 from dsc.spec.words import dotted, one_of, shown
@@ -19,55 +24,66 @@ class ConfigReader:
         self._key = key
         self._known: set[str] = set()
         self.findings: list[Finding] = [] if findings is None else findings
+        self.notes: list[str] = []
+        """What is left out, as it changes nothing."""
 
-    def integer(self, key: str, default: int | None = None, stand_in: int = 1) -> int:
-        """A default of None means that the key must be there; null is as good as absent."""
-        value = self._value(key, default)
+    def integer(self, key: str, default: int | None = None, null: int | None = None, stand_in: int = 1) -> int:
+        """Without a default the key must be there, without a meaning of null it must not be null."""
+        value = self._value(key, default, null)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         self._wrong(key, value, "an integer")
         return stand_in
 
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
+    def number(self, key: str, default: float | None = None, null: float | None = None) -> float:
+        value = self._value(key, default, null)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         self._wrong(key, value, "a number")
         return 1.0
 
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._value(key, default)
+    def flag(self, key: str, default: bool, null: bool | None = None) -> bool:
+        value = self._value(key, default, null)
         if isinstance(value, bool):
             return value
         self._wrong(key, value, "true or false")
         return default
 
-    def text(self, key: str, default: str) -> str:
-        value = self._value(key, default)
+    def text(self, key: str, default: str, null: str | None = None) -> str:
+        value = self._value(key, default, null)
         if isinstance(value, str):
             return value
         self._wrong(key, value, "a text")
         return default
 
     def integers(self, key: str) -> list[int]:
-        """A list of integers, empty where the key is absent."""
-        value = self._value(key, [])
+        """A list of integers, empty where the key is absent or null."""
+        value = self._value(key, [], [])
         if isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
             return value
         self._wrong(key, value, "a list of integers")
         return []
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts, empty where the key is absent."""
-        value = self._value(key, [])
+        """A list of texts, empty where the key is absent or null."""
+        value = self._value(key, [], [])
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return value
         self._wrong(key, value, "a list of texts")
         return []
 
+    def token_ids(self, key: str, default: int | None) -> list[int]:
+        """One id or a list of them; none where it is null."""
+        value = self._value(key, default, None)
+        ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+            return ids
+        self._wrong(key, value, "an integer or a list of integers")
+        return []
+
     def section(self, key: str) -> "ConfigReader | None":
         """The mapping under a key, None where it is absent, null or empty."""
-        value = self._value(key, {})
+        value = self._value(key, {}, {})
         if isinstance(value, dict):
             return ConfigReader(value, (*self._key, key), self.findings) if value else None
         self._wrong(key, value, "a mapping")
@@ -80,14 +96,20 @@ class ConfigReader:
     def is_null(self, key: str) -> bool:
         return self._config.get(key, _MISSING) is None
 
+    def refuse_null(self, *keys: str) -> None:
+        """Keys that are not read, or that have a meaning of null in other types."""
+        for key in keys:
+            if self.is_null(key):
+                self._wrong(key, None, "left out or have a value")
+
     def ignore(self, *keys: str) -> None:
         """Keys that change nothing in what the model computes."""
         self._known.update(keys)
 
     def only(self, key: str, allowed: Iterable[object], help: str) -> None:
-        """A key that may be absent, null or one of these values, because the language has nothing else to say."""
+        """A key that may be absent or one of these values, because the language has nothing else to say."""
         self._known.add(key)
-        if self.has(key) and self._config[key] not in allowed:
+        if key in self._config and self._config[key] not in allowed:
             self.refuse(key, f"{self._name(key)}: {shown(self._config[key])} is not supported", help)
 
     def refuse(self, key: str, message: str, help: str) -> None:
@@ -95,23 +117,24 @@ class ConfigReader:
         self._add(Finding(NOT_SUPPORTED, message, (*self._key, key), help))
 
     def refuse_unknown(self) -> None:
-        """Call last: a key that was not read or ignored may change what the model computes."""
+        """Call last: a key that was not read or ignored may change what the model computes, unless it is null."""
         for key in self._config:
-            if key not in self._known:
+            if key not in self._known and self.has(key):
                 help = "remove the key if the model does not depend on it"
-                self.refuse(key, f"{self._name(key)}: the meaning of this key is unknown", help)
+                value = shown(self._config[key])
+                self.refuse(key, f"{self._name(key)} is {value}: the meaning of this key is unknown", help)
 
     def raise_findings(self) -> None:
         if self.findings:
             raise DscError(self.findings)
 
-    def _value(self, key: str, default: object) -> object:
+    def _value(self, key: str, default: object, null: object) -> object:
         self._known.add(key)
-        value = self._config.get(key)
-        return default if value is None else value
+        value = self._config.get(key, default)
+        return null if value is None and key in self._config else value
 
     def _wrong(self, key: str, value: object, expected: str) -> None:
-        says = "is missing" if value is None else f"is {shown(value)}"
+        says = f"is {shown(value)}" if key in self._config else "is missing"
         message = f"{self._name(key)} {says}, must be {expected}"
         self._add(Finding(NOT_UNDERSTOOD, message, (*self._key, key)))
 

@@ -6,21 +6,21 @@ from dsc.compiler.hf.reader import ConfigReader
 from dsc.spec.rope import NoScaling, Rope, YarnScaling
 from dsc.spec.words import one_of
 
-_TYPES = ("default", "yarn", "llama3")
+_TYPES = ("default", "yarn", "llama3")  # and linear, where it stretches nothing
 _WHOLE = "the language rotates the whole rotary part"
 
 
 def read_rope(config: ConfigReader, layout: str, default_theta: float, context: int, mla: bool) -> dict[str, object]:
     """The spec's rope; `context` is max_position_embeddings. Latent attention alone scales the softmax too."""
     theta = config.number("rope_theta", default_theta)
-    config.only("partial_rotary_factor", (1,), _WHOLE)
+    config.only("partial_rotary_factor", (1, None), _WHOLE)
     parameters = _parameters(config)
     if parameters is None:
         return {"layout": layout, "theta": theta}
     parameters.only("partial_rotary_factor", (1,), _WHOLE)
     rope: dict[str, object] = {"layout": layout, "theta": parameters.number("rope_theta", theta)}
     kind = parameters.text("rope_type", parameters.text("type", "default"))
-    if kind not in _TYPES:
+    if kind not in (*_TYPES, "linear"):
         # What the other keys mean depends on the type.
         parameters.refuse("rope_type", f"the rope type {kind!r} is not supported", f"known are {one_of(_TYPES)}")
         return rope
@@ -28,6 +28,8 @@ def read_rope(config: ConfigReader, layout: str, default_theta: float, context: 
         rope["scaling"] = _read_yarn(parameters, context, mla)
     elif kind == "llama3":
         rope["scaling"] = _read_llama3(parameters, context)
+    elif kind == "linear":
+        parameters.only("factor", (1,), "a linear stretch is not supported; known are yarn and llama3")
     parameters.refuse_unknown()
     return rope
 
@@ -66,14 +68,14 @@ def _read_llama3(parameters: ConfigReader, context: int) -> dict[str, object]:
 def _read_yarn(parameters: ConfigReader, context: int, mla: bool) -> dict[str, object]:
     parameters.only("truncate", (True,), "the language rounds the ends of YaRN's ramp")
     original = parameters.integer("original_max_position_embeddings", context)
-    factor = parameters.number("factor", context / original if parameters.is_null("factor") and original else None)
+    factor = parameters.number("factor", null=context / max(original, 1))
     mscale, mscale_all_dim = _read_magnitudes(parameters, factor, mla)
     return {
         "kind": "yarn",
         "factor": factor,
         "original_max_position_embeddings": original,
-        "beta_fast": parameters.number("beta_fast", 32.0) or 32.0,  # transformers reads 0 as absent
-        "beta_slow": parameters.number("beta_slow", 1.0) or 1.0,
+        "beta_fast": parameters.number("beta_fast", 32.0, null=32.0) or 32.0,  # transformers reads 0 as absent
+        "beta_slow": parameters.number("beta_slow", 1.0, null=1.0) or 1.0,
         "mscale": mscale,
         "mscale_all_dim": mscale_all_dim,
     }
@@ -85,7 +87,8 @@ def _read_magnitudes(parameters: ConfigReader, factor: float, mla: bool) -> tupl
     transformers multiplies cos and sin by attention_factor; without one by m(mscale) / m(mscale_all_dim), and where
     one of the two is absent or 0 by m(1). Latent attention multiplies the softmax scale by m(mscale_all_dim) ** 2.
     """
-    mscale, mscale_all_dim = parameters.number("mscale", 0.0), parameters.number("mscale_all_dim", 0.0)
+    mscale = parameters.number("mscale", 0.0, null=0.0)
+    mscale_all_dim = parameters.number("mscale_all_dim", 0.0, null=0.0)
     softmax_dim = mscale_all_dim if mla else 0.0
     if not parameters.has("attention_factor"):
         if not (mscale and mscale_all_dim):

@@ -1,5 +1,5 @@
-"""The Triton kernels that a package is given: what their templates are told, and the tiles that they run with.
+"""The Triton kernels of a package.
 
-A kernel is `templates/kernels/<name>.py.jinja`, printed as `kernels/<name>.py`; the module `<name>` here says what the
-template wants beside the constants of the model: `values(graph, spec, target)`. Its tiles stand in `tiles/<name>.toml`.
+A kernel is a template, `templates/kernels/<name>.py.jinja`, printed as `kernels/<name>.py`; a record, `Kernel`, in
+`registry.py`, if there is anything to know about it; and its tiles, `tiles/<name>.toml`, if it launches.
 """

@@ -1,16 +1,12 @@
-"""What templates/kernels/expert_dispatch.py.jinja is told: a tile for sorting and one for combining."""
+"""Which rows each expert works on, and the way back to the tokens."""
 
 from __future__ import annotations
 
-from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import tiles
-from dsc.spec.model import ModelSpec
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe, named
 
-NAME = "expert_dispatch"
-
-
-def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    (sort,) = tiles(NAME, "sort", target, {})
-    (combine,) = tiles(NAME, "combine", target, {})
-    return {"sort": sort, "combine": combine}
+EXPERT_DISPATCH = Kernel(
+    "expert_dispatch",
+    launches=(Launch("sort"), Launch("combine")),
+    sizes=named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE"),
+    probes=(V3, Probe("mixtral-8x7b")),
+)

@@ -1,23 +1,33 @@
-"""What templates/kernels/rope.py.jinja is told: the heads that are rotated, and the tile."""
+"""Rotary position embedding."""
 
 from __future__ import annotations
 
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.kernel import Dims, Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import tiles
-from dsc.spec.attention import MlaAttention
 from dsc.spec.model import ModelSpec
 
-NAME = "rope"
+
+def sizes(dims: Dims) -> tuple[tuple[int, int], ...]:
+    """Heads, and the components of each that are rotated, of queries and of keys, for each attention of the model."""
+    found: list[tuple[int, int]] = []
+    for prefix in (name.removesuffix("NUM_HEADS") for name in dims if name.endswith("NUM_HEADS")):
+        if f"{prefix}QK_ROPE_HEAD_DIM" in dims:
+            width, shared = dims[f"{prefix}QK_ROPE_HEAD_DIM"], 1
+        else:
+            width, shared = dims[f"{prefix}HEAD_DIM"], dims[f"{prefix}NUM_KV_HEADS"]
+        found += [(dims[f"{prefix}NUM_HEADS"], width), (shared, width)]
+    return tuple(dict.fromkeys(found))
 
 
 def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    (rotate,) = tiles(NAME, "rotate", target, {})
-    heads: dict[str, None] = {}
-    for name, attention in spec.attentions.items():
-        prefix = f"{name.upper()}_" if len(spec.attentions) > 1 else ""
-        width = f"{prefix}QK_ROPE_HEAD_DIM" if isinstance(attention, MlaAttention) else f"{prefix}HEAD_DIM"
-        shared = "1" if isinstance(attention, MlaAttention) else f"{prefix}NUM_KV_HEADS"
-        heads |= dict.fromkeys((f"({prefix}NUM_HEADS, {width})", f"({shared}, {width})"))
-    half = all(attention.rope.layout == "half" for attention in spec.attentions.values())
-    return {"rotate": rotate, "half": half, "sizes": f"({', '.join(heads)})"}
+    return {"half": all(attention.rope.layout == "half" for attention in spec.attentions.values())}
+
+
+ROPE = Kernel(
+    "rope",
+    launches=(Launch("rotate"),),
+    values=values,
+    sizes=sizes,
+    probes=(Probe("deepseek-v3", everywhere=True), Probe("llama-3.1-8b", everywhere=True)),
+)

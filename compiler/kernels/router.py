@@ -1,15 +1,39 @@
-"""What templates/kernels/router.py.jinja is told: the tile."""
+"""The choice of experts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe, named
 from dsc.compiler.kernels.target import Target
-from dsc.compiler.kernels.tuning import tiles
+from dsc.compiler.kernels.tuning import Tile
 from dsc.spec.model import ModelSpec
 
-NAME = "router"
+LAUNCHES = (Launch("forward"), Launch("backward"))
 
 
-def values(graph: Graph, spec: ModelSpec, target: Target) -> dict[str, object]:
-    (choose,) = tiles(NAME, "choose", target, {})
-    return {"choose": choose}
+def values(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object]:
+    """The tiles, in tokens: the table counts logits, which a program pads to powers of two."""
+    experts, groups = spec.moe().n_routed_experts, spec.moe().router.n_group
+    padded = {"forward": _power(groups) * _power(experts // groups), "backward": _power(experts)}
+    return {one.name: _in_tokens(one.tiles("router", spec, target)[0], padded[one.name]) for one in LAUNCHES}
+
+
+def _in_tokens(tile: Tile, padded: int) -> Tile:
+    return replace(tile, numbers={"ROWS": max(1, tile["elements"] // padded), "num_warps": tile["num_warps"]})
+
+
+def _power(size: int) -> int:
+    """The power of two that holds it."""
+    return 1 << (size - 1).bit_length()
+
+
+ROUTER = Kernel(
+    "router",
+    launches=LAUNCHES,
+    values=values,
+    sizes=named("NUM_EXPERTS", "TOP_K"),
+    probes=(V3, Probe("deepseek-v2"), Probe("kimi-k2"), Probe("qwen3-30b-a3b")),
+)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block, Value
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Dim, Int, Symbol
 from dsc.compiler.graph.graph import ROOT_CLASS, Call
 from dsc.compiler.graph.op import Types, register, tensor
 from dsc.compiler.graph.types import TensorType, ValueType
@@ -157,6 +157,22 @@ class LayerLoop(_Call):
             return f"{self.classes[0]}() for _ in range({self.count})"
         return f"layer() for _ in range({self.count}) for layer in ({', '.join(self.classes)})"
 
+    @property
+    def end(self) -> int:
+        """The number of the layer behind the last."""
+        return self.first + len(self.runs())
+
+    def run(self, offset: int, count: int) -> "LayerLoop":
+        """`count` of these layers, from the one at `offset` on."""
+        classes = tuple(self.classes[(offset + index) % len(self.classes)] for index in range(count))
+        alike = len(set(classes)) == 1
+        first, repeats = self.first + offset, Int(count if alike else 1)
+        return replace(self, classes=classes[:1] if alike else classes, count=repeats, first=first)
+
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The inputs of layers that follow these: what these make in place of what they read."""
+        return (outputs[0], *inputs[1:])
+
 
 @register
 @dataclass(frozen=True)
@@ -181,8 +197,11 @@ class RepeatLayersSum(LayerLoop):
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         return self.signature.bindings(inputs[:-1])
 
+    def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        return (outputs[0], *inputs[1:-1], outputs[1])
+
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
-        """Without its loss the sum is not wanted either."""
+        """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
         layers = RepeatLayers(self.signature.narrow(kept), self.classes, self.count, self.first, self.slice)
@@ -221,6 +240,10 @@ class CallFunction(_Call):
     kind = "call_function"
     name: str
     """The attribute that holds the module; empty where the callee is another method of the same class."""
+    arguments: tuple[tuple[str, Dim], ...] = ()
+
+    def sizes(self) -> Mapping[str, Dim]:
+        return dict(self.arguments)
 
     def path(self) -> str:
         return self.name
@@ -233,6 +256,45 @@ class CallFunction(_Call):
     @property
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
+
+
+@register
+@dataclass(frozen=True)
+class CallListedFunction(_Call):
+    """function(self.name[index], ...): the same for one of a list of modules."""
+
+    kind = "call_listed_function"
+    name: str
+    index: int
+
+    @property
+    def function(self) -> str:
+        return function_name(self.signature.class_name, self.signature.method)
+
+    def prefixes(self) -> tuple[str, ...]:
+        return (f"{self.name}.{self.index}",)
+
+
+@register
+@dataclass(frozen=True)
+class RepeatFunctions(RepeatLayersCached):
+    """Layers as functions, each with its own pages of the cache, which are the last operand."""
+
+    kind = "repeat_functions"
+
+    def infer(self, inputs: Types) -> Types:
+        return super().infer((*inputs[:-1], self.signature.inputs[-1]))
+
+    def bindings(self, inputs: Types) -> Mapping[str, Dim]:
+        return super().bindings((*inputs[:-1], self.signature.inputs[-1]))
+
+
+@register
+@dataclass(frozen=True)
+class CycleFunctions(RepeatFunctions):
+    """The same for layers of several classes in turn."""
+
+    kind = "cycle_functions"
 
 
 def function_name(class_name: str, method: str) -> str:

@@ -106,14 +106,20 @@ def slope(model: Any, direction: list[Tensor], step: float) -> Tensor:
 @torch.no_grad()
 def cache_error(package: str) -> float:
     """Largest difference of logits, relative to the largest logit: a prompt at once, then token by token."""
+    engine, batch = (importlib.import_module(f"{package}.infer.{name}") for name in ("engine", "batch"))
     decode = importlib.import_module(f"{package}.infer.decode")
     model = new_model(package).double()
     tokens = random_tokens(model)
     full = model(tokens)
-    caches = [decode.LayerCache() for _ in model.layers]
+    running = engine.Engine(model)
+    pages = [running.pool.take(LENGTH) for _ in tokens]
     worst = 0.0
     for start, end in [(0, PROMPT), *((position, position + 1) for position in range(PROMPT, LENGTH))]:
-        logits = decode.model_forward(model, tokens[:, start:end], caches)[:, -1]
+        parts = [batch.Part(held, 0, start, row[start:end]) for held, row in zip(pages, tokens.tolist(), strict=True)]
+        packed, described = batch.pack(parts, running.device)
+        rows = torch.arange(1, len(tokens) + 1) * (end - start) - 1
+        made = decode.model_forward(running.module, packed, rows, described, running.caches[: len(model.layers)])
+        logits = made[0] if isinstance(made, tuple) else made
         worst = max(worst, float((logits - full[:, end - 1]).abs().max()))
     return worst / float(full.abs().max())
 

@@ -3,14 +3,13 @@
 """Weights on disk: safetensors files under Hugging Face's names, in one file or in shards with an index."""
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .dims import (
@@ -31,17 +30,18 @@ from .dims import (
     VOCAB_SIZE,
 )
 from .model import Model
+from .storage import open_folder, replace_folder, tokenizer_files
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+# What weights may be stored in; FP8 only with its multipliers, integers never.
+WIDE = ("BF16", "F16", "F32", "F64")
 
 # config.json
 CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
-    "bos_token_id": None,
-    "eos_token_id": None,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
     "head_dim": HEAD_DIM,
     "hidden_act": "silu",
     "hidden_size": HIDDEN_SIZE,
@@ -53,6 +53,7 @@ CONFIG: dict[str, object] = {
     "num_attention_heads": NUM_HEADS,
     "num_hidden_layers": NUM_LAYERS,
     "num_key_value_heads": NUM_KV_HEADS,
+    "pad_token_id": None,
     "rms_norm_eps": NORM_EPS,
     "rope_scaling": {
         "factor": ROPE_FACTOR,
@@ -80,71 +81,83 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
         yield hf_name(name), tensor
 
 
-def open_checkpoint(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """The tensors of a folder by name, each with the open file that holds it; `stack` closes the files."""
-    shards = (
-        sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        if (folder / INDEX).exists()
-        else [SINGLE]
-    )
-    files: dict[str, Any] = {}
-    for shard in shards:
-        file = stack.enter_context(safe_open(folder / shard, framework="pt"))
-        files.update(dict.fromkeys(file.keys(), file))
-    return files
+def read_tensor(files: Mapping[str, Any], name: str) -> Tensor:
+    tensor: Tensor = files[name].get_tensor(name)
+    return tensor
 
 
-def is_expected_besides(name: str) -> bool:
-    """Tensors that a checkpoint may hold and the model has no place for."""
-    return name.endswith((".inv_freq",))
+def misfits(files: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, what of a checkpoint does not fit the model, as far as names, shapes and types tell."""
+    needed = {name: list(target.shape) for name, target in targets.items()}
+    known = needed
+    problems = {name: f"missing: {name}" for name in needed.keys() - files.keys()}
+    for name, file in files.items():
+        header = file.get_slice(name)
+        shape, dtype = header.get_shape(), header.get_dtype()
+        if name not in known:
+            if not is_left_aside(name):
+                problems[name] = f"unexpected: {name}"
+        elif shape != known[name]:
+            problems[name] = f"{name}: {shape} on disk, {known[name]} in the model"
+        elif dtype not in WIDE:
+            problems[name] = f"{name}: {dtype} on disk, which is none of {', '.join(WIDE)}"
+    return problems
+
+
+def is_left_aside(name: str) -> bool:
+    """Tensors that a checkpoint may hold and the model has no place for: tables that it computes itself."""
+    return name.endswith(".rotary_emb.inv_freq")
 
 
 @torch.no_grad()
 def load_hf(model: Model, folder: str | Path) -> None:
     """Fill a model from a checkpoint folder, cast to the model's own types.
 
-    A model on the meta device moves to the CPU.
-    Raises ValueError if tensors are missing, left over or of another shape, and names them.
+    A model on the meta device moves to the CPU. Weights that are not finite are loaded, with a warning.
+    Raises ValueError, with the model as it was, if files cannot be read or disagree with their index, or if tensors are
+    missing, left over, of another shape or of a type that holds no weights; it names them all.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        model.to_empty(device="cpu")
-        model.init_weights()
-    targets = dict(named_tensors(model))
     with ExitStack() as stack:
-        files = open_checkpoint(Path(folder), stack)
-        missing = targets.keys() - files.keys()
-        problems = [f"missing: {name}" for name in sorted(missing)]
-        surplus = files.keys() - targets.keys()
-        problems += [f"unexpected: {name}" for name in sorted(surplus) if not is_expected_besides(name)]
-        for name in targets.keys() & files.keys():
-            tensor = files[name].get_tensor(name)
-            if tensor.shape == targets[name].shape:
-                targets[name].copy_(tensor)
-            else:
-                problems.append(f"{name}: {list(tensor.shape)} on disk, {list(targets[name].shape)} in the model")
-    if problems:
-        raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(problems))
+        files, problems = open_folder(Path(folder), stack)
+        targets = dict(named_tensors(model))
+        problems = misfits(files, targets) | problems
+        if problems:
+            lines = [problems[name] for name in sorted(problems)]
+            raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(lines))
+        if any(parameter.is_meta for parameter in model.parameters()):
+            model.to_empty(device="cpu")
+            model.init_weights()
+        broken = fill(model, files)
+    if broken:
+        warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)
 
 
-def save_hf(model: Model, folder: str | Path, shard_bytes: int = 5_000_000_000) -> None:
-    """Write a checkpoint and its config.json: one file, or shards of at most `shard_bytes` with an index."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in named_tensors(model):
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
-            shards.append({})
-        shards[-1][name] = tensor
-    files = [SINGLE]
-    if len(shards) > 1:
-        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    for file, shard in zip(files, shards, strict=True):
-        # Copies: a file may not hold views of one memory, nor one tensor twice.
-        save_file(
-            {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in shard.items()}, folder / file
-        )
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+def fill(model: Model, files: Mapping[str, Any]) -> list[str]:
+    """Copy what is on disk into the model. The names of tensors that are not finite then."""
+    broken = []
+    for name, target in named_tensors(model):
+        if name in files:
+            target.copy_(read_tensor(files, name))
+            if not target.isfinite().all():
+                broken.append(name)
+    return broken
+
+
+def save_hf(
+    model: Model, folder: str | Path, shard_bytes: int = 5_000_000_000, tokenizer: str | Path | None = None
+) -> None:
+    """Write a checkpoint with config.json and generation_config.json: one file, or shards of at most `shard_bytes`.
+
+    `tokenizer` is a folder whose tokenizer files are copied; ValueError if it has none. An earlier checkpoint in the
+    folder is replaced as a whole: wherever this is cut short, the folder has the old one, the new one or none.
+    """
+    generation = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    beside = {"config.json": as_json(CONFIG), "generation_config.json": as_json(generation)}
+    if tokenizer is not None:
+        beside |= tokenizer_files(Path(tokenizer))
+    tensors = named_tensors(model)
+    replace_folder(Path(folder), tensors, shard_bytes, beside)
+
+
+def as_json(values: Mapping[str, object]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

@@ -27,6 +27,9 @@ COMMANDS = {
     "dsc": "--help",
     **{f"help-{verb}": f"{verb} --help" for verb in VERBS},
     "bench-no-package": "bench .",
+    "breaking": "breaking small.yaml broken.yaml",
+    "breaking-github": "breaking small.yaml broken.yaml --format github --only meaning",
+    "breaking-nothing": "breaking small.yaml small.yaml",
     "check": "check tiny small.yaml",
     "check-bad": "check bad.yaml tiny",
     "compile": "compile small.yaml",
@@ -34,14 +37,19 @@ COMMANDS = {
     "compile-edited": "compile small.yaml -o edited",
     "completion-of-no-shell": "completion tcsh",
     "diff": "diff small.yaml wider.yaml",
+    "diff-breaking": "diff small.yaml broken.yaml --breaking",
     "diff-files": "diff small.yaml wider.yaml --files",
     "diff-plans": "diff plan.yaml other-plan.yaml",
     "diff-same": "diff tiny tiny",
     "doctor": "doctor",
     "explain": "explain DSC020",
+    "explain-all": "explain",
+    "explain-key": "explain attention.rope.layout",
+    "explain-rule": "explain BRK103",
     "export-no-type": "export no-type.yaml",
     "import": "import config.json",
     "init": "init mine.yaml",
+    "init-from": "init --from tiny mine.yaml",
     "init-again": "init small.yaml",
     "plan": "plan llama-3.1-8b --cluster h100 --nodes 1",
     "plan-decode": "plan deepseek-v2-lite --mode decode --cluster h800 --nodes 1",
@@ -95,6 +103,8 @@ def _prepare(folder: Path) -> None:
         Path("wider.yaml").write_text(small, encoding="utf-8")
         _run("compile wider.yaml -o package")
         Path("wider.yaml").write_text(small.replace("hidden_size: 64", "hidden_size: 72"), encoding="utf-8")
+        broken = small.replace("layout: interleaved", "layout: half").replace("kv_lora_rank: 24", "kv_lora_rank: 32")
+        Path("broken.yaml").write_text(broken, encoding="utf-8")
         no_type = small.replace("score: sigmoid", "score: softmax")
         Path("no-type.yaml").write_text(no_type, encoding="utf-8")
         shutil.copy(ERRORS / "DSC020-beside-the-schema" / "spec.yaml", "bad.yaml")

@@ -17,23 +17,24 @@ from dsc.compiler.cli.group import VERBS
 
 # What scripts are written against. A change here is a change of the contract.
 OPTIONS = {
-    "init": {"FILE", "--force"},
+    "init": {"FILE", "--from", "--force"},
     "check": {"SPECS", "--format"},
-    "stats": {"SPEC", "--compare", "--json"},
+    "stats": {"SPEC", "--compare", "--context", "--batch", "--markdown", "--json"},
     "plan": {
         *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
-    "diff": {"FIRST", "SECOND", "--files", "--hashes", "--json"},
+    "diff": {"FIRST", "SECOND", "--files", "--breaking", "--hashes", "--json"},
+    "breaking": {"SPECS", "--against", "--only", "--format"},
     "compile": {"SPEC", "-o", "--output", "--check", "--force"},
     "verify": {"SPEC", "--json"},
     "bench": {"PACKAGE", "--tokens", "--kernel", "--device", "--compile", "--tune", "-o", "--output"},
     "shrink": {"SPEC", "-o", "--output"},
     "import": {"PATH", "-o", "--output"},
     "export": {"SPEC", "-o", "--output"},
-    "zoo": {"--json"},
+    "zoo": {"NAME", "--json"},
     "schema": set(),
-    "explain": {"CODE"},
+    "explain": {"TOPIC"},
     "doctor": {"--json"},
     "completion": {"SHELL"},
 }
@@ -156,7 +157,7 @@ def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
 
 # What takes long to import: libraries, the schema, and every room of the compiler but this one.
 LIBRARIES = {"jinja2", "numpy", "pydantic", "ruamel.yaml", "ruff", "torch", "triton"}
-LIGHT = re.compile(r"dsc\.compiler\.cli|dsc\.spec\.(errors|pages|words|zoo)$")
+LIGHT = re.compile(r"dsc\.compiler\.(cli|facts$|facts\.breaking_rules$)|dsc\.spec\.(errors|pages|words|zoo)$")
 
 
 def heavy(modules: set[str]) -> set[str]:
@@ -188,5 +189,15 @@ def test_the_zoo_is_listed_and_a_spec_checked_without_the_compiler(tmp_path: Pat
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(run: Any, shell: str) -> None:
     assert "_DSC_COMPLETE" in run("completion", shell).stdout
+    for words, expected in (
+        ("stats deepseek-v", "plain,deepseek-v3"),
+        ("plan tiny --cluster h", "plain,h800"),
+        ("init --from ti", "plain,tiny"),
+        ("zoo gb", "plain,gb300"),
+        ("explain dsc02", "plain,DSC020\texperts that do not form equal groups"),
+        ("explain BRK1", "plain,BRK103"),
+    ):
+        completed = dsc(_DSC_COMPLETE="fish_complete", COMP_WORDS=f"dsc {words}", COMP_CWORD=words.split()[-1])
+        assert expected in completed.stdout
     completed = dsc(_DSC_COMPLETE="fish_complete", COMP_WORDS="dsc stats deepseek-v3", COMP_CWORD="deepseek-v3")
     assert "plain,deepseek-v3" in completed.stdout

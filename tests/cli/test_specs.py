@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from dsc.compiler.facts.breaking_rules import RULES
 from dsc.compiler.hf import export_config, family
 from dsc.spec.loader import load
 from dsc.spec.pages import PAGES
-from dsc.spec.zoo import MODELS, names
+from dsc.spec.zoo import CLUSTERS, MODELS, names
 
 
 def test_init_writes_a_spec_that_compiles(run: Any) -> None:
@@ -75,10 +76,57 @@ def test_explain(run: Any, code: str) -> None:
     text = run("explain", code.lower()).stdout
     assert text.startswith(f"{code}: {PAGES[code].title}\n")  # type: ignore[index]
     assert "\nwrong:\n    " in text and "\nright:\n    " in text
+    assert run("explain", code.removeprefix("DSC").lstrip("0")).stdout == text
 
 
-def test_explain_of_no_code(run: Any) -> None:
-    assert "dsc001" in run("explain", "DSC999", code=2).stderr.lower()
+@pytest.mark.parametrize("code", RULES)
+def test_explain_of_a_rule(run: Any, code: str) -> None:
+    assert run("explain", code.lower()).stdout.startswith(f"{code}: {RULES[code].title} ({RULES[code].category})\n")
+
+
+def test_explain_lists_the_codes(run: Any) -> None:
+    lines = [line.split(maxsplit=1) for line in run("explain").stdout.splitlines() if line]
+    assert [code for code, _ in lines] == [*PAGES, *RULES]
+    assert dict(lines)["DSC020"] == PAGES["DSC020"].title
+
+
+def test_explain_of_a_key(run: Any) -> None:
+    text = run("explain", "attention.rope.layout").stdout
+    assert "(0, 1), (2, 3)" in text and "takes:\n    interleaved, half\n" in text
+    assert "default:\n    none: it has to be there\n" in text
+    assert "in config.json of Hugging Face:\n    rope_interleave\n" in text
+    heads = run("explain", "attention.num_attention_heads").stdout
+    assert "(kind: mla)" in heads and "(kind: gqa or window)" in heads, "kinds that say different things are all shown"
+    assert run("explain", "layers.repeat").stdout == run("explain", "layers[].repeat").stdout
+    assert "arXiv 2204.02311" in run("explain", "z_loss").stdout
+
+
+def test_explain_of_what_is_neither(run: Any) -> None:
+    assert "did you mean 'attention.rope.layout'?" in run("explain", "attention.rope.layuot", code=2).stderr
+    for topic in ("DSC999", "1234", "zzz", "BRK999"):
+        assert "`dsc explain` lists the codes" in run("explain", topic, code=2).stderr
+
+
+def test_clusters_are_words_of_the_schema(run: Any) -> None:
+    kind = json.loads(run("schema").stdout)["$defs"]["Machines"]["properties"]["kind"]
+    assert kind["enum"] == names(CLUSTERS)
+
+
+def test_init_from_the_zoo(run: Any) -> None:
+    run("init", "--from", "deepseek-v2", "mine.yaml")
+    spec, origin = load("mine.yaml"), load("deepseek-v2")
+    assert spec.name == "mine" and spec.model_copy(update={"name": origin.name}) == origin
+    assert Path("mine.yaml").read_text().startswith("# yaml-language-server: $schema=")
+    assert "lists it" in run("init", "--from", "h800", "other.yaml", code=2).stderr
+    assert not Path("other.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "h800"])
+def test_zoo_prints_a_file(run: Any, name: str) -> None:
+    folder = MODELS if name in names(MODELS) else CLUSTERS
+    assert run("zoo", name).stdout == (folder / f"{name}.yaml").read_text()
+    assert "lists it" in run("zoo", f"{name}-2", code=2).stderr
+    assert "NAME" in run("zoo", name, "--json", code=2).stderr
 
 
 def test_doctor(run: Any) -> None:

@@ -1,5 +1,6 @@
 """dsc stats and dsc zoo: published figures, out of the tool."""
 
+import re
 from typing import Any
 
 import pytest
@@ -89,3 +90,29 @@ def test_zoo(run: Any, facts: Any) -> None:
     assert all(entry["description"] for entries in zoo.values() for entry in entries)
     text = run("zoo").stdout
     assert all(name in text for name in [*names(MODELS), *names(CLUSTERS)])
+
+
+def test_context_and_batch(facts: Any, run: Any) -> None:
+    """DeepSeek-V3 keeps 70,272 bytes of a token (61 layers, 512 + 64 numbers in bfloat16), whatever the length."""
+    found = facts("stats", "deepseek-v3", "--context", "8192", "--batch", "3")
+    assert found["sequence_length"] == 8192
+    assert found["kv_cache_bytes_of_batch"] == 3 * 8192 * 70_272
+    attention = 3 * 61 * 128 * (128 + 64 + 128)  # of a training token, causal, for each token of the length
+    plain = facts("stats", "deepseek-v3")
+    assert "kv_cache_bytes_of_batch" not in plain
+    more = found["flops_per_token"]["training"] - plain["flops_per_token"]["training"]
+    assert abs(more - attention * 4096) <= 1e-3 * more
+    shown = run("stats", "deepseek-v3", "--context", "8192", "--batch", "3").stdout
+    assert re.search(r"caches of 3 sequences of 8,192 tokens +1\.61 GiB", shown)
+
+
+def test_a_context_beyond_the_positions_is_refused(run: Any) -> None:
+    assert "error[DSC063]" in run("stats", "tiny", "--context", "999999", code=2).stderr
+
+
+def test_markdown(run: Any) -> None:
+    lines = run("stats", "tiny", "--compare", "tiny", "--markdown").stdout.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[:2] == ["|  | tiny | tiny | ratio |", "| --- | ---: | ---: | ---: |"]
+    assert len({line.count("|") for line in table}) == 1 and any(line.startswith("| - router |") for line in table)
+    assert "--json or --markdown" in run("stats", "tiny", "--markdown", "--json", code=2).stderr

@@ -49,7 +49,7 @@ EDITS = [
     ("model.py", "out = out + shared", "out = out + shared.detach()", "parameters without a finite gradient"),
     ("model.py", "F.silu(gate) * up", "F.silu(gate) * up.detach()", "gradients against finite differences"),
     ("infer/decode.py", "k_rope = rotate(k_rope, rope)", "", "decoding with the cache against the full forward"),
-    ("checkpoint.py", "targets[name].copy_(tensor)", "pass", "tensors changed by save_hf and load_hf"),
+    ("checkpoint.py", "target.copy_(read_tensor(files, name))", "pass", "tensors changed by save_hf and load_hf"),
 ]
 
 

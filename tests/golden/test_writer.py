@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dsc.compiler.emit import write as writer
 from dsc.compiler.emit.lock import LOCK, sha256
 from dsc.compiler.emit.write import compare, write
 from dsc.spec.errors import DscError
@@ -167,3 +170,76 @@ def test_a_folder_reached_by_a_link_is_fine(folder: Path) -> None:
     link.symlink_to(folder)
     write(package(a_py="a = 2\n"), link)
     assert (folder / "a.py").read_text() == "a = 2\n"
+
+
+# --- two writes at once, and writes that are killed
+
+A = package(a_py="a = 1\n", both_py="both = 'a'\n", infer__c_py="c = 1\n", z_py="z = 1\n")
+B = package(b_py="b = 2\n", both_py="both = 'b'\n", infer__d_py="d = 2\n", z_py="z = 2\n")
+
+
+def in_a_process(files: dict[str, str], folder: Path, delay: float = 0.0, kill_after: int | None = None) -> int:
+    """A write in a process of its own, slow at every step on the folder, killed after some of them; its id."""
+    process = os.fork()
+    if process == 0:
+        steps = 0
+
+        def slowed(call: Callable[..., object]) -> Callable[..., object]:
+            def step(*arguments: object, **options: object) -> object:
+                nonlocal steps
+                if steps == kill_after:
+                    os._exit(9)
+                steps += 1
+                time.sleep(delay)
+                return call(*arguments, **options)
+
+            return step
+
+        os.replace, os.unlink = slowed(os.replace), slowed(os.unlink)  # type: ignore[assignment]
+        try:
+            write(files, folder)
+        finally:
+            os._exit(0)
+    return process
+
+
+@pytest.mark.parametrize("delays", [(0.05, 0.0), (0.0, 0.05), (0.02, 0.03)])
+def test_two_writes_to_one_folder_do_not_mix(delays: tuple[float, float], tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    processes = [in_a_process(files, folder, delay) for files, delay in zip((A, B), delays, strict=True)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes] == [0, 0]
+    assert contents(folder) in (A, B)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("next_files", [A, B], ids="AB")
+def test_a_killed_write_is_not_blamed_on_anybody(next_files: dict[str, str], force: bool, tmp_path: Path) -> None:
+    """At every step of it, and nothing of it stays after the next."""
+    for kill_after in range(20):
+        folder = tmp_path / str(kill_after)
+        write(A, folder)
+        process = in_a_process(B, folder, kill_after=kill_after)
+        ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        compare(next_files, folder)
+        write(next_files, folder, force=force)
+        assert contents(folder) == next_files
+        if ended == 0:
+            break
+    assert kill_after > 4
+
+
+def test_an_edit_after_a_killed_write_is_still_an_edit(tmp_path: Path) -> None:
+    write(A, tmp_path)
+    os.waitpid(in_a_process(B, tmp_path, kill_after=2), 0)
+    (tmp_path / "z.py").write_text("mine = 1\n")
+    with pytest.raises(DscError, match=r"z\.py was edited by hand"):
+        write(B, tmp_path)
+    assert (tmp_path / "z.py").read_text() == "mine = 1\n"
+
+
+def test_a_folder_that_stays_busy_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PATIENCE", 0.1)
+    with writer._alone(tmp_path), pytest.raises(DscError, match="DSC042"):
+        write(A, tmp_path)
+    write(A, tmp_path)
+    assert contents(tmp_path) == A

@@ -72,7 +72,7 @@ def test_a_helper_goes_with_its_last_use(tiny: Program) -> None:
     )
     before, after = emit(tiny), emit(less)
     assert "def rotate(" in before["model.py"] and "def rotate(" not in after["model.py"]
-    assert "    rotate,\n" in before["infer/decode.py"] and "rotate(" not in after["infer/decode.py"]
+    assert "rotate(" in before["infer/decode.py"] and "rotate(" not in after["infer/decode.py"]
     assert "def rotary_table(" in after["model.py"]
 
 

@@ -4,15 +4,16 @@ The emitted launch code itself runs; only Triton's last step, handing the kernel
 on the CPU and are never touched, so those of a 671B model take no memory.
 """
 
-import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from triton.runtime.jit import JITFunction
 from dsc.compiler.kernels.target import TARGETS
 
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-BUDGETS = Path(__file__).parent / "aot" / "budgets"
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA")  # matrix units: Ampere, Hopper bf16 and fp8, Blackwell both
 
 
@@ -31,7 +31,7 @@ MATRIX = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA")  # matrix units: Amper
 class Compiled:
     """What ptxas, or LLVM for AMD, made of one launch."""
 
-    kernel: str
+    function: str
     registers: int
     spilled: int
     """Bytes of registers spilled to memory (ptxas), or spilled vector registers (AMD)."""
@@ -42,6 +42,8 @@ class Compiled:
     """128-bit loads from global memory."""
     matrix: tuple[str, ...]
     """Families of matrix instructions that occur."""
+    arguments: dict[str, Any]
+    """The keyword arguments of the launch, its tile among them."""
 
 
 class _Driver:
@@ -67,45 +69,49 @@ class _Driver:
 
 
 @contextmanager
-def recorded(arch: str) -> Iterator[dict[str, Any]]:
-    """Within, launches compile for an architecture instead of running; yields the compiled kernels by name."""
-    compiled: dict[str, Any] = {}
+def recorded(arch: str) -> Iterator[list[tuple[str, Any, dict[str, Any]]]]:
+    """Within, launches compile for an architecture instead of running.
+
+    Yields the function, compiled kernel and keyword arguments of each, without repetitions. Matrix products of PyTorch
+    between launches are skipped.
+    """
+    compiled: list[tuple[str, Any, dict[str, Any]]] = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
         kernel = original(self, *args, grid=grid, warmup=True, **options)
-        compiled[f"{self.__name__}.{len(compiled)}"] = kernel
+        if not any(kernel is known for _, known, _ in compiled):
+            compiled.append((self.__name__, kernel, options))
         return kernel
 
-    original = JITFunction.run
+    original, addmm = JITFunction.run, torch.addmm
     os.environ["TRITON_ALWAYS_COMPILE"] = "1"
     driver = triton.runtime.driver
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         before = driver._active if hasattr(driver, "_active") else None
         driver.set_active(_Driver(arch))
-        JITFunction.run = run
+        JITFunction.run, torch.addmm = run, lambda *operands, out, **options: out
         try:
             yield compiled
         finally:
-            JITFunction.run = original
+            JITFunction.run, torch.addmm = original, addmm
             if before is not None:
                 driver.set_active(before)
 
 
-def compile_launches(modules: list[Any], launch: Callable[[], object], arch: str) -> list[Compiled]:
-    """What the launches of one call come to. `modules` are those whose kernels run in it."""
-    for module in modules:
-        for helper in (module, *vars(module).values()):
-            if hasattr(helper, "runs_triton"):
-                helper.runs_triton = lambda x: True
+def compile_launches(module: ModuleType, launch: Callable[[], object], arch: str) -> list[Compiled]:
+    """What the launches of one call come to, in a package of kernels that `module` is of."""
+    for name, sibling in list(sys.modules.items()):
+        if name.startswith(f"{module.__package__}.") and hasattr(sibling, "runs_triton"):
+            sibling.runs_triton = lambda x: True
     with recorded(arch) as kernels, torch.no_grad():
         launch()
-    return [_statistics(name, kernel) for name, kernel in kernels.items()]
+    return [_statistics(*launched) for launched in kernels]
 
 
-def _statistics(name: str, kernel: Any) -> Compiled:
+def _statistics(name: str, kernel: Any, arguments: dict[str, Any]) -> Compiled:
     if "cubin" not in kernel.asm:
-        return _amd(name, kernel)
+        return _amd(name, kernel, arguments)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -123,10 +129,11 @@ def _statistics(name: str, kernel: Any) -> Compiled:
         instructions=len(opcodes),
         wide_loads=sum(op.startswith(("LDG", "LDGSTS")) and ".128" in op for op in opcodes),
         matrix=tuple(family for family in MATRIX if family in families),
+        arguments=arguments,
     )
 
 
-def _amd(name: str, kernel: Any) -> Compiled:
+def _amd(name: str, kernel: Any, arguments: dict[str, Any]) -> Compiled:
     text = kernel.asm["amdgcn"]
 
     def read(key: str) -> int:
@@ -142,32 +149,9 @@ def _amd(name: str, kernel: Any) -> Compiled:
         instructions=len(re.findall(r"^\s+[sv]_\w+", text, re.M)),
         wide_loads=len(re.findall(r"(?:global|buffer)_load_dwordx4", text)),
         matrix=("MFMA",) if "v_mfma" in text else (),
+        arguments=arguments,
     )
 
 
 def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([NVIDIA / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def check_budget(kernel: str, arch: str, measured: dict[str, list[Compiled]]) -> None:
-    """No more registers, spills, shared memory and instructions than the repository allows; DSC_ACCEPT=1 writes them.
-
-    `measured` are the launches of each case. Fewer wide loads than allowed, or other matrix instructions, fail too.
-    """
-    file = BUDGETS / f"{kernel}.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if os.environ.get("DSC_ACCEPT") == "1":
-        known[arch] = {case: [_kept(launch) for launch in launches] for case, launches in measured.items()}
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    for case, launches in measured.items():
-        for launch, allowed in zip(launches, known[arch][case], strict=True):
-            now = _kept(launch)
-            for key in ("registers", "spilled", "shared", "instructions"):
-                assert now[key] <= allowed[key], f"{kernel}, {case}, {arch}: {key} {now[key]} > {allowed[key]}"
-            assert now["wide_loads"] >= allowed["wide_loads"], f"{kernel}, {case}, {arch}: 128-bit loads"
-            assert now["matrix"] == allowed["matrix"], f"{kernel}, {case}, {arch}: {now['matrix']}"
-
-
-def _kept(launch: Compiled) -> dict[str, Any]:
-    return {**asdict(launch), "matrix": list(launch.matrix)}

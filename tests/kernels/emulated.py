@@ -10,7 +10,7 @@ BLOCK = 128
 WIDE = ("lm_head", "eh_proj")  # section 3.3.1: these layers are no products in FP8; the router is no nn.Linear
 
 
-def quantised(x: Tensor, rows: int, columns: int) -> Tensor:
+def quantized(x: Tensor, rows: int, columns: int) -> Tensor:
     """What codes of x stand for, one scale for so many rows and columns: [..., M, K] float32."""
     m, k = x.shape[-2:]
     padded = F.pad(x.float(), (0, -k % columns, 0, -m % rows))
@@ -26,13 +26,13 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return (quantised(x, 1, BLOCK) @ quantised(weight, BLOCK, BLOCK).T).to(x.dtype)
+        return (quantized(x, 1, BLOCK) @ quantized(weight, BLOCK, BLOCK).T).to(x.dtype)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        dx = quantised(dy, 1, BLOCK) @ quantised(weight, BLOCK, BLOCK)
-        dw = quantised(dy.flatten(0, -2), BLOCK, 1).T @ quantised(x.flatten(0, -2), BLOCK, 1)
+        dx = quantized(dy, 1, BLOCK) @ quantized(weight, BLOCK, BLOCK)
+        dw = quantized(dy.flatten(0, -2), BLOCK, 1).T @ quantized(x.flatten(0, -2), BLOCK, 1)
         return dx.to(x.dtype), dw.to(weight.dtype)
 
 
@@ -46,14 +46,14 @@ class GroupedLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.starts = ends[:-1].tolist()
-        rows = quantised(x, 1, BLOCK).tensor_split(ctx.starts)
-        weights = quantised(weight, BLOCK, BLOCK)
+        rows = quantized(x, 1, BLOCK).tensor_split(ctx.starts)
+        weights = quantized(weight, BLOCK, BLOCK)
         return torch.cat([one @ w.T for one, w in zip(rows, weights, strict=True)]).to(x.dtype)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        rows, weights = quantised(dy, 1, BLOCK).tensor_split(ctx.starts), quantised(weight, BLOCK, BLOCK)
+        rows, weights = quantized(dy, 1, BLOCK).tensor_split(ctx.starts), quantized(weight, BLOCK, BLOCK)
         dx = torch.cat([one @ w for one, w in zip(rows, weights, strict=True)])
         pairs = zip(dy.float().tensor_split(ctx.starts), x.float().tensor_split(ctx.starts), strict=True)
         return dx.to(x.dtype), torch.stack([one.T @ two for one, two in pairs]).to(weight.dtype), None

@@ -67,6 +67,13 @@ def kernels(names: tuple[str, ...], zoo: str = "tiny", arch: str = "sm_90", **ch
 
 
 @cache
+def dims(zoo: str, **changes: Any) -> dict[str, int]:
+    """The named dims of a model of the zoo."""
+    spec = spec_with(zoo, {key.replace("__", "."): value for key, value in changes.items()})
+    return {symbol.name: symbol.value() for symbol in build(spec).training.constants.symbols()}
+
+
+@cache
 def _kernels(names: tuple[str, ...], zoo: str, arch: str, changes: tuple[tuple[str, Any], ...]) -> list[ModuleType]:
     return package(printed(names, spec_with(zoo, dict(changes)), arch), names)
 

@@ -7,6 +7,7 @@ are not.
 from pathlib import Path
 
 import torch
+from decoding import chunk_logits
 from numerics import reference
 from numerics.harness import (
     SINGLE,
@@ -79,23 +80,10 @@ def errors_against_formulas(package: Package) -> dict[str, float]:
     )
 
 
-def last_logits(package: Package, model: nn.Module, tokens: Tensor, chunks: list[int]) -> tuple[Tensor, list[int]]:
-    """The logits after each chunk [B, chunks, V], and the positions they stand at."""
-    caches = [package.decode.LayerCache() for _ in model.layers]
-    found, positions, start = [], [], 0
-    with torch.no_grad():
-        for size in chunks:
-            found.append(package.decode.model_forward(model, tokens[:, start : start + size], caches))
-            start += size
-            positions.append(start - 1)
-            assert all(cache.length == start for cache in caches)
-    return torch.cat(found, 1), positions
-
-
 def decode_error(package: Package, chunks: list[int]) -> float:
     model, tokens = random_model(package), some_tokens()
-    decoded, positions = last_logits(package, model, tokens, chunks)
-    return relative_error(decoded, model(tokens)[:, positions])
+    positions = torch.tensor(chunks).cumsum(0) - 1
+    return relative_error(chunk_logits(package.importer, model, tokens, chunks), model(tokens)[:, positions])
 
 
 def greedy(model: nn.Module, prompt: list[int], count: int) -> list[int]:

@@ -44,9 +44,12 @@ class Package:
     def checkpoint(self) -> ModuleType:
         return importlib.import_module(f"{self.name}.checkpoint")
 
+    def importer(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.name}.{name}")
+
     @property
-    def decode(self) -> ModuleType:
-        return importlib.import_module(f"{self.name}.infer.decode")
+    def storage(self) -> ModuleType:
+        return importlib.import_module(f"{self.name}.storage")
 
     @property
     def engine(self) -> ModuleType:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from numerics.checks import decode_error, last_logits
+from decoding import chunk_logits
+from numerics.checks import decode_error
 from numerics.families import CASES, LENGTH, Case
 from numerics.harness import Compile, OracleOf, imported_text, random_model, some_tokens
 from numerics.specs import SPECS
@@ -62,26 +63,21 @@ def test_layers_that_take_turns(compiled: Compile) -> None:
         assert decode_error(compiled(SPECS["layers_in_turn"]), chunks) < TOLERANCE
 
 
-@pytest.mark.parametrize("length", [2, 6, LENGTH])
-def test_caches_hold_what_the_plan_counts(length: int, family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
-    """Row by row, the bytes of the tensors; before a window is full, when it is, and far beyond."""
+def test_caches_hold_what_the_plan_counts(family: Case, oracle_of: OracleOf, compiled: Compile) -> None:
+    """Bytes of a token in the pages of each layer."""
     package = compiled(imported_text(oracle_of(family)))
-    model, tokens = random_model(package, torch.float32), some_tokens(length=length)
-    caches = [package.decode.LayerCache() for _ in model.layers]
-    with torch.no_grad():
-        for token in tokens.split(1, 1):
-            package.decode.model_forward(model, token, caches)
+    engine = package.engine.Engine(random_model(package, torch.float32))
+    page_size = package.importer("infer.cache").PAGE_SIZE
     planned = cache_rows(build(package.spec).training, "Model.forward")
-    assert len(planned) == len(caches)
-    for rows, cache in zip(planned.values(), caches, strict=True):
-        allocated = {name: slot.untyped_storage().nbytes() for name, slot in cache.slots.items()}
-        assert allocated == {row.name: row.bytes_of(length) * len(tokens) for row in rows}
+    assert len(planned) == len(engine.caches)
+    for rows, cache in zip(planned.values(), engine.caches, strict=True):
+        assert cache[0].nbytes == page_size * sum(row.bytes for row in rows)
 
 
 def test_decoding_leaves_the_model_alone(compiled: Compile) -> None:
     package = compiled(SPECS["everything"])
     model = random_model(package)
     before = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    last_logits(package, model, some_tokens(), CHUNKS["chunks"])
+    chunk_logits(package.importer, model, some_tokens(), CHUNKS["chunks"])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         assert torch.equal(tensor, before[name]), f"{name}: generation counts no load and moves no bias"

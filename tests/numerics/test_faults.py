@@ -20,6 +20,7 @@ from numerics.harness import Compile, OracleOf, Package, import_package, importe
 from numerics.specs import SPECS, balanced
 
 MODEL, DIMS, CHECKPOINT, DECODE, ENGINE = "model.py", "dims.py", "checkpoint.py", "infer/decode.py", "infer/engine.py"
+BATCH, SCHEDULER, SAMPLING = "infer/batch.py", "infer/scheduler.py", "infer/sampling.py"
 SOUND, CAUGHT = 1e-5, 1e-3
 
 
@@ -137,23 +138,27 @@ FORMULAS = [
     Fault("everything", "mtp's loss left out", "balance_loss = balance_loss + mtp_balance_loss", "pass"),
 ]
 DECODING = [
-    Fault("deepseek_v3-base", "mask of the upper left", ".tril(seen - new)", ".tril()", DECODE),
-    Fault("deepseek_v3-base", "positions from 0", "[:, -tokens.shape[1] :]", "[:, : tokens.shape[1]]", DECODE),
-    Fault("llama-base", "newest first", "torch.cat((before, x), 1)", "torch.cat((x, before), 1)", DECODE),
-    Fault("mistral-base", "the ring written one place on", "ring[:, kept]", "ring[:, (kept + 1) % window]", DECODE),
-    Fault("mistral-base", "the ring read one place on", "ring[:, before]", "ring[:, (before + 1) % window]", DECODE),
-    Fault("mistral-base", "the oldest row not read", "start - window + 1", "start - window + 2", DECODE),
-    Fault("mistral-base", "the newest rows not kept", "x[:, -window:]", "x[:, :window]", DECODE),
-    Fault("qwen3-base", "positions of the ring", "caches[0].length", "len(caches[0].slots.get('k', x[0])[0])", DECODE),
+    Fault("deepseek_v3-base", "everything visible", "(row <= last)", "(row <= last + 999)", BATCH),
+    Fault("llama-base", "the token itself hidden", "(row <= last)", "(row < last)", BATCH),
+    Fault("deepseek_v3-base", "positions from 0", "range(part.first, part.end)]", "range(len(part.tokens))]", BATCH),
+    Fault("llama-base", "rows one slot late", "position % PAGE_SIZE if", "(position + 1) % PAGE_SIZE if", BATCH),
     Fault("mixtral-base", "keys kept unturned", "k = rotate(k, rope)", "pass", DECODE),
-    Fault("qwen3_moe-base", "the first position's logits", "x[:, -1:]", "x[:, :1]", DECODE),
+    Fault("qwen3_moe-base", "the first position's logits", "chosen = x[rows]", "chosen = x[rows * 0]", DECODE),
+    Fault("deepseek_v3-base", "latents attended unscaled", "scores * ATTENTION_SCALE", "scores", DECODE),
+    Fault("deepseek_v3-base", "keys for values", "out_latent, module.w_uv", "out_latent, module.w_uk", DECODE),
     Fault("everything", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
 ]
 GENERATION = [
-    Fault("everything", "longer prompts one token late", "length >= len(prompt)", "length > len(prompt)", ENGINE),
-    Fault("everything", "prompts cut to the shortest", "row[length] if length < len(row) else token", "token", ENGINE),
-    Fault("everything", "one token too many", "(prompt) + max_new_tokens", "(prompt) + max_new_tokens + 1", ENGINE),
-    Fault("everything", "least likely token", "logits.argmax(-1)", "logits.argmin(-1)", ENGINE),
+    Fault("everything", "behind the first token", "begin + end - 1 - text.computed", "begin", ENGINE),
+    Fault(
+        "everything",
+        "one token too many",
+        ">= self.sampling.max_new_tokens else",
+        "> self.sampling.max_new_tokens else",
+        SCHEDULER,
+    ),
+    Fault("everything", "every guess is right", "token != guess or ", "", SCHEDULER),
+    Fault("everything", "least likely token", "wide.argmax(-1)", "wide.argmin(-1)", SAMPLING),
 ]
 UPDATES = [
     Fault("bias", "towards the load", "(load.mean() - load)", "(load - load.mean())"),

@@ -1,13 +1,19 @@
-"""One changed line of a spec changes the lines that mean it, and no other, in the files that use it."""
+"""One changed line of a spec changes the lines that mean it, and no other: for a number, one line of dims.py."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import ndiff
+from typing import Any
 
 import pytest
 
-from dsc.compiler.driver import build, emit
+from dsc.compiler.driver import Program, build, emit
+from dsc.compiler.hf import family
+from dsc.compiler.kernels import tuning
+from dsc.spec.checks import check
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.words import dotted
+from dsc.spec.zoo import MODELS, names
 
 COUNTS = {"README.md", "dsc.lock.json"}  # figures and hashes stand here so that they churn nowhere else
 
@@ -73,3 +79,103 @@ def test_a_feature_that_is_taken_away_leaves_no_trace(tiny: tuple[ModelSpec, dic
         assert "mtp" not in text.lower() and "multi-token" not in text.lower()
     kept = [line for line in ndiff(before["model.py"].splitlines(), after["model.py"].splitlines()) if line[0] == "+"]
     assert len(kept) <= 6, kept  # what handed things on to the predictor is written anew; all else only goes
+
+
+# --- every number of every model of the zoo
+
+Key = tuple[str | int, ...]
+
+ZOO = [pytest.param(name, marks=[] if name == "tiny" else pytest.mark.slow) for name in names(MODELS)]
+LANES: dict[str, dict[str, Any] | None] = {"plain": None, "kernels": {"kind": "h800", "nodes": 2}}
+LEFT_OUT = {  # sections whose numbers are no dims
+    "cluster",
+    "placement",
+    "precision",  # the blocks of FP8, which are all as wide as each other
+}
+STRUCTURAL = (  # how keys end whose numbers some model ties to others, or that decide which lines there are
+    "latent_norm_eps",  # Hugging Face's types have 1e-6, and no others
+    "norm.eps",  # Qwen3's type has one eps, for the heads of q and k too
+    "mscale_all_dim",  # unlike mscale, it would scale cos and sin
+    "mtp.depth",  # a line of the loss for each
+    "weight_block",  # see LEFT_OUT
+)
+MEASURED = {"kernels/fp8_gemm.py"}  # holds SHAPES, the weights at which `dsc bench` measures
+
+
+def numbers(value: object, key: Key = ()) -> Iterator[tuple[Key, float]]:
+    """Every number of a spec, by its key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from numbers(inner, (*key, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from numbers(inner, (*key, index))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def structure(program: Program) -> object:
+    """Which ops there are, what they call, and what Hugging Face calls the model: all but the numbers."""
+    graphs = (program.training, program.inference)
+    nodes = [
+        (b.key, n.id, n.op.kind, n.op.requires) for graph in graphs for b in graph.blocks.values() for n in b.nodes()
+    ]
+    return nodes, family(program.spec), program.notes
+
+
+def other_values(value: float) -> list[float]:
+    """In order of preference: twice and half the number keep most relations between sizes."""
+    return [value * 2, value // 2, value + 1, value - 1] if isinstance(value, int) else [value * 2, value / 2]
+
+
+def with_another(program: Program, keys: list[Key], value: float) -> dict[str, str] | None:
+    """The package with another number there; none if all others are refused or make another structure of it."""
+    for other in other_values(value):
+        try:
+            spec = program.spec
+            for key in keys:
+                spec = changed(spec, key, other)
+            if not check(spec) and structure(after := build(spec)) == structure(program):
+                return emit(after)
+        except (ValueError, tuning.TileTooLarge):
+            continue
+    return None
+
+
+def alike(keys: Collection[Key], key: Key) -> list[Key]:
+    """The same number of every attention: Hugging Face's types have one value for all of them."""
+    return [one for one in keys if one[:1] == key[:1] == ("attention",) and one[2:] == key[2:] != ()] or [key]
+
+
+@pytest.fixture
+def _one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuning table chooses the same tiles for all dims, so that it has no say in what changes."""
+    table = tuning.table
+
+    def first_rows(kernel: str) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for launch, rows in table(kernel).items():
+            chosen = {arch: row for row in reversed(rows) for arch in row["arch"]}
+            found[launch] = [{"arch": [arch], "tile": r["tile"], "origin": r["origin"]} for arch, r in chosen.items()]
+        return found
+
+    monkeypatch.setattr(tuning, "table", first_rows)
+
+
+@pytest.mark.usefixtures("_one_tile")
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_number_is_one_line(name: str, lane: str) -> None:
+    program = build(load(name).model_copy(update={"cluster": None}))
+    program = build(ModelSpec.model_validate(program.spec.model_dump() | {"cluster": LANES[lane]}))
+    before = {path: text for path, text in emit(program).items() if path not in MEASURED}
+    told = {line.split("# ")[1] for line in before["dims.py"].splitlines() if line[:1].isupper() and "# " in line}
+    found = {key: value for key, value in numbers(program.spec.model_dump()) if key[0] not in LEFT_OUT}
+    for key, value in found.items():
+        together = alike(found, key)
+        after = with_another(program, keys := [key], value) or with_another(program, keys := together, value)
+        if after is not None:
+            lines = rewritten(before, after)
+            assert lines.keys() <= {"dims.py"} and len(lines.get("dims.py", [])) <= len(keys), (keys, lines)
+            told -= {dotted(key)} if lines else set()
+    assert not [key for key in told if not key.endswith(STRUCTURAL)], "no change of these was seen in dims.py"

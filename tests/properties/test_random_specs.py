@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from decoding import chunk_logits
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ def holds(spec: ModelSpec, emitted: Emitted) -> None:
     program = build(spec)
     verify(program.training)
     verify(program.inference)
+    verify(program.serving)
     package = emitted(emit(program))
     model = package("model").Model()
     counts_agree(program, model)
@@ -142,13 +144,10 @@ def decodes(package: Importer, spec: ModelSpec) -> None:
     """With the cache, in two pieces, the logits are those of the whole; in float64, so that no choice flips."""
     torch.manual_seed(1)
     model = package("model").Model().double().eval()
-    decode = package("infer.decode")
     tokens = torch.randint(0, spec.vocab_size, (2, 7))
-    caches = [decode.LayerCache() for _ in model.layers]
+    logits = chunk_logits(package, model, tokens, [4, 3])
     with torch.no_grad():
-        decode.model_forward(model, tokens[:, :4], caches)
-        logits = decode.model_forward(model, tokens[:, 4:], caches)
-        torch.testing.assert_close(logits[:, 0], model(tokens)[:, -1], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(logits, model(tokens)[:, [3, 6]], rtol=1e-9, atol=1e-9)
 
 
 def trains(model: torch.nn.Module, spec: ModelSpec) -> None:

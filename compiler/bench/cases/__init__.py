@@ -1,1 +1,1 @@
-"""One module for each kernel: `cases(kernel, tokens, device)` yields what is to be measured of it."""
+"""A module for each kernel that is measured: its `cases(kernel, sizes, tokens, device)`, with the record's sizes."""

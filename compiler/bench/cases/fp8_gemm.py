@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch import Tensor
 from dsc.compiler.bench.case import Case, filled
 
 FEW = (16, 32, 64, 128)
-"""Rows of decoding, one for each of the small tiles."""
+"""Tokens of decoding, one number for each of the small tiles."""
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    for n, k in kernel.SHAPES:
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    for n, k in sizes:
         w, w_scale = _codes(n, k, device), _scales(n, k, kernel.BLOCK, kernel.BLOCK, device)
         for m in (*FEW, tokens):
             yield _case(

@@ -1,20 +1,21 @@
-"""The FP8 gradient of the experts' h, with SwiGLU's."""
+"""The gradients of h and SwiGLU of the experts, in FP8."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, normal
 from dsc.compiler.bench.cases.fp8_grouped_gemm import activation, weight
-from dsc.compiler.bench.cases.grouped_gemm import matrix, routing
+from dsc.compiler.bench.cases.grouped_gemm import routing
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    num_experts, top_k, width, inner = kernel.SIZES
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    num_experts, top_k, width, inner = sizes
     rows = tokens * top_k
     order, _, ends = routing(tokens, num_experts, top_k, device)
     weights = torch.rand(tokens, top_k, device=device)
@@ -22,7 +23,7 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
         activation(device, kernel.BLOCK, tokens, width),
         weight(device, kernel.BLOCK, num_experts, inner, width),
     )
-    pre = matrix(device, rows, 2 * inner)
+    pre = normal(rows, 2 * inner, device=device)
     yield Case(
         f"fp8 experts down_gradient {tokens} x {top_k} of {num_experts}, {width} x {inner}",
         partial(kernel.down_gradient, *dy, weights, order, ends, *down_t, pre),

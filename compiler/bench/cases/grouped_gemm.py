@@ -1,41 +1,42 @@
-"""The products of the experts, forward and towards their input."""
+"""The products of the experts: forward, and the gradient of their input."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, filled
+from dsc.compiler.bench.case import Case, normal
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    num_experts, top_k, width, inner = kernel.SIZES
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    num_experts, top_k, width, inner = sizes
     rows = tokens * top_k
     order, _, ends = routing(tokens, num_experts, top_k, device)
     weights = torch.rand(tokens, top_k, device=device)
-    x, h, dpre = (matrix(device, *shape) for shape in ((tokens, width), (rows, inner), (rows, 2 * inner)))
+    x, h, dpre = (normal(*shape, device=device) for shape in ((tokens, width), (rows, inner), (rows, 2 * inner)))
     gate_up_proj, down_proj = expert_weights(num_experts, width, inner, device)
-    sizes = f"{tokens} x {top_k} of {num_experts}, {width} x {inner}"
+    label = f"{tokens} x {top_k} of {num_experts}, {width} x {inner}"
     yield Case(
-        f"experts gate_up {sizes}",
+        f"experts gate_up {label}",
         partial(kernel.gate_up, x, weights, order, ends, gate_up_proj, True),
         partial(kernel.reference_gate_up, x, weights, order, ends, gate_up_proj),
         bytes=2 * (x.numel() + gate_up_proj.numel() + 3 * h.numel()),
         flops=2 * rows * 2 * inner * width,
     )
     yield Case(
-        f"experts down {sizes}",
+        f"experts down {label}",
         partial(kernel.product, h, down_proj, ends),
         partial(kernel.reference_product, h, down_proj, ends),
         bytes=2 * (h.numel() + down_proj.numel() + rows * width),
         flops=2 * rows * inner * width,
     )
     yield Case(
-        f"experts gate_up_dgrad {sizes}",
+        f"experts gate_up_dgrad {label}",
         partial(kernel.product, dpre, gate_up_proj, ends, True),
         partial(kernel.reference_product, dpre, gate_up_proj, ends, True),
         bytes=2 * (dpre.numel() + gate_up_proj.numel() + rows * width),
@@ -43,20 +44,14 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
     )
 
 
-def matrix(device: str, *shape: int, scale: float = 1.0) -> Tensor:
-    """Random bfloat16."""
-    x = torch.empty(shape, device=device, dtype=torch.bfloat16)
-    return x if not filled() else x.normal_(std=scale)
-
-
 def expert_weights(num_experts: int, width: int, inner: int, device: str) -> tuple[Tensor, Tensor]:
-    """gate_up_proj and down_proj that keep values of order one."""
-    gate_up_proj = matrix(device, num_experts, 2 * inner, width, scale=width**-0.5)
-    return gate_up_proj, matrix(device, num_experts, width, inner, scale=inner**-0.5)
+    """gate_up_proj and down_proj with products of order one."""
+    gate_up_proj = normal(num_experts, 2 * inner, width, device=device, std=width**-0.5)
+    return gate_up_proj, normal(num_experts, width, inner, device=device, std=inner**-0.5)
 
 
 def routing(tokens: int, num_experts: int, top_k: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """order, position and ends of tokens that choose top_k different experts at random."""
+    """order, position and ends of tokens with top_k different experts at random."""
     experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices.flatten()
     order = experts.argsort(stable=True)
     ends = experts.bincount(minlength=num_experts).cumsum(0)

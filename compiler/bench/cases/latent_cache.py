@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, normal
 
 STEP = 128  # tokens of a decode step
 MAX_POSITIONS = 4096
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    latent, rotary = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM
-    widths = (latent + rotary, *((kernel.Q_LORA_RANK,) if hasattr(kernel, "Q_LORA_RANK") else ()))
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    latent, rotary, queries = sizes
+    widths = (latent + rotary, *([queries] if queries else []))
     for count in (STEP, tokens):
-        random = partial(torch.randn, device=device, dtype=torch.bfloat16)
-        kv, *q_latent = (random(count, width) for width in widths)
-        kv_weight, *q_weight = (random(width) for width in (latent, *widths[1:]))
+        kv, *q_latent = (normal(count, width, device=device) for width in widths)
+        kv_weight, *q_weight = (normal(width, device=device) for width in (latent, *widths[1:]))
         rope = torch.randn(2, MAX_POSITIONS, rotary, device=device)
         positions = torch.arange(count, device=device) % MAX_POSITIONS
         slots = torch.randperm(count, device=device)
@@ -39,5 +39,5 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
 
 
 def _written(write: Callable[..., Tensor | None], cache: Tensor, *arguments: Tensor) -> tuple[Tensor | None, Tensor]:
-    """What a call returns, and what it leaves in the cache."""
+    """What a call returns, and the cache after it."""
     return write(*arguments, cache), cache

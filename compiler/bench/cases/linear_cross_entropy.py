@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from dsc.compiler.bench.case import Case, filled
+from dsc.compiler.bench.case import Case, normal
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    vocab, width = kernel.VOCAB_SIZE, kernel.HIDDEN_SIZE
-    hidden = torch.empty(tokens, width, device=device, dtype=torch.bfloat16)
-    weight = torch.empty(vocab, width, device=device, dtype=torch.bfloat16)
-    if filled():
-        hidden.normal_()
-        weight.normal_(std=width**-0.5)
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    vocab, width = sizes
+    hidden = normal(tokens, width, device=device)
+    weight = normal(vocab, width, device=device, std=width**-0.5)
     labels = torch.randint(vocab, (tokens,), device=device)
     dloss, lse = torch.ones((), device=device), torch.full((tokens,), 0.5 + vocab, device=device).log()
-    sizes, operations = f"{tokens} x {width} x {vocab}", 2 * tokens * width * vocab
+    label, operations = f"{tokens} x {width} x {vocab}", 2 * tokens * width * vocab
     operands = 2 * (tokens + vocab) * width
     yield Case(
-        f"linear_cross_entropy {sizes}",
+        f"linear_cross_entropy {label}",
         partial(kernel._forward, hidden, weight, labels),
         partial(kernel.reference, hidden, weight, labels),
         bytes=operands,
@@ -32,7 +30,7 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
         library=partial(F.linear_cross_entropy, hidden, weight, labels),
     )
     yield Case(
-        f"linear_cross_entropy_backward {sizes}",
+        f"linear_cross_entropy_backward {label}",
         partial(kernel._backward, dloss, hidden, weight, labels, lse),
         partial(kernel.reference_backward, dloss, hidden, weight, labels, lse),
         bytes=2 * operands,

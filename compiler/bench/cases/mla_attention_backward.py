@@ -1,27 +1,28 @@
-"""MLA attention, backward: one sequence, and the same tokens as eight packed ones."""
+"""MLA attention of one sequence, backward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from dsc.compiler.bench.case import Case
-from dsc.compiler.bench.cases.mla_attention import problems, random
+from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.cases.mla_attention import inputs
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    heads, nope, rope, v = kernel.NUM_HEADS, kernel.QK_NOPE_HEAD_DIM, kernel.QK_ROPE_HEAD_DIM, kernel.V_HEAD_DIM
-    dout, out = (random(1, tokens, heads, v, device=device) for _ in range(2))
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    heads, nope, rope, v = sizes
+    q, kv, k_rope, angles = inputs(sizes, tokens, device)
+    dout, out = (normal(1, tokens, heads, v, device=device) for _ in range(2))
     lse = torch.full((1, heads, tokens), 12.0, device=device)
-    for name, given, square in problems(kernel, tokens, device):
-        q, kv, k_rope = given[:3]
-        yield Case(
-            f"mla_attention_backward {name}",
-            partial(kernel.backward, dout, *given, out, lse),
-            partial(kernel.reference_backward, dout, *given, out, lse),
-            bytes=4 * (q.numel() + kv.numel() + k_rope.numel() + out.numel()) + 4 * lse.numel(),
-            flops=square * heads * (3 * (nope + rope) + 2 * v),
-        )
+    arguments = (dout, q, kv, k_rope, angles, out, lse)
+    yield Case(
+        f"mla_attention_backward {tokens} x {heads} x {nope}+{rope}/{v}",
+        partial(kernel.backward, *arguments),
+        partial(kernel.reference_backward, *arguments),
+        bytes=4 * (q.numel() + kv.numel() + k_rope.numel() + out.numel()) + 4 * lse.numel(),
+        flops=tokens**2 * heads * (3 * (nope + rope) + 2 * v),
+    )

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, filled
+from dsc.compiler.bench.case import Case, filled, normal
 
 PAGE_SIZE = 64
-SIZES = ((1, 1), (16, 1), (128, 1), (128, 2))
-"""Sequences, and new tokens of each."""
+STEPS = ((1, 1), (16, 1), (128, 1), (128, 2), (7, 3))
+"""Sequences, and new tokens of each; the last are no powers of two, which takes other addresses and more registers."""
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    heads, latent, rotary = kernel.NUM_HEADS, kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    heads, latent, rotary = sizes
     pages = -(-tokens // PAGE_SIZE)
-    for batch, queries in SIZES:
-        q_latent, q_rope = (
-            torch.randn(batch, queries, heads, width, device=device, dtype=torch.bfloat16) for width in (latent, rotary)
-        )
-        cache = _cache(kernel, batch * pages, device)
+    for batch, queries in STEPS:
+        q_latent, q_rope = (normal(batch, queries, heads, width, device=device) for width in (latent, rotary))
+        cache = _cache(kernel, batch * pages, latent, rotary, device)
         block_table = torch.randperm(batch * pages, device=device, dtype=torch.int32).view(batch, pages)
         lengths = torch.full((batch,), tokens, device=device, dtype=torch.int32)
         arguments = (q_latent, q_rope, cache, block_table, lengths)
@@ -36,14 +35,14 @@ def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
         )
 
 
-def _cache(kernel: ModuleType, num_pages: int, device: str) -> Tensor:
+def _cache(kernel: ModuleType, num_pages: int, latent: int, rotary: int, device: str) -> Tensor:
     """Pages of random rows."""
-    latent, rotary, fp8 = kernel.KV_LORA_RANK, kernel.QK_ROPE_HEAD_DIM, hasattr(kernel, "GROUP")
+    fp8 = hasattr(kernel, "GROUP")
     scales = latent // kernel.GROUP if fp8 else 0
     if not filled():
         width, dtype = (latent + 4 * scales + 2 * rotary, torch.uint8) if fp8 else (latent + rotary, torch.bfloat16)
         return torch.empty(num_pages, PAGE_SIZE, width, dtype=dtype)
-    rows = torch.randn(num_pages, PAGE_SIZE, latent + rotary, device=device, dtype=torch.bfloat16)
+    rows = normal(num_pages, PAGE_SIZE, latent + rotary, device=device)
     if not fp8:
         return rows
     codes, k_rope = rows[..., :latent].to(torch.float8_e4m3fn), rows[..., latent:].contiguous()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.case import Case, normal
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    for heads, width in kernel.SIZES:
-        # Heads three times as wide, of which the tail is rotated: the queries of multi-head latent attention.
-        x = torch.randn(1, tokens, heads, 3 * width, device=device, dtype=torch.bfloat16)[..., 2 * width :]
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    for heads, width in sizes:
+        # The last third of wider heads, as in the queries of multi-head latent attention.
+        x = normal(1, tokens, heads, 3 * width, device=device)[..., 2 * width :]
         rope = torch.randn(2, tokens, width, device=device)
         for name, inverse in (("rotate", False), ("rotate_backward", True)):
             yield Case(

@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from dsc.compiler.bench.case import Case
 
 
-def cases(kernel: ModuleType, tokens: int, device: str) -> Iterator[Case]:
-    experts, top_k = kernel.NUM_EXPERTS, kernel.TOP_K
+def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
+    experts, top_k = sizes
     logits, g = (torch.randn(tokens, width, device=device) for width in (experts, top_k))
     biased = "bias" in inspect.signature(kernel.reference).parameters
     arguments = (logits, torch.zeros(experts, device=device)) if biased else (logits,)

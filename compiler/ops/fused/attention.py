@@ -9,10 +9,10 @@ from dsc.compiler.graph.types import DType, TensorType
 
 @register
 @dataclass(frozen=True)
-class MlaAttention(Op):
-    """q [B, S, H, N + R] before its rotation, k_nope and v as they lie [B, S, H, N + V], k_rope [B, S, 1, R] after it.
+class FusedLatentAttention(Op):
+    """q [B, S, H, N + R] before its rotation, k_nope | v [B, S, H, N + V], k_rope [B, S, 1, R] rotated.
 
-    No key of width N + R exists, and no rotated copy of q: [B, S, H, V].
+    Neither keys of width N + R nor a rotated q are written to memory. The result is [B, S, H, V].
     """
 
     kind = "mla_attention"

@@ -25,7 +25,7 @@ class FusedSwiglu(Swiglu):
 @register
 @dataclass(frozen=True)
 class FusedRotate(Rotate):
-    """Turn pairs in one pass over x."""
+    """Rotate pairs in one pass over x."""
 
     kind = "fused_rotate"
 

@@ -1,4 +1,4 @@
-"""Products of FP8 codes: linear layers as kernels/fp8_linear.py, routed experts as kernels/fp8_experts.py have them."""
+"""Products in FP8: linear layers as in kernels/fp8_linear.py, routed experts as in kernels/fp8_experts.py."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from dsc.compiler.ops.projection import Linear
 @register
 @dataclass(frozen=True)
 class Fp8Linears(Op):
-    """x @ weight.T for several weights, x quantised once: [..., in] -> [..., out] each."""
+    """x @ weight.T for several weights, x quantized once: [..., in] -> [..., out] each."""
 
     kind = "fp8_linears"
     op_class = OpClass.PRODUCT
@@ -38,7 +38,7 @@ class Fp8Linears(Op):
         return total([linear.flops(inputs, (output,)) for linear, output in zip(self.linears, outputs, strict=True)])
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """No x, but its codes and scales in blocks along the tokens, as the weights' gradients read them."""
+        """Not x, but its FP8 form with scales in blocks along the tokens, as the weights' gradients read it."""
         x = tensor(inputs[0])
         blocks = Blocks(product(x.shape[:-1]), self.block)
         return (
@@ -62,7 +62,7 @@ class Fp8Linear(Fp8Linears):
 @register
 @dataclass(frozen=True)
 class Fp8SwigluLinear(Fp8Linears):
-    """swiglu(gate, up) @ weight.T, for which SwiGLU makes the codes: [..., F] twice -> [..., out]."""
+    """swiglu(gate, up) @ weight.T, with SwiGLU fused into the quantization: [..., F] twice -> [..., out]."""
 
     kind = "fp8_swiglu_linear"
     saves_codes = False
@@ -87,7 +87,7 @@ class Fp8SwigluLinear(Fp8Linears):
 @register
 @dataclass(frozen=True)
 class Fp8RoutedExperts(RoutedExperts):
-    """Every token through its experts, its codes by theirs; what is kept is what experts in wide types keep."""
+    """Each token through its experts in FP8; what is saved is what experts in bfloat16 save."""
 
     kind = "fp8_routed_experts"
 
@@ -99,7 +99,7 @@ class Fp8RoutedExperts(RoutedExperts):
 @register
 @dataclass(frozen=True)
 class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
-    """The same, with the shared experts' result added where the sum is made."""
+    """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
 

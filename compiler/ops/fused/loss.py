@@ -1,4 +1,4 @@
-"""The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: no logits are written."""
+"""The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: logits are never written."""
 
 from dataclasses import dataclass
 
@@ -40,11 +40,11 @@ class LinearCrossEntropy(Op):
         return self.head.flops(inputs[:1], self.head.infer(inputs[:1]))
 
     def backward_flops(self, inputs: Types, outputs: Types) -> Dim:
-        """The two gradients' products, and the logits once more."""
+        """The two gradients' products, and the logits, recomputed."""
         return self.flops(inputs, outputs) * 3
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """The labels once more, because they come as a slice of the tokens."""
+        """x, each token's log-sum-exp, and a contiguous copy of the labels, which are a slice of the tokens."""
         x, labels = (tensor(t) for t in inputs)
         return (
             Saved("input", 0),

@@ -1,4 +1,4 @@
-"""RMSNorm as kernels/rms_norm.py computes it, alone and behind a residual add."""
+"""RMSNorm as kernels/rms_norm.py computes it, alone and fused with the residual add before it."""
 
 from dataclasses import dataclass
 

@@ -11,7 +11,7 @@ from dsc.compiler.ops.router import BiasedSelectionScores, RouterLogits
 @register
 @dataclass(frozen=True)
 class FusedRouterLogits(Op):
-    """x @ weight.T in float32 or wider, of which x and weight are kept as they are: [B, S, D] -> [B, S, E]."""
+    """x @ weight.T in float32 or wider, from x and weight in any dtype: [B, S, D] -> [B, S, E]."""
 
     kind = "fused_router_logits"
     op_class = OpClass.PRODUCT
@@ -40,7 +40,7 @@ class FusedRouterLogits(Op):
 @register
 @dataclass(frozen=True)
 class Route(Op):
-    """Score, limit to groups, choose, weigh: logits [B, S, E] -> ids and weights [B, S, K]."""
+    """Score, limit to groups, choose, weight: logits [B, S, E] -> ids and weights [B, S, K]."""
 
     kind = "route"
     top_k: Dim

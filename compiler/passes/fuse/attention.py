@@ -7,7 +7,7 @@ from dataclasses import replace
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.fused.attention import MlaAttention
+from dsc.compiler.ops.fused.attention import FusedLatentAttention
 from dsc.compiler.ops.rope import Rotate
 from dsc.compiler.ops.shape import Concat, ExpandHeads, Split
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by
@@ -32,5 +32,5 @@ def _fuse(block: Block, attention: Node) -> Block:
     assert split_kv[0].outputs == (k_nope, v) and split_q[0].outputs == (q_nope, turn[0].inputs[0])
     inputs = (*split_q[0].inputs, *split_kv[0].inputs, *expand[0].inputs, turn[0].inputs[1])
     parts = (joined_q, joined_k, turn, expand, split_q, split_kv)
-    fused = replace(attention, op=MlaAttention(*split_kv[1].sizes), inputs=inputs)
+    fused = replace(attention, op=FusedLatentAttention(*split_kv[1].sizes), inputs=inputs)
     return collapse(block, [attention, *(node for node, _ in parts)], fused)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels import fp8_quantize, mla_common, mla_decode
+from dsc.compiler.graph.verify import verify
+from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
+from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
+from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
+from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.kernels.tuning import NoTile, TileTooLarge
 from dsc.compiler.passes.absorb import absorb_latent
+from dsc.compiler.passes.each_expert import loop_over_experts
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
+from dsc.compiler.passes.fuse.pages import fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
 from dsc.spec.attention import MlaAttention
 from dsc.spec.ffn import MoeFfn
@@ -25,8 +32,8 @@ from dsc.spec.precision import Fp8BlockLinear
 Pass = Callable[[Graph], Graph]
 
 TIMED: tuple[Pass, ...] = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
-"""The kernels of the graph that the planner times. In the trace that its efficiencies are read off, experts sort,
-gather, multiply and sum in steps of their own, and so do they there: with tokens of other ranks they have to."""
+"""The kernels of the graph that the planner times. Experts are not fused there, as in the trace of its
+efficiencies: with expert parallelism, sorting, gathering, multiplying and summing are separate steps."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,10 @@ class Choice:
     """In order; they come after all other passes."""
     inference: tuple[Pass, ...] = ()
     """For the graph of generation alone, before them."""
+    serving: tuple[Pass, ...] = ()
+    """For the graph that the engine runs, before them too."""
     notes: tuple[str, ...] = ()
-    """What the target cannot do as the spec has it, and what is done instead."""
+    """Where the package deviates from the spec because of the target, and what it does instead."""
 
 
 def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
@@ -45,17 +54,21 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
     """
     if target is None:
-        return Choice(notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
+        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
+    serving: list[Pass] = []
     notes = []
     if isinstance(spec.attention, MlaAttention):
-        if (reason := mla_common.refusal(spec)) is None:
+        if (reason := MLA_ATTENTION.refusal(spec, target)) is None:
             passes.append(fuse_latent_attention)
         else:
             notes.append(f"attention: PyTorch's attention instead of kernels/mla_attention.py: {reason}")
-        if (reason := mla_decode.refusal(spec)) is None:
+        if (reason := MLA_DECODE.refusal(spec, target)) is None:
             inference.append(absorb_latent)
+            serving.append(fuse_latent_pages)
+            if cache_rows(spec, target) == "fp8":
+                serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
@@ -66,11 +79,46 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
         passes += [fuse_router, fuse_experts]
     passes += [fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
-        if (reason := fp8_quantize.refusal(linear, target)) is None:
+        if (reason := FP8_QUANTIZE.refusal(spec, target)) is None:
             passes.append(partial(multiply_in_fp8, linear=linear))
         else:
             notes += _without_fp8(spec, reason)
-    return Choice(tuple(passes), tuple(inference), tuple(notes))
+    return Choice(tuple(passes), tuple(inference), tuple(serving), tuple(notes))
+
+
+def fused(
+    graphs: Sequence[Graph], passes: Iterable[Pass], spec: ModelSpec, target: Target | None
+) -> tuple[Sequence[Graph], tuple[str, ...]]:
+    """The graphs with the kernels of each pass; plain ops in all, and a note, where one has no tile for the model."""
+    notes = []
+    for one in passes:
+        tried = [verify(one(graph)) for graph in graphs]
+        wanted = [(kernel, graph) for graph in tried for kernel in called(graph)]
+        reasons = [reason for kernel, graph in wanted if (reason := _without_tile(kernel, graph, spec, target))]
+        notes += [f"plain PyTorch in place of {reason}" for reason in dict.fromkeys(reasons)]
+        graphs = graphs if reasons else tried
+    return graphs, tuple(notes)
+
+
+def called(graph: Graph) -> list[str]:
+    """The modules of kernels/ whose functions a graph calls."""
+    ops = (node.op for block in graph.blocks.values() for node in block.nodes())
+    modules = {module for op in ops for name in op.requires if (module := _module(name))}
+    return sorted(modules)
+
+
+def _module(required: str) -> str:
+    room, _, rest = required.partition(".")
+    return rest.partition(".")[0] if room == "kernels" else ""
+
+
+def _without_tile(kernel: str, graph: Graph, spec: ModelSpec, target: Target | None) -> str:
+    """Why a kernel cannot be printed for a graph; empty where it can."""
+    try:
+        kernel_named(kernel).told(graph, spec, target)
+    except (NoTile, TileTooLarge) as reason:
+        return f"kernels/{kernel}.py: {reason}"
+    return ""
 
 
 def _mixtures(spec: ModelSpec) -> int:

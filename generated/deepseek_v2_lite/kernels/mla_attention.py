@@ -2,16 +2,15 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """Multi-head latent attention, expanded, causal (DeepSeek-V2, arXiv 2405.04434, section 2.1): training and prefill.
 
-    q = (q_nope, rotated q_rope)      k = (k_nope, k_rope), one k_rope for all heads, rotated already
+    q = (q_nope, rotated q_rope)      k = (k_nope, k_rope), one rotated k_rope for all heads
     out = softmax(q k^T * scale, over the keys up to the query's own) v
 
 Shapes: q [B, S, H, N + R], kv [B, S, H, N + V], k_rope [B, S, R], rope [2, S, R] (cos, signed sin), out [B, S, H, V],
-lse [B, H, S] float32, the logarithm to base 2 of each query's sum of exponentials. Sequences packed into one row
-(B = 1) are told apart by starts, int32 [sequences + 1]: the token at which each begins, then S.
+lse [B, H, S] float32, the base-2 logarithm of each query's sum of exponentials.
 
-Keys of width N + R never exist in memory: the halves of q k^T are loaded from where they lie and added up in one
-accumulator, and q_rope is rotated where it is loaded (else FlashAttention-2, arXiv 2307.08691, the softmax in base 2).
-Blocks of keys below the diagonal take no mask. Saved for backward: the inputs, out and lse.
+FlashAttention-2 (arXiv 2307.08691), with the softmax in base 2. Keys of width N + R never exist in memory: the two
+parts of q k^T are loaded separately and summed in one accumulator, and q_rope is rotated as it is loaded. Blocks of
+keys below the diagonal take no mask. Saved for backward: the inputs, out and lse.
 
 Floor: S^2 H (N + R + V) FLOPs a sequence, half a square for each of two products.
 """
@@ -24,108 +23,105 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import ATTENTION_SCALE, NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
-from .launch import op_name, runs_triton
+from .launch import operator, runs_triton
 from .mla_attention_backward import backward
-from .mla_common import expanded, grid, load_angles, place, rotate, rows_of, store_rows, tile_rows, unseen
+from .mla_common import descriptor, expanded, future, load_angles, rotate, store_rows, tile_for
 
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # exp(x * ATTENTION_SCALE) = exp2(x * SCALE_LOG2)
 
-# Queries and keys of a tile, warps, stages; float32 takes half the queries and half the keys.
-BLOCK_Q, BLOCK_K, NUM_WARPS, NUM_STAGES = 128, 128, 8, 2  # guessed
+# BLOCK_M queries, BLOCK_N keys; float32 takes half of both.
+FORWARD = {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2}  # guessed
 
 
-def reference(
-    q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor, starts: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """out and lse in plain PyTorch, in float32 or wider inside; the scores of every head exist, S x S."""
+def reference(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+    """out and lse in plain PyTorch, in float32 or wider inside; writes the scores [B, H, S, S]."""
     wide_q, k, v = expanded(q, kv, k_rope, rope)
-    scores = (wide_q @ k.mT * SCALE_LOG2).masked_fill(unseen(starts, q.shape[1], q.device), -math.inf)
-    top = scores.amax(-1, keepdim=True)
-    p = (scores - top).exp2()
-    total = p.sum(-1, keepdim=True)
-    out = (p / total @ v).transpose(1, 2).to(q.dtype).contiguous()
-    return out, (top + total.log2()).squeeze(-1)
+    scores = (wide_q @ k.mT * ATTENTION_SCALE).masked_fill(future(q.shape[1], q.device), -math.inf)
+    lse = scores.logsumexp(-1)
+    out = ((scores - lse.unsqueeze(-1)).exp() @ v).transpose(1, 2).to(q.dtype).contiguous()
+    return out, lse * math.log2(math.e)
 
 
 @triton.jit
 def _attend(
-    q_nope, q_rope, out, top, total, query, key, end, head, k_nope_rows, k_rope_rows, v_rows,
-    SCALE_LOG2: tl.constexpr, H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
-    BLOCK_K: tl.constexpr, DIAGONAL: tl.constexpr,
+    q_nope, q_rope, acc, m_i, l_i, offs_m, start_n, head, k_nope_desc, k_rope_desc, v_desc,
+    SCALE_LOG2: tl.constexpr, N: tl.constexpr, V: tl.constexpr,
+    BLOCK_N: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys: out, the highest score and the sum of exponentials so far, brought up to date."""
-    k_nope = k_nope_rows.load([key, head * (N + V)])
-    k_rope = k_rope_rows.load([key, 0])
+    """One block of keys: acc, the running maximum m_i and the running sum l_i, updated."""
+    k_nope = k_nope_desc.load([start_n, head * (N + V)])
+    k_rope = k_rope_desc.load([start_n, 0])
     scores = tl.dot(q_nope, k_nope.T, input_precision="ieee")
     scores = tl.dot(q_rope, k_rope.T, scores, input_precision="ieee")
     if DIAGONAL:
-        scores = tl.where(query[:, None] >= (key + tl.arange(0, BLOCK_K))[None, :], scores, float("-inf"))
-    higher = tl.maximum(top, tl.max(scores, 1) * SCALE_LOG2)
-    p = tl.exp2(scores * SCALE_LOG2 - higher[:, None])
-    shrink = tl.exp2(top - higher)
-    v = v_rows.load([key, head * (N + V) + N])
-    out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
-    return out, higher, total * shrink + tl.sum(p, 1)
+        scores = tl.where(offs_m[:, None] >= (start_n + tl.arange(0, BLOCK_N))[None, :], scores, float("-inf"))
+    m_new = tl.maximum(m_i, tl.max(scores, 1) * SCALE_LOG2)
+    p = tl.exp2(scores * SCALE_LOG2 - m_new[:, None])
+    alpha = tl.exp2(m_i - m_new)
+    v = v_desc.load([start_n, head * (N + V) + N])
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    return acc, m_new, l_i * alpha + tl.sum(p, 1)
 
 
 @triton.jit
-def _forward_kernel(
-    q_nope_rows, q_rope_rows, k_nope_rows, k_rope_rows, v_rows, rope_ptr, starts_ptr, out_ptr, lse_ptr,
-    length, num_sequences, SCALE_LOG2: tl.constexpr,
-    H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACKED: tl.constexpr,
+def mla_attention_forward_kernel(
+    q_nope_desc, q_rope_desc, k_nope_desc, k_rope_desc, v_desc, rope_ptr, out_ptr, lse_ptr, length,
+    SCALE_LOG2: tl.constexpr, H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last queries have the most keys and begin first
-    begin, end, first = place(starts_ptr, num_sequences, length, block, BLOCK_Q, PACKED)
-    if PACKED and first >= end:
-        return
-    query = first + tl.arange(0, BLOCK_Q)
-    q_nope = q_nope_rows.load([first, head * (N + R)])
-    q_rope = q_rope_rows.load([first, head * (N + R) + N])
-    cos, sin = load_angles(rope_ptr, length, first, end, R, BLOCK_Q)
+    pid_m = tl.num_programs(0) - 1 - tl.program_id(0)  # the last queries have the most keys and start first
+    begin = tl.program_id(2) * length
+    start_m, end = begin + pid_m * BLOCK_M, begin + length
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    q_nope = q_nope_desc.load([start_m, head * (N + R)])
+    q_rope = q_rope_desc.load([start_m, head * (N + R) + N])
+    cos, sin = load_angles(rope_ptr, length, start_m, end, R, BLOCK_M)
     q_rope = rotate(q_rope, cos, sin).to(q_nope.dtype)
 
-    out = tl.zeros((BLOCK_Q, V), tl.float32)
-    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_Q,), tl.float32)
-    for key in tl.range(begin, first, BLOCK_K):
-        out, top, total = _attend(
-            q_nope, q_rope, out, top, total, query, key, end, head, k_nope_rows, k_rope_rows, v_rows,
-            SCALE_LOG2, H, N, R, V, BLOCK_K, False,
+    acc = tl.zeros((BLOCK_M, V), tl.float32)
+    m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    for start_n in tl.range(begin, start_m, BLOCK_N):
+        acc, m_i, l_i = _attend(
+            q_nope, q_rope, acc, m_i, l_i, offs_m, start_n, head, k_nope_desc, k_rope_desc, v_desc,
+            SCALE_LOG2, N, V, BLOCK_N, False,
         )  # fmt: skip
-    for key in tl.range(first, tl.minimum(first + BLOCK_Q, end), BLOCK_K):
-        out, top, total = _attend(
-            q_nope, q_rope, out, top, total, query, key, end, head, k_nope_rows, k_rope_rows, v_rows,
-            SCALE_LOG2, H, N, R, V, BLOCK_K, True,
+    for start_n in tl.range(start_m, tl.minimum(start_m + BLOCK_M, end), BLOCK_N):
+        acc, m_i, l_i = _attend(
+            q_nope, q_rope, acc, m_i, l_i, offs_m, start_n, head, k_nope_desc, k_rope_desc, v_desc,
+            SCALE_LOG2, N, V, BLOCK_N, True,
         )  # fmt: skip
-    store_rows(out_ptr, first, end, head * V, out / total[:, None], H * V, V, BLOCK_Q)
+    store_rows(out_ptr, start_m, end, head * V, acc / l_i[:, None], H * V, V, BLOCK_M)
     lse_ptr += (tl.program_id(2).to(tl.int64) * (H - 1) + head) * length
-    tl.store(lse_ptr + query, top + tl.log2(total), mask=query < end)
+    tl.store(lse_ptr + offs_m, m_i + tl.log2(l_i), mask=offs_m < end)
 
 
-@torch.library.custom_op(op_name(__name__, "mla_attention"), mutates_args=())
-def _forward(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+@operator(__name__, "mla_attention")
+def _forward(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
     if not runs_triton(q):
-        return reference(q, kv, k_rope, rope, starts)
+        return reference(q, kv, k_rope, rope)
     q, kv, k_rope, rope = (t.contiguous() for t in (q, kv, k_rope, rope))
     batch, length = q.shape[:2]
     out = q.new_empty(batch, length, NUM_HEADS, V_HEAD_DIM)
     lse = q.new_empty(batch, NUM_HEADS, length, dtype=torch.float32)
-    block_q, block_k = tile_rows(q, BLOCK_Q), tile_rows(q, BLOCK_K)
-    _forward_kernel[grid(q, starts, block_q)](
-        rows_of(q, block_q, QK_NOPE_HEAD_DIM), rows_of(q, block_q, QK_ROPE_HEAD_DIM),
-        rows_of(kv, block_k, QK_NOPE_HEAD_DIM), rows_of(k_rope, block_k, QK_ROPE_HEAD_DIM),
-        rows_of(kv, block_k, V_HEAD_DIM), rope, starts, out, lse,
-        length, 0 if starts is None else len(starts) - 1, SCALE_LOG2=SCALE_LOG2,
-        H=NUM_HEADS, N=QK_NOPE_HEAD_DIM, R=QK_ROPE_HEAD_DIM, V=V_HEAD_DIM,
-        BLOCK_Q=block_q, BLOCK_K=block_k, PACKED=starts is not None, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+    if q.numel() == 0:
+        return out, lse
+    tile = tile_for(FORWARD, q)
+    mla_attention_forward_kernel[(triton.cdiv(length, tile["BLOCK_M"]), NUM_HEADS, batch)](
+        descriptor(q, tile["BLOCK_M"], QK_NOPE_HEAD_DIM),
+        descriptor(q, tile["BLOCK_M"], QK_ROPE_HEAD_DIM),
+        descriptor(kv, tile["BLOCK_N"], QK_NOPE_HEAD_DIM),
+        descriptor(k_rope, tile["BLOCK_N"], QK_ROPE_HEAD_DIM),
+        descriptor(kv, tile["BLOCK_N"], V_HEAD_DIM),
+        rope, out, lse, length, SCALE_LOG2=SCALE_LOG2,
+        H=NUM_HEADS, N=QK_NOPE_HEAD_DIM, R=QK_ROPE_HEAD_DIM, V=V_HEAD_DIM, **tile,
     )  # fmt: skip
     return out, lse
 
 
 @_forward.register_fake
-def _(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
     batch, length = q.shape[:2]
     lse = q.new_empty(batch, NUM_HEADS, length, dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(batch, length, NUM_HEADS, V_HEAD_DIM), lse
@@ -136,16 +132,15 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, dout: Tensor, _) -> tuple[Tensor | None, ...]:
-    return *backward(dout, *ctx.saved_tensors), None, None
+    return *backward(dout, *ctx.saved_tensors), None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def mla_attention(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor, starts: Tensor | None = None) -> Tensor:
+def mla_attention(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> Tensor:
     """Causal attention of q [B, S, H, N + R], not rotated yet, to k_nope and v [B, S, H, N + V]: [B, S, H, V].
 
-    k_rope [B, S, R] or [B, S, 1, R], rotated, serves all heads. With starts, int32 [sequences + 1], a query sees its
-    own sequence only.
+    k_rope [B, S, R] or [B, S, 1, R], rotated, serves all heads.
     """
-    return _forward(q, kv, k_rope, rope, starts)[0]
+    return _forward(q, kv, k_rope, rope)[0]

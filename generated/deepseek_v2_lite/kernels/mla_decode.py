@@ -6,25 +6,26 @@
 
 DeepSeek-V2, section 2.1 (arXiv 2405.04434): with kv_b_proj's weight split by head into W_UK [H, N, L] and W_UV
 [H, V, L], q_nope . (W_UK latent) = (q_nope W_UK) . latent, and a weighted sum of W_UV latent is W_UV times that of the
-latents. So the caller multiplies q_nope by W_UK before and out_latent by W_UV behind, and no key or value of a head is
-ever built.
+latents. So the caller multiplies q_nope by W_UK before and out_latent by W_UV after, and the keys and values of single
+heads are never materialized.
 
 Shapes: q_latent, out_latent [B, Q, H, L], q_rope [B, Q, H, R] rotated; cache [pages, PAGE, row] as
-latent_cache.py writes it; block_table [B, most pages of a sequence] int32, the pages of each sequence in order; lengths
-[B] int32, its tokens in the cache with the Q new ones. Query i sees the first lengths - Q + i + 1 tokens; a query that
-sees none gives zeros. Entries of the table and rows of pages behind the length are never read.
+latent_cache.py writes it; block_table [B, max pages of a sequence] int32, the pages of each sequence in order; lengths
+[B] int32, tokens in the cache including the Q new ones. Query i sees the first lengths - Q + i + 1 tokens; a query that
+sees none gives zeros. Entries of the table and rows of pages past the length are never read. A length beyond the table
+and a page outside the cache raise IndexError on a CPU; elsewhere the queries that see it give NaN.
 
 The Q * H queries of a sequence are the rows of the matrix products: a tile of rows against a tile of tokens, whose
-latents serve as keys and as values from one load. Tokens are split among programs where sequences alone would leave
-processors idle; partial results are then combined by their log-sum-exp (Flash-Decoding). How many splits there are is
-decided from sizes that the host knows, so nothing waits for `lengths`.
+latents, loaded once, serve as keys and as values. Where there are fewer sequences than SMs, the tokens are split among
+programs too, and partial results combined by their log-sum-exp (Flash-Decoding). The number of splits depends only on
+sizes that the host knows: nothing synchronizes on `lengths`.
 
-Floor: 2 * (L + R) bytes a cached token in bfloat16, read once, and 2 * H * Q * (2 * L + R) floating-point operations.
-Inference only: nothing is kept for a backward.
+Floor: 2 * (L + R) bytes a cached token in bfloat16, read once, and 2 * H * Q * (2 * L + R) FLOPs.
+Inference only.
 """
 
 import math
-from functools import cache as memoised
+from functools import cache as memoized
 
 import torch
 import triton
@@ -32,13 +33,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import ATTENTION_SCALE, KV_LORA_RANK, NUM_HEADS, QK_ROPE_HEAD_DIM
-from .launch import op_name, runs_triton
+from .launch import operator, runs_triton
 
-# A tile of queries against a tile of tokens, which lies in one page: guessed.
-BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES = 64, 64, 8, 2
-COMBINE_WARPS = 4  # guessed
-NUM_SMS = 132  # processors of sm_90
-MIN_SPLIT = 256  # tokens; with fewer, writing and reading partial results costs as much as reading the cache
+# BLOCK_M queries, BLOCK_N cached tokens.
+SPLIT = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}  # guessed
+COMBINE = {"num_warps": 4}  # guessed
+NUM_SMS = 132  # of sm_90
+MIN_SPLIT = 256  # tokens; below that, moving partial results costs as much as reading the cache
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # for exp2
 
 
@@ -47,6 +48,8 @@ def reference(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tens
     page_size, queries = cache.shape[1], q_latent.shape[1]
     dtype = torch.promote_types(q_latent.dtype, torch.float32)
     used = torch.arange(block_table.shape[1], device=cache.device) * page_size < lengths[:, None]  # [B, pages]
+    if cache.device.type == "cpu":
+        _check_pages(block_table[used], lengths, len(cache), used.shape[1] * page_size)
     rows = cache[block_table.where(used, 0).long()].flatten(1, 2)  # [B, C, row]
     latent, k_rope = reference_rows(rows, dtype)  # [B, C, L], [B, C, R]
     token = torch.arange(latent.shape[1], device=cache.device)
@@ -61,38 +64,45 @@ def reference(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tens
     return torch.einsum("bqhc,bcl->bqhl", weights, latent).to(q_latent.dtype)
 
 
+def _check_pages(pages: Tensor, lengths: Tensor, num_pages: int, capacity: int) -> None:
+    if bool((lengths > capacity).any()):
+        raise IndexError(f"a sequence is longer than the {capacity} tokens of its row of the block table")
+    if bool(((pages < 0) | (pages >= num_pages)).any()):
+        raise IndexError(f"the block table names pages outside [0, {num_pages})")
+
+
 def reference_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The latent and k_rope of rows of the cache: [..., row] -> [..., L], [..., R]."""
     latent, k_rope = rows.to(dtype).split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)
     return latent, k_rope
 
 
-@memoised
+@memoized
 def num_splits(batch: int, rows: int, tokens: int) -> int:
-    """The fewest splits of a sequence's tokens that keep the processors nearly as busy as any number would.
+    """The fewest splits of a sequence's tokens with an occupancy of the SMs within 85 % of the best.
 
-    As FlashAttention's num_splits_heuristic has it; `tokens` is what the block table has room for.
+    As in FlashAttention's num_splits_heuristic; `tokens` is the capacity of a row of the block table.
     """
-    programs = max(1, batch) * triton.cdiv(rows, BLOCK_M)
+    programs = max(1, batch) * triton.cdiv(rows, SPLIT["BLOCK_M"])
     choices = range(1, max(1, min(tokens // MIN_SPLIT, NUM_SMS)) + 1)
-    busy = {splits: programs * splits / (triton.cdiv(programs * splits, NUM_SMS) * NUM_SMS) for splits in choices}
-    return next(splits for splits in choices if busy[splits] >= 0.85 * max(busy.values()))
+    occupancy = {splits: programs * splits / (triton.cdiv(programs * splits, NUM_SMS) * NUM_SMS) for splits in choices}
+    return next(splits for splits in choices if occupancy[splits] >= 0.85 * max(occupancy.values()))
 
 
 @triton.jit
 def _split_size(length, num_splits, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr):
-    """Tokens of each split: whole tiles, so that none lies across two pages."""
+    """Tokens of each split, in whole tiles."""
     return tl.maximum(tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N) * BLOCK_N, MIN_SPLIT)
 
 
 @triton.jit
-def _decode_kernel(
-    q_latent_ptr, q_rope_ptr, cache_ptr, block_table_ptr, table_width, lengths_ptr,
-    out_ptr, lse_ptr, batch, num_queries, scale_log2,
+def mla_decode_split_kernel(
+    q_latent_ptr, q_rope_ptr, cache_ptr, block_table_ptr, table_width, num_pages,
+    lengths_ptr, out_ptr, lse_ptr, batch, num_queries, scale_log2,
     H: tl.constexpr, L: tl.constexpr, R: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    # Tiles of rows come first, so that those that read the same tokens run together and meet them in the cache.
+    # Tiles of rows are the fastest dim of the grid: those that read the same tokens run together and share them in L2.
     split, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(lengths_ptr + sequence)
     size = _split_size(length, tl.num_programs(1), BLOCK_N, MIN_SPLIT)
@@ -101,93 +111,97 @@ def _decode_kernel(
         return
     end = tl.minimum(begin + size, length)
 
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     num_rows = num_queries * H
-    visible = length - num_queries + row // H + 1  # tokens that the query of a row sees
-    column, rotary = tl.arange(0, L), tl.arange(0, R)
-    at = sequence * num_rows + row
-    q_latent = tl.load(q_latent_ptr + at[:, None] * L + column[None, :], mask=(row < num_rows)[:, None], other=0.0)
-    q_rope = tl.load(q_rope_ptr + at[:, None] * R + rotary[None, :], mask=(row < num_rows)[:, None], other=0.0)
+    mask_m = (offs_m < num_rows)[:, None]
+    visible = length - num_queries + offs_m // H + 1  # tokens that the query of a row sees
+    offs_l, offs_r = tl.arange(0, L), tl.arange(0, R)
+    row = sequence * num_rows + offs_m
+    q_latent = tl.load(q_latent_ptr + row[:, None] * L + offs_l[None, :], mask=mask_m, other=0.0)
+    q_rope = tl.load(q_rope_ptr + row[:, None] * R + offs_r[None, :], mask=mask_m, other=0.0)
 
-    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    out = tl.zeros((BLOCK_M, L), tl.float32)
-    for start in tl.range(begin, end, BLOCK_N):
-        page = tl.load(block_table_ptr + sequence * table_width + start // PAGE).to(tl.int64)
-        key = start + tl.arange(0, BLOCK_N)
-        token = page * PAGE + key % PAGE
-        written = (key < end)[:, None]
-        k_rope_at = cache_ptr + token[:, None] * (L + R) + L
-        latent = tl.load(k_rope_at - L + column[None, :], mask=written, other=0.0).to(q_latent.dtype)
-        k_rope = tl.load(k_rope_at + rotary[None, :], mask=written, other=0.0).to(q_rope.dtype)
+    m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, L), tl.float32)
+    for start_n in tl.range(begin, end, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        # One page for a tile that lies in one, else a page for each token.
+        entry = start_n // PAGE if PAGE % BLOCK_N == 0 else tl.minimum(offs_n, end - 1) // PAGE
+        page = tl.load(block_table_ptr + sequence * table_width + entry, mask=entry < table_width, other=-1)
+        known = ((page >= 0) & (page < num_pages)) | (offs_n >= end)
+        token = page.to(tl.int64) * PAGE + offs_n % PAGE
+        mask_n = (known & (offs_n < end))[:, None]
+        k_rope_ptrs = cache_ptr + token[:, None] * (L + R) + L
+        latent = tl.load(k_rope_ptrs - L + offs_l[None, :], mask=mask_n, other=0.0).to(q_latent.dtype)
+        k_rope = tl.load(k_rope_ptrs + offs_r[None, :], mask=mask_n, other=0.0).to(q_rope.dtype)
 
         scores = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
         scores = tl.dot(q_rope, tl.trans(k_rope), scores, input_precision="ieee") * scale_log2
-        scores = tl.where(key[None, :] < tl.minimum(visible, end)[:, None], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # a row that sees nothing yet
-        shrink = tl.exp2(peak - base)
-        weights = tl.exp2(scores - base[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        out = tl.dot(weights.to(latent.dtype), latent, out * shrink[:, None], input_precision="ieee")
-        peak = new_peak
+        scores = tl.where(known[None, :], scores, float("nan"))
+        scores = tl.where(offs_n[None, :] < tl.minimum(visible, end)[:, None], scores, float("-inf"))
+        m_new = tl.maximum(m_i, tl.max(scores, 1))
+        m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen no token yet
+        alpha = tl.exp2(m_i - m_finite)
+        p = tl.exp2(scores - m_finite[:, None])
+        l_i = l_i * alpha + tl.sum(p, 1)
+        acc = tl.dot(p.to(latent.dtype), latent, acc * alpha[:, None], input_precision="ieee")
+        m_i = m_new
 
-    total = tl.where(total == 0.0, 1.0, total)  # of a row that sees nothing: zeros, and an lse of -inf
-    out /= total[:, None]
-    at += split.to(tl.int64) * batch * num_rows
-    out_at = out_ptr + at[:, None] * L + column[None, :]
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(row < num_rows)[:, None])
-    tl.store(lse_ptr + at, peak + tl.log2(total), mask=row < num_rows)
+    l_i = tl.where(l_i == 0.0, 1.0, l_i)  # a row that sees no token: zeros, and an lse of -inf
+    row += split.to(tl.int64) * batch * num_rows
+    out = (acc / l_i[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row[:, None] * L + offs_l[None, :], out, mask=mask_m)
+    tl.store(lse_ptr + row, m_i + tl.log2(l_i), mask=offs_m < num_rows)
 
 
 @triton.jit
-def _combine_kernel(
+def mla_decode_combine_kernel(
     partial_ptr, lse_ptr, lengths_ptr, out_ptr, batch, num_rows, num_splits,
     L: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """The mean of the splits' results, by exp(lse)."""
+    """The mean of the splits' results, weighted by 2^lse."""
     row, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = tl.load(lengths_ptr + sequence)
     used = tl.maximum(tl.cdiv(length, _split_size(length, num_splits, BLOCK_N, MIN_SPLIT)), 1)
-    at = sequence * num_rows + row
+    row += sequence * num_rows
     stride = batch * num_rows
-    split, column = tl.arange(0, MAX_SPLITS), tl.arange(0, L)
-    lse = tl.load(lse_ptr + at + split * stride, mask=split < used, other=float("-inf"))
-    peak = tl.max(lse)
-    peak = tl.where(peak == float("-inf"), 0.0, peak)  # a row that sees nothing
-    total = tl.sum(tl.exp2(lse - peak))
-    out = tl.zeros((L,), tl.float32)
-    partial_at = at
+    split, offs_l = tl.arange(0, MAX_SPLITS), tl.arange(0, L)
+    lse = tl.load(lse_ptr + row + split * stride, mask=split < used, other=float("-inf"))
+    m_i = tl.max(lse)
+    m_i = tl.where(m_i == float("-inf"), 0.0, m_i)  # a row that sees no token
+    l_i = tl.sum(tl.exp2(lse - m_i))
+    acc = tl.zeros((L,), tl.float32)
+    partial_row = row
     for _ in tl.range(used):
-        weight = tl.exp2(tl.load(lse_ptr + partial_at) - peak)
-        out += weight * tl.load(partial_ptr + partial_at * L + column)
-        partial_at += stride
-    out /= tl.where(total == 0.0, 1.0, total)
-    tl.store(out_ptr + at * L + column, out.to(out_ptr.dtype.element_ty))
+        weight = tl.exp2(tl.load(lse_ptr + partial_row) - m_i)
+        acc += weight * tl.load(partial_ptr + partial_row * L + offs_l)
+        partial_row += stride
+    out = acc / tl.where(l_i == 0.0, 1.0, l_i)
+    tl.store(out_ptr + row * L + offs_l, out.to(out_ptr.dtype.element_ty))
 
 
-@torch.library.custom_op(op_name(__name__, "mla_decode"), mutates_args=())
+@operator(__name__, "mla_decode")
 def _decode(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
     if not runs_triton(q_latent):
         return reference(q_latent, q_rope, cache, block_table, lengths)
-    q_latent, q_rope, rows = q_latent.contiguous(), q_rope.contiguous(), cache.view(-1, cache.shape[-1])
+    q_latent, q_rope, rows = q_latent.contiguous(), q_rope.contiguous(), cache.contiguous().view(-1, cache.shape[-1])
     block_table, lengths = block_table.contiguous(), lengths.contiguous()
     batch, queries, page_size = q_latent.shape[0], q_latent.shape[1], cache.shape[1]
     num_rows = queries * NUM_HEADS
     splits = num_splits(batch, num_rows, block_table.shape[1] * page_size)
-    out = torch.empty_like(q_latent)
+    out = q_latent.new_empty(q_latent.shape)
     partial = out[None] if splits == 1 else out.new_empty(splits, *out.shape, dtype=torch.float32)
     lse = out.new_empty(splits, batch, num_rows, dtype=torch.float32)
-    _decode_kernel[(triton.cdiv(num_rows, BLOCK_M), splits, batch)](
-        q_latent, q_rope, rows, block_table, block_table.shape[1], lengths, partial, lse, batch, queries, SCALE_LOG2,
-        H=NUM_HEADS, L=KV_LORA_RANK, R=QK_ROPE_HEAD_DIM, PAGE=page_size,
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, MIN_SPLIT=MIN_SPLIT, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+    mla_decode_split_kernel[(triton.cdiv(num_rows, SPLIT["BLOCK_M"]), splits, batch)](
+        q_latent, q_rope, rows, block_table, block_table.shape[1], len(cache), lengths, partial, lse, batch, queries,
+        SCALE_LOG2,
+        H=NUM_HEADS, L=KV_LORA_RANK, R=QK_ROPE_HEAD_DIM, PAGE=page_size, MIN_SPLIT=MIN_SPLIT, **SPLIT,
     )  # fmt: skip
     if splits > 1:
-        _combine_kernel[(num_rows, batch)](
+        mla_decode_combine_kernel[(num_rows, batch)](
             partial, lse, lengths, out, batch, num_rows, splits,
-            L=KV_LORA_RANK, BLOCK_N=BLOCK_N, MIN_SPLIT=MIN_SPLIT, MAX_SPLITS=triton.next_power_of_2(NUM_SMS),
-            num_warps=COMBINE_WARPS,
+            L=KV_LORA_RANK, BLOCK_N=SPLIT["BLOCK_N"], MIN_SPLIT=MIN_SPLIT,
+            MAX_SPLITS=triton.next_power_of_2(NUM_SMS), **COMBINE,
         )  # fmt: skip
     return out
 

@@ -2,30 +2,26 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v2-lite
 """Rotary position embedding (arXiv 2104.09864) of queries and keys.
 
-The pair (x[2 i], x[2 i + 1]) of every head turns by the angle a of its position and i:
+The pair (x[2 i], x[2 i + 1]) of every head is rotated by the angle a of its position and of i:
 
     y0 = x0 * cos a - x1 * sin a
     y1 = x1 * cos a + x0 * sin a
 
-and backward turns the gradient by -a.
+and backward rotates the gradient by -a.
 
-Shapes: x, y [B, S, heads, R]; rope [2, S, R] in float32, cos and signed sin of both components of each pair. x may be
-a slice of wider heads, as the part of a query that is rotated. Arithmetic is float32 inside, rounded once.
+Shapes: x, y [B, S, H, R]; rope [2, S, R] in float32, cos and signed sin of both components of each pair. x may be a
+slice of wider heads, such as the rotary part of a query. Arithmetic is float32, rounded once.
 
-Floor, bfloat16: 4 * R bytes a head. Heads of a token share its angles, which are read once a program.
+Floor, bfloat16: 4 * R bytes a head. The heads of a token share its angles, which a program reads once.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import NUM_HEADS, QK_ROPE_HEAD_DIM
-from .launch import op_name, runs_triton
+from .launch import operator, runs_triton
 
-# Heads and R of the model, at which dsc bench measures; the functions take others too.
-SIZES = ((NUM_HEADS, QK_ROPE_HEAD_DIM), (1, QK_ROPE_HEAD_DIM))
-ELEMENTS, NUM_WARPS = 2048, 4  # of one program; guessed
+ROTATE = {"ELEMENTS": 2048, "num_warps": 4}  # guessed
 
 
 def reference(x: Tensor, rope: Tensor, inverse: bool = False) -> Tensor:
@@ -36,42 +32,44 @@ def reference(x: Tensor, rope: Tensor, inverse: bool = False) -> Tensor:
 
 
 @triton.jit
-def turn(x0, x1, cos, sin):
-    """Pairs by their angles, float32."""
+def rotate_pairs(x0, x1, cos, sin):
+    """y0 and y1, float32."""
     return x0 * cos - x1 * sin, x1 * cos + x0 * sin
 
 
 @triton.jit
-def pairs(x):
-    """Even and odd components of a tile: [tokens, heads, R] -> [tokens, heads, R / 2] twice."""
+def even_and_odd(x):
+    """The components of a tile: [tokens, heads, R] -> [tokens, heads, R / 2] twice."""
     return tl.split(tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2] // 2, 2)))
 
 
 @triton.jit
-def _rotate_kernel(
-    x_ptr, x_batch, x_token, x_head, rope_ptr, rope_sin, rope_token, y_ptr, y_batch, y_token, y_head,
-    num_tokens, sequence, HEADS: tl.constexpr, R: tl.constexpr,
-    TOKENS: tl.constexpr, HEAD_BLOCK: tl.constexpr, BLOCK: tl.constexpr, INVERSE: tl.constexpr,
+def rope_rotate_kernel(
+    x_ptr, x_stride_b, x_stride_s, x_stride_h, rope_ptr, rope_stride_sin, rope_stride_s,
+    y_ptr, y_stride_b, y_stride_s, y_stride_h, num_tokens, length,
+    H: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, INVERSE: tl.constexpr,
+    ELEMENTS: tl.constexpr,
 ):  # fmt: skip
-    head_blocks: tl.constexpr = (HEADS + HEAD_BLOCK - 1) // HEAD_BLOCK
-    token = (tl.program_id(0) // head_blocks * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None, None]
-    head = (tl.program_id(0) % head_blocks * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[None, :, None]
-    batch, position = token // sequence, token % sequence
-    x_ptr += batch * x_batch + position * x_token + head * x_head
-    y_ptr += batch * y_batch + position * y_token + head * y_head
-    rope_ptr += position * rope_token
-    component = tl.arange(0, BLOCK)[None, None, :]
-    shared = (token < num_tokens) & (component < R)
-    mask = shared & (head < HEADS)
-    cos, _ = pairs(tl.load(rope_ptr + component, mask=shared, other=0.0))
-    _, sin = pairs(tl.load(rope_ptr + rope_sin + component, mask=shared, other=0.0))
-    x0, x1 = pairs(tl.load(x_ptr + component, mask=mask, other=0.0).to(tl.float32))
-    y0, y1 = turn(x0, x1, cos, -sin if INVERSE else sin)
-    y = tl.reshape(tl.join(y0, y1), (TOKENS, HEAD_BLOCK, BLOCK))
-    tl.store(y_ptr + component, y.to(y_ptr.dtype.element_ty), mask=mask)
+    TOKENS: tl.constexpr = ELEMENTS // (BLOCK_H * BLOCK_R)
+    num_pid_h: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
+    token = (tl.program_id(0) // num_pid_h * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None, None]
+    offs_h = (tl.program_id(0) % num_pid_h * BLOCK_H + tl.arange(0, BLOCK_H))[None, :, None]
+    batch, position = token // length, token % length
+    x_ptr += batch * x_stride_b + position * x_stride_s + offs_h * x_stride_h
+    y_ptr += batch * y_stride_b + position * y_stride_s + offs_h * y_stride_h
+    rope_ptr += position * rope_stride_s
+    offs_r = tl.arange(0, BLOCK_R)[None, None, :]
+    angle_mask = (token < num_tokens) & (offs_r < R)
+    mask = angle_mask & (offs_h < H)
+    cos, _ = even_and_odd(tl.load(rope_ptr + offs_r, mask=angle_mask, other=0.0))
+    _, sin = even_and_odd(tl.load(rope_ptr + rope_stride_sin + offs_r, mask=angle_mask, other=0.0))
+    x0, x1 = even_and_odd(tl.load(x_ptr + offs_r, mask=mask, other=0.0).to(tl.float32))
+    y0, y1 = rotate_pairs(x0, x1, cos, -sin if INVERSE else sin)
+    y = tl.reshape(tl.join(y0, y1), (TOKENS, BLOCK_H, BLOCK_R))
+    tl.store(y_ptr + offs_r, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op(op_name(__name__, "rotate"), mutates_args=())
+@operator(__name__, "rotate")
 def _rotate(x: Tensor, rope: Tensor, inverse: bool) -> Tensor:
     if not runs_triton(x):
         return reference(x, rope, inverse)
@@ -81,16 +79,17 @@ def _rotate(x: Tensor, rope: Tensor, inverse: bool) -> Tensor:
 
 
 def launch_rotate(x: Tensor, rope: Tensor, y: Tensor, inverse: bool) -> None:
-    """Write the rotated x to y, which may be x: [B, S, heads, R] each, R contiguous."""
-    batch, sequence, heads, width = x.shape
+    """Write the rotated x to y, which may be x: [B, S, H, R] each, R contiguous."""
+    batch, length, heads, width = x.shape
     if x.stride(3) != 1:
-        x = x.contiguous()  # a gradient that is expanded, say
-    block = triton.next_power_of_2(width)
-    head_block = min(triton.next_power_of_2(heads), max(1, ELEMENTS // block))
-    tokens = max(1, ELEMENTS // (block * head_block))
-    _rotate_kernel[(triton.cdiv(batch * sequence, tokens) * triton.cdiv(heads, head_block),)](
-        x, *x.stride()[:3], rope, *rope.stride()[:2], y, *y.stride()[:3], batch * sequence, sequence,
-        HEADS=heads, R=width, TOKENS=tokens, HEAD_BLOCK=head_block, BLOCK=block, INVERSE=inverse, num_warps=NUM_WARPS,
+        x = x.contiguous()  # for example an expanded gradient
+    rope = rope if rope.stride(2) == 1 else rope.contiguous()
+    elements, block_r = ROTATE["ELEMENTS"], triton.next_power_of_2(width)
+    block_h = min(triton.next_power_of_2(heads), elements // block_r)
+    num_programs = triton.cdiv(batch * length, elements // (block_h * block_r)) * triton.cdiv(heads, block_h)
+    rope_rotate_kernel[(num_programs,)](
+        x, *x.stride()[:3], rope, *rope.stride()[:2], y, *y.stride()[:3], batch * length, length,
+        H=heads, R=width, BLOCK_H=block_h, BLOCK_R=block_r, INVERSE=inverse, **ROTATE,
     )  # fmt: skip
 
 
@@ -112,5 +111,5 @@ _rotate.register_autograd(_gradients, setup_context=_save)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the pairs of [B, S, heads, R] by their position's angles, rope [2, S, R]."""
-    return _rotate(x, rope, False)
+    """Rotate the pairs of x [B, S, H, R], or [S, H, R], by the angles of their positions, rope [2, S, R]."""
+    return _rotate(x, rope, False) if x.dim() == 4 else _rotate(x.unsqueeze(0), rope, False).squeeze(0)

@@ -4,7 +4,7 @@
 
     scores  = softmax of the logits over the experts
     choice  = scores
-    ids     = the TOP_K largest of choice, the best first; of equals the smallest id
+    ids     = the TOP_K largest of choice in falling order; ties go to the smaller id
     weights = s_k, s_k the scores of the ids
 
 and backward, with g_k the gradient of weight k:
@@ -12,12 +12,12 @@ and backward, with g_k the gradient of weight k:
     ds_k    = g_k
     dlogits = scores * (ds - sum over k of ds_k s_k)        ds zero but for the ids
 
-No gradient flows through the choice. NaN counts as largest, so that ids are always ids of experts.
+No gradient flows through the choice. NaN counts as the largest, so that ids are always ids of experts.
 
 Shapes: logits [..., E] in float32, ids [..., K] int64, weights [..., K] float32.
 
-Floor: one read of the logits, 4 * E bytes a token, and backward one write. A row stays in registers
-for TOP_K rounds of finding the largest, which is cheaper than sorting it.
+Floor: one read of the logits, 4 * E bytes a token, and in backward one write. A row stays in registers for
+TOP_K rounds of argmax, which is cheaper than sorting it.
 """
 
 import torch
@@ -26,13 +26,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import NUM_EXPERTS, TOP_K
-from .launch import op_name, runs_triton
+from .launch import operator, runs_triton
 
-ELEMENTS, NUM_WARPS = 1024, 4  # of one program; guessed
+FORWARD = {"ROWS": 16, "num_warps": 4}  # guessed
+BACKWARD = {"ROWS": 16, "num_warps": 4}  # guessed
 
 
 def reference(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """ids and weights in plain PyTorch. Sorting is stable: of equals the smallest id comes first."""
+    """ids and weights in plain PyTorch. The sort is stable: ties go to the smaller id."""
     scores = logits.softmax(-1)
     choice = scores
     ids = choice.sort(dim=-1, descending=True, stable=True).indices[..., :TOP_K].contiguous()
@@ -49,29 +50,29 @@ def reference_backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 @triton.jit
-def first_largest(x, index, free, NONE: tl.constexpr):
-    """Index of the largest x of each row among the free, the smallest of several."""
-    largest = tl.max(tl.where(free, x, float("-inf")), 1)[:, None]
-    return tl.min(tl.where(free & (x == largest), index, NONE), 1)[:, None]
+def first_largest(x, index, available, NONE: tl.constexpr):
+    """Index of the largest x of each row among the available; of ties the smallest."""
+    largest = tl.max(tl.where(available, x, float("-inf")), 1)[:, None]
+    return tl.min(tl.where(available & (x == largest), index, NONE), 1)[:, None]
 
 
 @triton.jit
 def scores_of(logits):
-    """Softmax of each row; -inf counts nothing."""
+    """Softmax of each row; padding is -inf."""
     e = tl.exp(logits - tl.max(logits, 1)[:, None])
     return e / tl.sum(e, 1)[:, None]
 
 
 @triton.jit
-def _forward_kernel(
+def router_forward_kernel(
     logits_ptr, ids_ptr, weights_ptr, num_rows,
     E: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    SIZE: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    offs_m = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     expert = tl.arange(0, SIZE)[None, :]
     real = expert < E
-    logits = tl.load(logits_ptr + row * E + expert, mask=real & (row < num_rows), other=float("-inf"))
+    logits = tl.load(logits_ptr + offs_m * E + expert, mask=real & (offs_m < num_rows), other=float("-inf"))
     scores = scores_of(logits)
     choice = scores
     choice = tl.where(choice == choice, choice, float("inf"))
@@ -79,30 +80,30 @@ def _forward_kernel(
     slot = tl.arange(0, SLOTS)[None, :]
     ids = tl.zeros((ROWS, SLOTS), tl.int32)
     weights = tl.zeros((ROWS, SLOTS), tl.float32)
-    free = tl.broadcast_to(real, choice.shape)
+    available = tl.broadcast_to(real, choice.shape)
     for k in tl.static_range(K):
-        chosen = first_largest(choice, expert, free, E)
-        weight = tl.sum(tl.where(free & (expert == chosen), scores, 0.0), 1)[:, None]
-        free = free & (expert != chosen)
+        chosen = first_largest(choice, expert, available, E)
+        weight = tl.sum(tl.where(available & (expert == chosen), scores, 0.0), 1)[:, None]
+        available = available & (expert != chosen)
         ids = tl.where(slot == k, chosen, ids)
         weights = tl.where(slot == k, weight, weights)
-    mask = (row < num_rows) & (slot < K)
-    tl.store(ids_ptr + row * K + slot, ids.to(tl.int64), mask=mask)
-    tl.store(weights_ptr + row * K + slot, weights, mask=mask)
+    mask = (offs_m < num_rows) & (slot < K)
+    tl.store(ids_ptr + offs_m * K + slot, ids.to(tl.int64), mask=mask)
+    tl.store(weights_ptr + offs_m * K + slot, weights, mask=mask)
 
 
 @triton.jit
-def _backward_kernel(
+def router_backward_kernel(
     g_ptr, logits_ptr, ids_ptr, dlogits_ptr, num_rows,
-    E: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    offs_m = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     slot = tl.arange(0, SLOTS)[None, :]
     expert = tl.arange(0, SIZE)[None, :]
-    mask, mask_k = (row < num_rows) & (expert < E), (row < num_rows) & (slot < K)
-    ids = tl.load(ids_ptr + row * K + slot, mask=mask_k, other=0)
-    g = tl.load(g_ptr + row * K + slot, mask=mask_k, other=0.0)
-    scores = scores_of(tl.load(logits_ptr + row * E + expert, mask=mask, other=float("-inf")))
+    mask, mask_k = (offs_m < num_rows) & (expert < E), (offs_m < num_rows) & (slot < K)
+    ids = tl.load(ids_ptr + offs_m * K + slot, mask=mask_k, other=0)
+    g = tl.load(g_ptr + offs_m * K + slot, mask=mask_k, other=0.0)
+    scores = scores_of(tl.load(logits_ptr + offs_m * E + expert, mask=mask, other=float("-inf")))
     s = tl.zeros((ROWS, SLOTS), tl.float32)
     for k in tl.static_range(K):
         chosen = tl.sum(tl.where(slot == k, ids, 0), 1)[:, None]
@@ -112,16 +113,16 @@ def _backward_kernel(
         chosen = tl.sum(tl.where(slot == k, ids, 0), 1)[:, None]
         dlogits = tl.where(expert == chosen, tl.sum(tl.where(slot == k, g, 0.0), 1)[:, None], dlogits)
     dlogits = scores * (dlogits - tl.sum(g * s, 1)[:, None])
-    tl.store(dlogits_ptr + row * E + expert, dlogits, mask=mask)
+    tl.store(dlogits_ptr + offs_m * E + expert, dlogits, mask=mask)
 
 
-@torch.library.custom_op(op_name(__name__, "route"), mutates_args=())
+@operator(__name__, "route")
 def route(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and weights of the chosen experts: [..., E] -> [..., K] twice."""
     return (_launch_forward if runs_triton(logits) else reference)(logits)
 
 
-@torch.library.custom_op(op_name(__name__, "route_backward"), mutates_args=())
+@operator(__name__, "route_backward")
 def _backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
     return (_launch_backward if runs_triton(logits) else reference_backward)(g, logits, ids)
 
@@ -129,24 +130,22 @@ def _backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
 def _launch_forward(logits: Tensor) -> tuple[Tensor, Tensor]:
     ids, weights = _empty(logits)
     num_rows = logits.numel() // NUM_EXPERTS
-    size = triton.next_power_of_2(NUM_EXPERTS)
-    rows = max(1, ELEMENTS // size)
-    _forward_kernel[(triton.cdiv(num_rows, rows),)](
+    router_forward_kernel[(triton.cdiv(num_rows, FORWARD["ROWS"]),)](
         logits.contiguous(), ids, weights, num_rows,
-        E=NUM_EXPERTS, K=TOP_K, ROWS=rows,
-        SIZE=size, SLOTS=triton.next_power_of_2(TOP_K), num_warps=NUM_WARPS,
+        E=NUM_EXPERTS, K=TOP_K,
+        SIZE=triton.next_power_of_2(NUM_EXPERTS),
+        SLOTS=triton.next_power_of_2(TOP_K), **FORWARD,
     )  # fmt: skip
     return ids, weights
 
 
 def _launch_backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
     dlogits = logits.new_empty(logits.shape)
-    num_rows, size = logits.numel() // NUM_EXPERTS, triton.next_power_of_2(NUM_EXPERTS)
-    rows = max(1, ELEMENTS // size)
-    _backward_kernel[(triton.cdiv(num_rows, rows),)](
-        g.contiguous(), logits.contiguous(), ids, dlogits, num_rows,
-        E=NUM_EXPERTS, K=TOP_K, ROWS=rows, SIZE=size,
-        SLOTS=triton.next_power_of_2(TOP_K), num_warps=NUM_WARPS,
+    num_rows = logits.numel() // NUM_EXPERTS
+    router_backward_kernel[(triton.cdiv(num_rows, BACKWARD["ROWS"]),)](
+        g.contiguous(), logits.contiguous(), ids.contiguous(), dlogits, num_rows,
+        E=NUM_EXPERTS, K=TOP_K, SIZE=triton.next_power_of_2(NUM_EXPERTS),
+        SLOTS=triton.next_power_of_2(TOP_K), **BACKWARD,
     )  # fmt: skip
     return dlogits
 

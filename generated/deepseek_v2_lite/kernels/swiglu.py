@@ -5,11 +5,11 @@
     y = swiglu(gate, up)                            (swiglu_formula.py)
     dgate, dup = its gradients, given dy
 
-Shapes: gate, up, y [..., F]. gate and up may be the halves of one tensor: their rows only lie further apart.
-Arithmetic is float32 inside, rounded once.
+Shapes: gate, up, y [..., F]. gate and up may be the halves of one tensor: no copy is made of strided rows.
+Arithmetic is float32, rounded once.
 
-Floor, bfloat16: forward moves 6 * F bytes a row, backward 10 * F. Only gate and up are kept for backward, which
-computes the rest again: that costs no traffic.
+Floor, bfloat16: forward moves 6 * F bytes a row, backward 10 * F. Only gate and up are saved for backward, which
+recomputes the rest from them at no traffic.
 """
 
 import torch
@@ -17,19 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import INTERMEDIATE_SIZE, SHARED_SIZE
-from .launch import op_name, runs_triton
+from .launch import operator, rows_of, runs_triton
 from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
 
-# Of the model, at which dsc bench measures; the functions take others too.
-WIDTHS = (
-    INTERMEDIATE_SIZE,
-    SHARED_SIZE,
-)
-
-# (elements of one program, warps)
-FORWARD = (2048, 4)  # guessed
-BACKWARD = (2048, 4)  # guessed
+FORWARD = {"ROWS": 4, "COLUMNS": 512, "num_warps": 4}  # guessed
+BACKWARD = {"ROWS": 4, "COLUMNS": 512, "num_warps": 4}  # guessed
 
 
 def reference(gate: Tensor, up: Tensor) -> Tensor:
@@ -46,79 +38,71 @@ def reference_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
 
 
 @triton.jit
-def _forward_kernel(
+def swiglu_forward_kernel(
     gate_ptr, gate_stride, up_ptr, up_stride, y_ptr, num_rows,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    num_blocks: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    row = (tl.program_id(0) // num_blocks * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(0) % num_blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    mask = (row < num_rows) & (column < WIDTH)
-    gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * WIDTH + column, swiglu_of(gate, up).to(y_ptr.dtype.element_ty), mask=mask)
+    num_pid_n: tl.constexpr = (F + COLUMNS - 1) // COLUMNS
+    offs_m = (tl.program_id(0) // num_pid_n * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    offs_n = (tl.program_id(0) % num_pid_n * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    mask = (offs_m < num_rows) & (offs_n < F)
+    gate = tl.load(gate_ptr + offs_m * gate_stride + offs_n, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs_m * up_stride + offs_n, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + offs_m * F + offs_n, swiglu_of(gate, up).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _backward_kernel(
+def swiglu_backward_kernel(
     dy_ptr, gate_ptr, gate_stride, up_ptr, up_stride, dgate_ptr, dup_ptr, num_rows,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    num_blocks: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    row = (tl.program_id(0) // num_blocks * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(0) % num_blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    mask = (row < num_rows) & (column < WIDTH)
-    at = row * WIDTH + column
-    dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)
+    num_pid_n: tl.constexpr = (F + COLUMNS - 1) // COLUMNS
+    offs_m = (tl.program_id(0) // num_pid_n * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    offs_n = (tl.program_id(0) % num_pid_n * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    mask = (offs_m < num_rows) & (offs_n < F)
+    offs = offs_m * F + offs_n
+    dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + offs_m * gate_stride + offs_n, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs_m * up_stride + offs_n, mask=mask, other=0.0).to(tl.float32)
     dgate = gradient_of_gate(dy, gate, up)
-    tl.store(dgate_ptr + at, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+    tl.store(dgate_ptr + offs, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
     dup = gradient_of_up(dy, gate, up)
-    tl.store(dup_ptr + at, dup.to(dup_ptr.dtype.element_ty), mask=mask)
+    tl.store(dup_ptr + offs, dup.to(dup_ptr.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op(op_name(__name__, "swiglu"), mutates_args=())
+@operator(__name__, "swiglu")
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """y of gate and up: [..., F] twice -> [..., F]."""
     return (_launch_forward if runs_triton(gate) else reference)(gate, up)
 
 
-@torch.library.custom_op(op_name(__name__, "swiglu_backward"), mutates_args=())
+@operator(__name__, "swiglu_backward")
 def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """dgate and dup, [..., F] each."""
     return (_launch_backward if runs_triton(gate) else reference_backward)(dy, gate, up)
 
 
 def _launch_forward(gate: Tensor, up: Tensor) -> Tensor:
-    y = gate.new_empty(gate.shape)
-    (elements, num_warps), width = FORWARD, gate.shape[-1]
-    gate, up = gate.reshape(-1, width), up.reshape(-1, width)
-    grid, rows, columns = _cut(elements, *gate.shape)
-    _forward_kernel[grid](
-        gate, gate.stride(0), up, up.stride(0), y, len(gate),
-        WIDTH=width, ROWS=rows, COLUMNS=columns, num_warps=num_warps,
-    )  # fmt: skip
+    y, width = gate.new_empty(gate.shape), gate.shape[-1]
+    gate, up = rows_of(gate), rows_of(up)
+    swiglu_forward_kernel[_grid(gate, FORWARD)](
+        gate, gate.stride(0), up, up.stride(0), y, len(gate), F=width, **FORWARD
+    )
     return y
 
 
 def _launch_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dgate, dup = gate.new_empty(gate.shape), up.new_empty(up.shape)
-    (elements, num_warps), width = BACKWARD, gate.shape[-1]
-    gate, up = gate.reshape(-1, width), up.reshape(-1, width)
-    grid, rows, columns = _cut(elements, *gate.shape)
-    _backward_kernel[grid](
-        dy.contiguous(), gate, gate.stride(0), up, up.stride(0), dgate, dup, len(gate),
-        WIDTH=width, ROWS=rows, COLUMNS=columns, num_warps=num_warps,
-    )  # fmt: skip
+    dgate, dup, width = gate.new_empty(gate.shape), up.new_empty(up.shape), gate.shape[-1]
+    gate, up = rows_of(gate), rows_of(up)
+    swiglu_backward_kernel[_grid(gate, BACKWARD)](
+        dy.contiguous(), gate, gate.stride(0), up, up.stride(0), dgate, dup, len(gate), F=width, **BACKWARD
+    )
     return dgate, dup
 
 
-def _cut(elements: int, num_rows: int, width: int) -> tuple[tuple[int], int, int]:
-    """The grid, and the rows and columns of one program: part of a wide row, or several narrow ones."""
-    columns = min(elements, triton.next_power_of_2(width))
-    rows = elements // columns
-    return (triton.cdiv(num_rows, rows) * triton.cdiv(width, columns),), rows, columns
+def _grid(x: Tensor, tile: dict[str, int]) -> tuple[int]:
+    """A program for every tile of x."""
+    return (triton.cdiv(x.shape[0], tile["ROWS"]) * triton.cdiv(x.shape[1], tile["COLUMNS"]),)
 
 
 @swiglu.register_fake

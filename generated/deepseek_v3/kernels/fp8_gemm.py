@@ -6,13 +6,13 @@
     dx[m, k] = sum over n of dy[m, n] * w[n, k]      dy in blocks 1 x 128 along N, w as above
     dw[n, k] = sum over m of dy[m, n] * x[m, k]      both in blocks 128 x 1 along M, of the transposed tensors
 
-Every product runs along the inner dim of both its operands, as the matrix units of FP8 want it, in steps of 128:
-within a step they add up by themselves, in the few bits that they have; the sum of steps, each times the product of
-the two scales, is float32 in registers (the promotion of section 3.3.2).
+Both operands of a product are contiguous along its inner dim, as FP8 matrix units require. It runs in steps of 128:
+within a step the units accumulate, at their limited precision; the sum over steps, each multiplied by both scales, is
+float32 in registers (promotion to CUDA cores, section 3.3.2).
 
 Shapes: x [M, K], w [N, K], y, dy [M, N]; M is any number, known at run time.
 
-Floor: 2 * M * N * K operations for each product. M of a few dozen reads w and little else, N * K bytes.
+Floor: 2 * M * N * K FLOPs for each product. For M of a few dozen, N * K bytes: the codes of w.
 """
 
 import torch
@@ -22,129 +22,114 @@ from torch import Tensor
 
 from .fp8_codes import BLOCK, dequantize
 from .launch import runs_triton
+from .swizzle import swizzled_tile
 
-# [N, K] of the weights of this model that are multiplied in FP8.
-SHAPES = (
-    (576, 7168),
-    (1536, 7168),
-    (2048, 7168),
-    (7168, 2048),
-    (7168, 16384),
-    (7168, 18432),
-    (18432, 7168),
-    (24576, 1536),
-    (32768, 512),
-)
-
-# Rows of the result up to which a tile is used -> (its rows, its columns, rows of tiles of a group, warps, stages).
+# Tiles by the number of rows of the result up to which they are used.
 FORWARD = {
-    16: (16, 64, 8, 4, 6),  # guessed
-    32: (32, 64, 8, 4, 6),  # guessed
-    64: (64, 64, 8, 4, 6),  # guessed
-    128: (128, 64, 8, 4, 5),  # guessed
-    None: (128, 128, 8, 8, 5),  # guessed
+    16: {"BLOCK_M": 16, "BLOCK_N": 64, "GROUP_M": 8, "num_warps": 4, "num_stages": 6},  # guessed
+    32: {"BLOCK_M": 32, "BLOCK_N": 64, "GROUP_M": 8, "num_warps": 4, "num_stages": 6},  # guessed
+    64: {"BLOCK_M": 64, "BLOCK_N": 64, "GROUP_M": 8, "num_warps": 4, "num_stages": 6},  # guessed
+    128: {"BLOCK_M": 128, "BLOCK_N": 64, "GROUP_M": 8, "num_warps": 4, "num_stages": 5},  # guessed
+    None: {"BLOCK_M": 128, "BLOCK_N": 128, "GROUP_M": 8, "num_warps": 8, "num_stages": 5},  # guessed
 }
-WGRAD = (128, 128, 8, 8, 5)  # guessed
+
+WGRAD = {"BLOCK_M": 128, "BLOCK_N": 128, "GROUP_M": 8, "num_warps": 8, "num_stages": 5}  # guessed
 
 
 def reference(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Either product in plain PyTorch: decoded, then multiplied in float32."""
+    """Either product in plain PyTorch: dequantized, then multiplied in float32."""
     return (dequantize(a, a_scale) @ dequantize(b, b_scale).T).to(dtype)
 
 
 @triton.jit
-def _place(num_rows, num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """This program's first row and column. GROUP_M rows of tiles go through a column of tiles before the next."""
-    num_tiles = tl.cdiv(num_rows, BLOCK_M)
-    group = tl.program_id(0) // (GROUP_M * tl.cdiv(num_columns, BLOCK_N))
-    size = tl.minimum(num_tiles - group * GROUP_M, GROUP_M)
-    index = tl.program_id(0) % (GROUP_M * tl.cdiv(num_columns, BLOCK_N))
-    return (group * GROUP_M + index % size) * BLOCK_M, index // size * BLOCK_N
-
-
-@triton.jit
-def _weight_kernel(
+def fp8_gemm_forward_kernel(
     a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, b_scale_stride_n, b_scale_stride_k, c_ptr, num_rows,
     N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T for a weight b: forward, and dgrad with the transposed weight."""
     num_blocks: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    first_row, first_column = _place(num_rows, N, BLOCK_M, BLOCK_N, GROUP_M)
-    row = first_row + tl.arange(0, BLOCK_M)
-    column = first_column + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK)
-    # Behind the last row and column stands the last again: loads need no mask, and what it makes is not stored.
-    row_read = tl.minimum(row, num_rows - 1).to(tl.int64)
-    column_read = column if N % BLOCK_N == 0 else tl.minimum(column, N - 1)
-    a_ptr += row_read[:, None] * K + k[None, :]
-    b_ptr += column_read.to(tl.int64)[:, None] * K + k[None, :]
-    a_scale_ptr += row_read * num_blocks
-    b_scale_ptr += first_column // BLOCK * b_scale_stride_n  # a tile lies within one block of columns
+    pid_m, pid_n = swizzled_tile(tl.program_id(0), tl.cdiv(num_rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK)
+    # Past the last row and column the last is read again: loads need no mask, and stores leave these results out.
+    read_m = tl.minimum(offs_m, num_rows - 1).to(tl.int64)
+    read_n = offs_n if N % BLOCK_N == 0 else tl.minimum(offs_n, N - 1)
+    a_ptr += read_m[:, None] * K + offs_k[None, :]
+    b_ptr += read_n.to(tl.int64)[:, None] * K + offs_k[None, :]
+    a_scale_ptr += read_m * num_blocks
+    b_scale_ptr += pid_n * BLOCK_N // BLOCK * b_scale_stride_n  # a tile lies within one block of columns
     # Matrix units take 64 rows at once: of the transposed product where there are fewer.
     TRANSPOSED: tl.constexpr = BLOCK_M < 64
-    c = tl.zeros((BLOCK_N, BLOCK_M) if TRANSPOSED else (BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if TRANSPOSED else (BLOCK_M, BLOCK_N), tl.float32)
     for block in tl.range(0, num_blocks):
         if K % BLOCK == 0:
             a = tl.load(a_ptr + block * BLOCK)
             b = tl.load(b_ptr + block * BLOCK)
         else:
-            a = tl.load(a_ptr + block * BLOCK, mask=(k < K - block * BLOCK)[None, :], other=0.0)
-            b = tl.load(b_ptr + block * BLOCK, mask=(k < K - block * BLOCK)[None, :], other=0.0)
+            a = tl.load(a_ptr + block * BLOCK, mask=(offs_k < K - block * BLOCK)[None, :], other=0.0)
+            b = tl.load(b_ptr + block * BLOCK, mask=(offs_k < K - block * BLOCK)[None, :], other=0.0)
         scale = tl.load(a_scale_ptr + block) * tl.load(b_scale_ptr + block * b_scale_stride_k)
         if TRANSPOSED:
-            c += tl.dot(b, a.T) * scale[None, :]
+            acc += tl.dot(b, a.T) * scale[None, :]
         else:
-            c += tl.dot(a, b.T) * scale[:, None]
+            acc += tl.dot(a, b.T) * scale[:, None]
     if TRANSPOSED:
-        c = c.T
-    mask = (row < num_rows)[:, None] if N % BLOCK_N == 0 else (row < num_rows)[:, None] & (column < N)[None, :]
-    tl.store(c_ptr + row.to(tl.int64)[:, None] * N + column[None, :], c.to(c_ptr.dtype.element_ty), mask=mask)
+        acc = acc.T
+    mask = (offs_m < num_rows)[:, None] if N % BLOCK_N == 0 else (offs_m < num_rows)[:, None] & (offs_n < N)[None, :]
+    tl.store(c_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], acc.to(c_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _wgrad_kernel(
+def fp8_gemm_wgrad_kernel(
     a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, c_ptr, num_rows,
     N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """c = a @ b.T for codes a [N, M] and b [K, M] that have a scale for each of their rows; M is whole in blocks."""
+    """c = a @ b.T for codes a [N, M] and b [K, M] in blocks along M, which is a multiple of the block."""
     num_blocks = num_rows // BLOCK
-    first_row, first_column = _place(N, K, BLOCK_M, BLOCK_N, GROUP_M)
-    row = first_row + tl.arange(0, BLOCK_M)
-    column = first_column + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK)
-    row_read = (row if N % BLOCK_M == 0 else tl.minimum(row, N - 1)).to(tl.int64)
-    column_read = (column if K % BLOCK_N == 0 else tl.minimum(column, K - 1)).to(tl.int64)
-    a_ptr += row_read[:, None] * num_rows + m[None, :]
-    b_ptr += column_read[:, None] * num_rows + m[None, :]
-    a_scale_ptr += row_read * num_blocks
-    b_scale_ptr += column_read * num_blocks
-    c = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    pid_m, pid_n = swizzled_tile(tl.program_id(0), tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK)
+    read_m = (offs_m if N % BLOCK_M == 0 else tl.minimum(offs_m, N - 1)).to(tl.int64)
+    read_n = (offs_n if K % BLOCK_N == 0 else tl.minimum(offs_n, K - 1)).to(tl.int64)
+    a_ptr += read_m[:, None] * num_rows + offs_k[None, :]
+    b_ptr += read_n[:, None] * num_rows + offs_k[None, :]
+    a_scale_ptr += read_m * num_blocks
+    b_scale_ptr += read_n * num_blocks
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for block in tl.range(0, num_blocks):
         a = tl.load(a_ptr + block * BLOCK)
         b = tl.load(b_ptr + block * BLOCK)
         a_scale = tl.load(a_scale_ptr + block)
         b_scale = tl.load(b_scale_ptr + block)
-        c += tl.dot(a, b.T) * a_scale[:, None] * b_scale[None, :]
-    mask = (row < N)[:, None] & (column < K)[None, :]
-    tl.store(c_ptr + row.to(tl.int64)[:, None] * K + column[None, :], c.to(c_ptr.dtype.element_ty), mask=mask)
+        acc += tl.dot(a, b.T) * a_scale[:, None] * b_scale[None, :]
+    mask = (offs_m < N)[:, None] & (offs_n < K)[None, :]
+    tl.store(c_ptr + offs_m.to(tl.int64)[:, None] * K + offs_n[None, :], acc.to(c_ptr.dtype.element_ty), mask=mask)
 
 
 def multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """a @ b.T for a weight b: [M, K], [M, K / 128], [N, K], [N / 128, K / 128] -> [M, N]."""
     if not runs_triton(a):
         return reference(a, a_scale, b, b_scale, dtype)
-    (num_rows, depth), width = a.shape, len(b)
-    block_m, block_n, group_m, num_warps, num_stages = next(
-        tile for rows, tile in FORWARD.items() if rows is None or num_rows <= rows
+    (num_rows, k), n = a.shape, len(b)
+    tile = next(tile for rows, tile in FORWARD.items() if rows is None or num_rows <= rows)
+    c = a.new_empty(num_rows, n, dtype=dtype)
+    fp8_gemm_forward_kernel[(triton.cdiv(num_rows, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)](
+        a.contiguous(),
+        a_scale.contiguous(),
+        b.contiguous(),
+        b_scale,
+        *b_scale.stride(),
+        c,
+        num_rows,
+        N=n,
+        K=k,
+        BLOCK=BLOCK,
+        **tile,
     )
-    c = a.new_empty(num_rows, width, dtype=dtype)
-    _weight_kernel[(triton.cdiv(num_rows, block_m) * triton.cdiv(width, block_n),)](
-        a, a_scale, b, b_scale, b_scale.stride(0), b_scale.stride(1), c, num_rows,
-        N=width, K=depth, BLOCK=BLOCK, BLOCK_M=block_m, BLOCK_N=block_n, GROUP_M=group_m,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
     return c
 
 
@@ -153,11 +138,17 @@ def multiply_along_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, 
     if not runs_triton(a):
         return reference(a, a_scale, b, b_scale, dtype)
     (n, num_rows), k = a.shape, len(b)
-    block_m, block_n, group_m, num_warps, num_stages = WGRAD
     c = a.new_empty(n, k, dtype=dtype)
-    _wgrad_kernel[(triton.cdiv(n, block_m) * triton.cdiv(k, block_n),)](
-        a, a_scale, b, b_scale, c, num_rows,
-        N=n, K=k, BLOCK=BLOCK, BLOCK_M=block_m, BLOCK_N=block_n, GROUP_M=group_m,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+    fp8_gemm_wgrad_kernel[(triton.cdiv(n, WGRAD["BLOCK_M"]) * triton.cdiv(k, WGRAD["BLOCK_N"]),)](
+        a.contiguous(),
+        a_scale.contiguous(),
+        b.contiguous(),
+        b_scale.contiguous(),
+        c,
+        num_rows,
+        N=n,
+        K=k,
+        BLOCK=BLOCK,
+        **WGRAD,
+    )
     return c

@@ -4,21 +4,21 @@
 
     scores  = sigmoid of the logits
     choice  = scores + bias, -inf in all but the TOP_GROUPS best of NUM_GROUPS groups
-              a group is as good as its two best experts together
-    ids     = the TOP_K largest of choice, the best first; of equals the smallest id, of equal groups the first
+              a group's score is the sum of its two largest choices
+    ids     = the TOP_K largest of choice in falling order; ties go to the smaller id and the first group
     weights = c * s_k / (sum of the chosen s + 1e-20), s_k the scores of the ids, c = ROUTED_SCALING_FACTOR
 
 and backward, with g_k the gradient of weight k:
 
-    ds_k    = c * (g_k - sum over j of g_j s_j / S) / S      S the sum that divides
+    ds_k    = c * (g_k - sum over j of g_j s_j / S) / S      S the sum in the denominator
     dlogits = ds_k * s_k * (1 - s_k) at id k, else zero
 
-No gradient flows through the choice. NaN counts as largest, so that ids are always ids of experts.
+No gradient flows through the choice. NaN counts as the largest, so that ids are always ids of experts.
 
 Shapes: logits [..., E] in float32, bias [E] in float32, ids [..., K] int64, weights [..., K] float32.
 
-Floor: one read of the logits, 4 * E bytes a token, and backward one write. A row stays in registers
-for TOP_GROUPS + TOP_K rounds of finding the largest, which is cheaper than sorting it.
+Floor: one read of the logits, 4 * E bytes a token, and in backward one write. A row stays in registers for
+TOP_GROUPS + TOP_K rounds of argmax, which is cheaper than sorting it.
 """
 
 import torch
@@ -27,20 +27,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import NUM_EXPERTS, NUM_GROUPS, ROUTED_SCALING_FACTOR, TOP_GROUPS, TOP_K
-from .launch import op_name, runs_triton
+from .launch import operator, runs_triton
 
-ELEMENTS, NUM_WARPS = 1024, 4  # of one program; guessed
+FORWARD = {"ROWS": 4, "num_warps": 4}  # guessed
+BACKWARD = {"ROWS": 4, "num_warps": 4}  # guessed
 
 
 def reference(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """ids and weights in plain PyTorch. Sorting is stable: of equals the smallest id comes first."""
+    """ids and weights in plain PyTorch. The sort is stable: ties go to the smaller id."""
     scores = logits.sigmoid()
     choice = scores + bias
     groups = choice.unflatten(-1, (NUM_GROUPS, NUM_EXPERTS // NUM_GROUPS))
     group_scores = groups.topk(2, -1).values.sum(-1)
     best = group_scores.sort(dim=-1, descending=True, stable=True).indices[..., :TOP_GROUPS]
-    closed = torch.ones_like(group_scores).scatter(-1, best, 0).bool()
-    choice = groups.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
+    masked = torch.ones_like(group_scores).scatter(-1, best, 0).bool()
+    choice = groups.masked_fill(masked.unsqueeze(-1), float("-inf")).flatten(-2)
     ids = choice.sort(dim=-1, descending=True, stable=True).indices[..., :TOP_K].contiguous()
     weights = scores.gather(-1, ids)
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -58,10 +59,10 @@ def reference_backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 @triton.jit
-def first_largest(x, index, free, NONE: tl.constexpr):
-    """Index of the largest x of each row among the free, the smallest of several."""
-    largest = tl.max(tl.where(free, x, float("-inf")), 1)[:, None]
-    return tl.min(tl.where(free & (x == largest), index, NONE), 1)[:, None]
+def first_largest(x, index, available, NONE: tl.constexpr):
+    """Index of the largest x of each row among the available; of ties the smallest."""
+    largest = tl.max(tl.where(available, x, float("-inf")), 1)[:, None]
+    return tl.min(tl.where(available & (x == largest), index, NONE), 1)[:, None]
 
 
 @triton.jit
@@ -71,65 +72,65 @@ def scores_of(logits):
 
 
 @triton.jit
-def close_groups(choice, G: tl.constexpr, TOP_G: tl.constexpr):
-    """choice [rows, groups, experts of one] with -inf in all but the best of G groups. Padding is -inf."""
+def mask_groups(choice, G: tl.constexpr, TOP_G: tl.constexpr):
+    """choice [rows, groups, experts of one] with -inf in all but the TOP_G best of G groups. Padding is -inf."""
     group_scores = tl.max(choice, 2)
     member = tl.arange(0, choice.shape[2])[None, None, :]
     best = tl.min(tl.where(choice == group_scores[:, :, None], member, choice.shape[2]), 2)
     group_scores += tl.max(tl.where(member == best[:, :, None], float("-inf"), choice), 2)
     group = tl.broadcast_to(tl.arange(0, choice.shape[1])[None, :], group_scores.shape)
-    closed = group < G
+    masked = group < G
     for _ in tl.static_range(TOP_G):
-        closed = closed & (group != first_largest(group_scores, group, closed, G))
-    return tl.where(closed[:, :, None], float("-inf"), choice)
+        masked = masked & (group != first_largest(group_scores, group, masked, G))
+    return tl.where(masked[:, :, None], float("-inf"), choice)
 
 
 @triton.jit
-def _forward_kernel(
+def router_forward_kernel(
     logits_ptr, bias_ptr, ids_ptr, weights_ptr, num_rows,
     E: tl.constexpr, K: tl.constexpr, G: tl.constexpr, TOP_G: tl.constexpr, FACTOR: tl.constexpr,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUPS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    # GROUPS x SIZE places, powers of two, for G x E / G experts.
-    place = tl.arange(0, GROUPS * SIZE)[None, :]
-    expert = place // SIZE * (E // G) + place % SIZE
-    real = (place // SIZE < G) & (place % SIZE < E // G)
-    logits = tl.load(logits_ptr + row * E + expert, mask=real & (row < num_rows), other=float("-inf"))
+    offs_m = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    # G x E / G experts, padded to the powers of two GROUPS x SIZE.
+    offs_e = tl.arange(0, GROUPS * SIZE)[None, :]
+    expert = offs_e // SIZE * (E // G) + offs_e % SIZE
+    real = (offs_e // SIZE < G) & (offs_e % SIZE < E // G)
+    logits = tl.load(logits_ptr + offs_m * E + expert, mask=real & (offs_m < num_rows), other=float("-inf"))
     scores = scores_of(logits)
     choice = scores + tl.load(bias_ptr + expert, mask=real, other=0.0)
     choice = tl.where(choice == choice, choice, float("inf"))
     choice = tl.reshape(tl.where(real, choice, float("-inf")), (ROWS, GROUPS, SIZE))
-    choice = tl.reshape(close_groups(choice, G, TOP_G), (ROWS, GROUPS * SIZE))
+    choice = tl.reshape(mask_groups(choice, G, TOP_G), (ROWS, GROUPS * SIZE))
 
     slot = tl.arange(0, SLOTS)[None, :]
     ids = tl.zeros((ROWS, SLOTS), tl.int32)
     weights = tl.zeros((ROWS, SLOTS), tl.float32)
-    free = tl.broadcast_to(real, choice.shape)
+    available = tl.broadcast_to(real, choice.shape)
     for k in tl.static_range(K):
-        chosen = first_largest(choice, expert, free, E)
-        weight = tl.sum(tl.where(free & (expert == chosen), scores, 0.0), 1)[:, None]
-        free = free & (expert != chosen)
+        chosen = first_largest(choice, expert, available, E)
+        weight = tl.sum(tl.where(available & (expert == chosen), scores, 0.0), 1)[:, None]
+        available = available & (expert != chosen)
         ids = tl.where(slot == k, chosen, ids)
         weights = tl.where(slot == k, weight, weights)
     weights = weights / (tl.sum(weights, 1)[:, None] + 1e-20)
-    mask = (row < num_rows) & (slot < K)
-    tl.store(ids_ptr + row * K + slot, ids.to(tl.int64), mask=mask)
-    tl.store(weights_ptr + row * K + slot, weights * FACTOR, mask=mask)
+    mask = (offs_m < num_rows) & (slot < K)
+    tl.store(ids_ptr + offs_m * K + slot, ids.to(tl.int64), mask=mask)
+    tl.store(weights_ptr + offs_m * K + slot, weights * FACTOR, mask=mask)
 
 
 @triton.jit
-def _backward_kernel(
+def router_backward_kernel(
     g_ptr, logits_ptr, ids_ptr, dlogits_ptr, num_rows,
-    E: tl.constexpr, K: tl.constexpr, FACTOR: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, FACTOR: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    offs_m = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     slot = tl.arange(0, SLOTS)[None, :]
     expert = tl.arange(0, SIZE)[None, :]
-    mask, mask_k = (row < num_rows) & (expert < E), (row < num_rows) & (slot < K)
-    ids = tl.load(ids_ptr + row * K + slot, mask=mask_k, other=0)
-    g = tl.load(g_ptr + row * K + slot, mask=mask_k, other=0.0) * FACTOR
-    s = scores_of(tl.load(logits_ptr + row * E + ids, mask=mask_k, other=float("-inf")))
+    mask, mask_k = (offs_m < num_rows) & (expert < E), (offs_m < num_rows) & (slot < K)
+    ids = tl.load(ids_ptr + offs_m * K + slot, mask=mask_k, other=0)
+    g = tl.load(g_ptr + offs_m * K + slot, mask=mask_k, other=0.0) * FACTOR
+    s = scores_of(tl.load(logits_ptr + offs_m * E + ids, mask=mask_k, other=float("-inf")))
     total = tl.sum(s, 1)[:, None] + 1e-20
     g = (g - tl.sum(g * s / total, 1)[:, None]) / total
     g = g * s * (1 - s)
@@ -137,16 +138,16 @@ def _backward_kernel(
     for k in tl.static_range(K):
         chosen = tl.sum(tl.where(slot == k, ids, 0), 1)[:, None]
         dlogits = tl.where(expert == chosen, tl.sum(tl.where(slot == k, g, 0.0), 1)[:, None], dlogits)
-    tl.store(dlogits_ptr + row * E + expert, dlogits, mask=mask)
+    tl.store(dlogits_ptr + offs_m * E + expert, dlogits, mask=mask)
 
 
-@torch.library.custom_op(op_name(__name__, "route"), mutates_args=())
+@operator(__name__, "route")
 def route(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and weights of the chosen experts: [..., E], [E] -> [..., K] twice."""
     return (_launch_forward if runs_triton(logits) else reference)(logits, bias)
 
 
-@torch.library.custom_op(op_name(__name__, "route_backward"), mutates_args=())
+@operator(__name__, "route_backward")
 def _backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
     return (_launch_backward if runs_triton(logits) else reference_backward)(g, logits, ids)
 
@@ -154,24 +155,22 @@ def _backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
 def _launch_forward(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     ids, weights = _empty(logits)
     num_rows = logits.numel() // NUM_EXPERTS
-    groups, size = triton.next_power_of_2(NUM_GROUPS), triton.next_power_of_2(NUM_EXPERTS // NUM_GROUPS)
-    rows = max(1, ELEMENTS // (groups * size))
-    _forward_kernel[(triton.cdiv(num_rows, rows),)](
-        logits.contiguous(), bias, ids, weights, num_rows,
-        E=NUM_EXPERTS, K=TOP_K, G=NUM_GROUPS, TOP_G=TOP_GROUPS, FACTOR=ROUTED_SCALING_FACTOR, ROWS=rows, GROUPS=groups,
-        SIZE=size, SLOTS=triton.next_power_of_2(TOP_K), num_warps=NUM_WARPS,
+    router_forward_kernel[(triton.cdiv(num_rows, FORWARD["ROWS"]),)](
+        logits.contiguous(), bias.contiguous(), ids, weights, num_rows,
+        E=NUM_EXPERTS, K=TOP_K, G=NUM_GROUPS, TOP_G=TOP_GROUPS, FACTOR=ROUTED_SCALING_FACTOR,
+        GROUPS=triton.next_power_of_2(NUM_GROUPS), SIZE=triton.next_power_of_2(NUM_EXPERTS // NUM_GROUPS),
+        SLOTS=triton.next_power_of_2(TOP_K), **FORWARD,
     )  # fmt: skip
     return ids, weights
 
 
 def _launch_backward(g: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
     dlogits = logits.new_empty(logits.shape)
-    num_rows, size = logits.numel() // NUM_EXPERTS, triton.next_power_of_2(NUM_EXPERTS)
-    rows = max(1, ELEMENTS // size)
-    _backward_kernel[(triton.cdiv(num_rows, rows),)](
-        g.contiguous(), logits.contiguous(), ids, dlogits, num_rows,
-        E=NUM_EXPERTS, K=TOP_K, FACTOR=ROUTED_SCALING_FACTOR, ROWS=rows, SIZE=size,
-        SLOTS=triton.next_power_of_2(TOP_K), num_warps=NUM_WARPS,
+    num_rows = logits.numel() // NUM_EXPERTS
+    router_backward_kernel[(triton.cdiv(num_rows, BACKWARD["ROWS"]),)](
+        g.contiguous(), logits.contiguous(), ids.contiguous(), dlogits, num_rows,
+        E=NUM_EXPERTS, K=TOP_K, FACTOR=ROUTED_SCALING_FACTOR, SIZE=triton.next_power_of_2(NUM_EXPERTS),
+        SLOTS=triton.next_power_of_2(TOP_K), **BACKWARD,
     )  # fmt: skip
     return dlogits
 

@@ -4,128 +4,96 @@
 
     python -m deepseek_v3.train.train --data PATH --steps N --metrics FILE.jsonl [--checkpoint DIR] [--resume]
 
-- AdamW over fp32 weights; with bfloat16 every step computes on rounded copies of them
+- AdamW over float32 weights; a step computes on copies in --dtype
 - the learning rate warms up, stays, and cools down over the last --decay-steps (DeepSeek-V3, section 4.2)
-- --resume goes on exactly where the checkpoint stopped: same batches, same random numbers, on a CPU the same bits
-
-Dims: B batch, S sequence.
+- batches depend on nothing but --seed and the step, weights on nothing but --seed: the same on any layout
+- --resume goes on exactly where the checkpoint stopped; SIGTERM and Ctrl-C save one and leave
 """
 
 import argparse
+import json
 import math
 import os
-import shutil
+import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from ..checkpoint import load_hf, save_hf
+from ..checkpoint import save_hf
 from ..dims import SEQUENCE_LENGTH
-from ..model import Model
+from .checkpoint import Checkpoints
 from .data import Batches, load_tokens, split
-from .log import Log
+from .log import Log, Silent
+from .optimizer import learning_rate, make_optimizer, moments_of
+from .single import Single
 
-BETAS = (0.9, 0.95)
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
+RUN = ("seed", "batch_size", "sequence_length")  # with these and the data, step k sees the same batch in every run
 
 
-class LossAndGradients(nn.Module):
-    """`model.loss` and its backward as one forward, so that functional_call lends copies of the weights to both."""
+class Stop:
+    """Asked for by SIGTERM and Ctrl-C: the step that runs is finished and saved first. A second Ctrl-C ends at once."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
+    def __enter__(self) -> Self:
+        self.asked = False
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = self.model.loss(tokens, labels)
-        if torch.is_grad_enabled():
-            torch.autograd.backward(loss)
-        return loss.detach(), {name: part.detach() for name, part in parts.items()}
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-def compute_loss(
-    model: Model, batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and parts on weights cast to dtype; in training, gradients reach the fp32 weights through that cast."""
-    module = LossAndGradients(model)
-    weights = {name: weight.to(dtype) for name, weight in module.named_parameters()}
-    tokens, labels = (t.to(device) for t in batch)  # [B, S], [B, S]
-    return functional_call(module, weights, (tokens, labels))
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
-@torch.no_grad()
-def evaluate(model: Model, held_out: Batches, device: torch.device, dtype: torch.dtype) -> float:
-    """Next-token cross-entropy alone, so that models with other losses beside it can be compared."""
-    model.eval()
-    losses = [compute_loss(model, held_out.batch(k), device, dtype)[1]["main"] for k in range(EVAL_BATCHES)]
-    model.train()
+def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Single:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise SystemExit(
+            f"this package trains on one device, and {processes} processes run it; its spec places no others"
+        )
+    return Single(device, dtype, args.seed, args.batch_size, args.micro_batch or args.batch_size)
+
+
+def state_of(layout: Single, optimizer: torch.optim.AdamW, run: dict[str, object], step: int) -> dict[str, object]:
+    """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
+    state: dict[str, object] = {"run": run, "step": torch.tensor(step)}
+    for name, weight in layout.named_parameters():
+        parts = {f"model.{name}": weight.data, **moments_of(optimizer, name, weight)}
+        state |= {key: layout.whole(name, part) for key, part in parts.items()}
+    return state | {f"model.{name}": buffer for name, buffer in layout.named_buffers()}
+
+
+def resume(checkpoints: Checkpoints, layout: Single, optimizer: torch.optim.AdamW, run: dict[str, object]) -> int:
+    """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
+    state = state_of(layout, optimizer, dict(run), 0)
+    checkpoints.load(state)
+    saved, step = state["run"], state["step"]
+    assert isinstance(saved, dict) and isinstance(step, Tensor)
+    changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
+    if changed:
+        raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
+    for moments in optimizer.state.values():
+        moments["step"].fill_(step.item())
+    return int(step.item())
+
+
+def evaluate(layout: Single, held_out: Batches) -> float:
+    """Next-token cross-entropy alone, so that it compares with `main` and with models of other losses."""
+    losses = [layout.evaluate(*to(layout.device, held_out.batch(k, layout.rows)))["main"] for k in range(EVAL_BATCHES)]
     return torch.stack(losses).mean().item()
 
 
-def make_optimizer(model: Model, weight_decay: float) -> torch.optim.AdamW:
-    """Matrices decay; norms and biases do not."""
-    matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim >= 2]
-    vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=BETAS, fused=True)
-
-
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warmup, constant, half a cosine down to the minimum at the last step; steps count from 1."""
-    warmup = min(1.0, step / max(1, args.warmup_steps))
-    decayed = max(0, step - (args.steps - args.decay_steps)) / max(1, args.decay_steps)  # from 0 to 1
-    floor = args.min_learning_rate_ratio
-    return args.learning_rate * warmup * (floor + (1 - floor) * (1 + math.cos(math.pi * decayed)) / 2)
-
-
-def moments(optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
-    """Adam's state by the name of the parameter: a package for another machine may hold them in another order."""
-    names = parameter_names(optimizer)
-    return {names[index]: state for index, state in optimizer.state_dict()["state"].items()}
-
-
-def restore_moments(optimizer: torch.optim.AdamW, saved: dict[str, dict[str, Tensor]]) -> None:
-    names = parameter_names(optimizer)
-    state = {index: saved[name] for index, name in enumerate(names) if name in saved}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def parameter_names(optimizer: torch.optim.AdamW) -> list[str]:
-    """In the order in which the optimizer's state dict counts parameters."""
-    return [name for group in optimizer.param_groups for name in group["param_names"]]
-
-
-def save_checkpoint(folder: Path, step: int, run: dict[str, int], model: Model, optimizer: torch.optim.AdamW) -> None:
-    """folder/step_000010, whole or not at all, and then its name in folder/latest."""
-    name = f"step_{step:06d}"
-    partial = folder / f"{name}.partial"
-    for leftover in (partial, folder / name):  # of a run that was killed before it came to latest
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_hf(model, partial)
-    torch.save({"step": step, "run": run, "optimizer": moments(optimizer)}, partial / "trainer.pt")
-    partial.rename(folder / name)
-    (folder / "latest.partial").write_text(name + "\n")
-    os.replace(folder / "latest.partial", folder / "latest")
-
-
-def load_checkpoint(folder: Path, run: dict[str, int], model: Model, optimizer: torch.optim.AdamW) -> int:
-    """The step that folder/latest stands at, its weights in the model and its moments in the optimizer."""
-    try:
-        latest = folder / (folder / "latest").read_text().strip()
-        state = torch.load(latest / "trainer.pt", map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise SystemExit(f"--resume: {error.filename} is missing; without --resume a new run begins") from None
-    changed = [f"{name} {old}, not {run[name]}" for name, old in state["run"].items() if old != run[name]]
-    if changed:
-        raise SystemExit(f"--resume: {latest} was trained with {'; '.join(changed)}")
-    load_hf(model, latest)
-    restore_moments(optimizer, state["optimizer"])
-    return state["step"]
+def to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    tokens, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return tokens, labels
 
 
 def train(args: argparse.Namespace) -> None:
@@ -134,43 +102,47 @@ def train(args: argparse.Namespace) -> None:
     train_tokens, held_out_tokens = split(load_tokens(args.data, args.tokenizer))
     batches = Batches(train_tokens, args.batch_size, args.sequence_length, args.seed)
     held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if args.eval_every else None
-
-    torch.manual_seed(args.seed)
-    with device:
-        model = Model()
-    optimizer = make_optimizer(model, args.weight_decay)
-    run = {name: getattr(args, name) for name in ("seed", "batch_size", "sequence_length")}
-    run["data_tokens"] = len(train_tokens)  # with these four, step k sees the same batch in every run
-    start = load_checkpoint(args.checkpoint, run, model, optimizer) if args.resume else 0
+    layout = make_layout(args, device, dtype)
+    optimizer = make_optimizer(layout.named_parameters(), args.weight_decay)
+    run = {**{name: getattr(args, name) for name in RUN}, "data": batches.digest()}
+    checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
+    start = resume(checkpoints, layout, optimizer, run) if checkpoints and args.resume else 0
     if start >= args.steps:
         print(f"{args.checkpoint} stands at step {start} already; --steps is the step to train to", file=sys.stderr)
 
-    with Log(args.metrics, start, args.steps) as log:
+    with Stop() as stop, Log(args.metrics, start, args.steps) if layout.first else Silent() as log:
         for step in range(start + 1, args.steps + 1):
             began = time.perf_counter()
-            torch.manual_seed(args.seed + step)  # no random state to keep, should the model come to draw numbers
-            loss, parts = compute_loss(model, batches.batch(step - 1), device, dtype)
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
-            values = torch.stack([value.float() for value in (loss, grad_norm, *parts.values())]).tolist()
-            if not all(map(math.isfinite, values[:2])):
-                raise SystemExit(f"step {step}: loss {values[0]}, gradient norm {values[1]}; lower --learning-rate")
-            rate = learning_rate(step, args)
+            losses = layout.step(*to(device, batches.batch(step - 1, layout.rows)))
+            grad_norm = layout.clip(args.grad_clip or math.inf)
+            values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
+            if not math.isfinite(values["loss"] + values["grad_norm"]):
+                raise SystemExit(
+                    f"step {step}: {json.dumps(values)}; the weights stay as they were; lower --learning-rate"
+                )
+            rate = learning_rate(
+                step, args.steps, args.learning_rate, args.warmup_steps, args.decay_steps, args.min_learning_rate_ratio
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-            model.update_selection_bias()
+            values["max_vio"] = layout.update_selection_bias().item()
 
-            seconds = time.perf_counter() - began
-            record = {"step": step, "loss": values[0], **dict(zip(parts, values[2:], strict=True))}
-            record |= {"learning_rate": rate, "grad_norm": values[1]}
-            record |= {"tokens": step * args.batch_size * args.sequence_length}
-            record |= {"tokens_per_second": args.batch_size * args.sequence_length / seconds, "seconds": seconds}
+            seconds, tokens = time.perf_counter() - began, args.batch_size * args.sequence_length
+            record = {"step": step, **values, "learning_rate": rate, "tokens": step * tokens}
+            record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
             if held_out and step % args.eval_every == 0:
-                record["eval_loss"] = evaluate(model, held_out, device, dtype)
+                record["eval_loss"] = evaluate(layout, held_out)
             log.write(record)
-            if args.checkpoint and (step == args.steps or (args.save_every and step % args.save_every == 0)):
-                save_checkpoint(args.checkpoint, step, run, model, optimizer)
+            leaving = layout.any(stop.asked)
+            if checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
+                export = (lambda folder: save_hf(layout.model, folder)) if isinstance(layout, Single) else None
+                checkpoints.save(step, state_of(layout, optimizer, run, step), export)
+            if leaving:
+                break
+    if checkpoints:
+        checkpoints.finish()
 
 
 def positive(text: str) -> int:
@@ -179,39 +151,58 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError("must be a number that is not negative")
+    return float(text)
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.train", description="Train deepseek-v3 on one device."
-    )
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.train", description="Train deepseek-v3.")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="text file, folder of text files, or token ids as .npy or .bin")
     add("--tokenizer", type=Path, metavar="tokenizer.json", help="how to read text; default: one token per byte")
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
-    add("--checkpoint", type=Path, metavar="DIR", help="keep DIR/step_NNNNNN, loadable by load_hf, and DIR/latest")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep DIR/step_NNNNNN and DIR/latest; load_hf reads one process's",
+    )
     add("--resume", action="store_true", help="go on from DIR/latest")
-    add("--save-every", type=positive, metavar="STEPS", help="default: at the last step only")
+    add("--save-every", type=positive, default=500, metavar="STEPS", help="and at the last step; default: %(default)s")
+    add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--eval-every", type=positive, metavar="STEPS", help="loss on the held-out end of the data; default: never")
-    add("--batch-size", type=positive, default=8, help="sequences per step; default: %(default)s")
+    add("--batch-size", type=positive, default=8, help="sequences of a step, over all ranks; default: %(default)s")
+    add("--micro-batch", type=positive, help="sequences at a time in one process; default: all of a step")
     add("--sequence-length", type=positive, default=SEQUENCE_LENGTH, help="default: %(default)s")
-    add("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
-    add("--warmup-steps", type=int, default=10, help="default: %(default)s")
-    add("--decay-steps", type=int, default=0, help="the last steps, with a falling rate; default: %(default)s")
-    add("--min-learning-rate-ratio", type=float, default=0.1, help="where the decay ends; default: %(default)s")
-    add("--weight-decay", type=float, default=0.1, help="default: %(default)s")
-    add("--grad-clip", type=float, default=1.0, help="largest gradient norm, 0 for any; default: %(default)s")
-    add("--seed", type=int, default=0, help="of the weights and of the order of the data; default: %(default)s")
+    add("--learning-rate", type=amount, default=1e-3, help="default: %(default)s")
+    add("--warmup-steps", type=natural, default=10, help="default: %(default)s")
+    add("--decay-steps", type=natural, default=0, help="the last steps, with a falling rate; default: %(default)s")
+    add("--min-learning-rate-ratio", type=amount, default=0.1, help="where the decay ends; default: %(default)s")
+    add("--weight-decay", type=amount, default=0.1, help="default: %(default)s")
+    add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for any; default: %(default)s")
+    add("--seed", type=natural, default=0, help="of the weights and of the order of the data; default: %(default)s")
     cuda = torch.cuda.is_available()
-    add("--device", default="cuda" if cuda else "cpu", help="default: %(default)s")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if cuda else "float32", help="of the arithmetic")
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    add("--device", default=local, help="default: %(default)s")
+    types = ("float32", "bfloat16", "float64")
+    add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
 
-    if args.seed < 0:
-        parser.error("--seed must not be negative")
     if args.resume and not args.checkpoint:
         parser.error("--resume needs --checkpoint DIR")
     if args.checkpoint and not args.resume and (args.checkpoint / "latest").exists():
         parser.error(f"{args.checkpoint} already holds a run: add --resume, or name another folder")
+    if args.checkpoint and args.checkpoint.exists() and not args.checkpoint.is_dir():
+        parser.error(f"--checkpoint {args.checkpoint}: a file, not a folder")
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:

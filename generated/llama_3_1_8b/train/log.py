@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+FIRST = '{"step": '  # how every line of the metrics begins
 PRINT_EVERY = 10  # steps between lines where stderr is no terminal or rich is not installed
 
 
@@ -46,7 +47,7 @@ class Log:
         self.file.flush()
         step = int(record["step"])
         self.seconds += record["seconds"]
-        status = f"loss {record['loss']:.4f}"
+        status = f"loss {record['main']:.4f}"  # of the next token, which eval_loss is too
         if "eval_loss" in record:
             status += f" (held out {record['eval_loss']:.4f})"
         status += f"  {record['tokens_per_second']:,.0f} tokens/s"
@@ -57,12 +58,28 @@ class Log:
             print(f"step {step}/{self.total}  {status}  {left} left", file=sys.stderr, flush=True)
 
 
+class Silent:
+    """The log of every process but the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def write(self, record: dict[str, float]) -> None:
+        pass
+
+
 def lines_until(path: Path, step: int) -> list[str]:
     """The metrics lines up to a step; the last line of a killed run may be torn."""
     if not path.exists():
         return []
     try:
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        *lines, last = path.read_text().splitlines(keepends=True) or [FIRST]
+        if not last.endswith("\n") and not (last.startswith(FIRST) or FIRST.startswith(last)):
+            raise ValueError(last)
+        whole = [*lines, last] if last.endswith("\n") else lines
         return [line for line in whole if json.loads(line)["step"] <= step]
     except (OSError, ValueError, KeyError, TypeError):
         raise SystemExit(f"--metrics {path}: holds something other than metrics; name another file") from None

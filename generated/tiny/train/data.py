@@ -9,6 +9,7 @@ Dims: B batch, S sequence.
 """
 
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,15 +48,23 @@ class Batches:
     def num_windows(self) -> int:
         return (len(self.tokens) - 1) // self.sequence_length
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Tokens and the labels that follow them, [B, S] each."""
-        epochs, places = np.divmod(np.arange(k * self.batch_size, (k + 1) * self.batch_size), self.num_windows)  # [B]
+    def digest(self) -> str:
+        """Tells data apart: of its length and of a thousand tokens spread over all of it."""
+        spread = np.linspace(0, len(self.tokens) - 1, min(len(self.tokens), 1000)).astype(np.int64)
+        return f"{len(self.tokens)}-{zlib.crc32(np.asarray(self.tokens[spread], np.int64).tobytes()):08x}"
+
+    def batch(self, k: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some rows of batch k: tokens and the labels that follow them, [rows, S] each."""
+        wanted = np.arange(k * self.batch_size, (k + 1) * self.batch_size)[rows]
+        epochs, places = np.divmod(wanted, self.num_windows)
         orders = (epoch_order(self.seed, int(epoch), self.num_windows) for epoch in epochs)
         starts = [order[place] * self.sequence_length for order, place in zip(orders, places, strict=True)]
-        rows = np.stack([self.tokens[start : start + self.sequence_length + 1] for start in starts])  # [B, S + 1]
-        if rows.min() < 0 or rows.max() >= VOCAB_SIZE:
-            raise SystemExit(f"--data: ids {rows.min()} to {rows.max()}, but the model knows 0 to {VOCAB_SIZE - 1}")
-        window = torch.from_numpy(rows.astype(np.int64))
+        windows = np.stack([self.tokens[start : start + self.sequence_length + 1] for start in starts])  # [B, S + 1]
+        if windows.min() < 0 or windows.max() >= VOCAB_SIZE:
+            raise SystemExit(
+                f"--data: ids {windows.min()} to {windows.max()}, but the model knows 0 to {VOCAB_SIZE - 1}"
+            )
+        window = torch.from_numpy(windows.astype(np.int64))
         return window[:, :-1], window[:, 1:]
 
 

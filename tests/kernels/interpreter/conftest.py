@@ -1,12 +1,8 @@
 """The lane of Triton's interpreter: `TRITON_INTERPRET=1 pytest tests/kernels/interpreter`, a process of its own."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))  # tests import their helpers as kernels.*
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]

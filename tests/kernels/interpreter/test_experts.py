@@ -176,17 +176,17 @@ def test_fake_results_are_like_real_ones() -> None:
 
 
 FAULTS = {
-    "gate for up": ("load(gate_at + F * D + k", "load(gate_at + k"),
+    "gate for up": ("load(w_ptrs + F * D + k", "load(w_ptrs + k"),
     "depth not masked": (
-        "x = load(x_at + k, left[None, :], D % BLOCK_K != 0)",
-        "x = load(x_at + k, left[None, :], False)",
+        "x = load(x_ptrs + k, mask_k[None, :], D % BLOCK_K != 0)",
+        "x = load(x_ptrs + k, mask_k[None, :], False)",
     ),
     "routing weight left out": ("h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]", "pass"),
-    "a token of another slot": ("tokens_ptr + (slot // TOP_K)", "tokens_ptr + (row // TOP_K)"),
+    "a token of another slot": ("tokens_ptr + (slot // CHOSEN)", "tokens_ptr + (offs_m // CHOSEN)"),
     "the expert before": ("(index < E)).to(tl.int32), 0) - 1", "(index < E)).to(tl.int32), 0) - 1 - 1"),
     "down not transposed": (
-        '{"N_STRIDE": 1, "K_STRIDE": k} if transposed',
-        '{"N_STRIDE": 1, "K_STRIDE": k} if not transposed',
+        '{"STRIDE_N": 1, "STRIDE_K": k} if transposed',
+        '{"STRIDE_N": 1, "STRIDE_K": k} if not transposed',
     ),
     "derivative of silu": (
         "    s = tl.sigmoid(gate)\n    return dy * up * s * (1 + gate",

@@ -12,7 +12,7 @@ FILES = (
 )  # fmt: skip
 CHANGES = {"precision.linear.kind": "fp8_block"}
 RECODED = 1e-6  # where a sum that differs in its last bit is rounded to the next code
-QUANTISED = 3e-3  # against no quantisation at all: three bits of mantissa
+QUANTIZED = 3e-3  # against no quantization at all: three bits of mantissa
 NARROW = 2e-5  # the same, results rounded to bfloat16
 NAMES = [name for name in CASES if not name.endswith(("the first", "row tiles", "a tile"))]
 
@@ -21,7 +21,7 @@ def modules(**more: object):
     return kernels(FILES, **{key.replace(".", "__"): value for key, value in CHANGES.items()}, **more)
 
 
-def quantised_formula(
+def quantized_formula(
     files, given: list[Tensor], experts: Tensor, dy: Tensor, limit: float = float("inf")
 ) -> list[Tensor]:
     """y and the five gradients as the recipe defines them, token by token in float64.
@@ -77,14 +77,14 @@ def check(
 ) -> None:
     given = arguments(experts, num_experts, width, inner, dtype)
     dy = randn(len(experts), width, dtype=dtype, seed=6)
-    expected = quantised_formula(files, given, experts, dy, limit)
+    expected = quantized_formula(files, given, experts, dy, limit)
     for a, e in zip(run(files, given, experts, num_experts, dy), expected, strict=True):
         assert calc_diff(a, e) <= (RECODED if dtype is torch.float32 else NARROW)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", NAMES)
-def test_equals_the_quantised_formula(case: str, dtype: torch.dtype) -> None:
+def test_equals_the_quantized_formula(case: str, dtype: torch.dtype) -> None:
     check(modules(), *CASES[case], dtype)
 
 
@@ -101,7 +101,7 @@ def test_several_blocks_and_tiles() -> None:
     check(modules(), experts, 2, 300, 200, torch.float32)
 
 
-def test_is_close_to_no_quantisation() -> None:
+def test_is_close_to_no_quantization() -> None:
     experts, num_experts, *_ = CASES["odd sizes"]
     given, dy = arguments(experts, num_experts, 160, 144, torch.float32), randn(len(experts), 160, seed=6)
     dispatch, *_, op = kernels(("expert_dispatch", "grouped_gemm", "grouped_gemm_backward", "experts"))
@@ -109,7 +109,7 @@ def test_is_close_to_no_quantisation() -> None:
     exact = op.routed_experts(*wide[:2], *dispatch.reference_sort(experts, num_experts), *wide[2:])
     expected = [exact, *torch.autograd.grad(exact, wide, dy.double())]
     for a, e in zip(run(modules(), given, experts, num_experts, dy), expected, strict=True):
-        assert calc_diff(a, e) <= QUANTISED
+        assert calc_diff(a, e) <= QUANTIZED
 
 
 def test_the_references_equal_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,19 +134,19 @@ def test_fake_results_are_like_real_ones() -> None:
 
 FAULTS = {
     "scale of the other weight": (
-        "tl.load(w_scale_at + blocks * steps + step)",
-        "tl.load(w_scale_at + step)",
+        "tl.load(w_scale_ptr + num_blocks * num_steps + step)",
+        "tl.load(w_scale_ptr + step)",
     ),
     "one scale for all steps": (
-        "scale = tl.load(x_scale_at + step) *",
-        "scale = tl.load(x_scale_at) *",
+        "scale = tl.load(x_scale_ptrs + step) *",
+        "scale = tl.load(x_scale_ptrs) *",
     ),
     "scale of another slot's token": (
-        "x_scale_at = x_scale_ptr + token * steps",
-        "x_scale_at = x_scale_ptr + 0 * token",
+        "x_scale_ptrs = x_scale_ptr + token * num_steps",
+        "x_scale_ptrs = x_scale_ptr + 0 * token",
     ),
-    "no promotion of up": ("up += tl.dot(x, w) * (scale *", "up = tl.dot(x, w) * (scale *"),
-    "the last step left out": ("in tl.range(0, steps)", "in tl.range(0, steps - 1)"),
+    "steps of up not accumulated": ("up += tl.dot(x, w) * (scale *", "up = tl.dot(x, w) * (scale *"),
+    "the last step left out": ("in tl.range(0, num_steps)", "in tl.range(0, num_steps - 1)"),
     "scales of other blocks": (
         "ends, gate_up_t, scale.mT, dy.dtype",
         "ends, gate_up_t, scale.mT.flip(1), dy.dtype",

@@ -1,4 +1,4 @@
-"""kernels/fp8_linear.py in the interpreter: linear layers in FP8 against the quantised formula in float64."""
+"""kernels/fp8_linear.py in the interpreter: linear layers in FP8 against the quantized formula in float64."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,7 +15,7 @@ def modules() -> list[ModuleType]:
 
 
 def check_linear(linear: ModuleType, rows: int, n: int, k: int) -> None:
-    """Forward and both gradients, quantised by the reference and multiplied in float64."""
+    """Forward and both gradients, quantized by the reference and multiplied in float64."""
     quantize, *_ = modules()
     x, w, dy = (randn(*s, dtype=torch.bfloat16, seed=i) for i, s in enumerate(((rows, k), (n, k), (rows, n))))
     w = (w * k**-0.5).requires_grad_()
@@ -29,10 +29,10 @@ def check_linear(linear: ModuleType, rows: int, n: int, k: int) -> None:
         exact(*quantize.reference_rows(dy.T), *quantize.reference_rows(x.T)),
     )
     wide = (x.double() @ w.double().T, dy.double() @ w.double(), dy.double().T @ x.double())
-    for actual, codes_exact, unquantised in zip((y, dx, dw), expected, wide, strict=True):
+    for actual, codes_exact, unquantized in zip((y, dx, dw), expected, wide, strict=True):
         assert actual.dtype is torch.bfloat16
         assert calc_diff(actual, codes_exact) <= BOUNDS[torch.bfloat16]
-        assert calc_diff(actual, unquantised) <= 1e-3  # what three bits of mantissa cost
+        assert calc_diff(actual, unquantized) <= 1e-3  # what three bits of mantissa cost
 
 
 def check_shared_input(linear: ModuleType) -> None:
@@ -67,7 +67,7 @@ def test_small_gradients(factor: float) -> None:
 
 
 def test_layers_that_share_an_input() -> None:
-    """One quantised copy for all, and the sum of the gradients that reach x."""
+    """One quantized copy for all, and the sum of the gradients that reach x."""
     check_shared_input(modules()[-1])
 
 
@@ -87,7 +87,7 @@ def test_what_is_saved() -> None:
 
 
 def test_without_gradients() -> None:
-    """Inference quantises along K alone."""
+    """Inference quantizes along K alone."""
     quantize, gemm, linear = modules()
     x, w = randn(9, 128, dtype=torch.bfloat16), randn(80, 128, dtype=torch.bfloat16, seed=1).requires_grad_()
     with torch.no_grad():

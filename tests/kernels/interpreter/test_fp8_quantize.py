@@ -139,7 +139,7 @@ FAULTS = {
     "rounded to bfloat16 first": ("(x * tl.div_rn(1.0, scale))", "(x * tl.div_rn(1.0, scale)).to(tl.bfloat16)"),
     "signs": ("tl.max(tl.abs(x), 0)", "tl.max(x, 0)"),
     "columns under each other's scales": ("encode(x, scale[None, :])", "encode(x, scale[:, None])"),
-    "not turned round": ("tl.trans(q)", "q"),
+    "not transposed": ("tl.trans(q)", "q"),
     "the smallest block": ("scale_of(tl.max(tl.abs(w)))", "scale_of(tl.min(tl.abs(w)))"),
 }
 

@@ -1,4 +1,4 @@
-"""kernels/fp8_swiglu_linear.py in the interpreter: SwiGLU and its product, against the quantised formula in float64."""
+"""kernels/fp8_swiglu_linear.py in the interpreter: SwiGLU and its product, against the quantized formula in float64."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -52,7 +52,7 @@ def check(files: Sequence[ModuleType], m: int, width: int, out: int, dtype: torc
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_equals_the_quantised_formula(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_equals_the_quantized_formula(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(modules(), *sizes, dtype)
 
 

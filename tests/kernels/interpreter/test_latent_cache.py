@@ -115,7 +115,7 @@ def quantized(row: Tensor, module: ModuleType) -> Tensor:
 
 
 def check_codes(fp8: ModuleType, plain: ModuleType) -> None:
-    """Rows are bit for bit the bfloat16 rows quantised; a row of zeros is, too."""
+    """Rows are bit for bit the bfloat16 rows quantized; a row of zeros is, too."""
     tokens = 20
     given = inputs(plain, tokens, torch.bfloat16)
     given[0][3, : plain.KV_LORA_RANK] = 0
@@ -177,9 +177,9 @@ def test_operator_without_query_latent() -> None:
 
 
 FAULTS = {
-    "no eps": ("/ WIDTH + eps)", "/ WIDTH + eps * 0)"),
+    "no eps": ("/ D + eps)", "/ D + eps * 0)"),
     "weight dropped": ("+ eps) * weight)", "+ eps))"),
-    "columns not masked": ("x = tl.load(x_ptr + column, mask=column < WIDTH", "x = tl.load(x_ptr + column, mask=True"),
+    "columns not masked": ("x = tl.load(x_ptr + offs_d, mask=offs_d < D", "x = tl.load(x_ptr + offs_d, mask=True"),
     "sin's sign": ("y0 = x0 * cos - x1 * sin", "y0 = x0 * cos + x1 * sin"),
     "positions ignored": ("tl.load(positions_ptr + token)", "tl.load(positions_ptr)"),
     "offset in the page lost": ("cache_ptr + slot * (L + R) + L", "cache_ptr + slot // 64 * 64 * (L + R) + L"),

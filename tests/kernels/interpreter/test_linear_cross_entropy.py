@@ -142,16 +142,16 @@ def test_operators() -> None:
 
 
 FAULTS = {
-    "columns behind the last": ('logits = tl.where((column < V)[None, :], logits, float("-inf"))', "logits = logits"),
+    "columns behind the last": ('logits = tl.where((offs_n < V)[None, :], logits, float("-inf"))', "logits = logits"),
     "depth behind the last": (
-        "tl.load(hidden_ptr + start, mask=(start + depth < D)[None, :], other=0.0)",
-        "tl.load(hidden_ptr + start)",
+        "tl.load(hidden_ptr + k, mask=(k + offs_k < D)[None, :], other=0.0)",
+        "tl.load(hidden_ptr + k)",
     ),
-    "no largest taken off": ("largest = tl.max(logits, 1)", "largest = tl.min(logits, 1) - 100"),
-    "target of a wrong column": ("tl.sum(tl.where(column[None, :] ==", "tl.sum(tl.where(1 + column[None, :] =="),
-    "labels left out count": ("tl.where(label == IGNORED, 0.0, tl.load(scale_ptr))", "tl.load(scale_ptr) + label * 0"),
+    "no largest taken off": ("m = tl.max(logits, 1)", "m = tl.min(logits, 1) - 100"),
+    "target of a wrong column": ("tl.sum(tl.where(offs_n[None, :] ==", "tl.sum(tl.where(1 + offs_n[None, :] =="),
+    "labels left out count": ("tl.where(label == IGNORED, 0.0, scale)", "tl.load(scale_ptr) + label * 0"),
     "one hot forgotten": ("label[:, None], dlogits - 1, dlogits)", "label[:, None], dlogits, dlogits)"),
-    "columns of the first chunk": ("(column_offset + column)[None, :]", "(column)[None, :]"),
+    "columns of the first chunk": ("(first_column + offs_n)[None, :]", "(offs_n)[None, :]"),
     "dhidden of the last chunk alone": ("weight[columns], add=column > 0)", "weight[columns], add=False)"),
     "dweight of the last chunk alone": ("hidden[rows], add=token > 0)", "hidden[rows], add=False)"),
 }

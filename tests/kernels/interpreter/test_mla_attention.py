@@ -1,9 +1,6 @@
 """kernels/mla_attention.py in the interpreter, forward and backward, against plain formulas in float64."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -57,11 +54,9 @@ def formula(module: ModuleType, half: bool, q: Tensor, kv: Tensor, k_rope: Tenso
     return torch.einsum("bhst,bthv->bshv", scores.masked_fill(hidden, -math.inf).softmax(-1), kv[..., nope:])
 
 
-def check(
-    module: ModuleType, shape: str, batch: int, lengths: Sequence[int], dtype: torch.dtype, packed: bool = False
-) -> None:
+def check(module: ModuleType, shape: str, batch: int, length: int, dtype: torch.dtype) -> None:
     """out and the three gradients, within the bound of calc_diff; the inputs lie between NaNs."""
-    length, heads = sum(lengths), module.NUM_HEADS
+    heads = module.NUM_HEADS
     widths = module.QK_NOPE_HEAD_DIM, module.QK_ROPE_HEAD_DIM, module.V_HEAD_DIM
     shapes = ((heads, widths[0] + widths[1]), (heads, widths[0] + widths[2]), (1, widths[1]))
     given = [
@@ -69,20 +64,16 @@ def check(
         for seed, shape in enumerate(shapes)
     ]
     rope, dout = rope_table(module, shape, length), randn(batch, length, heads, widths[2], dtype=dtype, seed=5)
-    ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    starts = torch.tensor(ends, dtype=torch.int32) if packed else None
-    out = module.mla_attention(*given, poisoned(rope), starts)
+    out = module.mla_attention(*given, poisoned(rope))
     actual = torch.autograd.grad(out, given, dout)
 
     wide = [t.detach().double().requires_grad_() for t in given]
-    one = partial(formula, module, "rope__layout" in SHAPES[shape])
-    parts = [slice(*pair) for pair in pairwise(ends)]
-    exact = torch.cat([one(*(t[:, part] for t in wide), rope.double()[:, part]) for part in parts], 1)
+    exact = formula(module, "rope__layout" in SHAPES[shape], *wide, rope.double())
     expected = torch.autograd.grad(exact, wide, dout.double())
     assert out.dtype == dtype and calc_diff(out, exact) <= BOUNDS[dtype]
     for a, e, t in zip(actual, expected, given, strict=True):
         assert a.dtype == dtype and a.shape == t.shape
-        if max(lengths) == 1 and e.abs().max() < 1e-9:  # a softmax over one key does not move
+        if length == 1 and e.abs().max() < 1e-9:  # a softmax over one key does not move
             assert a.abs().max() < 1e-4
         else:
             assert calc_diff(a, e) <= BOUNDS[dtype]
@@ -92,36 +83,24 @@ def check(
 def test_equals_the_formula_at_any_length(length: int) -> None:
     """Two tokens have one number that moves q and k; in bfloat16 its rounding is the whole error, so float32 there."""
     dtype = torch.float32 if length in (1, 2, 17, 129) else torch.bfloat16
-    check(attention("one head"), "one head", 1, [length], dtype)
+    check(attention("one head"), "one head", 1, length, dtype)
 
 
 @pytest.mark.parametrize("length", [17, 129, 300])
 def test_loaded_by_pointers(length: int) -> None:
-    check(attention("one head", "sm_80"), "one head", 1, [length], torch.bfloat16)
+    check(attention("one head", "sm_80"), "one head", 1, length, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("arch", "dtype"), [("sm_90", torch.bfloat16), ("sm_80", torch.float32)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_formula_at_any_head_dims(shape: str, arch: str, dtype: torch.dtype) -> None:
-    check(attention(shape, arch), shape, 2, [70], dtype)
-
-
-@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
-@pytest.mark.parametrize("lengths", [(1,), (1, 1, 20), (3, 127, 1, 129), (16, 0, 64, 33, 128), (300, 5)])
-def test_packed_sequences_do_not_see_each_other(lengths: tuple[int, ...], arch: str) -> None:
-    check(attention("one head", arch), "one head", 1, lengths, torch.bfloat16, packed=True)
-
-
-def test_packed_in_float32() -> None:
-    check(attention("three heads"), "three heads", 1, (30, 100), torch.float32, packed=True)
+    check(attention(shape, arch), shape, 2, 70, dtype)
 
 
 @pytest.mark.parametrize("shape", ["three heads", "halves", "v of 48, rope of 8"])
 def test_the_references_equal_the_formula(shape: str) -> None:
     """float64 runs them wherever it is."""
-    module = attention(shape)
-    check(module, shape, 2, [33], torch.float64)
-    check(module, shape, 1, [5, 28], torch.float64, packed=True)
+    check(attention(shape), shape, 2, 33, torch.float64)
 
 
 def test_an_expanded_gradient_and_a_slice_of_the_table() -> None:
@@ -135,19 +114,17 @@ def test_an_expanded_gradient_and_a_slice_of_the_table() -> None:
     assert torch.equal(*grads) and grads[0].isfinite().all()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_fake_tensors_are_like_real_ones(packed: bool) -> None:
+def test_fake_tensors_are_like_real_ones() -> None:
     module, backward = kernels(NAMES, **_keys("three heads"))[:2]
     q, kv, k_rope = randn(1, 20, 3, 48), randn(1, 20, 3, 64), randn(1, 20, 1, 16)
     given = (q, kv, k_rope, rope_table(module, "three heads", 20))
-    starts = torch.tensor([0, 7, 20], dtype=torch.int32) if packed else None
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(module._forward, (*given, starts), test_utils=tests)
-    out, lse = module._forward(*given, starts)
-    torch.library.opcheck(backward.backward, (randn(*out.shape), *given, starts, out, lse), test_utils=tests)
+    torch.library.opcheck(module._forward, given, test_utils=tests)
+    out, lse = module._forward(*given)
+    torch.library.opcheck(backward.backward, (randn(*out.shape), *given, out, lse), test_utils=tests)
 
 
-MASKED = 'tl.where(query[:, None] >= (key + tl.arange(0, BLOCK_K))[None, :], scores, float("-inf"))'
+MASKED = 'tl.where(offs_m[:, None] >= (start_n + tl.arange(0, BLOCK_N))[None, :], scores, float("-inf"))'
 FAULTS = {
     "forward sees ahead": ("mla_attention", MASKED, "scores"),
     "forward forgets k_rope": (
@@ -156,17 +133,17 @@ FAULTS = {
         "tl.dot(q_rope * 0, k_rope.T, scores",
     ),
     "queries are not rotated": ("mla_attention", "q_rope = rotate(q_rope, cos, sin)", "q_rope = q_rope"),
-    "the sum of exponentials is not shrunk": ("mla_attention", "total * shrink + ", "total + "),
-    "out is not shrunk": ("mla_attention", "v, out * shrink[:, None]", "v, out"),
-    "lse without the highest score": ("mla_attention", "top + tl.log2(total)", "tl.log2(total)"),
+    "the sum of exponentials is not rescaled": ("mla_attention", "l_i * alpha + ", "l_i + "),
+    "the accumulator is not rescaled": ("mla_attention", "v, acc * alpha[:, None]", "v, acc"),
+    "lse without the maximum": ("mla_attention", "m_i + tl.log2(l_i)", "tl.log2(l_i)"),
     "blocks of keys are skipped": (
         "mla_attention",
-        "tl.range(begin, first, BLOCK_K)",
-        "tl.range(begin, first, 2 * BLOCK_K)",
+        "tl.range(begin, start_m, BLOCK_N)",
+        "tl.range(begin, start_m, 2 * BLOCK_N)",
     ),
     "keys are seen by earlier queries": (
         "mla_attention_backward",
-        'tl.where((at - first + row)[None, :] >= column[:, None], scores, float("-inf"))',
+        'tl.where((start_m - start_n + row_m)[None, :] >= row_n[:, None], scores, float("-inf"))',
         "scores",
     ),
     "lse in another unit": ("mla_attention_backward", "lse[None, :] * (-1 / SCALE_LOG2)", "lse[None, :] * -1"),
@@ -177,8 +154,8 @@ FAULTS = {
     ),
     "queries past the end": (
         "mla_attention_backward",
-        'at + row, mask=row < end - at, other=float("inf")',
-        "at + row, mask=row < end - at, other=0.0",
+        'start_m + row_m, mask=row_m < end - start_m, other=float("inf")',
+        "start_m + row_m, mask=row_m < end - start_m, other=0.0",
     ),
     "dk without the scale": ("mla_attention_backward", "dk_nope * SCALE", "dk_nope"),
     "a head is missing from dk_rope": ("mla_attention_backward", "partial.sum(1)", "partial[:, 1:].sum(1)"),
@@ -190,7 +167,6 @@ FAULTS = {
         "position = token - tl.program_id(2) * length",
         "position = token",
     ),
-    "a sequence has no end": ("mla_common", "tl.load(starts_ptr + low + 1)", "tl.load(starts_ptr + num_sequences)"),
 }
 
 
@@ -203,6 +179,5 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
     files[f"{name}.py"] = files[f"{name}.py"].replace(old, new)
     (module,) = package(files, NAMES[:1])
     with pytest.raises(AssertionError):
-        check(module, "three heads", 2, [20], torch.bfloat16)
-        check(module, "three heads", 1, [9, 8], torch.bfloat16, packed=True)
-        check(module, "three heads", 1, [300], torch.bfloat16)
+        check(module, "three heads", 2, 20, torch.bfloat16)
+        check(module, "three heads", 1, 300, torch.bfloat16)

@@ -69,7 +69,7 @@ def check(
 def split_into(monkeypatch: pytest.MonkeyPatch, module: ModuleType, splits: int) -> None:
     """Splits of one tile at least, so that short sequences have several."""
     monkeypatch.setattr(module, "num_splits", lambda batch, rows, tokens: splits)
-    monkeypatch.setattr(module, "MIN_SPLIT", module.BLOCK_N)
+    monkeypatch.setattr(module, "MIN_SPLIT", module.SPLIT["BLOCK_N"])
 
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
@@ -103,6 +103,21 @@ def test_fp8_rows(monkeypatch: pytest.MonkeyPatch, q: torch.dtype, splits: int) 
     modules = kernels("fp8", **FP8)
     split_into(monkeypatch, modules[1], splits)
     check(modules, PAGE_EDGES, 2, q, torch.bfloat16, BF16 if q is torch.bfloat16 else FP32)
+
+
+@pytest.mark.parametrize(("rows", "page"), [("plain", 1), ("plain", 16), ("plain", 32), ("fp8", 1), ("fp8", 16)])
+def test_pages_smaller_than_a_tile(rows: str, page: int) -> None:
+    """The same cache cut into smaller pages gives the same bits."""
+    modules = kernels(rows, **FP8)
+    assert page < modules[1].SPLIT["BLOCK_N"]
+    setting = Setting(modules, [1, 63, 65, 130], 2, torch.float32, torch.bfloat16)
+    expected = setting.run(modules[1].mla_decode)
+    parts = 64 // page
+    setting.cache = setting.cache.view(-1, page, setting.cache.shape[-1])
+    smaller = setting.block_table[..., None] * parts + torch.arange(parts, dtype=torch.int32)
+    setting.block_table = smaller.where(setting.block_table[..., None] != NO_PAGE, NO_PAGE).flatten(1)
+    assert torch.equal(setting.run(modules[1].mla_decode), expected)
+    assert calc_diff(expected, setting.exact(modules[1])) <= FP32
 
 
 def test_queries_wider_than_the_rows() -> None:
@@ -214,13 +229,13 @@ def test_operator(rows: str) -> None:
 FAULTS = {
     "length mask dropped": ("tl.minimum(visible, end)[:, None], scores,", "(end + 64), scores,"),
     "queries see the future": ("tl.minimum(visible, end)[:, None], scores,", "end, scores,"),
-    "offset in the page wrong": ("key % PAGE", "key % (PAGE // 2)"),
-    "page of the tile before": ("start // PAGE)", "tl.maximum(start - BLOCK_N, 0) // PAGE)"),
-    "combined without weights": ("out += weight * tl.load(partial_ptr", "out += 0.5 * tl.load(partial_ptr"),
-    "not rescaled to the new peak": ("out * shrink[:, None]", "out"),
-    "lse without the sum": ("peak + tl.log2(total)", "peak"),
+    "offset in the page wrong": ("offs_n % PAGE", "offs_n % (PAGE // 2)"),
+    "page of the tile before": ("start_n // PAGE if", "tl.maximum(start_n - BLOCK_N, 0) // PAGE if"),
+    "combined without weights": ("acc += weight * tl.load(partial_ptr", "acc += 0.5 * tl.load(partial_ptr"),
+    "not rescaled to the new maximum": ("acc * alpha[:, None]", "acc"),
+    "lse without the sum": ("m_i + tl.log2(l_i)", "m_i"),
     "k_rope left out": ("tl.trans(k_rope), scores,", "tl.trans(k_rope) * 0.0, scores,"),
-    "unwritten rows read": ("L + column[None, :], mask=written, other=0.0", "L + column[None, :]"),
+    "unwritten rows read": ("L + offs_l[None, :], mask=mask_n, other=0.0", "L + offs_l[None, :]"),
     "scale": ("SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)", "SCALE_LOG2 = ATTENTION_SCALE"),
 }  # fmt: skip
 

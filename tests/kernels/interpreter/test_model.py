@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from decoding import chunk_logits
 from kernels.emulated import emulate
 from kernels.lab import calc_diff
 from torch import Tensor, nn
@@ -138,13 +139,11 @@ def test_decoding_in_pieces_equals_forward(name: str, rows: str, emitted: Emitte
     spec = ModelSpec.model_validate(data)
     package = emitted(emit(build(spec)))
     torch.manual_seed(0)
-    model, decode = package("model").Model(), package("infer.decode")
+    model = package("model").Model()
     tokens = torch.randint(0, spec.vocab_size, (BATCH, 70), generator=torch.Generator().manual_seed(1))
-    caches = [decode.LayerCache() for _ in model.layers]
     with torch.no_grad():
         expected = model(tokens)
-        for start, end in ((0, 66), (66, 67), (67, 70)):
-            logits = decode.model_forward(model, tokens[:, start:end], caches)
-            difference = calc_diff(logits[:, 0], expected[:, end - 1])
-            assert 1e-9 < difference <= 3e-3 if rows == "fp8" else difference <= 1e-9
-    assert ("mla_decode" in vars(decode)) == (spec.attention.kind == "mla")
+    for logits, end in zip(chunk_logits(package, model, tokens, [66, 1, 3]).unbind(1), (66, 67, 70), strict=True):
+        difference = calc_diff(logits, expected[:, end - 1])
+        assert 1e-9 < difference <= 3e-3 if rows == "fp8" else difference <= 1e-9
+    assert ("mla_decode" in vars(package("infer.decode"))) == (spec.attention.kind == "mla")

@@ -72,8 +72,8 @@ def test_an_expanded_gradient() -> None:
 FAULTS = {
     "eps outside the root": ("tl.rsqrt(tl.sum(z * z, 1) / D + eps)", "tl.rsqrt(tl.sum(z * z, 1) / D) + eps * 1e4"),
     "columns not masked": (
-        "x_stride + column[None, :], mask=mask,",
-        "x_stride + column[None, :], mask=(row < num_rows)[:, None],",
+        "x_stride + offs_d[None, :], mask=mask,",
+        "x_stride + offs_d[None, :], mask=(offs_m < num_rows)[:, None],",
     ),
     "dz left out": ("dx += tl.load(dz_ptr", "dx += 0 * tl.load(dz_ptr"),
     "mean of g": ("(tl.sum(g * normed, 1) / D)[:, None]", "(tl.sum(g * normed, 1))[:, None]"),

@@ -108,8 +108,8 @@ def test_fake_outputs_are_the_real_ones(layout: str) -> None:
 FAULTS = {
     "turned the other way": ("x0 * cos - x1 * sin, x1 * cos + x0 * sin", "x0 * cos + x1 * sin, x1 * cos - x0 * sin"),
     "no sine": ("x1 * cos + x0 * sin", "x1 * cos"),
-    "one position for all": ("rope_ptr += position * rope_token", "rope_ptr += 0 * position"),
-    "batches of one sequence": ("token // sequence, token % sequence", "token // num_tokens, token % sequence"),
+    "one position for all": ("rope_ptr += position * rope_stride_s", "rope_ptr += 0 * position"),
+    "batches of one sequence": ("token // length, token % length", "token // num_tokens, token % length"),
     "backward as forward": ("-sin if INVERSE else sin)\n", "sin)\n"),
 }
 

@@ -186,20 +186,20 @@ def test_fake_outputs_are_the_real_ones(name: str) -> None:
 
 
 FAULTS = {
-    "the largest id of equals": ("tl.min(tl.where(free & (x == largest), index, NONE), 1)",
-                                 "tl.max(tl.where(free & (x == largest), index, 0), 1)", "deepseek-v3"),
-    "closed groups at zero": ("tl.where(closed[:, :, None], float(\"-inf\"), choice)",
-                              "tl.where(closed[:, :, None], 0.0, choice)", "deepseek-v3"),
+    "the largest id of equals": ("tl.min(tl.where(available & (x == largest), index, NONE), 1)",
+                                 "tl.max(tl.where(available & (x == largest), index, 0), 1)", "deepseek-v3"),
+    "masked groups at zero": ("tl.where(masked[:, :, None], float(\"-inf\"), choice)",
+                              "tl.where(masked[:, :, None], 0.0, choice)", "deepseek-v3"),
     "one expert for a group": ("float(\"-inf\"), choice), 2)\n    group =", "0.0, 0.0 * choice), 2)\n    group =",
                                "deepseek-v3"),
-    "the bias in the weights": ("tl.where(free & (expert == chosen), scores, 0.0)",
-                                "tl.where(free & (expert == chosen), choice, 0.0)", "kimi-k2"),
+    "the bias in the weights": ("tl.where(available & (expert == chosen), scores, 0.0)",
+                                "tl.where(available & (expert == chosen), choice, 0.0)", "kimi-k2"),
     "weights not scaled": ("weights * FACTOR", "weights", "deepseek-v3"),
     "the sum not differentiated": ("(g - tl.sum(g * s / total, 1)[:, None]) / total", "g / total", "deepseek-v3"),
     "the slope of sigmoid": ("g * s * (1 - s)", "g * s", "deepseek-v3"),
     "the slope of softmax": ("scores * (dlogits - tl.sum(g * s, 1)[:, None])", "scores * dlogits", "deepseek-v2"),
-    "padding counted in softmax": ("mask=real & (row < num_rows), other=float(\"-inf\")",
-                                   "mask=real & (row < num_rows), other=0.0", "deepseek-v2"),
+    "padding counted in softmax": ("mask=real & (offs_m < num_rows), other=float(\"-inf\")",
+                                   "mask=real & (offs_m < num_rows), other=0.0", "deepseek-v2"),
 }  # fmt: skip
 
 

@@ -114,8 +114,8 @@ FAULTS = {
     "no gate": ("return gate * tl.sigmoid(gate) * up", "return tl.sigmoid(gate) * up"),
     "the slope of sigmoid": ("return dy * up * s * (1 + gate * (1 - s))\n\n\n@", "return dy * up * s * (1 - s)\n\n\n@"),
     "dgate without up": ("    s = tl.sigmoid(gate)\n    return dy * up", "    s = tl.sigmoid(gate)\n    return dy"),
-    "up under another stride": ("up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)\n    tl",
-                                "up_ptr + row * 0 + column, mask=mask, other=0.0).to(tl.float32)\n    tl"),
+    "up under another stride": ("up_ptr + offs_m * up_stride + offs_n, mask=mask, other=0.0).to(tl.float32)\n    tl",
+                                "up_ptr + offs_m * 0 + offs_n, mask=mask, other=0.0).to(tl.float32)\n    tl"),
     "rounded between": ("return gate * tl.sigmoid(gate) * up", "return (gate * tl.sigmoid(gate)).to(tl.bfloat16) * up"),
 }  # fmt: skip
 

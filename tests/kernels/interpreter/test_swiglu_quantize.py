@@ -1,4 +1,4 @@
-"""kernels/swiglu_quantize.py in the interpreter: the codes of SwiGLU, then quantisation, to the bit."""
+"""kernels/swiglu_quantize.py in the interpreter: the codes of SwiGLU, then quantization, to the bit."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -66,8 +66,8 @@ def test_fake_outputs_are_the_real_ones() -> None:
 FAULTS = {
     "gate for up": ("y = swiglu_of(gate, up)", "y = swiglu_of(up, gate)"),
     "not rounded between": ("swiglu_of(gate, up).to(gate_ptr.dtype.element_ty).to(tl.float32)", "swiglu_of(gate, up)"),
-    "the stride of gate": ("gate_ptr + row[:, None] * gate_stride", "gate_ptr + row[:, None] * WIDTH"),
-    "rows turned round under their own number": ("q_ptr, scale_ptr, whole_rows,", "q_ptr, scale_ptr, num_rows,"),
+    "the stride of gate": ("gate_ptr + offs_m[:, None] * gate_stride", "gate_ptr + offs_m[:, None] * F"),
+    "columns as long as the rows are many": ("q_ptr, scale_ptr, padded_rows,", "q_ptr, scale_ptr, num_rows,"),
 }
 
 

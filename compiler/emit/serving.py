@@ -1,0 +1,127 @@
+"""infer/ of a package: weights and forward printed from the graph that serves, and the engine around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from dsc.compiler.emit.classes import returns
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.prepare import prepare_file, prepared_definitions
+from dsc.compiler.emit.printer import Printer
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import tensor
+from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.fused.pages import ReadFp8Latents
+from dsc.compiler.ops.paged import VisibleInWindow
+from dsc.compiler.passes.serve import DRAFT
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import CACHE_GROUP
+
+DECODE = "infer/decode.py"
+FILES = ("batch", "cache", "chat", "engine", "generate", "loop", "protocol", "sampling", "scheduler", "serve", "text")
+PAGE_SIZE = 16  # tokens; kernels bring their own
+SIZES = {
+    "T": "T new tokens of all texts",
+    "B": "B texts of a group",
+    "S": "S new tokens of each",
+    "C": "C rows of the longest",
+}
+
+
+def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: Iterable[Definition]) -> list[File]:
+    """`model` is what model.py defines, which these files import."""
+    model = list(model)
+    prepared = prepared_definitions(files, serving, training)
+    guesses = DRAFT in serving.blocks
+    kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
+    values = {
+        "guesses": guesses,
+        "windows": _windows(serving),
+        "kernel": bool(kernel),
+        "page_size": 64 if kernel else PAGE_SIZE,
+    }
+    plain = [f"infer/{name}.py" for name in (*FILES, *(["speculation"] if guesses else []))]
+    return [
+        prepare_file(files, serving, prepared, model, SIZES),
+        decode_file(files, serving, training, model, prepared),
+        *(files.file(path, path, **values) for path in plain),
+    ]
+
+
+def decode_file(
+    files: FilePrinter, serving: Graph, training: Graph, model: list[Definition], prepared: list[Definition]
+) -> File:
+    printer = Printer(files.templates, owner="module")
+    parts = helpers(serving, printer, besides=set(requirements(training)))
+    parts += [function(block, printer) for block in serving.blocks.values()]
+    body = module_body([*parts, _caches(files, serving)])
+    used = names(body) | {"torch", "Tensor"}
+    ours = [(".prepare", part.name) for part in prepared]
+    ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE")]
+    taken = {name for _, name in ours}
+    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(serving)]
+    offered += [("..model", part.name) for part in model if part.name not in taken]
+    return files.file(
+        DECODE,
+        DECODE,
+        legend=legend(serving.constants.symbols(), body, SIZES),
+        imports=imports(used),
+        local=local_imports(used, [*offered, *ours]),
+        body=body,
+    )
+
+
+def function(block: Block, printer: Printer) -> Definition:
+    """A block as a function of its prepared weights, where it reads any."""
+    lines = [f"    {line}".rstrip() for line in printer.body(block, block.doc or block.class_doc)]
+    arguments = [f"{value.name}: {value.type.annotation}" for value in block.inputs]
+    if re.search(rf"\b{printer.owner}\b", "\n".join(lines)):
+        arguments.insert(0, f"{printer.owner}: {block.class_name}")
+    name = function_name(block.class_name, block.method)
+    return Definition(name, "\n".join([f"def {name}({', '.join(arguments)}) -> {returns(block)}:", *lines]))
+
+
+def _caches(files: FilePrinter, serving: Graph) -> Definition:
+    """The pages of every layer: how wide their rows are, and in which type where that is not the weights'."""
+    parts = []
+    for node in (node for block in serving.blocks.values() for node in block.nodes()):
+        if isinstance(node.op, RepeatFunctions):
+            layers = [serving.blocks[f"{name}.{node.op.signature.method}"] for name in node.op.classes]
+            rows = ", ".join(_row(serving, Signature.of(layer)) for layer in layers)
+            parts.append(f"[{rows}] * {node.op.count}")
+    guesses = DRAFT in serving.blocks and "pages" in Signature.of(serving.blocks[DRAFT]).names
+    parts += [f"[{_row(serving, Signature.of(serving.blocks[DRAFT]))}]"] if guesses else []
+    text = files.templates.get_template("infer/caches.jinja").render(
+        rows=" + ".join(parts), dtype=_dtype(files.spec, serving), guesses=guesses
+    )
+    return Definition("empty_caches", text)
+
+
+def _row(serving: Graph, signature: Signature) -> str:
+    """Elements of a row: numbers, or bytes of codes, their scales and the rotary part in bfloat16."""
+    pages = tensor(signature.inputs[-1])
+    if (read := _fp8_read(serving)) is None:
+        return str(pages.shape[-1])
+    latent, rotary = read.sizes
+    return f"{latent} + {latent} // {CACHE_GROUP} * 4 + {rotary} * 2"
+
+
+def _dtype(spec: ModelSpec, serving: Graph) -> str | None:
+    """The type of the cache where the spec keeps it narrower than the parameters."""
+    if _fp8_read(serving) is not None:
+        return "uint8"
+    return "bfloat16" if spec.precision.kv_cache != "fp32" and spec.precision.parameters == "fp32" else None
+
+
+def _windows(serving: Graph) -> bool:
+    nodes = (node for block in serving.blocks.values() for node in block.nodes())
+    return any(isinstance(node.op, VisibleInWindow) for node in nodes)
+
+
+def _fp8_read(serving: Graph) -> ReadFp8Latents | None:
+    nodes = (node for block in serving.blocks.values() for node in block.nodes())
+    return next((node.op for node in nodes if isinstance(node.op, ReadFp8Latents)), None)

@@ -1,0 +1,193 @@
+"""train/ of a package: what a step runs, cut from the graph; how ranks share it; data, loop and log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dsc.compiler.emit.classes import Method, describe, holders, method
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.printer import Printer
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.dim import Symbol
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import tensor
+from dsc.compiler.graph.types import ValueType
+from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
+from dsc.compiler.ops.moe import GroupedLinear
+from dsc.compiler.ops.projection import Embedding, TiedHead
+from dsc.compiler.ops.router import UpdateEveryRouter
+from dsc.compiler.passes.distribute import TrainingStep
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.compiler.passes.stages import Stage
+
+RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
+PLAIN = ("train/init.py", "train/optimizer.py", "train/checkpoint.py", "train/data.py", "train/log.py")
+
+
+@dataclass(frozen=True)
+class _StageClass:
+    """What templates/train/stage.py.jinja prints."""
+
+    name: str
+    doc: str
+    layers: bool
+    attributes: tuple[tuple[str, str], ...]
+    methods: tuple[Method, ...]
+    results: tuple[tuple[str, str], ...]
+
+
+def training_files(
+    files: FilePrinter, step: TrainingStep, training: Graph, plain: Graph, model: Sequence[Definition]
+) -> list[File]:
+    """`model` is what model.py defines, which the others import."""
+    bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
+    sharing = step.sharing
+    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1}
+    printed = [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    printed += [files.file(path, path, **values) for path in ("train/single.py", "train/train.py")]
+    return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
+
+
+def _readers(step: TrainingStep) -> tuple[int, ...]:
+    """The stages that hold the embedding."""
+    return tuple(index for index, stage in enumerate(step.stages) if _reads_embedding(stage))
+
+
+def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definition]) -> File:
+    """The whole model and each kind of stage as classes."""
+    printer = Printer(files.templates)
+    owners: dict[str, str] = {}
+    kinds = {stage.block.class_name: stage for stage in step.stages}
+    template = files.templates.get_template("train/stage.py.jinja")
+    graph = step.graph
+    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False)]
+    for stage in kinds.values():
+        described = _stage_class(graph, stage, printer, owners)
+        texts.append(template.render({"class": described}, pipeline=True))
+    body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
+    losses, depths = _losses(graph.blocks[step.whole.block.key])
+    used = names(body) | {"torch", "Tensor", "nn", "Model"}
+    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(graph)]
+    return files.file(
+        "train/stages.py",
+        "train/stages.py",
+        pipeline=bool(step.stages),
+        depths=depths + 1,
+        counts=_counts_text(depths),
+        legend=legend(graph.constants.symbols(), body),
+        imports=imports(used),
+        local=local_imports(used, [*offered, *(("..model", part.name) for part in model)]),
+        loss_names=losses,
+        body=body,
+        stages=step.stages,
+    )
+
+
+def _losses(block: Block) -> tuple[tuple[str, ...], int]:
+    """The names of the losses, and how many cross-entropies there are."""
+    (names_,) = (node.op.names for node in block.nodes() if isinstance(node.op, StackLosses))
+    return ("loss", *names_), sum(isinstance(node.op, ShareOfLabels) for node in block.nodes())
+
+
+def _counts_text(depths: int) -> str:
+    ahead = {1: "", 2: ", for the next token and for the one after it"}.get(depths, f", for {depths} tokens ahead")
+    return f"its labels{ahead}; its micro-batches"
+
+
+def _stage_class(graph: Graph, stage: Stage, printer: Printer, owners: dict[str, str]) -> _StageClass:
+    """`owners`: by module, the class of the first stage that has it; a later one has a copy of its own."""
+    block = graph.blocks[stage.block.key]
+    attributes: dict[str, str] = {}
+    for op in holders((stage.block,)):
+        name = op.embedding if isinstance(op, TiedHead) else op.attribute()
+        if name is None or name == "layers" or name in attributes:
+            continue
+        if owners.setdefault(name, block.class_name) == block.class_name:
+            attributes[name] = f"model.{name}"
+        else:
+            attributes[name] = _declaration(graph, name, printer)
+    layers = any(op.attribute() == "layers" for op in holders((stage.block,)))
+    results = tuple(_result(value.type) for value in block.outputs)
+    methods = (method(block, printer),)
+    return _StageClass(block.class_name, block.class_doc, layers, tuple(attributes.items()), methods, results)
+
+
+def _declaration(graph: Graph, name: str, printer: Printer) -> str:
+    """How a module that a stage borrows from another is made."""
+    ops = (node.op for block in graph.blocks.values() for node in block.nodes())
+    found = next(op for op in ops if op.attribute() == name and isinstance(op, Embedding))
+    text = printer.declaration(found)
+    assert text is not None
+    return text
+
+
+def _result(type: ValueType) -> tuple[str, str]:
+    """The shape of a result in batch and length, and its element type: hidden states are of the step's, losses wide."""
+    shape = tensor(type).shape
+    text = ", ".join(str(dim.substitute(RUNTIME)) for dim in shape)
+    return f"({text},)" if len(shape) == 1 else f"({text})", "wide" if len(shape) < 2 else "dtype"
+
+
+def sharing_files(
+    files: FilePrinter,
+    step: TrainingStep,
+    sharing: Sharing,
+    plain: Graph,
+    model: Sequence[Definition],
+    values: Mapping[str, object],
+) -> list[File]:
+    """plan.py, parallel.py, and experts.py where ranks share them."""
+    experts, pipeline = sharing.ep > 1, sharing.pp > 1
+    layers = step.whole.layer_kinds
+    moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
+    values = {**values, "pipeline": pipeline, "experts": experts}
+    printed = [
+        files.file("train/plan.py", "train/plan.py", **values),
+        files.file(
+            "train/parallel.py",
+            "train/parallel.py",
+            **values,
+            readers=_readers(step),
+            layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
+            moe_layers=" | ".join(moe_layers),
+            model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
+        ),
+    ]
+    return [*printed, experts_file(files, step.graph, plain, model)] if experts else printed
+
+
+def _reads_embedding(stage: Stage) -> bool:
+    return any(isinstance(op, Embedding | TiedHead) for op in holders((stage.block,)))
+
+
+def _callees(graph: Graph, key: str) -> set[str]:
+    return {block.key for _, block in graph.executions(key)}
+
+
+def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+    """The class of the block that the sharding pass made, less what it inherits."""
+    printer = Printer(files.templates)
+    described = describe(graph, graph, printer, EXPERT_PARALLEL)
+    stacked = {op.name for op in holders(graph.methods(EXPERT_PARALLEL)) if isinstance(op, GroupedLinear)}
+    shared = [declaration for declaration in described.declarations if declaration.name in stacked]
+    only = Graph({block.key: block for block in graph.methods(EXPERT_PARALLEL)}, graph.constants)
+    parts = helpers(only, printer, besides=set(requirements(plain)))
+    body = module_body(parts)
+    lines = "\n".join(line for one in described.methods for line in one.lines)
+    used = (
+        names(f"{body}\n{lines}") | names(" ".join(one.expression for one in shared)) | {"Tensor", "MixtureOfExperts"}
+    )
+    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(only)]
+    return files.file(
+        "train/experts.py",
+        "train/experts.py",
+        described=described,
+        declarations=shared,
+        legend=legend(graph.constants.symbols(), lines),
+        imports=imports(used),
+        local=local_imports(used, [*offered, *(("..model", part.name) for part in model)]),
+        body=body,
+    )

@@ -1,0 +1,165 @@
+"""Experts shared out over ranks: counts, rows there, rows back. Each collective is an op, with the bytes that it sends.
+
+Rows are in the order of their expert, so in that of the rank which has the expert. Received rows come rank by rank,
+each in the order of experts; the products want them expert by expert.
+"""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import DType, SplitsType, TensorType
+
+
+@register
+@dataclass(frozen=True)
+class CountRows(Op):
+    """Slots that chose each expert: [B, S, K] -> [E]."""
+
+    kind = "count_rows"
+    num_experts: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("experts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], self.num_experts),)
+
+
+@register
+@dataclass(frozen=True)
+class RecordSent(Op):
+    """In training, add what this rank sends to each expert to the router's `expert_load`."""
+
+    kind = "record_sent"
+    router: str
+    """The attribute that holds the router."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("sent",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
+class ExchangeCounts(Op):
+    """What each rank has for each of our experts: [E] -> [ranks, experts of a rank]."""
+
+    kind = "exchange_counts"
+    ranks: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("sent",)
+
+    def infer(self, inputs: Types) -> Types:
+        (experts,) = tensor(inputs[0]).shape
+        return (retyped(inputs[0], self.ranks, experts // self.ranks),)
+
+
+@register
+@dataclass(frozen=True)
+class Splits(Op):
+    """Rows to each rank and from each rank, as the collectives want them: on the host."""
+
+    kind = "splits"
+    ranks: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("sent", "received")
+
+    def infer(self, inputs: Types) -> Types:
+        return (SplitsType(), SplitsType())
+
+
+@register
+@dataclass(frozen=True)
+class AllToAll(Op):
+    """Rows to the ranks that `to` says, started but not waited for; backward sends the gradients back."""
+
+    kind = "all_to_all"
+    rows: Dim
+    """Received on average."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "to", "of")
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], self.rows, *tensor(inputs[0]).shape[1:]),)
+
+
+@register
+@dataclass(frozen=True)
+class OrderByExpert(Op):
+    """Received rows in the order of experts: [ranks, experts of a rank] counts -> [rows]."""
+
+    kind = "order_by_expert"
+    rows: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("received",)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("order_by_expert",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], self.rows),)
+
+
+@register
+@dataclass(frozen=True)
+class ReceivedEnds(Op):
+    """Where the rows of each of this rank's experts end: [ranks, experts of a rank] counts -> [experts of a rank]."""
+
+    kind = "received_ends"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("received",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (TensorType(tensor(inputs[0]).shape[1:], DType.INT32),)
+
+
+@register
+@dataclass(frozen=True)
+class TakeRows(Op):
+    """Rows in another order: [R, ...], [R'] -> [R', ...]."""
+
+    kind = "take_rows"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "order")
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], *tensor(inputs[1]).shape, *tensor(inputs[0]).shape[1:]),)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 1),)
+
+
+@register
+@dataclass(frozen=True)
+class PutRows(Op):
+    """Rows back to where they were taken from: [R, ...], [R] -> [R, ...]."""
+
+    kind = "put_rows"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "order")
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 1),)

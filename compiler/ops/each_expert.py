@@ -1,0 +1,76 @@
+"""Routed experts one after the other, for CPUs: the weights of experts that nobody chose are never read."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
+from dsc.compiler.graph.types import ObjectType
+from dsc.compiler.ops.moe import GroupedLinear, ScatterSum, SlotSource
+
+COUNTS = ObjectType("list[int]")
+
+
+@register
+@dataclass(frozen=True)
+class CountPerExpert(Op):
+    """How many tokens chose each expert, as Python's numbers: [T, K] ids -> E."""
+
+    kind = "count_per_expert"
+    num_experts: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("experts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (COUNTS,)
+
+
+@register
+@dataclass(frozen=True)
+class TokenOfSlot(SlotSource):
+    """The token that each slot reads and adds to: [T * K]."""
+
+    kind = "token_of_slot"
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+
+@register
+@dataclass(frozen=True)
+class SelectTokens(Op):
+    """A copy of its token for every slot: [T, D] by [T * K] -> [T * K, D]."""
+
+    kind = "select_tokens"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("tokens", "source")
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], *tensor(inputs[1]).shape, *tensor(inputs[0]).shape[1:]),)
+
+
+@register
+@dataclass(frozen=True)
+class EachExpert(GroupedLinear):
+    """Each expert's rows times its own weight.T, expert after expert: [T * K, in] -> [T * K, out]."""
+
+    kind = "each_expert"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "counts")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("each_expert",)
+
+
+@register
+@dataclass(frozen=True)
+class SumSlots(ScatterSum):
+    """The sum of each token's slots: [T * K, D] -> [T, D]."""
+
+    kind = "sum_slots"

@@ -1,0 +1,55 @@
+"""Weights as inference reads them, made once of the model's parameters."""
+
+from dataclasses import dataclass
+
+from dsc.compiler.graph.dim import Dim, total
+from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
+from dsc.compiler.graph.types import TensorType
+from dsc.compiler.ops.projection import Linear
+
+
+@register
+@dataclass(frozen=True)
+class StackedWeight(Op):
+    """The weights of layers that read the same x, one above the other: [sum of outs, in]."""
+
+    kind = "stacked_weight"
+    linears: tuple[Linear, ...]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("stacked",)
+
+    def infer(self, inputs: Types) -> Types:
+        first = self.linears[0]
+        return (TensorType((total([one.out_features for one in self.linears]), first.in_features), first.dtype),)
+
+    def holders(self) -> tuple[Op, ...]:
+        return self.linears
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(parameter for one in self.linears for parameter in one.parameters())
+
+
+@register
+@dataclass(frozen=True)
+class Multiply(Op):
+    """x @ weight.T by a weight that was prepared: [..., in] -> [..., out]."""
+
+    kind = "multiply"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "weight")
+
+    def infer(self, inputs: Types) -> Types:
+        x, weight = (tensor(t) for t in inputs)
+        assert x.shape[-1].same(weight.shape[-1]), inputs
+        return (retyped(x, *x.shape[:-1], weight.shape[0]),)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return tensor(inputs[0]).numel * tensor(inputs[1]).shape[0] * 2

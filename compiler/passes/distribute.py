@@ -1,0 +1,34 @@
+"""A training step for one device or many: what runs beside the classes of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.shard import MOE, Sharing, share_experts
+from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    graph: Graph
+    """The model's blocks, those of stages, and the experts' share where ranks share them."""
+    whole: Stage
+    """The step on one device."""
+    stages: tuple[Stage, ...]
+    """Of the pipeline; empty without one."""
+    sharing: Sharing | None
+    """None where nothing is shared."""
+
+
+def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
+    """From the plain graph; kernels come after."""
+    step = step_block(plain)
+    (whole,) = cut(step, (part_names(step),))
+    stages = cut(step, sharing.stages) if sharing is not None and sharing.pp > 1 else ()
+    blocks: list[Block] = [stage.block for stage in (whole, *stages)]
+    if sharing is not None and sharing.ep > 1:
+        blocks.append(share_experts(plain.blocks[MOE], sharing.ep))
+    graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
+    return TrainingStep(graph, whole, stages, sharing)

@@ -1,0 +1,126 @@
+"""A layout's shares in the graph: experts over ranks, with the collectives that bring tokens to them as ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.ops.call import CallModule
+from dsc.compiler.ops.dispatch import (
+    AllToAll,
+    CountRows,
+    ExchangeCounts,
+    OrderByExpert,
+    PutRows,
+    ReceivedEnds,
+    RecordSent,
+    Splits,
+    TakeRows,
+)
+from dsc.compiler.ops.elementwise import Add, Swiglu
+from dsc.compiler.ops.moe import (
+    EveryExpert,
+    GatherRows,
+    GroupedLinear,
+    RecordLoad,
+    ScatterSum,
+    SlotSource,
+    SlotWeights,
+    SortByExpert,
+    SplitGateUp,
+    WeighSlots,
+)
+from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.passes.fuse.pattern import find
+
+MOE = "MixtureOfExperts.forward"
+EXPERT_PARALLEL = "ExpertParallel"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How ranks share a training step, as far as code is emitted for it."""
+
+    pp: int
+    dp: int
+    ep: int
+    """Of the dp ranks, those that share one copy of the experts."""
+    zero: int
+    """1: the optimizer's state is shared over dp; 2: gradients too; 3: weights too.
+
+    What a plan calls 0 is run as 1, which sends as much and holds less.
+    """
+    schedule: str
+    """A class of torch.distributed.pipelining."""
+    rank_of_stage: tuple[int, ...]
+    micro_batch: int
+    """Sequences."""
+    batch: int
+    """Sequences of a step, over all ranks."""
+    stages: tuple[tuple[str, ...], ...]
+    """The parts of the model in each stage of the pipeline."""
+
+    @property
+    def world(self) -> int:
+        return self.pp * self.dp
+
+
+DOC = "This rank's share of the experts: tokens are sent to the ranks whose experts they chose, and come back."
+
+
+def share_experts(moe: Block, ranks: int) -> Block:
+    """The plain mixture of experts as one whose experts are shared out over ranks, its ops otherwise the same."""
+    ep = Symbol("EP", size=ranks)
+    gate, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
+    sort = find(moe, SortByExpert)[1]
+    source_op, weights_op, flatten, gather = (
+        find(moe, kind)[1] for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows)
+    )
+    split, weigh, scatter, view = (find(moe, kind)[1] for kind in (SplitGateUp, WeighSlots, ScatterSum, ViewAs))
+    every = find(moe, EveryExpert)[1].num_experts
+    gate_up, down = (_share(node.op, ep) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+    activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
+
+    block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
+    x = block.input("x", moe.inputs[0].type)
+    chosen, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
+    _, order = block.add_many(("_", "order"), sort, chosen)
+    sent = block.add("sent", CountRows(every), chosen)
+    for node in moe.nodes():
+        if isinstance(node.op, RecordLoad):
+            block.add_many((), RecordSent(node.op.router), sent)
+    received = block.add("received", ExchangeCounts(ep), sent)
+    to, of = block.add_many(("to", "of"), Splits(ep), sent, received)
+
+    block.paragraph()
+    flat = block.add("flat", flatten, x)
+    source = block.add("source", source_op, order)
+    h = block.add("h", gather, flat, source)
+    h = block.add("h", AllToAll(sort.rows), h, to, of)
+    slot_weights = block.add("slot_weights", weights_op, weights, order, x)
+    slot_weights = block.add("slot_weights", AllToAll(sort.rows), slot_weights, to, of)
+    shared_out = [block.add("shared", node.op, x) for node in shared]  # while tokens are on their way
+
+    block.paragraph()
+    by_expert = block.add("by_expert", OrderByExpert(sort.rows), received)
+    ends = block.add("ends", ReceivedEnds(), received)
+    h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
+    gate_half, up = block.add_many(("gate", "up"), split, h)
+    h = block.add("h", activation, gate_half, up)
+    h = block.add("h", weigh, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert))
+    h = block.add("h", down, h, ends)
+    h = block.add("h", PutRows(), h, by_expert)
+    h = block.add("h", AllToAll(sort.rows), h, of, to)
+
+    block.paragraph()
+    out = block.add("out", scatter, h, source, flat)
+    out = block.add("out", view, out, x)
+    for value in shared_out:
+        out = block.add("out", Add(), out, value)
+    return block.finish(out, *losses)
+
+
+def _share(op: GroupedLinear, ranks: Dim) -> GroupedLinear:
+    return replace(op, num_experts=op.num_experts // ranks)

@@ -1,0 +1,293 @@
+"""Pairs of specs that differ by one change of one key, for every key of the schema, at toy sizes.
+
+Each changes something that shows, where the key has any effect on what a model computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Any, NamedTuple
+
+from dsc.compiler.facts.breaking_rules import CATEGORIES
+from dsc.spec.loader import loads
+from dsc.spec.model import ModelSpec
+from dsc.spec.page import language_page
+
+Sections = dict[str, Any]
+
+MLA: Sections = {
+    "name": "small",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "max_position_embeddings": 64,
+    "norm": {"eps": 1e-6},
+    "attention": {
+        "kind": "mla",
+        "num_attention_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+        "rope": {
+            "layout": "interleaved",
+            "theta": 100.0,
+            "scaling": {
+                "kind": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+            },
+        },
+    },
+    "ffn": {
+        "dense": {"intermediate_size": 40},
+        "moe": {
+            "n_routed_experts": 16,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "n_shared_experts": 1,
+            "router": {
+                "score": "sigmoid",
+                "selection_bias": True,
+                "n_group": 4,
+                "topk_group": 2,
+                "group_score": "top2_sum",
+                "norm_topk_prob": True,
+                "routed_scaling_factor": 2.5,
+                "balance": {"bias_update_rate": 0.001, "sequence_aux_loss_alpha": 0.0001},
+            },
+        },
+    },
+    "layers": [{"repeat": 1, "ffn": "dense"}, {"repeat": 2, "ffn": "moe"}, {"repeat": 1, "ffn": "moe"}],
+    "mtp": {"depth": 1},
+    "precision": {"parameters": "fp32", "kv_cache": "fp32"},
+    "workload": {"sequence_length": 16},
+}
+
+GQA: Sections = {
+    **{key: MLA[key] for key in ("name", "vocab_size", "hidden_size", "max_position_embeddings", "norm")},
+    "attention": {
+        "kind": "gqa",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "qk_norm": {"eps": 1e-6},
+        "rope": {
+            "layout": "half",
+            "theta": 100.0,
+            "scaling": {
+                "kind": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    },
+    "ffn": {"dense": {"intermediate_size": 40}},
+    "layers": [{"repeat": 2, "ffn": "dense"}],
+    **{key: MLA[key] for key in ("precision", "workload")},
+}
+WINDOW: Sections = {**GQA, "attention": {**GQA["attention"], "kind": "window", "window": 8}}
+CYCLE: Sections = {
+    **GQA,
+    "attention": {"local": WINDOW["attention"], "all": GQA["attention"]},
+    "ffn": {**GQA["ffn"], "wide": {"kind": "dense", "intermediate_size": 48}},
+    "layers": [
+        {
+            "repeat": 2,
+            "cycle": [
+                {"attention": "local", "ffn": "dense"},
+                {"attention": "all", "ffn": "wide"},
+                {"attention": "local", "ffn": "wide"},
+            ],
+        },
+        {"repeat": 1, "attention": "all", "ffn": "dense"},
+    ],
+}
+MIXTRAL = {
+    **GQA,
+    "attention": {key: value for key, value in GQA["attention"].items() if key != "qk_norm"},
+    "ffn": {
+        "moe": {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "router": {"score": "softmax", "norm_topk_prob": True},
+        }
+    },
+    "layers": [{"repeat": 2, "ffn": "moe"}],
+}
+MIXTRAL["attention"]["rope"] = {"layout": "half", "theta": 100.0}
+H800: Sections = {**MLA, "cluster": {"kind": "h800", "nodes": 2}}
+FP8 = {"kind": "fp8_block"}
+FP8_WEIGHTS: Sections = {**MLA, "precision": {**MLA["precision"], "linear": FP8}}
+CLUSTER = {"kind": "h800", "nodes": 1}
+
+PINS = {
+    "pp": 2,
+    "vpp": 2,
+    "schedule": "1f1b",
+    "tp": 2,
+    "cp": 2,
+    "ep": 2,
+    "etp": 2,
+    "dp": 2,
+    "zero": 1,
+    "micro_batch": 2,
+    "recompute": ["norms"],
+    "activations": "bf16",
+}
+FP8_CHANGES = {
+    "products": {"experts": "bf16"},
+    "products.attention": "bf16",
+    "products.feed_forward": "bf16",
+    "products.experts": "bf16",
+    "weight_block": [64, 128],
+    "activation_block": [2, 128],
+    "scale": "ue8m0",
+}
+
+BASES = {"mla": MLA, "gqa": GQA, "mixtral": MIXTRAL, "h800": H800, "window": WINDOW, "cycle": CYCLE, "fp8": FP8_WEIGHTS}
+
+
+class Change(NamedTuple):
+    base: str
+    key: str
+    """Dotted, of what is replaced; in the table, of what the schema calls it."""
+    value: Any
+    """None takes the key away."""
+    breaks: str
+    """The categories, as the table shows them; empty where nothing breaks."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.base}: {self.key} = {json.dumps(self.value)}"
+
+    @property
+    def schema_key(self) -> str:
+        """layers[].repeat for layers.1.repeat."""
+        return re.sub(r"\.\d+\b", "[]", self.key)
+
+    def specs(self) -> tuple[ModelSpec, ModelSpec]:
+        return _spec(BASES[self.base]), _spec(_changed(BASES[self.base], self.key.split("."), self.value))
+
+
+def _spec(sections: Sections) -> ModelSpec:
+    return loads(json.dumps(sections), "spec.yaml")
+
+
+def _changed(sections: Sections, parts: list[str], value: Any) -> Sections:
+    new = copy.deepcopy(sections)
+    *outer, last = [int(part) if part.isdigit() else part for part in parts]
+    place: Any = new
+    for part in outer:
+        place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return new
+
+
+ROPE, SCALING, ROUTER = "attention.rope", "attention.rope.scaling", "ffn.moe.router"
+CHANGES = (
+    Change("mla", "name", "other", "python"),
+    Change("mla", "vocab_size", 72, "checkpoint plan"),
+    Change("mla", "hidden_size", 40, "checkpoint plan"),
+    Change("mla", "max_position_embeddings", 32, "plan"),
+    Change("mla", "max_position_embeddings", 128, ""),
+    Change("mla", "tie_word_embeddings", True, "meaning"),
+    Change("mla", "initializer_range", 0.01, ""),
+    Change("mla", "embedding_multiplier", 2.0, "meaning"),
+    Change("mla", "logit_multiplier", 0.5, "meaning"),
+    Change("mla", "z_loss", 1e-4, ""),
+    Change("mla", "norm.eps", 1e-4, "meaning"),
+    Change("mla", "residual.kind", "add", ""),
+    Change("mla", "residual.multiplier", 0.5, "meaning"),
+    Change("gqa", "attention", MLA["attention"], "checkpoint meaning plan"),
+    Change("mla", "attention.num_attention_heads", 2, "checkpoint"),
+    Change("gqa", "attention.num_attention_heads", 8, "checkpoint plan"),
+    Change("mla", "attention.q_lora_rank", None, "checkpoint"),
+    Change("mla", "attention.kv_lora_rank", 24, "checkpoint plan"),
+    Change("mla", "attention.qk_nope_head_dim", 8, "checkpoint"),
+    Change("mla", "attention.qk_rope_head_dim", 4, "checkpoint plan"),
+    Change("mla", "attention.v_head_dim", 8, "checkpoint"),
+    Change("mla", "attention.latent_norm_eps", 1e-4, "meaning"),
+    Change("window", "attention.window", 4, "meaning plan"),
+    Change("gqa", "attention", WINDOW["attention"], "meaning plan"),
+    Change("gqa", "attention.num_key_value_heads", 4, "checkpoint plan"),
+    Change("gqa", "attention.head_dim", 16, "checkpoint plan"),
+    Change("gqa", "attention.qk_norm", None, "checkpoint"),
+    Change("gqa", "attention.qk_norm.eps", 1e-4, "meaning"),
+    Change("mla", f"{ROPE}.layout", "half", "meaning"),
+    Change("mla", f"{ROPE}.theta", 50.0, "meaning"),
+    Change("mla", SCALING, None, "meaning"),
+    Change("mla", f"{SCALING}.factor", 2.0, "meaning"),
+    Change("mla", f"{SCALING}.original_max_position_embeddings", 64, "meaning"),
+    Change("mla", f"{SCALING}.beta_fast", 0.6, "meaning"),
+    Change("mla", f"{SCALING}.beta_slow", 0.1, "meaning"),
+    Change("mla", f"{SCALING}.mscale", 2.0, "meaning"),
+    Change("mla", f"{SCALING}.mscale_all_dim", 1.0, "meaning"),
+    Change("gqa", f"{SCALING}.factor", 2.0, "meaning"),
+    Change("gqa", f"{SCALING}.low_freq_factor", 2.0, "meaning"),
+    Change("gqa", f"{SCALING}.high_freq_factor", 2.0, "meaning"),
+    Change("mla", "ffn.dense.intermediate_size", 48, "checkpoint plan"),
+    Change("mla", "ffn.swiglu_limit", 1e-3, "meaning"),
+    Change("mla", "ffn.moe.n_routed_experts", 24, "checkpoint plan"),
+    Change("mla", "ffn.moe.num_experts_per_tok", 2, "meaning"),
+    Change("mla", "ffn.moe.moe_intermediate_size", 24, "checkpoint plan"),
+    Change("mla", "ffn.moe.n_shared_experts", 2, "checkpoint plan"),
+    Change("mla", f"{ROUTER}.score", "softmax", "meaning"),
+    Change("mla", f"{ROUTER}.n_group", 8, "meaning"),
+    Change("mla", f"{ROUTER}.topk_group", 3, "meaning"),
+    Change("mla", f"{ROUTER}.group_score", "max", "meaning"),
+    Change("mla", f"{ROUTER}.norm_topk_prob", False, "meaning"),
+    Change("mixtral", f"{ROUTER}.norm_topk_prob", False, "checkpoint meaning"),
+    Change("mla", f"{ROUTER}.routed_scaling_factor", 1.0, "meaning"),
+    Change("mla", f"{ROUTER}.compute_dtype", "model", "meaning"),
+    Change("mla", f"{ROUTER}.balance.bias_update_rate", 0.01, ""),
+    Change("mla", f"{ROUTER}.balance.sequence_aux_loss_alpha", 0.01, ""),
+    Change("mla", f"{ROUTER}.balance", None, "python"),
+    Change("mixtral", f"{ROUTER}.selection_bias", True, "checkpoint meaning"),
+    Change("mla", "layers.1.repeat", 1, "checkpoint plan"),
+    Change("mla", "layers.2.ffn", "dense", "checkpoint"),
+    Change("cycle", "layers.0.cycle.2.attention", "all", "meaning plan"),
+    Change("cycle", "layers.0.cycle.2.ffn", "dense", "checkpoint"),
+    Change("cycle", "layers.1.attention", "local", "meaning plan"),
+    Change("cycle", "ffn.wide.intermediate_size", 56, "checkpoint plan"),
+    Change("cycle", "attention.local.rope.theta", 50.0, "meaning"),
+    Change("cycle", "layers.0.repeat", 1, "checkpoint plan"),
+    Change("mla", "mtp", None, "checkpoint python"),
+    Change("gqa", "mtp", {"depth": 1}, "plan"),
+    Change("mla", "mtp.depth", 2, "checkpoint plan"),
+    Change("mla", "mtp.hidden", "pre_norm", ""),
+    Change("mla", "mtp.loss_weight", 0.1, ""),
+    Change("mla", "precision.parameters", "bf16", "plan"),
+    Change("mla", "precision.kv_cache", "bf16", "plan"),
+    Change("mla", "precision.linear", FP8, ""),
+    Change("mla", "precision.optimizer.gradients", "bf16", "plan"),
+    Change("mla", "precision.optimizer.master", "none", "plan"),
+    Change("mla", "precision.optimizer.moments", "bf16", "plan"),
+    Change("mla", "workload.sequence_length", 32, "plan"),
+    Change("mla", "workload.global_batch", 64, "plan"),
+    Change("mla", "cluster", CLUSTER, "plan"),
+    Change("h800", "cluster.kind", "h100", "plan"),
+    Change("h800", "cluster.nodes", 4, "plan"),
+    *(Change("h800", f"placement.{name}", value, "plan") for name, value in PINS.items()),
+    *(Change("fp8", f"precision.linear.{key}", value, "") for key, value in FP8_CHANGES.items()),
+)
+
+
+def language() -> str:
+    """spec/README.md, with what a change of each key breaks."""
+    found: dict[str, dict[str, None]] = {}
+    for change in CHANGES:
+        found.setdefault(change.schema_key, {}).update(dict.fromkeys(change.breaks.split()))
+    return language_page({key: " ".join(one for one in CATEGORIES if one in broken) for key, broken in found.items()})

@@ -1,0 +1,6 @@
+"""Tests import their helpers as kernels.*."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))

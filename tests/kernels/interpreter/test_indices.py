@@ -1,0 +1,88 @@
+"""Indices that point nowhere, in the interpreter: NaN for what they belong to, nothing read or written out of range."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from kernels.interpreter.test_mla_decode import Setting
+from kernels.lab import kernels, randn
+from kernels.paged import kernels as cache_kernels
+from kernels.paged import turns
+from torch import Tensor
+
+VOCAB, WIDTH = 600, 100
+
+
+def head() -> ModuleType:
+    return kernels(("linear_cross_entropy",), vocab_size=VOCAB, hidden_size=WIDTH)[0]
+
+
+def loss_and_gradients(labels: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = randn(len(labels), WIDTH, dtype=dtype, seed=1).requires_grad_()
+    weight = randn(VOCAB, WIDTH, dtype=dtype, seed=2).requires_grad_()
+    loss = head().linear_cross_entropy(hidden, weight, torch.tensor(labels))
+    return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+
+@pytest.mark.parametrize("label", [-1, -101, VOCAB, VOCAB + 5, VOCAB + 500])
+def test_an_unknown_label_gives_nan(label: int) -> None:
+    """The loss, and the gradient of its own token alone; that of the weight sums over all tokens."""
+    loss, dhidden, dweight = loss_and_gradients([3, label, -100, VOCAB - 1], torch.float32)
+    assert loss.isnan() and dweight.isnan().all()
+    assert dhidden.isnan().all(1).tolist() == [False, True, False, False] and not dhidden[[0, 2, 3]].isnan().any()
+    with pytest.raises(IndexError, match="labels have to be"):
+        loss_and_gradients([3, label], torch.float64)  # the reference, on a CPU
+
+
+@pytest.mark.parametrize("fault", ["page", "negative page", "length"])
+@pytest.mark.parametrize("rows", ["plain", "fp8"])
+def test_a_page_outside_the_cache_gives_nan(rows: str, fault: str) -> None:
+    """To its own sequence alone."""
+    modules = cache_kernels(rows, attention__kv_lora_rank=128)
+    setting = Setting(modules, [70, 70], 1, torch.float32, torch.float32)
+    setting.block_table = setting.block_table[:, :2].contiguous()
+    right = setting.run(modules[1].mla_decode)
+    if fault == "length":
+        setting.lengths[1] = 129
+    else:
+        setting.block_table[1, 1] = len(setting.cache) if fault == "page" else -1
+    wrong = setting.run(modules[1].mla_decode)
+    assert torch.equal(wrong[0], right[0]) and wrong[1].isnan().all()
+    with pytest.raises(IndexError):
+        setting.exact(modules[1])
+
+
+def written(positions: list[int], slots: list[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """What the write returns and leaves, of three tokens in a cache of one page."""
+    write = cache_kernels("plain")[0]
+    kv = randn(3, write.KV_LORA_RANK + write.QK_ROPE_HEAD_DIM).to(dtype)
+    weight, q_weight = torch.ones(write.KV_LORA_RANK, dtype=dtype), torch.ones(write.Q_LORA_RANK, dtype=dtype)
+    cache = write.empty_cache(1, kv).zero_()
+    q_latent = randn(3, write.Q_LORA_RANK).to(dtype)
+    arguments = (kv, weight, q_latent, q_weight, turns(write, 10), torch.tensor(positions), torch.tensor(slots))
+    return write.write_latent_cache(*arguments, cache), cache[0]
+
+
+@pytest.mark.parametrize("slot", [64, 1000, -2])
+def test_a_slot_outside_the_cache_gives_nan_and_writes_nothing(slot: int) -> None:
+    q_latent, cache = written([0, 1, 2], [5, slot, -1])
+    assert q_latent.isnan().all(1).tolist() == [False, True, False]
+    assert cache.any(1).nonzero().flatten().tolist() == [5]
+    with pytest.raises(IndexError, match="slots"):
+        written([0, 1, 2], [5, slot, -1], torch.float64)
+
+
+@pytest.mark.parametrize("position", [10, -1])
+def test_a_position_outside_rope_gives_nan(position: int) -> None:
+    write = cache_kernels("plain")[0]
+    _, cache = written([0, position, 2], [5, 6, 7])
+    assert cache[6, write.KV_LORA_RANK :].isnan().all() and not cache[[5, 7]].isnan().any()
+    with pytest.raises(IndexError, match="positions"):
+        written([0, position, 2], [5, 6, 7], torch.float64)
+
+
+def test_an_id_of_no_expert_is_refused_on_a_cpu() -> None:
+    (module,) = kernels(("expert_dispatch",))
+    for expert in (-1, 4):
+        with pytest.raises(IndexError, match="ids of experts"):
+            module.reference_sort(torch.tensor([[0, expert]]), 4)

@@ -1,0 +1,80 @@
+"""What operators of a package share: the device they run on, and that autocast changes none of their dtypes."""
+
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernels.lab import kernels, randn, spec_with
+from torch import Tensor
+
+from dsc.compiler.driver import build, emit
+
+H100 = {"cluster.kind": "h100", "cluster.nodes": 1}
+TEMPLATES = Path(__file__).parents[2] / "templates" / "kernels"
+
+
+def test_every_operator_is_registered_in_one_way() -> None:
+    """grouped_mm.py stands alone in a package without kernels, and launches none."""
+    found = {path.name for path in TEMPLATES.glob("*.jinja") if "custom_op" in path.read_text()}
+    assert found == {"launch.py.jinja", "grouped_mm.py.jinja"}
+
+
+def test_an_operator_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    (launch,) = kernels(("launch",))
+    asked: list[Tensor] = []
+
+    def device_of(x: Tensor) -> Any:
+        asked.append(x)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+
+    def total(tensors: list[Tensor], scale: float) -> Tensor:
+        assert len(asked) == 1
+        return torch.stack(tensors).sum(0) * scale
+
+    operator = launch.operator("test_launch", "total")(total)
+    x = randn(3)
+    assert torch.equal(operator([x, x], 2.0), 4 * x)
+    assert asked[0].data_ptr() == x.data_ptr()
+
+
+def test_the_logits_of_the_router_stay_in_float32() -> None:
+    (module,) = kernels(("router_logits",))
+    x, weight = randn(40, 64, dtype=torch.bfloat16), randn(8, 64)
+    expected = module.router_logits(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = module.router_logits(x, weight)
+    assert logits.dtype is torch.float32 and torch.equal(logits, expected)
+
+
+def test_the_loss_of_the_head_stays_in_float32() -> None:
+    """Its operands are rounded to bfloat16, as those of any product; gradients come in the dtype of the parameters."""
+    (module,) = kernels(("linear_cross_entropy",), vocab_size=64, hidden_size=32)
+    hidden, weight = randn(9, 32).requires_grad_(), randn(64, 32, seed=1).requires_grad_()
+    labels = torch.arange(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.linear_cross_entropy(hidden, weight, labels)
+    rounded = module.linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels)
+    assert loss.dtype is torch.float32 and torch.equal(loss, rounded)
+    assert {g.dtype for g in torch.autograd.grad(loss, (hidden, weight))} == {torch.float32}
+
+
+@pytest.mark.parametrize("keys", [H100, {**H100, "precision.linear.kind": "fp8_block"}], ids=["bf16", "fp8"])
+def test_training_under_autocast(emitted: Callable[..., Any], keys: dict[str, Any]) -> None:
+    """A package with kernels and multi-token prediction, here by their references; parameters in float32."""
+    files = emit(build(spec_with("tiny", keys)))
+    assert re.search(r"routed_experts\(", files["model.py"])
+    torch.manual_seed(0)
+    model = emitted(files)("model").Model()
+    tokens = torch.randint(64, (2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.loss(tokens, tokens)
+    loss.backward()
+    assert loss.dtype is torch.float32 and loss.isfinite()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(g.dtype is torch.float32 and bool(g.isfinite().all()) for g in gradients)

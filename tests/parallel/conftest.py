@@ -1,0 +1,163 @@
+"""Small models of several families, placed in several ways."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc.compiler.driver import build, emit
+from dsc.spec.model import ModelSpec
+
+STEPS = Path(__file__).with_name("steps.py")
+
+MLA = {
+    "kind": "mla",
+    "num_attention_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "rope": {"layout": "interleaved", "theta": 10000.0},
+}
+GQA = {
+    "kind": "gqa",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope": {"layout": "half", "theta": 10000.0},
+}
+DEEPSEEK_ROUTER = {
+    "score": "sigmoid",
+    "selection_bias": True,
+    "n_group": 4,
+    "topk_group": 2,
+    "group_score": "top2_sum",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "balance": {"bias_update_rate": 0.001, "sequence_aux_loss_alpha": 0.01},
+}
+EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MODELS: dict[str, dict[str, Any]] = {
+    "deepseek": {
+        "attention": MLA,
+        "ffn": {
+            "dense": {"intermediate_size": 128},
+            "moe": {**EXPERTS, "n_shared_experts": 1, "router": DEEPSEEK_ROUTER},
+        },
+        "layers": [{"repeat": 1, "ffn": "dense"}, {"repeat": 4, "ffn": "moe"}],
+        "mtp": {"depth": 1, "loss_weight": 0.3},
+    },
+    "llama": {
+        "attention": GQA,
+        "ffn": {"dense": {"intermediate_size": 128}},
+        "layers": [{"repeat": 4, "ffn": "dense"}],
+        "tie_word_embeddings": True,
+    },
+    "mixtral": {
+        "attention": GQA,
+        "ffn": {"moe": {**EXPERTS, "router": {"score": "softmax", "norm_topk_prob": True}}},
+        "layers": [{"repeat": 4, "ffn": "moe"}],
+    },
+    "window": {
+        "attention": {"full": GQA, "sliding": {**GQA, "kind": "window", "window": 8}},
+        "ffn": {"dense": {"intermediate_size": 128}},
+        "layers": [
+            {"repeat": 2, "cycle": [{"attention": "sliding", "ffn": "dense"}, {"attention": "full", "ffn": "dense"}]}
+        ],
+    },
+}
+PLACEMENT = {
+    "pp": 1,
+    "vpp": 1,
+    "schedule": "1f1b",
+    "dp": 1,
+    "cp": 1,
+    "tp": 1,
+    "ep": 1,
+    "etp": 1,
+    "zero": 1,
+    "micro_batch": 1,
+    "recompute": [],
+    "activations": "bf16",
+}
+
+
+def placed(model: str, placement: dict[str, Any]) -> dict[str, Any]:
+    """A spec, as plain values, on as many CPU ranks as its placement has."""
+    ranks = placement.get("pp", 1) * placement.get("dp", 1)
+    return {
+        "name": f"small-{model}",
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "max_position_embeddings": 256,
+        "norm": {"eps": 1e-6},
+        **MODELS[model],
+        "precision": {"parameters": "fp32", "kv_cache": "fp32"},
+        "workload": {"sequence_length": 32, "global_batch": 16},
+        "cluster": {"kind": "cpu", "nodes": ranks},
+        "placement": {**PLACEMENT, **placement},
+    }
+
+
+@pytest.fixture(scope="session")
+def placed_spec() -> Any:
+    return placed
+
+
+def write_package(spec: dict[str, Any], folder: Path, change: Callable[[str, str], str] | None = None) -> str:
+    """Emits a spec into a folder, each file changed by a function; the package's name."""
+    model = ModelSpec.model_validate(spec)
+    for name, text in emit(build(model)).items():
+        path = folder / model.package_name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(change(name, text) if change else text)
+    return model.package_name
+
+
+def run(*command: str, folder: Path, fails: bool = False) -> str:
+    """A command in a folder, on one thread; its output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment, check=False, timeout=900
+    )
+    assert (result.returncode != 0) == fails, result.stderr[-4000:]
+    return result.stderr if fails else result.stdout
+
+
+def compare(
+    spec: dict[str, Any], folder: Path, dtype: str, change: Callable[[str, str], str] | None = None
+) -> tuple[float, bool]:
+    """The largest relative difference between a rank's figures and one process's, and whether biases are equal."""
+    package = write_package(spec, folder, change)
+    found = json.loads(run(sys.executable, str(STEPS), str(folder), package, dtype, folder=folder).splitlines()[-1])
+    biases = found["one"]["biases"]
+    held = {name for rank in found["ranks"] for name in rank["biases"]}
+    assert held == biases.keys(), "every router is on some rank"
+    equal = all(bias == biases[name] for rank in found["ranks"] for name, bias in rank["biases"].items())
+    return max(_furthest(rank["rows"], found["one"]["rows"]) for rank in found["ranks"]), equal
+
+
+def _furthest(rows: list[list[float]], expected: list[list[float]]) -> float:
+    pairs = ((a, b) for row, other in zip(rows, expected, strict=True) for a, b in zip(row, other, strict=True))
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+
+
+@pytest.fixture(scope="session")
+def compared() -> Any:
+    return compare
+
+
+@pytest.fixture(scope="session")
+def package_of() -> Any:
+    return write_package
+
+
+@pytest.fixture(scope="session")
+def run_in() -> Any:
+    return run

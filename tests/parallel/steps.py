@@ -1,0 +1,73 @@
+"""Run in a process of its own: some steps of an emitted trainer on the ranks of its plan, and the same on one process.
+
+    python steps.py FOLDER PACKAGE DTYPE
+
+prints the losses of every step, gradients' norms, held-out losses, routers' overloads and biases of both as JSON. Ranks
+are forked, so that each does not import torch anew; nothing has run threads before.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+BATCH, LENGTH, STEPS = 16, 32, 3
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Labels are missing unevenly: some sequences have none, so that some ranks have fewer than others."""
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(256, (BATCH, LENGTH + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = -100
+    labels[:5] = -100
+    return ids[:, :-1], labels
+
+
+def steps(layout: Any) -> dict[str, Any]:
+    optimizer = torch.optim.AdamW([weight for _, weight in layout.named_parameters()], lr=1e-3)
+    rows = []
+    for step in range(STEPS):
+        tokens, labels = (tensor[layout.rows] for tensor in batch(step))
+        held_out = layout.evaluate(tokens, labels)
+        losses = layout.step(tokens, labels)
+        norm = layout.clip(0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        overload = layout.update_selection_bias() if hasattr(layout, "update_selection_bias") else torch.zeros(())
+        values = [*losses.values(), norm, overload, *held_out.values()]
+        rows.append([float(value) for value in values])
+    biases = {name: buffer.tolist() for name, buffer in layout.named_buffers()}
+    return {"rows": rows, "biases": biases}
+
+
+def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dtype) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    parallel = importlib.import_module(f"{package}.train.parallel")
+    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(folder: str, package: str, dtype_name: str) -> None:
+    sys.path.insert(0, folder)
+    dtype = getattr(torch, dtype_name)
+    world = importlib.import_module(f"{package}.train.plan").WORLD
+    with tempfile.TemporaryDirectory() as results:
+        mp.start_processes(rank_main, (world, results, package, dtype), nprocs=world, start_method="fork")
+        ranks = [json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]
+    single = importlib.import_module(f"{package}.train.single").Single(torch.device("cpu"), dtype, 0, BATCH, 4)
+    print(json.dumps({"one": steps(single), "ranks": ranks}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

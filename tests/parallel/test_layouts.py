@@ -1,0 +1,73 @@
+"""A step on any layout is that of one process: losses, gradient norms, held-out losses; selection biases bit by bit.
+
+Real processes on gloo. In float64 nothing but rounding may be between them; a wrong factor has nowhere to hide.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc.compiler.driver import build
+from dsc.spec.model import ModelSpec
+
+Compared = Callable[..., tuple[float, bool]]
+EP = {"dp": 2, "ep": 2}
+V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek", {**V, "schedule": "dualpipe-v"}),
+    "deepseek, dp 2 x ep 2, zero 3": ("deepseek", {**EP, "zero": 3}),
+    "llama, pp 2, tied": ("llama", {"pp": 2}),
+    "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
+    "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
+}
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek, dp 2": ("deepseek", {"dp": 2}),
+    "deepseek, dp 4 x ep 2": ("deepseek", {"dp": 4, "ep": 2}),
+    "deepseek, dp 4 x ep 4, zero 2": ("deepseek", {"dp": 4, "ep": 4, "zero": 2}),
+    "deepseek, pp 2": ("deepseek", {"pp": 2}),
+    "deepseek, pp 4": ("deepseek", {"pp": 4}),
+    "deepseek, pp 2, interleaved": ("deepseek", {"pp": 2, "vpp": 2, "schedule": "interleaved"}),
+    "deepseek, pp 2 x dp 2 x ep 2, zbv": ("deepseek", {**V, "schedule": "zbv"}),
+    "deepseek, pp 2 x dp 2, micro-batches of 2": ("deepseek", {"pp": 2, "dp": 2, "micro_batch": 2}),
+    "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
+    "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
+    "mixtral, dp 4 x ep 4": ("mixtral", {"dp": 4, "ep": 4}),
+    "window, pp 2": ("window", {"pp": 2}),
+    "window, pp 2 x dp 2, dualpipe-v": ("window", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_is_that_of_one_process(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
+    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float64")
+    assert difference <= 1e-13 and equal_biases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", MORE)
+def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
+    difference, equal_biases = compared(placed_spec(*MORE[layout]), tmp_path, "float64")
+    assert difference <= 1e-13 and equal_biases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
+    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float32")
+    assert difference <= 1e-4 and equal_biases
+
+
+@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["norms"]}])
+def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
+    program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
+    assert program.step.sharing is None
+    assert any(note.startswith("train: on one device, for there is no code yet for") for note in program.notes)
+
+
+def test_what_is_left_open_is_chosen_among_what_has_code(placed_spec: Any) -> None:
+    spec = placed_spec("deepseek", {"pp": 2, "dp": 2})
+    spec["placement"] = {"pp": 2, "ep": 2}
+    sharing = build(ModelSpec.model_validate(spec)).step.sharing
+    assert sharing is not None and (sharing.pp, sharing.dp, sharing.ep, sharing.zero) == (2, 2, 2, 1)
