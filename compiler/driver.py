@@ -64,7 +64,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     training = run(plain, kernels.passes)
-    step = training_step(plain, sharing(spec))
+    shared = sharing(spec)
+    step = training_step(plain, None if isinstance(shared, str) else shared)
     step = replace(step, graph=run(verify(step.graph), kernels.passes))
     inference = run(plain, (*INFERENCE_PASSES, *kernels.inference, *kernels.passes))
     packing = partial(pack, positions=spec.max_position_embeddings)
@@ -72,11 +73,14 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
         plain, (for_serving, with_pages, packing, *kernels.serving, *kernels.passes, prepare, as_functions_of_weights)
     )
     notes = (*cautions(spec), *kernels.notes)
+    if isinstance(shared, str):
+        notes += (f"train: on one device, for there is no code yet for {shared}",)
     return Program(spec, target, plain, training, step, verify(as_functions(inference, training)), serving, notes)
 
 
-def sharing(spec: ModelSpec) -> Sharing | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model."""
+def sharing(spec: ModelSpec) -> Sharing | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+    a string says what there is no code for."""
     if spec.cluster is None or spec.placement is None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import

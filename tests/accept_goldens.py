@@ -42,7 +42,7 @@ PLANS = (
     GoldenPlan("deepseek-v3", "decode", 40, "h800"),  # 320
     GoldenPlan("deepseek-v2-lite", "train", 1, "h200"),
     GoldenPlan("llama-3.1-405b", "train", 128, "h100"),  # 1024
-    GoldenPlan("tiny", "train", 1, "cpu"),  # 4 ranks
+    GoldenPlan("tiny", "train", 4, "cpu"),
 )
 
 

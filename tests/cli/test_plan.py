@@ -12,7 +12,7 @@ from dsc.compiler.cli.plan_tables import shown_roles
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
 from dsc.spec.zoo import CLUSTERS, MODELS, names
 
-CPU = ("--cluster", "cpu")
+CPU = ("--cluster", "cpu", "--nodes", "4")
 DECODE = ("llama-3.1-8b", "--mode", "decode", "--cluster", "h100")
 SMALL = ("weights", "gradients", "optimizer", "activations", "logits", "communication", "workspace", "reserve")
 
@@ -77,9 +77,9 @@ def test_the_file_is_the_same_every_time_and_pins_what_it_says(run: Any, facts: 
         assert run("plan", "tiny", *CPU, "-o", name).stdout == f"wrote {name}\n"
     text = Path("a.yaml").read_text()
     assert text == Path("b.yaml").read_text()
-    assert "Regenerate: dsc plan tiny --cluster cpu --nodes 1 -o FILE\n" in text
+    assert "Regenerate: dsc plan tiny --cluster cpu --nodes 4 -o FILE\n" in text
     pinned = next(line for line in text.splitlines() if line.startswith("placement: "))
-    spec = spec_with("tiny", pinned + "\ncluster: {kind: cpu, nodes: 1}\n")
+    spec = spec_with("tiny", pinned + "\ncluster: {kind: cpu, nodes: 4}\n")
     again, free = facts("plan", spec), facts("plan", "tiny", *CPU)
     assert again["searched"]["legal"] == 1 < free["searched"]["legal"]
     for key in ("mesh", "schedule", "micro_batch", "recompute", "zero", "memory"):
@@ -239,7 +239,7 @@ def test_no_number_of_nodes_helps_a_model_that_no_node_holds(run: Any) -> None:
     ],
 )
 def test_contradictory_pins_say_the_arithmetic(run: Any, pins: str, mode: str, said: str) -> None:
-    spec = spec_with("tiny", f"placement: {pins}\ncluster: {{kind: cpu, nodes: 1}}\n")
+    spec = spec_with("tiny", f"placement: {pins}\ncluster: {{kind: cpu, nodes: 4}}\n")
     result = run("plan", spec, "--mode", mode, code=2)
     assert errors(result)[0] == f"error[DSC070]: {said}"
     assert not result.stdout

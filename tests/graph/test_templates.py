@@ -10,10 +10,12 @@ from dsc.compiler.driver import Program, build
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.model import KERNELS
 from dsc.compiler.emit.package import file_printer
+from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OPS
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Placement
 from dsc.spec.zoo import MODELS, names
 
 ROOT = Path(str(dsc.templates.__file__)).parent
@@ -95,39 +97,44 @@ def on_gpus(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"cluster": Machines(kind="h100", nodes=1)})
 
 
+def shared_out(spec: ModelSpec) -> ModelSpec:
+    pins = Placement(pp=1, tp=1, cp=1, ep=2, etp=1, dp=4, zero=1, micro_batch=1, recompute=[], activations="bf16")
+    return spec.model_copy(update={"cluster": Machines(kind="cpu", nodes=4), "placement": pins})
+
+
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
+    One of them with its experts shared out over ranks.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny")]
-    return [
-        build(spec)
-        for spec in [*specs, *odd, *map(on_gpus, [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")])]
-    ]
+    shared = [shared_out(load("tiny"))]
+    gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
+    return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
+
+
+def graphs_of(programs: list[Program]) -> list[Graph]:
+    return [g for p in programs for g in (p.training, p.step.graph, p.inference, p.serving)]
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:
-    graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
-    used = {
-        node.op.kind for graph in graphs for block in graph.blocks.values() for node in (*block.once, *block.nodes())
-    }
+    blocks = [block for graph in graphs_of(programs) for block in graph.blocks.values()]
+    used = {node.op.kind for block in blocks for node in (*block.once, *block.nodes())}
     assert used == set(OPS)
 
 
 def test_every_helper_is_used_by_some_model(programs: list[Program]) -> None:
-    graphs = [graph for program in programs for graph in (program.training, program.inference, program.serving)]
-    needed = {
-        h for graph in graphs for b in graph.blocks.values() for node in (*b.once, *b.nodes()) for h in node.op.requires
-    }
+    blocks = [block for graph in graphs_of(programs) for block in graph.blocks.values()]
+    needed = {name for block in blocks for node in (*block.once, *block.nodes()) for name in node.op.requires}
     assert stems("helpers") == {name for name in needed if not name.startswith(KERNELS)}
 
 
 def test_every_kernel_is_used_by_some_model(programs: list[Program]) -> None:
     printers = [file_printer(p.spec, p.training) for p in programs]
-    files = [kernel_files(f, (p.training, p.serving), p.target) for f, p in zip(printers, programs, strict=True)]
+    files = [kernel_files(f, (p.step.graph, p.serving), p.target) for f, p in zip(printers, programs, strict=True)]
     printed = {Path(file.path).stem for kernels in files for file in kernels}
     assert printed == stems("kernels")

@@ -203,7 +203,7 @@ def test_zero_3_shows_what_compute_does_not_hide() -> None:
 
 
 def test_the_cpu_is_a_machine_too() -> None:
-    tiny = costs("tiny", "cpu", 1)
+    tiny = costs("tiny", "cpu", 4)
     layout = Layout(1, 1, "1f1b", 1, 1, 4, 1, 4, 1, 1, (), "bf16")
     step = tiny.step(layout, staged(tiny, layout), 32)
     assert 0.01 < step.seconds < 100

@@ -30,8 +30,8 @@ from planner.machines import machine, model
 @cache
 def tiny() -> Plan:
     spec, timed = model("tiny")
-    spec = spec.model_copy(update={"cluster": Machines(kind="cpu", nodes=1)})
-    return make_plan(Problem(spec, build(spec).training, timed, machine("cpu", 1)))
+    spec = spec.model_copy(update={"cluster": Machines(kind="cpu", nodes=4)})
+    return make_plan(Problem(spec, build(spec).training, timed, machine("cpu", 4)))
 
 
 @cache

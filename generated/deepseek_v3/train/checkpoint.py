@@ -10,6 +10,7 @@ A checkpoint is written as step_000010.partial, renamed when every rank is done,
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+
+# One process needs no process group, and nobody has to be told so at every checkpoint.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 class Checkpoints:

@@ -18,7 +18,8 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -36,16 +37,20 @@ RUN = ("seed", "batch_size", "sequence_length")  # with these and the data, step
 
 
 class Stop:
-    """Set by SIGTERM and Ctrl-C; the step that runs is finished and saved first. A second Ctrl-C ends at once."""
+    """Asked for by SIGTERM and Ctrl-C: the step that runs is finished and saved first. A second Ctrl-C ends at once."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Self:
         self.asked = False
-        signal.signal(signal.SIGTERM, self.ask)
-        signal.signal(signal.SIGINT, self.ask)
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Single:
@@ -97,7 +102,6 @@ def train(args: argparse.Namespace) -> None:
     train_tokens, held_out_tokens = split(load_tokens(args.data, args.tokenizer))
     batches = Batches(train_tokens, args.batch_size, args.sequence_length, args.seed)
     held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if args.eval_every else None
-    stop = Stop()
     layout = make_layout(args, device, dtype)
     optimizer = make_optimizer(layout.named_parameters(), args.weight_decay)
     run = {**{name: getattr(args, name) for name in RUN}, "data": batches.digest()}
@@ -106,7 +110,7 @@ def train(args: argparse.Namespace) -> None:
     if start >= args.steps:
         print(f"{args.checkpoint} stands at step {start} already; --steps is the step to train to", file=sys.stderr)
 
-    with Log(args.metrics, start, args.steps) if layout.first else Silent() as log:
+    with Stop() as stop, Log(args.metrics, start, args.steps) if layout.first else Silent() as log:
         for step in range(start + 1, args.steps + 1):
             began = time.perf_counter()
             losses = layout.step(*to(device, batches.batch(step - 1, layout.rows)))
