@@ -63,7 +63,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    step = training_step(plain, sharing(spec))
+    shared = sharing(spec)
+    step = training_step(plain, None if isinstance(shared, str) else shared)
     packing = partial(pack, positions=spec.max_position_embeddings)
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
     (served,), gathered = fused([run(plain, (for_serving, with_pages, packing))], kernels.serving, spec, target)
@@ -71,12 +72,15 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
     serving = run(served, (prepare, as_functions_of_weights))
-    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled)))
+    notes = (*cautions(spec), *kernels.notes, *dict.fromkeys((*expanded, *gathered, *untiled)))
+    if isinstance(shared, str):
+        notes += (f"train: on one device, for there is no code yet for {shared}",)
     return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
 
 
-def sharing(spec: ModelSpec) -> Sharing | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model."""
+def sharing(spec: ModelSpec) -> Sharing | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+    a string says what there is no code for."""
     if spec.cluster is None or spec.placement is None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import

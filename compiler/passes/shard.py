@@ -48,7 +48,10 @@ class Sharing:
     ep: int
     """Of the dp ranks, those that share one copy of the experts."""
     zero: int
-    """1: the optimizer's state is shared over dp; 2: gradients too; 3: weights too."""
+    """1: the optimizer's state is shared over dp; 2: gradients too; 3: weights too.
+
+    What a plan calls 0 is run as 1, which sends as much and holds less.
+    """
     schedule: str
     """A class of torch.distributed.pipelining."""
     rank_of_stage: tuple[int, ...]

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from dsc.compiler.driver import build
+from dsc.spec.model import ModelSpec
+
 Compared = Callable[..., tuple[float, bool]]
 EP = {"dp": 2, "ep": 2}
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
@@ -54,3 +57,17 @@ def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, compared: Compa
 def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
     difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float32")
     assert difference <= 1e-4 and equal_biases
+
+
+@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["norms"]}])
+def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
+    program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
+    assert program.step.sharing is None
+    assert any(note.startswith("train: on one device, for there is no code yet for") for note in program.notes)
+
+
+def test_what_is_left_open_is_chosen_among_what_has_code(placed_spec: Any) -> None:
+    spec = placed_spec("deepseek", {"pp": 2, "dp": 2})
+    spec["placement"] = {"pp": 2, "ep": 2}
+    sharing = build(ModelSpec.model_validate(spec)).step.sharing
+    assert sharing is not None and (sharing.pp, sharing.dp, sharing.ep, sharing.zero) == (2, 2, 2, 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.shard import MOE, Sharing
 from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.pins import check_pins
+from dsc.compiler.planner.layout.space import LayoutFamily
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import search
@@ -18,22 +22,30 @@ SCHEDULES = {
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
+EMITTED: dict[str, object] = {"tp": 1, "cp": 1, "etp": 1, "zero": 1, "recompute": [], "activations": "bf16"}
+"""What the choice keeps to where the spec leaves it open."""
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | None:
-    """None where the choice has no code: the package then trains on one device."""
-    assert spec.cluster is not None
-    problem = Problem(spec, graph, timed, hardware(spec.cluster))
-    found = search(problem)
+
+def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str | None:
+    """None on one rank; where the choice has no code, the reason."""
+    assert spec.cluster is not None and spec.placement is not None
+    free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
+    machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
+    spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
+    problem = Problem(spec, graph, timed, machines)
+    found = search(problem, emitted_families(problem) if any_schedule else None)
     layout = (found.best or found.smallest).layout
-    if layout.world == 1 or not is_emitted(layout):
+    if layout.world == 1:
         return None
+    if reason := next(missing(layout, graph), None):
+        return reason
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
     return Sharing(
         pp=layout.pp,
         dp=layout.dp,
         ep=layout.ep,
-        zero=layout.zero,
+        zero=max(layout.zero, 1),
         schedule=SCHEDULES[layout.schedule],
         rank_of_stage=tuple(ranks[stage] for stage in range(len(stages))),
         micro_batch=layout.micro_batch,
@@ -42,8 +54,24 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | Non
     )
 
 
-def is_emitted(layout: Layout) -> bool:
-    """Whether code is emitted for a layout."""
-    alone = layout.tp == layout.cp == layout.etp == 1 and not layout.recompute and layout.activations == "bf16"
-    zero = (1,) if layout.pp > 1 else (1, 2, 3)  # a pipeline reduces once, at its end
-    return alone and layout.zero in zero and layout.schedule in SCHEDULES
+def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
+    """All that is legal, less the schedules that there is no code for."""
+    legal = check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
+    for family in legal:
+        if pipelines := tuple(one for one in family.pipelines if one.schedule in SCHEDULES):
+            yield family._replace(pipelines=pipelines)
+
+
+def missing(layout: Layout, graph: Graph) -> Iterator[str]:
+    """What of a layout there is no code for."""
+    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
+    if layout.recompute:
+        yield f"recompute {', '.join(layout.recompute)}"
+    if layout.activations != "bf16":
+        yield f"activations {layout.activations}"
+    if layout.schedule not in SCHEDULES:
+        yield f"schedule {layout.schedule}"
+    if layout.pp > 1 and layout.zero > 1:
+        yield f"zero {layout.zero} under a pipeline, which reduces gradients once, after its last micro-batch"
+    if layout.ep > 1 and MOE not in graph.blocks:
+        yield f"ep {layout.ep} for several kinds of mixtures of experts"

@@ -162,6 +162,7 @@ def _backward(dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse
 
 
 def _launch_forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    hidden, weight, labels = (t.contiguous() for t in (hidden, weight, labels))
     num_tokens, tile = len(hidden), tile_for(FORWARD, hidden)
     num_blocks = triton.cdiv(VOCAB_SIZE, tile["BLOCK_N"])
     lse = hidden.new_empty(num_blocks, num_tokens, dtype=torch.float32)
@@ -176,10 +177,11 @@ def _launch_forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
 def _launch_backward(
     dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
+    hidden, weight, labels, lse = (t.contiguous() for t in (hidden, weight, labels, lse))
     num_tokens = len(hidden)
     scale = dloss / _count(labels)
     buffer = hidden.new_empty(min(TOKEN_CHUNK, num_tokens) * min(VOCAB_CHUNK, VOCAB_SIZE))
-    dhidden, dweight = hidden.new_empty(hidden.shape, dtype=torch.float32), torch.empty_like(weight)
+    dhidden, dweight = hidden.new_empty(hidden.shape, dtype=torch.float32), weight.new_empty(weight.shape)
     for column in range(0, VOCAB_SIZE, VOCAB_CHUNK):
         columns = slice(column, column + VOCAB_CHUNK)
         total = dweight[columns]
@@ -231,7 +233,7 @@ def _(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @_backward.register_fake
 def _(dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    return hidden.new_empty(hidden.shape), torch.empty_like(weight)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -251,4 +253,4 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
     [..., D], [V, D], [...] -> [] in float32 or wider.
     """
     hidden, weight = operands(hidden.reshape(-1, HIDDEN_SIZE), weight)
-    return _forward(hidden.contiguous(), weight.contiguous(), labels.flatten().contiguous())[0]
+    return _forward(hidden, weight, labels.flatten())[0]

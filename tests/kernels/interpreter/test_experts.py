@@ -185,8 +185,8 @@ FAULTS = {
     "a token of another slot": ("tokens_ptr + (slot // CHOSEN)", "tokens_ptr + (offs_m // CHOSEN)"),
     "the expert before": ("(index < E)).to(tl.int32), 0) - 1", "(index < E)).to(tl.int32), 0) - 1 - 1"),
     "down not transposed": (
-        '{"N_STRIDE": 1, "K_STRIDE": k} if transposed',
-        '{"N_STRIDE": 1, "K_STRIDE": k} if not transposed',
+        '{"STRIDE_N": 1, "STRIDE_K": k} if transposed',
+        '{"STRIDE_N": 1, "STRIDE_K": k} if not transposed',
     ),
     "derivative of silu": (
         "    s = tl.sigmoid(gate)\n    return dy * up * s * (1 + gate",

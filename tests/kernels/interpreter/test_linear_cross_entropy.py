@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "no largest taken off": ("m = tl.max(logits, 1)", "m = tl.min(logits, 1) - 100"),
     "target of a wrong column": ("tl.sum(tl.where(offs_n[None, :] ==", "tl.sum(tl.where(1 + offs_n[None, :] =="),
-    "labels left out count": ("tl.where(label == IGNORED, 0.0, tl.load(scale_ptr))", "tl.load(scale_ptr) + label * 0"),
+    "labels left out count": ("tl.where(label == IGNORED, 0.0, scale)", "tl.load(scale_ptr) + label * 0"),
     "one hot forgotten": ("label[:, None], dlogits - 1, dlogits)", "label[:, None], dlogits, dlogits)"),
     "columns of the first chunk": ("(first_column + offs_n)[None, :]", "(offs_n)[None, :]"),
     "dhidden of the last chunk alone": ("weight[columns], add=column > 0)", "weight[columns], add=False)"),

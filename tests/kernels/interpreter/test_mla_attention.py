@@ -167,7 +167,6 @@ FAULTS = {
         "position = token - tl.program_id(2) * length",
         "position = token",
     ),
-    "a sequence has no end": ("mla_attention", "begin + length", "begin + 2 * length"),
 }
 
 
