@@ -48,7 +48,7 @@ class Program:
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than the spec has it."""
+    """Where the compiler deviates from the spec."""
 
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
@@ -72,9 +72,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
     serving = run(served, (prepare, as_functions_of_weights))
-    notes = (*cautions(spec), *kernels.notes, *dict.fromkeys((*expanded, *gathered, *untiled)))
-    if isinstance(shared, str):
-        notes += (f"train: on one device, for there is no code yet for {shared}",)
+    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
     return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
 
 

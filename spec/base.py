@@ -1,4 +1,4 @@
-"""What every section of the language shares: closed, immutable, strictly typed."""
+"""The base of every section of the language: no unknown keys, immutable, strictly typed."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ class Section(BaseModel):
     )
 
 
-# The upper bound keeps every product of a few sizes far away from what arithmetic on them could choke on.
+# The upper bound keeps products of several sizes within what later arithmetic can handle.
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]

@@ -1,7 +1,7 @@
 """What the schema cannot say: rules across keys. One small function per rule, with the arithmetic in its message.
 
-Each refuses a model that could not run, or that would run and not be the model that was meant; several are accepted
-without a word by other implementations.
+Each refuses a model that could not run or would not be the one that was meant; other implementations accept several of
+them silently.
 """
 
 import sys
@@ -20,7 +20,7 @@ from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
 
-MAX_LAYERS = 10_000  # far beyond any model; what is laid out per layer stays small
+MAX_LAYERS = 10_000  # far more than any model has; bounds what is built for each layer
 
 # What emitted packages import, and what that imports in turn, so that no package may hide it.
 IMPORTED = frozenset(
@@ -121,7 +121,7 @@ def _even_rope_dim(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
     else:
         name, dim = "head_dim", attention.head_dim
     if dim % 2:
-        message = f"{name} is {dim}: a rotary embedding turns pairs of components, and {dim} is odd"
+        message = f"{name} is {dim}: a rotary embedding rotates pairs of components, and {dim} is odd"
         yield Finding("DSC051", message, (name,), f"write an even number, such as {dim + 1}")
 
 
@@ -131,8 +131,8 @@ def _original_positions(attention: Attention, spec: ModelSpec) -> Iterator[Findi
         return
     original, positions = scaling.original_max_position_embeddings, spec.max_position_embeddings
     if original > positions:
-        message = f"the context before the stretch, {original}, is longer than max_position_embeddings, {positions}"
-        # Not a smaller length before the stretch: the frequencies follow from it.
+        message = f"the original context, {original}, is longer than max_position_embeddings, {positions}"
+        # Not a shorter original context: the frequencies follow from it.
         help = f"write max_position_embeddings: {original}, and a shorter workload.sequence_length if that is enough"
         yield Finding("DSC053", message, ("rope", "scaling", "original_max_position_embeddings"), help)
 
@@ -257,7 +257,7 @@ def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
 
 def _theta(rope: Rope) -> Iterator[Finding]:
     if rope.theta <= 1:
-        message = f"rope.theta is {rope.theta:g}: the pairs would not turn more and more slowly"
+        message = f"rope.theta is {rope.theta:g}: frequencies would not fall from pair to pair"
         yield Finding("DSC054", message, ("theta",), "write a number above 1, such as 10000.0")
 
 
@@ -302,7 +302,7 @@ def _enough_experts(moe: MoeFfn) -> Iterator[Finding]:
     if chosen > allowed:
         message = f"each token chooses {chosen} of {allowed} experts"
         if router.n_group > 1:
-            message += f": {router.topk_group} of {router.n_group} groups are open to it, with {per_group} experts each"
+            message += f": {router.topk_group} of {router.n_group} groups are selected, with {per_group} experts each"
         yield Finding("DSC022", message, ("num_experts_per_tok",), f"write at most {allowed}")
 
 

@@ -1,4 +1,4 @@
-"""The machines: a file of spec/clusters/ for each kind of node. Decimal units, dense peaks, bandwidths one way."""
+"""Machines: a file of spec/clusters/ for each kind of node. Decimal units, dense peaks, bandwidths per direction."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ class Cluster(Section):
     """Which calibration the time model reads: efficiencies are those of a family of GPUs, peaks are the machine's."""
     gpus_per_node: Count
     multiprocessors: Count | None = None
-    """SMs or compute units of one GPU; null for a CPU, where communication takes no share of them."""
+    """SMs or compute units of one GPU; null for a CPU, where communication takes none of them."""
     hbm_bytes: Annotated[int, Field(gt=0)]
     """Memory of one GPU, bytes."""
     hbm_bandwidth: PositiveFloat
@@ -25,23 +25,23 @@ class Cluster(Section):
     fp8_flops: PositiveFloat | None = None
     """FLOP per second; null where the GPU has no FP8 units."""
     scale_up_domain: Count
-    """GPUs that NVLink or its like joins: a node's, or those of a rack of several nodes."""
+    """GPUs of a scale-up domain (NVLink or similar): those of a node, or of a rack of several nodes."""
     scale_up_bandwidth: PositiveFloat
-    """NVLink or its like, bytes per second."""
+    """NVLink or similar, bytes per second."""
     scale_up_achieved: PositiveFloat
-    """Of that, what collectives reach, bytes per second."""
+    """Of that, what collectives achieve, bytes per second."""
     scale_up_latency: PositiveFloat
-    """Seconds from GPU to GPU."""
+    """Latency from GPU to GPU, seconds."""
     nic_bandwidth: PositiveFloat
     """Network between scale-up domains, bytes per second of one GPU."""
     nic_achieved: PositiveFloat
-    """Of that, what collectives reach, bytes per second."""
+    """Of that, what collectives achieve, bytes per second."""
     nic_latency: PositiveFloat
-    """Seconds from GPU to GPU across the network."""
+    """Latency from GPU to GPU across the network, seconds."""
     source: str
     """Where the figures are published."""
     links_source: str
-    """Where the achieved bandwidths and the latencies are from, or that they are assumed."""
+    """Source of the achieved bandwidths and the latencies, or that they are assumed."""
 
 
 class Machines(Section):

@@ -65,7 +65,7 @@ Code = Literal[
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a file, counted from 1."""
+    """A position in a file; line and column count from 1."""
 
     file: str
     line: int

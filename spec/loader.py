@@ -1,6 +1,6 @@
 """A spec file -> ModelSpec, or a DscError with everything that is wrong in it.
 
-The steps, each of which only sees what the one before let through: text, yaml, validate, checks. Where the schema
+The steps, each of which sees only what the previous one accepted: text, yaml, validate, checks. Where the schema
 refuses some values, checks still see the rest.
 """
 
@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Section)
 
 
 def load(source: str | Path) -> ModelSpec:
-    """The spec at a path, or the spec of the zoo with that name. A file goes before a name, a name before a folder."""
+    """The spec at a path or of that name in the zoo. A file takes precedence over a name, a name over a folder."""
     path = _path(source)
     try:
         data = _read_file(path)
@@ -54,7 +54,7 @@ def loads(text: str | bytes, file: str) -> ModelSpec:
 
 
 def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:
-    """Any file that is one section of the schema; `check` says what is wrong across keys that were read."""
+    """A file that holds any one section of the schema; `check` says what is wrong across keys that were read."""
     document = read(decode(text, file), file)
     value, wrong = validate(section, document)
     part = readable_part(section, document.root) if value is None else value

@@ -143,13 +143,13 @@ PAGES: dict[Code, Page] = {
         "ffn: {moe: {n_routed_experts: 16, router: {n_group: 4, topk_group: 2}}}",
     ),
     "DSC021": Page(
-        "more groups to choose than there are",
-        "topk_group of n_group groups stay open to a token. It cannot be more than all of them.",
+        "more groups selected than there are",
+        "A token chooses its experts from its best topk_group of n_group groups, so topk_group is at most n_group.",
         "ffn: {moe: {router: {n_group: 4, topk_group: 5}}}",
         "ffn: {moe: {router: {n_group: 4, topk_group: 3}}}",
     ),
     "DSC022": Page(
-        "more experts to choose than are open",
+        "more experts per token than its groups have",
         "A token chooses among the experts of its topk_group best groups, n_routed_experts / n_group * topk_group "
         "in all. Beyond those, a top-k silently picks experts that were masked out.",
         "ffn: {moe: {num_experts_per_tok: 9, n_routed_experts: 16, router: {n_group: 4, topk_group: 2}}}",
@@ -157,8 +157,8 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC023": Page(
         "groups without a score",
-        "When only some groups stay open, the score of a group decides which. DeepSeek-V2 takes its best expert, "
-        "DeepSeek-V3 the sum of its two best; taking one for the other changes the experts of almost half the "
+        "When only some groups are selected, the score of a group decides which. DeepSeek-V2 takes its best expert, "
+        "DeepSeek-V3 the sum of its two best; using the wrong one changes the experts of almost half the "
         "tokens. So there is no default.",
         "ffn: {moe: {router: {n_group: 4, topk_group: 2, group_score: null}}}",
         "ffn: {moe: {router: {n_group: 4, topk_group: 2, group_score: top2_sum}}}",
@@ -171,7 +171,7 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC025": Page(
         "a group score without effect",
-        "When every group stays open, no group is scored. A key that changes nothing would mislead its readers.",
+        "When all groups are selected, none is scored. A key that changes nothing would mislead its readers.",
         "ffn: {moe: {router: {n_group: 4, topk_group: 4, group_score: top2_sum}}}",
         "ffn: {moe: {router: {n_group: 4, topk_group: 4, group_score: null}}}",
     ),
@@ -183,7 +183,7 @@ PAGES: dict[Code, Page] = {
         "ffn: {moe: {router: {selection_bias: true, balance: {bias_update_rate: 0.001}}}}",
     ),
     "DSC027": Page(
-        "one expert per token, normalised",
+        "one expert per token, normalized",
         "Divided by their sum, one chosen weight is 1 whatever its score was. The router would get no gradient "
         "from the model's loss.",
         "ffn: {moe: {num_experts_per_tok: 1, router: {norm_topk_prob: true}}}",
@@ -231,49 +231,49 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC051": Page(
         "an odd rotary dimension",
-        "A rotary embedding turns pairs of components. qk_rope_head_dim of mla, head_dim of gqa and window are even.",
+        "Rotary embeddings rotate pairs of components: qk_rope_head_dim of mla, head_dim of gqa and window are even.",
         "attention: {qk_rope_head_dim: 63}",
         "attention: {qk_rope_head_dim: 64}",
     ),
     "DSC052": Page(
-        "bounds of a stretch that cross",
-        "Between its two bounds a stretch blends kept and divided frequencies. YaRN needs beta_fast >= beta_slow, "
-        "Llama 3 needs high_freq_factor > low_freq_factor; otherwise frequencies are silently wrong or a division "
-        "by zero follows.",
+        "bounds of rope scaling in the wrong order",
+        "Between its two bounds rope scaling blends original and divided frequencies. YaRN needs "
+        "beta_fast >= beta_slow, Llama 3 needs high_freq_factor > low_freq_factor; otherwise frequencies are silently "
+        "wrong or a division by zero follows.",
         "attention: {rope: {scaling: {beta_fast: 1.0, beta_slow: 32.0}}}",
         "attention: {rope: {scaling: {beta_fast: 32.0, beta_slow: 1.0}}}",
     ),
     "DSC053": Page(
-        "a stretch that shortens",
-        "original_max_position_embeddings is the context length before the stretch, max_position_embeddings the "
+        "rope scaling to a shorter context",
+        "original_max_position_embeddings is the context length before rope scaling, max_position_embeddings the "
         "one after.",
         "max_position_embeddings: 4096\nattention: {rope: {scaling: {original_max_position_embeddings: 8192}}}",
         "max_position_embeddings: 32768\nattention: {rope: {scaling: {original_max_position_embeddings: 8192}}}",
     ),
     "DSC054": Page(
         "a rotary base of 1 or less",
-        "Pair i turns by theta ** (-2 i / dim) per position. With theta = 1 all pairs turn alike and YaRN divides "
-        "by log(theta) = 0; below 1 they turn faster and faster.",
+        "Pair i rotates by theta ** (-2 i / dim) per position. With theta = 1 all pairs rotate alike and YaRN divides "
+        "by log(theta) = 0; below 1 later pairs rotate faster.",
         "attention: {rope: {theta: 1.0}}",
         "attention: {rope: {theta: 10000.0}}",
     ),
     "DSC055": Page(
         "blocks of different width",
         "Activations and weights are multiplied along the input dimension block by block, each product with one "
-        "scale of either side. So both blocks have the same width there, the last number of each list.",
+        "scale of either side. So both blocks need the same width there: the last number of each list.",
         "precision: {linear: {kind: fp8_block, weight_block: [128, 128], activation_block: [1, 64]}}",
         "precision: {linear: {kind: fp8_block, weight_block: [128, 128], activation_block: [1, 128]}}",
     ),
     "DSC056": Page(
         "an FP8 cache without whole groups of a latent",
-        "In FP8, a token's row is its latent in codes with one scale for every 128 of them, and its rotary part in "
-        "bfloat16. So attention has a latent, and its width is a multiple of 128.",
+        "An FP8 cache keeps of a token its latent in FP8, with a scale for every 128 numbers, and its rotary part in "
+        "bfloat16. So attention needs a latent, of a width that is a multiple of 128.",
         "attention: {kind: mla, kv_lora_rank: 320}\nprecision: {kv_cache: fp8}",
         "attention: {kind: mla, kv_lora_rank: 512}\nprecision: {kv_cache: fp8}",
     ),
     "DSC060": Page(
         "layers with a feed-forward that is not described",
-        "Every kind that `layers` names stands under `ffn`.",
+        "Every kind that `layers` names must be described under `ffn`.",
         "ffn: {dense: null}\nlayers: [{repeat: 2, ffn: dense}, {repeat: 2, ffn: moe}]",
         "ffn: {dense: {intermediate_size: 1024}}\nlayers: [{repeat: 2, ffn: dense}, {repeat: 2, ffn: moe}]",
     ),
@@ -297,8 +297,8 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC064": Page(
         "a prediction beyond the end of the sequence",
-        "Depth k of multi-token prediction predicts the token k + 1 places ahead, and so learns from "
-        "sequence_length - k places. With depth >= sequence_length none is left.",
+        "Depth k of multi-token prediction predicts the token k + 1 positions ahead, and so learns from "
+        "sequence_length - k positions. With depth >= sequence_length there are none.",
         "mtp: {depth: 4}\nworkload: {sequence_length: 4}",
         "mtp: {depth: 1}\nworkload: {sequence_length: 4}",
     ),
@@ -310,8 +310,8 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC066": Page(
         "layers with an attention that is not described",
-        "With several attentions, each name that `layers` gives stands under `attention`. With one, which has no name, "
-        "layers do not name it.",
+        "With several attentions, each name in `layers` must be described under `attention`. With one, which has no "
+        "name, layers do not name it.",
         "layers: [{repeat: 2, attention: full, ffn: dense}, {repeat: 2, ffn: moe}]",
         "layers: [{repeat: 2, ffn: dense}, {repeat: 2, ffn: moe}]",
     ),
@@ -332,7 +332,7 @@ PAGES: dict[Code, Page] = {
         "{repeat: 2, cycle: [{attention: full, ffn: moe}, {attention: window, ffn: moe}]}]",
     ),
     "DSC070": Page(
-        "a placement that cannot be",
+        "an impossible placement",
         "What `placement` pins must multiply up to the GPUs of the cluster, divide the model's sizes and suit the "
         "pipeline schedule. The message has the arithmetic.",
         "cluster: {kind: h800, nodes: 128} # 1024 GPUs\nplacement: {pp: 16, dp: 8, tp: 16} # 2048",

@@ -1,4 +1,4 @@
-"""Pins of the plan: what the planner may not choose. Left out, a choice is the planner's."""
+"""Pins of the plan: choices that the planner must keep. What is left out, it chooses."""
 
 from typing import Annotated, Literal
 
@@ -31,6 +31,6 @@ class Placement(Section):
     micro_batch: Count | None = None
     """Sequences."""
     recompute: list[Literal["experts", "full", "mla_up_proj", "norms", "swiglu"]] | None = None
-    """What backward computes again instead of keeping it."""
+    """What backward recomputes instead of storing."""
     activations: Literal["bf16", "fp8"] | None = None
-    """What dispatched tokens and SwiGLU's inputs are kept as (DeepSeek-V3, section 3.3.3)."""
+    """Type in which dispatched tokens and SwiGLU's inputs are stored for backward (DeepSeek-V3, section 3.3.3)."""

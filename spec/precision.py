@@ -1,4 +1,4 @@
-"""What each class of tensors is kept and multiplied in."""
+"""The types in which each class of tensors is stored and multiplied."""
 
 from typing import Annotated, Literal
 
@@ -17,8 +17,8 @@ class Fp8Products(Section):
     """Which products are computed in FP8, forward and both gradients (DeepSeek-V3, section 3.3.1 and figure 6).
 
     Everything else stays as it is: embedding, head, norms, attention itself and MTP's eh_proj in `parameters`, the
-    router in its own `compute_dtype`, softmax and sums in float32, gradients and optimizer as `optimizer` says. What
-    the kernels keep wide against the report: the gradients of the routed experts' weights, which are in `parameters`.
+    router in its own `compute_dtype`, softmax and sums in float32, gradients and optimizer as `optimizer` says. Unlike
+    in the report, the gradients of the routed experts' weights are computed in `parameters`.
     """
 
     attention: Literal["fp8", "bf16"] = "fp8"
@@ -33,7 +33,7 @@ class Fp8Products(Section):
 
 
 class Fp8BlockLinear(Section):
-    """FP8 E4M3 with one scale per block: checkpoints hold such weights, GPUs with FP8 units multiply them so."""
+    """FP8 E4M3 with one scale per block, as checkpoints store weights and GPUs with FP8 units multiply them."""
 
     kind: Literal["fp8_block"]
     products: Fp8Products = Fp8Products()
@@ -47,23 +47,23 @@ class Fp8BlockLinear(Section):
 
 
 class OptimizerState(Section):
-    """What training keeps of each parameter besides the parameter itself."""
+    """The types of what training stores for each parameter besides the parameter itself."""
 
     gradients: Literal["fp32", "bf16"] = "fp32"
     """What gradients are accumulated in."""
     master: Literal["fp32", "none"] = "fp32"
-    """The copy that the optimizer updates; parameters of fp32 are their own."""
+    """The copy that the optimizer updates; fp32 parameters need none."""
     moments: Literal["fp32", "bf16"] = "fp32"
-    """Adam's two running means."""
+    """Adam's two moments."""
 
 
 class Precision(Section):
     parameters: Literal["bf16", "fp32"] = "bf16"
-    """Parameters and activations that no other line names."""
+    """Parameters and activations that no other key names."""
     linear: Annotated[Bf16Linear | Fp8BlockLinear, Field(discriminator="kind")] = Bf16Linear()
     """What linear layers are multiplied in."""
     kv_cache: Literal["bf16", "fp32", "fp8"] = "bf16"
-    """FP8 is for latents: E4M3 codes with a float32 scale for every 128 of them, and the rotary part in bfloat16."""
+    """FP8 is for latents: E4M3 with a float32 scale for every 128 numbers, and the rotary part in bfloat16."""
     optimizer: OptimizerState = OptimizerState()
     """What training keeps of each parameter besides the parameter itself."""
 

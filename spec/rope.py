@@ -1,4 +1,4 @@
-"""Rotary position embedding: how pairs are laid out, how fast they turn, how they stretch to longer contexts."""
+"""Rotary position embedding: how pairs are laid out, their frequencies, and scaling to longer contexts."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ class NoScaling(Section):
 
 
 class YarnScaling(Section):
-    """YaRN (arXiv 2309.00071): interpolate the slow frequencies, keep the fast ones, ramp in between.
+    """YaRN (arXiv 2309.00071): interpolate low frequencies, keep high ones, with a ramp in between.
 
     cos and sin are multiplied by m(mscale) / m(mscale_all_dim) and the softmax scale by m(mscale_all_dim) ** 2,
     where m(s) = 0.1 s ln(factor) + 1.
@@ -36,7 +36,7 @@ class YarnScaling(Section):
 
 
 class Llama3Scaling(Section):
-    """Llama 3.1's stretch: by wavelength, with a smooth band between the two bounds."""
+    """Llama 3.1's scaling: by wavelength, with a smooth band between the two bounds."""
 
     kind: Literal["llama3"]
     factor: Stretch
@@ -46,7 +46,7 @@ class Llama3Scaling(Section):
     high_freq_factor: Turns
     """Wavelengths shorter than the original context / this are kept."""
     original_max_position_embeddings: Count
-    """Context length before the stretch, tokens."""
+    """Context length before scaling, tokens."""
 
 
 class Rope(Section):
@@ -55,4 +55,4 @@ class Rope(Section):
     theta: RotaryBase = 10000.0
     """Base of the frequencies: pair i turns by theta ** (-2 i / dim) per position."""
     scaling: Annotated[NoScaling | YarnScaling | Llama3Scaling, Field(discriminator="kind")] = NoScaling()
-    """How frequencies are stretched to a longer context."""
+    """How frequencies are scaled to a longer context."""

@@ -6,7 +6,7 @@ from dsc.spec.base import Count, LossWeight, Multiplier, Section
 
 
 class Balance(Section):
-    """How load is spread over experts in training: by either, by both (DeepSeek-V3), or, left out, not at all."""
+    """Load balancing in training: a bias update, an auxiliary loss, both (DeepSeek-V3) or, left out, neither."""
 
     bias_update_rate: LossWeight | None = None
     """gamma of b += gamma * sign(mean load - load) after each step (DeepSeek-V3, section 2.1.2)."""
@@ -18,13 +18,13 @@ class Router(Section):
     score: Literal["softmax", "sigmoid"]
     """Over all experts, before the choice."""
     selection_bias: bool = False
-    """A bias per expert that takes part in the choice and never in the weights (e_score_correction_bias)."""
+    """A bias per expert that affects which experts are chosen, never their weights (e_score_correction_bias)."""
     n_group: Count = 1
     """Equal groups that the experts form."""
     topk_group: Count = 1
-    """Experts are chosen in the best topk_group of n_group groups."""
+    """Experts are chosen from the best topk_group of n_group groups."""
     group_score: Literal["max", "top2_sum"] | None = None
-    """A group is as good as its best expert (DeepSeek-V2) or its two best (V3); needed if topk_group < n_group."""
+    """The score of a group: its best expert's (DeepSeek-V2) or its two best's sum (V3); for topk_group < n_group."""
     norm_topk_prob: bool
     """Divide the chosen weights by their sum."""
     routed_scaling_factor: Multiplier = 1.0

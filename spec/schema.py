@@ -1,4 +1,4 @@
-"""The schema seen from outside: which section a key belongs to, what a section or a field offers."""
+"""Look-ups in the schema: which section a key belongs to, which keys and values a section or a field takes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

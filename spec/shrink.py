@@ -1,6 +1,6 @@
-"""The same architecture at toy dims: every kind, switch and relation between sizes stays, the sizes themselves go.
+"""The same architecture at toy dims: kinds, switches and relations between sizes are kept, the sizes are not.
 
-No size grows, and a spec that is valid stays so. Sizes that a mix-up could swap (latents, heads, widths) differ.
+No size grows, and a spec that is valid stays so. Sizes that are easily confused (latents, heads, widths) differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUFFIX = "-shrunk"
 LONGEST_NAME = 64
 
 VOCAB_SIZE, HIDDEN_SIZE, SEQUENCE_LENGTH, POSITIONS = 256, 64, 64, 1024
-ORIGINAL_POSITIONS = 256  # before a stretch: enough for its fast, slow and blended frequencies to differ
+ORIGINAL_POSITIONS = 256  # of the original context: enough for kept, divided and blended frequencies to differ
 HEADS, QK_NOPE_DIM, QK_ROPE_DIM, V_DIM, HEAD_DIM = 4, 32, 16, 40, 32
 Q_LORA_RANK, KV_LORA_RANK = 48, 24
 DENSE_SIZE, EXPERT_SIZE = 96, 56
@@ -34,7 +34,7 @@ G = TypeVar("G", GqaAttention, WindowAttention)
 
 
 def shrunk(spec: ModelSpec) -> ModelSpec:
-    """Named after the spec, with -shrunk behind; without its cluster."""
+    """Named after the spec, with -shrunk appended; without its cluster."""
     hidden_size = min(spec.hidden_size, HIDDEN_SIZE)
     length = min(spec.workload.sequence_length, SEQUENCE_LENGTH)
     attention, positions = _attentions(spec, length)
@@ -59,7 +59,7 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
 
 
 def _name(name: str) -> str:
-    """Once only, and no longer than a name may be."""
+    """Appended once only, and no longer than a name may be."""
     return name.removesuffix(SUFFIX)[: LONGEST_NAME - len(SUFFIX)].rstrip("._-") + SUFFIX
 
 
@@ -74,7 +74,7 @@ def _tokens(tokens: Tokens, vocab_size: int) -> Tokens:
 
 
 def _logit_multiplier(spec: ModelSpec, hidden_size: int) -> float:
-    """MiniCPM's is a whole number / hidden_size, and its config.json can say nothing else: it stays one, and not 1."""
+    """MiniCPM's is a whole number / hidden_size, all that its config.json can say: it stays such a ratio, not 1."""
     base = round(spec.logit_multiplier * spec.hidden_size)
     small = max(1, round(spec.logit_multiplier * hidden_size))
     whole = base / spec.hidden_size == spec.logit_multiplier
@@ -82,7 +82,7 @@ def _logit_multiplier(spec: ModelSpec, hidden_size: int) -> float:
 
 
 def _attentions(spec: ModelSpec, length: int) -> tuple[Attention | dict[str, Attention], int]:
-    """One or several, as they were; and max_position_embeddings, because a stretch ties it to them."""
+    """One or several, as they were; and max_position_embeddings, because rope scaling relates it to them."""
     small = {name: _attention(section, spec, length) for name, section in spec.attentions.items()}
     positions = max(positions for _, positions in small.values())
     named = {name: section for name, (section, _) in small.items()}
@@ -99,7 +99,7 @@ def _attention(attention: Attention, spec: ModelSpec, length: int) -> tuple[Atte
 
 
 def _mla(attention: MlaAttention) -> MlaAttention:
-    """Values stay as wide as the part of a key without position, as wide as a key, wider or narrower."""
+    """v_head_dim stays equal to qk_nope_head_dim or to the whole key's width, or wider or narrower than the key."""
     nope, rope_dim = min(attention.qk_nope_head_dim, QK_NOPE_DIM), min(attention.qk_rope_head_dim, QK_ROPE_DIM)
     key_dim = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     if attention.v_head_dim >= key_dim:
@@ -137,7 +137,7 @@ def _grouped(attention: G) -> G:
 
 
 def _rope(rope: Rope, positions: int, length: int) -> tuple[Rope, int]:
-    """A stretched rope keeps its factor, and the ratio of the contexts before and after."""
+    """Rope scaling keeps its factor and the ratio of its two context lengths."""
     scaling = rope.scaling
     if isinstance(scaling, NoScaling):
         return rope, max(min(positions, POSITIONS), length)
@@ -173,7 +173,7 @@ def _moe(moe: MoeFfn) -> MoeFfn:
 
 
 def _router(router: Router) -> Router:
-    """A choice among groups stays one."""
+    """Group-limited routing stays group-limited."""
     n_group = min(router.n_group, GROUPS)
     limited = router.topk_group < router.n_group
     return _changed(router, n_group=n_group, topk_group=min(router.topk_group, OPEN_GROUPS) if limited else n_group)
@@ -193,6 +193,6 @@ def _names(group: LayerGroup | LayerCycle) -> set[tuple[str, str | None]]:
 
 
 def _changed(section: S, **values: object) -> S:
-    """With other values; those that are the default and were left out stay out."""
+    """With new values; keys that were left out and still have their default stay out."""
     new = {name: value for name, value in values.items() if value != getattr(section, name)}
     return section.model_copy(update=new)

@@ -1,4 +1,4 @@
-"""A document against a section of the schema; pydantic's errors in the words of the language."""
+"""Validates a document against a section of the schema, with pydantic's errors put in terms of the spec."""
 
 import re
 from typing import Any, TypeVar
@@ -115,7 +115,7 @@ def _malformed_name(key: Key, value: str) -> Finding:
 
 
 def _cure(value: object, expected: str) -> str:
-    """What to write instead, to the letter where the value gives it away."""
+    """What to write instead, exactly where the value shows what was meant."""
     if expected == "a mapping":
         return "write its keys below it, indented"
     meant = value

@@ -1,4 +1,4 @@
-"""What the model is asked to do; costs per token are counted at these sizes."""
+"""The training workload; costs per token are counted at these sizes."""
 
 from dsc.spec.base import Count, Section
 

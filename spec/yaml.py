@@ -1,8 +1,8 @@
 """Text -> plain values with the position of every key, from the small part of YAML that specs need.
 
 One document of mappings, lists and scalars. Anchors, aliases, tags, merge keys and nested keys are refused: a spec has
-no need of them, and they are how YAML surprises and how it bombs. The tree is built from parser events, so that limits
-hold before anything large exists.
+no need of them, and they are the source of YAML's surprises and expansion bombs. The tree is built from parser events,
+so that limits hold before anything large exists.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Document:
     """Of every key, of every list item, and of the root at ()."""
     findings: list[Finding] = field(default_factory=list)
     unread: set[Key] = field(default_factory=set)
-    """Whose values were refused: what else is wrong at or below these keys only follows from that."""
+    """Keys whose values were refused; other errors at or below them only follow from that."""
 
     def position(self, key: Key) -> Position:
         """Of a key, or of the innermost mapping around it where the key is missing."""

@@ -1,4 +1,4 @@
-"""A decoder layer: attention and feed-forward, each behind a norm and beside a residual."""
+"""A decoder layer: attention and feed-forward, each after a norm and with a residual."""
 
 from collections.abc import Mapping
 

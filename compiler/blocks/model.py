@@ -24,7 +24,7 @@ DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32, "fp8": DType.FP8}
 FORWARD_DOC = "Next-token logits [B, S, W] for tokens [B, S]."
 BACKBONE_DOC = "The layers: tokens [B, S] to the last hidden state [B, S, D], before the final norm."
 LOSS_DOC = "The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."
-INIT_DOC = "Draw all weights anew: matrices from a normal distribution, norms one, biases and counts zero."
+INIT_DOC = "Initialize: matrices from a normal distribution, norms to one, biases and counts to zero."
 UPDATE_DOC = "After each optimizer step: move every router's selection bias towards an even load."
 
 

@@ -1,4 +1,4 @@
-"""A mixture of experts: route, gather by expert, multiply group by group, bring back, add the shared experts."""
+"""A mixture of experts: route, gather by expert, multiply group by group, sum by token, add the shared experts."""
 
 from dsc.compiler.blocks.context import Context
 from dsc.compiler.blocks.ffn import WIDTH, swiglu

@@ -33,7 +33,7 @@ def build_mtp(context: Context, layer: Block) -> Block:
 
 @dataclass(frozen=True)
 class Depth:
-    """What the loss of one depth starts from, and what the next depth reads."""
+    """The inputs of one depth's loss, from which the next depth's are cut."""
 
     state: Value
     tokens: Value
@@ -45,7 +45,7 @@ class Depth:
 def add_depth(
     block: BlockBuilder, context: Context, module: Block, depth: int, before: Depth
 ) -> tuple[Depth, Value, list[Value]]:
-    """Runs one depth; returns the next one's start, the hidden state for the head, and the layer's losses.
+    """Runs one depth; returns its inputs for the next, the hidden state for the head, and the layer's losses.
 
     Depth d (from 0) sees positions 0 .. S - d - 2: its input token lies d + 1 ahead, its label one further.
     """
@@ -70,6 +70,6 @@ def add_depth(
 
 
 def _passes_raw_state(context: Context) -> bool:
-    """Whether a depth hands on its state from before the norm; the last one has nobody to hand it to."""
+    """Whether a depth also returns its state from before the norm, which only a further depth would read."""
     mtp = context.spec.mtp
     return mtp is not None and mtp.hidden == "pre_norm" and mtp.depth > 1

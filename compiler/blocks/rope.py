@@ -104,7 +104,7 @@ def _yarn(scope: Scope, theta: str, rope: Rope, yarn: YarnScaling, rotary_dim: S
 def _ramp(scope: Scope, theta: str, rope: Rope, yarn: YarnScaling, rotary_dim: Symbol) -> None:
     """First and last pair of the ramp (YaRN, section 3.2), rounded outwards and kept inside the table."""
     length = _original_length(scope, yarn)
-    pair = "{0} / 2 * math.log({1} / (2 * math.pi * {2}), {3})"  # turns {2} times over the original context
+    pair = "{0} / 2 * math.log({1} / (2 * math.pi * {2}), {3})"  # rotates {2} times over the original context
     ends = []
     for name, beta, turns in (("FAST", "beta_fast", yarn.beta_fast), ("SLOW", "beta_slow", yarn.beta_slow)):
         often = scope.number(f"YARN_BETA_{name}", turns, f"rope.scaling.{beta}")

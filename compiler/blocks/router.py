@@ -20,8 +20,8 @@ from dsc.compiler.ops.router import (
     MaskGroups,
     MeanNormalizedScore,
     MeanProbability,
-    NormaliseWeights,
-    NormaliseWeightsGuarded,
+    NormalizeWeights,
+    NormalizeWeightsGuarded,
     RelativeLoad,
     RouterLogits,
     RouterLogitsModelDtype,
@@ -41,7 +41,7 @@ BALANCE_DOC = "alpha * sum of f P, mean over sequences (DeepSeek-V3, equations 1
 def build_router(context: Context, scope: Scope, moe: MoeFfn, experts: Dim, top_k: Dim) -> tuple[Block, ...]:
     """Ids and weights of the chosen experts, [B, S, K] each: `forward`, the last of the blocks.
 
-    Where the spec has a sequence-wise balance loss, that is a third result, and the block before makes it.
+    Where the spec has a sequence-wise balance loss, that is a third result, computed by the block before.
     """
     spec = moe.router
     block = BlockBuilder(_class_name(scope), class_doc=_doc(spec))
@@ -60,8 +60,8 @@ def build_router(context: Context, scope: Scope, moe: MoeFfn, experts: Dim, top_
     block.paragraph()
     weights = block.add("weights", GatherWeights(), scores, chosen)
     if spec.norm_topk_prob:
-        normalise = NormaliseWeightsGuarded if spec.score == "sigmoid" else NormaliseWeights
-        weights = block.add("weights", normalise(), weights)
+        normalize = NormalizeWeightsGuarded if spec.score == "sigmoid" else NormalizeWeights
+        weights = block.add("weights", normalize(), weights)
     if spec.routed_scaling_factor != 1.0:
         value = float(spec.routed_scaling_factor)
         factor = scope.number("ROUTED_SCALING_FACTOR", value, "router.routed_scaling_factor")
@@ -91,7 +91,7 @@ def _balance_loss(scope: Scope, spec: Router, alpha: float, experts: Dim, top_k:
 def build_bias_update(scope: Scope, rate: float, experts: Dim) -> Block:
     """Router.update_selection_bias, called between steps."""
     name = scope.number("BIAS_UPDATE_RATE", rate, "router.balance.bias_update_rate")
-    doc = "Lower the bias of experts above the mean load, raise it below; the count starts again."
+    doc = "Lower the bias of experts above the mean load, raise it below, and reset the counts."
     block = BlockBuilder(_class_name(scope), doc, method="update_selection_bias")
     block.add_many((), UpdateSelectionBias(name, experts))
     return block.finish()
@@ -118,5 +118,5 @@ def _doc(spec: Router) -> str:
     if spec.topk_group < spec.n_group:
         text += ", within the best groups"
     if spec.selection_bias:
-        text += "; the bias chooses experts but never weighs them"
+        text += "; the bias affects the choice of experts, not their weights"
     return text + "."

@@ -50,19 +50,19 @@ INPUT = ""  # the producer of a block's inputs
 
 @dataclass(frozen=True)
 class CachedValue:
-    """What inference keeps of every token, [B, S, ...], and as what."""
+    """A value [B, S, ...] that inference caches, and the type it has there."""
 
     value: Value
     dtype: DType
     has_fp8_form: bool = False
-    """Whether an FP8 cache keeps codes of it."""
+    """Whether an FP8 cache holds it in FP8."""
     window: Dim | None = None
     """How many of the last tokens are enough; None: all are kept."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Method `method` of class `class_name`. `arguments` are sizes that whoever constructs the class gives."""
+    """Method `method` of class `class_name`. `arguments` are sizes that its constructor takes."""
 
     class_name: str
     method: str
@@ -113,11 +113,11 @@ class Block:
         return replace(self, body=in_order(tuple(nodes)), outputs=self.outputs if outputs is None else outputs)
 
     def without(self, node_id: str, replacements: Mapping[Value, Value]) -> Block:
-        """The body less one node; `replacements` says what its users read instead of its outputs."""
+        """The body without one node; `replacements` says what its users read instead of its outputs."""
         return self.rewrite(lambda node: () if node.id == node_id else (node,), replacements)
 
     def rewrite(self, rule: Callable[[Node], Iterable[Node]], replacements: Mapping[Value, Value]) -> Block:
-        """Each node replaced by what `rule` makes of it, then read values replaced, then all types inferred anew."""
+        """Each node replaced by what `rule` returns, then values by `replacements`, then all types inferred again."""
         nodes = tuple(new for node in self.nodes() for new in rule(node))
         return self._inferred(nodes, replacements, ())
 
@@ -144,7 +144,7 @@ class Block:
 
 
 def in_order(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Each node behind those that it reads, and otherwise as early as it stands among `nodes`."""
+    """Topological order: each node after those that it reads, otherwise in the order of `nodes`."""
     rank = {node.id: index for index, node in enumerate(nodes)}
     assert len(rank) == len(nodes), f"two nodes of one name among {[node.id for node in nodes]}"
     # Inputs have no node; a producer that is missing is for verify() to report.

@@ -1,4 +1,4 @@
-"""What each layer keeps of the tokens at inference: the one place that says how many bytes a row of a cache takes."""
+"""The rows of each layer's cache at inference and their bytes, from which all other figures about caches follow."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CacheRow:
     """Of one row: [J, N] of keys, [L] of latents."""
     dtype: DType
     has_fp8_form: bool
-    """Whether an FP8 cache keeps codes of it; what it does not, it keeps in bfloat16."""
+    """Whether an FP8 cache holds it in FP8; otherwise it is in bfloat16 there."""
     tokens: int = 1
-    """That share one row."""
+    """Tokens that share one row."""
     window: int | None = None
     """How many of the last tokens are kept; None: all."""
 
@@ -33,7 +33,7 @@ class CacheRow:
 
     @property
     def bytes(self) -> int:
-        """Of one row; FP8 codes with a float32 scale for every CACHE_GROUP of them."""
+        """Of one row; FP8 has a float32 scale for every CACHE_GROUP numbers."""
         numbers = product(self.shape).value()
         scales = numbers // CACHE_GROUP * DType.FP32.bytes if self.dtype is DType.FP8 else 0
         return numbers * self.dtype.bytes + scales
@@ -52,7 +52,7 @@ class CacheRow:
 
 
 def cache_rows(graph: Graph, key: str) -> dict[str, tuple[CacheRow, ...]]:
-    """Of every layer that a method runs, by the path of the module that keeps them; none without such a method."""
+    """The rows of every layer that a method runs, by the path of its module; empty without such a method."""
     if key not in graph.blocks:
         return {}
     modules = graph.executions(key)

@@ -27,7 +27,7 @@ class Constant:
 
 
 class Constants:
-    """An ordered table that builders fill. Saying the same constant again is fine, saying it otherwise is not."""
+    """An ordered table that builders fill. Adding a constant again is fine, with another value it is a bug."""
 
     def __init__(self) -> None:
         self._table: dict[str, Constant] = {}

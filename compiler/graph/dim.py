@@ -16,7 +16,7 @@ Polynomial = Mapping[tuple[str, ...], Fraction]
 
 
 class Axis(Enum):
-    """What a size counts, where GPUs may share it out."""
+    """What a size counts, where it may be divided over GPUs."""
 
     BATCH = "sequences"
     SEQUENCE = "tokens of a sequence"
@@ -26,7 +26,7 @@ class Axis(Enum):
     EXPERTS = "routed experts"
     CHOSEN_EXPERTS = "routed experts of one token"
     EXPERT_WIDTH = "width of a routed expert"
-    VOCABULARY = "tokens that there are"
+    VOCABULARY = "tokens of the vocabulary"
 
 
 class Dim:
@@ -51,7 +51,7 @@ class Dim:
         return Quotient(self, as_dim(divisor))
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
-        """The number, with run-time symbols bound by name; a missing one or an inexact division is a fault of ours."""
+        """The number, with run-time symbols bound by name; a missing one or an inexact division is a bug of ours."""
         raise TypeError(type(self))
 
     def polynomial(self) -> Polynomial:
@@ -66,11 +66,11 @@ class Dim:
         return self == other or self.polynomial() == as_dim(other).polynomial()
 
     def symbols(self) -> Iterator[Symbol]:
-        """Those that the size is written with, in reading order."""
+        """The symbols that the size is written with, in reading order."""
         raise TypeError(type(self))
 
     def axes(self) -> frozenset[Axis]:
-        """Of every symbol that it is written with, and of those that these are defined by."""
+        """The axes of all symbols in it, and of those in their definitions."""
         return frozenset()
 
     def shape_text(self) -> str:
@@ -254,7 +254,7 @@ class Quotient(Dim):
 
 @dataclass(frozen=True)
 class Blocks(Quotient):
-    """How many blocks hold so many elements, the last one perhaps in part; a polynomial takes it for a whole one."""
+    """The number of blocks that hold the elements, rounded up; its polynomial is that of the exact division."""
 
     def value(self, bindings: Mapping[str, int] | None = None) -> int:
         return -(-self.numerator.value(bindings) // self.divisor.value(bindings))

@@ -19,7 +19,7 @@ Types = tuple[ValueType, ...]
 
 
 class OpClass(Enum):
-    """What an op waits for, and so how its time is reckoned."""
+    """What bounds an op's time, and so how it is estimated."""
 
     PRODUCT = "a product with a weight"
     GROUPED_PRODUCT = "products of routed experts, each of its rows with its weight"
@@ -71,15 +71,15 @@ class Op(ABC):
     in_cache: ClassVar[bool] = False
     """The outputs lie in the layer's cache, memory that outlives the step."""
     saves_codes: ClassVar[bool] = False
-    """What it saves of its own are FP8 codes of its input, which come with the input again if that is made again."""
+    """Its own saved tensors are its input quantized to FP8, which is recomputed wherever the input is."""
     includes_swiglu: ClassVar[bool] = False
     """What it saves are gate and up, which its own SwiGLU reads."""
     prefix = ""
     """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
     of the model call the same helpers with other constants."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
-    """The recompute choice under which backward makes the outputs again from what the op saves: cheap for element-wise
-    work, which is why only that says so. Choices that span products follow from the graph (parts/recompute.py of
+    """The recompute choice under which backward computes the outputs again from what the op saves. Only element-wise
+    ops have one, because they are cheap. Choices that span products follow from the graph (parts/recompute.py of
     the planner)."""
 
     @property
@@ -136,7 +136,7 @@ class Op(ABC):
         return ()
 
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
-        """What each output stands on: an input by position whose memory it shares, a parameter (None), or its own."""
+        """The memory of each output: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)
 
 

@@ -1,7 +1,7 @@
 """What training keeps from forward to backward: the memory behind the tensors that the ops of a block save.
 
-Memory counts once however many tensors share it: a view stands on what it was cut from, all of it, and a tensor that
-two ops save is one. Parameters are not among it, nor scalars' few bytes of bookkeeping inside an op.
+Memory counts once however many tensors share it: a view keeps all of the tensor that it views, and a tensor that two
+ops save counts once. Parameters do not count, nor do the few bytes that an op keeps in scalars.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from dsc.compiler.graph.types import TensorType, ValueType
 
 @dataclass(frozen=True)
 class Storage:
-    """Memory by the place that makes it: an argument, the output of a node, or what an op keeps to itself."""
+    """Memory, named by its origin: an argument, the output of a node, or a tensor of its own that an op saves."""
 
     place: str
     type: TensorType
 
     def __hash__(self) -> int:
-        """Places are unique within a run, and types are long to hash."""
+        """Places are unique within a run, and types are slow to hash."""
         return hash(self.place)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a run: the module that runs it, what its operands and results stand on, and what it keeps."""
+    """One op of a run: the module that runs it, the memory of its operands and results, and what it saves."""
 
     path: str
-    """Of the module, ending in a point unless empty."""
+    """Of the module, ending in a dot unless empty."""
     node: Node
     inputs: tuple[Storage | None, ...]
     outputs: tuple[Storage | None, ...]
@@ -49,7 +49,7 @@ def trace(graph: Graph, key: str) -> tuple[Step, ...]:
 
 
 def saved_storages(graph: Graph, key: str) -> tuple[Storage, ...]:
-    """All that is kept when a block has run, with all that it calls, in the order of saving; sizes in B and S."""
+    """What is saved after a block has run, with all that it calls, in order; sizes in B and S."""
     return tuple(dict.fromkeys(storage for step in trace(graph, key) for storage in step.saved))
 
 
@@ -74,7 +74,7 @@ class _Run:
     def block(
         self, key: str, arguments: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
     ) -> list[Storage | None]:
-        """What the results of a block stand on; `sizes` are the block's symbols in the terms of the whole run."""
+        """The memory of a block's results; `sizes` are the block's symbols in the terms of the whole run."""
         block = self.graph.blocks[key]
         held: dict[Value, Storage | None] = dict(zip(block.inputs, arguments, strict=True))
         for node in block.nodes():

@@ -74,7 +74,7 @@ class PartsType:
 
 @dataclass(frozen=True)
 class CacheType:
-    """What a layer remembers of the tokens before: opened by the engine, extended by `cache_append`."""
+    """A layer's cache of the tokens before: made by the engine, extended by `cache_append`."""
 
     annotation = "LayerCache"
 

@@ -45,7 +45,7 @@ def _check_node(graph: Graph, block: Block, node: Node, bound: dict[str, Value])
 
 
 def _check_bound(block: Block, reader: str, value: Value, bound: dict[str, Value]) -> None:
-    """A name may be bound again, but then nobody may still want what it held before."""
+    """A name may be bound again only when nothing reads its earlier value any more."""
     if value in block.prepared:
         return
     holds = bound.get(value.name)

@@ -10,7 +10,7 @@ from dsc.compiler.graph.types import DType, TensorType
 @register
 @dataclass(frozen=True)
 class CausalAttention(Op):
-    """softmax(q k^T * scale, causal) v: [B, S, H, E], [B, S, G, E], [B, S, G, V] -> [B, S, H, V].
+    """Causal attention: q [B, S, H, N], k [B, S, J, N], v [B, S, J, V] -> [B, S, H, V].
 
     `variant` names the helper: which dims are padded to which, and whether key heads are shared, is decided here
     at compile time (PyTorch's fused kernels want equal head dims).

@@ -10,7 +10,7 @@ from dsc.compiler.graph.types import CacheType
 @register
 @dataclass(frozen=True)
 class CacheAppend(Op):
-    """Keep the new tokens' rows and read all so far: [B, S, ...] -> [B, C, ...]."""
+    """Append the new tokens' rows and return all: [B, S, ...] -> [B, C, ...]."""
 
     kind = "cache_append"
     slot: str

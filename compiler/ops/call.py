@@ -201,7 +201,7 @@ class RepeatLayersSum(LayerLoop):
         return (outputs[0], *inputs[1:-1], outputs[1])
 
     def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
-        """Without its loss the sum is not wanted either."""
+        """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
         layers = RepeatLayers(self.signature.narrow(kept), self.classes, self.count, self.first, self.slice)

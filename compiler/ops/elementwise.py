@@ -56,13 +56,13 @@ class Swiglu(Op):
 @register
 @dataclass(frozen=True)
 class ClampedSwiglu(Swiglu):
-    """silu(gate) * up, gate no greater and |up| no greater than a constant of the model."""
+    """silu(min(gate, limit)) * clamp(up, -limit, limit), the limit a constant of the model."""
 
     kind = "clamped_swiglu"
     limit: str
     """Name of the constant."""
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """What was clamped, and of both halves what came of it, beside silu's result."""
+        """gate and up before and after clamping, and silu's result."""
         both = (Saved("input", 0), Saved("input", 1))
         return (*both, *(Saved("own", index, tensor(inputs[0])) for index in range(3)))

@@ -1,4 +1,4 @@
-"""Fresh weights."""
+"""Initial weights."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from dsc.compiler.graph.op import Op, Types, register
 @register
 @dataclass(frozen=True)
 class InitWeights(Op):
-    """Matrices from a normal distribution, norms (the only vectors) one, buffers (biases and counts) zero."""
+    """Matrices from a normal distribution, norms (the only vectors) to one, buffers (biases and counts) to zero."""
 
     kind = "init_weights"
     std: str

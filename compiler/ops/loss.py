@@ -1,4 +1,4 @@
-"""From logits to the numbers that training minimises and reports."""
+"""From logits to the numbers that training minimizes and reports."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ SCALAR = TensorType((), DType.FP32)
 @register
 @dataclass(frozen=True)
 class CrossEntropy(Op):
-    """Mean over the labels that are not -100, in float32 or wider: [B, S, V], [B, S] -> []."""
+    """Mean over the labels that are not -100, in float32 or wider: [B, S, W], [B, S] -> []."""
 
     kind = "cross_entropy"
 
@@ -30,7 +30,7 @@ class CrossEntropy(Op):
         return (SCALAR,)
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """The log-probabilities, and the labels once more, because they come as a slice of the tokens."""
+        """The log-probabilities, and a contiguous copy of the labels, which are a slice of the tokens."""
         logits, labels = (tensor(t) for t in inputs)
         return (Saved("own", 0, TensorType(logits.shape, DType.FP32)), Saved("own", 1, labels))
 
@@ -49,7 +49,7 @@ class CrossEntropyAndZLoss(CrossEntropy):
         return ("cross_entropy_and_z_loss", "upcast")
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """The logits in float32; of each token its log-sum-exp, its label as an index, and whether it has none."""
+        """The logits in float32; of each token its log-sum-exp, its label as an index, and whether it is ignored."""
         logits, labels = (tensor(t) for t in inputs)
         wide = (
             Saved("own", 0, TensorType(logits.shape, DType.FP32)) if logits.dtype is DType.BF16 else Saved("input", 0)
@@ -61,7 +61,7 @@ class CrossEntropyAndZLoss(CrossEntropy):
 @register
 @dataclass(frozen=True)
 class ZeroLoss(Op):
-    """Where a sum of losses begins."""
+    """A zero in float32, to which layers add their losses."""
 
     kind = "zero_loss"
 

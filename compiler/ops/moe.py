@@ -1,4 +1,4 @@
-"""Routed experts: sort the tokens by expert, multiply group by group, bring them back."""
+"""Routed experts: sort the tokens by expert, multiply group by group, sum the results of each token."""
 
 from dataclasses import dataclass
 
@@ -72,7 +72,7 @@ class RecordLoad(Op):
 @register
 @dataclass(frozen=True)
 class SlotSource(Op):
-    """The token that each slot reads and adds to, as an index for every component: [T * K] -> [T * K, D], no copy."""
+    """The token that each slot reads and adds to, expanded over the components: [T * K] -> [T * K, D], no copy."""
 
     kind = "slot_source"
     top_k: Dim
@@ -131,7 +131,7 @@ class GatherRows(Op):
 @register
 @dataclass(frozen=True)
 class WeighSlots(Op):
-    """Each slot times its routing weight, before the last product, which is linear: [T * K, F] by [T * K, 1]."""
+    """Each slot times its routing weight, before the last product, which is linear: [T * K, I] by [T * K, 1]."""
 
     kind = "weigh_slots"
     recompute = "swiglu"
@@ -156,7 +156,7 @@ class GroupedLinear(Op):
     op_class = OpClass.GROUPED_PRODUCT
     name: str
     parts: tuple[str, ...]
-    """The projections that lie one above the other in the weight."""
+    """The projections whose rows are stacked in the weight."""
     num_experts: Dim
     in_features: Dim
     out_features: Dim
@@ -198,7 +198,7 @@ class GroupedLinear(Op):
 @register
 @dataclass(frozen=True)
 class SplitGateUp(Op):
-    """[T * K, 2 F] -> [T * K, F] twice."""
+    """[T * K, 2 * I] -> [T * K, I] twice."""
 
     kind = "split_gate_up"
     is_view = True

@@ -48,7 +48,7 @@ class Linear(Op):
 @register
 @dataclass(frozen=True)
 class TiedHead(Op):
-    """Logits from the embedding's own weight, [..., D] -> [..., V]."""
+    """Logits from the embedding's own weight, [..., D] -> [..., W]."""
 
     kind = "tied_head"
     op_class = OpClass.PRODUCT

@@ -11,7 +11,7 @@ from dsc.compiler.graph.types import DType, TensorType
 @register
 @dataclass(frozen=True)
 class RotaryTable(Op):
-    """cos and sin of every position and rotated pair: [2, S, R / 2], float32 or wider."""
+    """cos and sin by position and rotated pair: [2, S, R / 2], float32 or wider."""
 
     kind = "rotary_table"
     like = ("tokens", "x")
@@ -64,7 +64,7 @@ class SpreadPairs(Op):
 @register
 @dataclass(frozen=True)
 class Rotate(Op):
-    """Turn the pairs of [B, S, heads, R] by their position's angles."""
+    """Rotate the pairs of [B, S, heads, R] by their position's angles."""
 
     kind = "rotate"
     layout: Literal["interleaved", "half"]

@@ -78,7 +78,7 @@ class Score(Op):
 @register
 @dataclass(frozen=True)
 class SelectionScores(Op):
-    """Scores as the choice sees them: no gradient flows through a choice."""
+    """Scores for the choice of experts, detached: no gradient flows through it."""
 
     kind = "selection_scores"
     is_view = True
@@ -120,7 +120,7 @@ class GroupExperts(Op):
 @register
 @dataclass(frozen=True)
 class GroupScoreMax(Op):
-    """A group is as good as its best expert (DeepSeek-V2)."""
+    """The score of a group is its best expert's (DeepSeek-V2)."""
 
     kind = "group_score_max"
 
@@ -132,7 +132,7 @@ class GroupScoreMax(Op):
 @register
 @dataclass(frozen=True)
 class GroupScoreTop2Sum(GroupScoreMax):
-    """A group is as good as its two best experts together (DeepSeek-V3)."""
+    """The score of a group is the sum of its two best experts' (DeepSeek-V3)."""
 
     kind = "group_score_top2_sum"
 
@@ -152,7 +152,7 @@ class ClosedGroups(Op):
 @register
 @dataclass(frozen=True)
 class MaskGroups(Op):
-    """-inf for the experts of closed groups: [B, S, G, E / G] -> [B, S, E]. Not zero: biased scores may be negative."""
+    """-inf for experts of other groups: [B, S, G, E / G] -> [B, S, E]. Not zero: biased scores may be negative."""
 
     kind = "mask_groups"
     num_experts: Dim
@@ -201,10 +201,10 @@ class GatherWeights(Op):
 
 @register
 @dataclass(frozen=True)
-class NormaliseWeights(Op):
+class NormalizeWeights(Op):
     """Divide by the sum over the chosen experts."""
 
-    kind = "normalise_weights"
+    kind = "normalize_weights"
 
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
@@ -216,10 +216,10 @@ class NormaliseWeights(Op):
 
 @register
 @dataclass(frozen=True)
-class NormaliseWeightsGuarded(NormaliseWeights):
+class NormalizeWeightsGuarded(NormalizeWeights):
     """The same where all chosen scores may underflow (sigmoid): the sum has 1e-20 added."""
 
-    kind = "normalise_weights_guarded"
+    kind = "normalize_weights_guarded"
 
 
 @register
@@ -255,7 +255,7 @@ class FlattenSlots(Op):
 class CountExperts(Op):
     """How many tokens of each sequence chose each expert: [B, S * K] -> [B, E].
 
-    They have the type of p, which holds whole numbers up to 2^24 exactly, so that the order of adding is no matter.
+    They have the type of p, in which whole numbers to 2^24 are exact, so that the order of additions does not matter.
     """
 
     kind = "count_experts"
@@ -332,7 +332,7 @@ class SequenceBalanceLoss(Op):
 @register
 @dataclass(frozen=True)
 class UpdateSelectionBias(Op):
-    """b += rate * sign(mean load - load); the load starts again at zero (DeepSeek-V3, section 2.1.2)."""
+    """b += rate * sign(mean load - load), then the load is reset (DeepSeek-V3, section 2.1.2)."""
 
     kind = "update_selection_bias"
     rate: str

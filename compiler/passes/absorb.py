@@ -1,4 +1,4 @@
-"""Latent attention of inference in its absorbed form: no keys and values of heads, only the latent, in pages."""
+"""Latent attention at inference, absorbed: no keys and values of heads, only the latent, in a paged cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOC = "Multi-head latent attention, absorbed: queries attend to the latent itsel
 
 
 def absorb_latent(graph: Graph) -> Graph:
-    """The block of attention written anew from the layers of the expanded one; its cache is one of pages."""
+    """The attention block rebuilt from the layers of the expanded one, with a paged cache."""
     return graph.map(lambda block: _absorbed(block) if _attends(block) else block)
 
 

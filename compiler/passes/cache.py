@@ -1,4 +1,4 @@
-"""The cache: each block that keeps something of every token reads it back with all that came before."""
+"""The cache: each block that caches a value reads it back for all tokens so far."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _append_and_attend(block: Block) -> Block:
     cache = Value(INPUT, len(block.inputs), "cache", CacheType())
     appended: dict[Value, Value] = {}
     nodes: list[Node] = []
-    kept = {one.value: one for one in block.cached}
+    kept = {cached.value: cached for cached in block.cached}
     for node in block.nodes():
         if isinstance(node.op, CausalAttention):
             node = replace(node, op=node.op.cached())
@@ -110,7 +110,7 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
 
 
 def _after(node: Node, caches: Value) -> Node:
-    """Positions go on where the caches end."""
+    """Positions continue after the cached tokens."""
     if not isinstance(node.op, RotaryTable):
         return node
     op = RotaryTableAfter(node.op.scaling, node.op.rotary_dim, node.op.prefix)

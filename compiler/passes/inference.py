@@ -13,7 +13,7 @@ ROOT = "Model.forward"
 
 
 def for_inference(graph: Graph, roots: tuple[str, ...] = (ROOT,)) -> Graph:
-    """The blocks that the roots reach, each returning only what somebody reads; effects of training are dropped."""
+    """The blocks that the roots reach, each returning only what is read; effects of training are dropped."""
     kept = {root: set(range(len(graph.blocks[root].outputs))) for root in roots}
     for key in reversed(list(graph.blocks)):  # callers before callees
         if key in kept:
@@ -57,7 +57,7 @@ def _live(block: Block, results: set[int], kept: dict[str, set[int]]) -> tuple[N
 
 
 def _prune(block: Block, kept: dict[str, set[int]], done: dict[str, Block]) -> Block:
-    """The block with its live nodes only; its calls want only what is kept of their callees, which are done already."""
+    """The block with its live nodes only; its calls return what is kept of their callees, which are done already."""
     nodes = []
     for node in _live(block, kept[block.key], kept):
         if isinstance(node.op, _Call):

@@ -129,7 +129,7 @@ class FeedForward(nn.Module):
 
 
 class Router(nn.Module):
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Router(nn.Module):
         return experts, weights, balance_loss
 
     def update_selection_bias(self) -> None:
-        """Lower the bias of experts above the mean load, raise it below; the count starts again."""
+        """Lower the bias of experts above the mean load, raise it below, and reset the counts."""
         load = self.expert_load.float()
         self.e_score_correction_bias.add_(BIAS_UPDATE_RATE * (load.mean() - load).sign())
         self.expert_load.zero_()
@@ -263,7 +263,7 @@ class Model(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew: matrices from a normal distribution, norms one, biases and counts zero."""
+        """Initialize: matrices from a normal distribution, norms to one, biases and counts to zero."""
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=INITIALIZER_RANGE)

@@ -143,7 +143,7 @@ class Model(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew: matrices from a normal distribution, norms one, biases and counts zero."""
+        """Initialize: matrices from a normal distribution, norms to one, biases and counts to zero."""
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=INITIALIZER_RANGE)

@@ -34,8 +34,8 @@ SCALINGS = [
 def test_positions_far_out_keep_float64(case: Case, oracle_of: OracleOf, compiled: Compile) -> None:
     """Angles of thousands of radians: float32 would leave errors of 1e-4 in the table."""
     package = compiled(imported_text(oracle_of(case)))
-    rope, length = package.spec.attention.rope, 5000
-    dim = getattr(package.spec.attention, "qk_rope_head_dim", None) or package.spec.attention.head_dim
+    attention, length = next(iter(package.spec.attentions.values())), 5000
+    rope, dim = attention.rope, getattr(attention, "qk_rope_head_dim", None) or attention.head_dim
     cos, sin = package.model.rotary_table(length, torch.zeros((), dtype=torch.float64))
     frequencies = torch.tensor(reference.frequencies(rope, dim), dtype=torch.float64)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
@@ -149,11 +149,10 @@ def test_one_package_under_two_names(compiled: Compile, tmp_path: Path) -> None:
     package = compiled(spec_text())
     folder = shutil.copytree(package.folder, tmp_path / "another_name", ignore=shutil.ignore_patterns("__pycache__"))
     same = import_package(package.spec, folder)
-    source = (folder / "model.py").read_text()
+    source = (folder / "dims.py").read_text()
+    assert "ROUTED_SCALING_FACTOR = 2.5" in source
     edited_folder = shutil.copytree(folder, tmp_path / "edited", ignore=shutil.ignore_patterns("__pycache__"))
-    (edited_folder / "model.py").write_text(
-        source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0")
-    )
+    (edited_folder / "dims.py").write_text(source.replace("ROUTED_SCALING_FACTOR = 2.5", "ROUTED_SCALING_FACTOR = 1.0"))
     edited = import_package(package.spec, edited_folder)
     tokens, original = some_tokens(), random_model(package)
     before = original(tokens)

@@ -19,7 +19,7 @@ from numerics.families import LENGTH, case
 from numerics.harness import Compile, OracleOf, Package, import_package, imported_text, random_model
 from numerics.specs import SPECS, balanced
 
-MODEL, CHECKPOINT, DECODE, ENGINE = "model.py", "checkpoint.py", "infer/decode.py", "infer/engine.py"
+MODEL, DIMS, CHECKPOINT, DECODE, ENGINE = "model.py", "dims.py", "checkpoint.py", "infer/decode.py", "infer/engine.py"
 BATCH, SCHEDULER, SAMPLING = "infer/batch.py", "infer/scheduler.py", "infer/sampling.py"
 SOUND, CAUGHT = 1e-5, 1e-3
 
@@ -55,12 +55,12 @@ TRANSFORMERS = [
     Fault("deepseek_v3-half_layout", "the other sign", "torch.cat((-sin, sin), -1)", "torch.cat((sin, -sin), -1)"),
     Fault("deepseek_v3-base", "no ramp", "(1 - slow + slow / ROPE_FACTOR)", "1"),
     Fault("deepseek_v3-betas_1_1", "ramp one pair late", "(pair - YARN_LOW)", "(pair - 1 - YARN_LOW)"),
-    Fault("deepseek_v3-base", "softmax scale not squared", "(ROPE_FACTOR) + 1) ** 2", "(ROPE_FACTOR) + 1)"),
+    Fault("deepseek_v3-base", "softmax scale not squared", "(ROPE_FACTOR) + 1) ** 2", "(ROPE_FACTOR) + 1)", DIMS),
     Fault("deepseek_v3-mscale_all_dim_0", "cos and sin not scaled", "rope = rope * ROPE_AMPLITUDE", "pass"),
     Fault("llama-base", "frequencies not scaled", "(fast + (1 - fast) / ROPE_FACTOR)", "1"),
     # attention
     Fault("deepseek_v3-base", "the future is seen", "is_causal=True", "is_causal=False"),
-    Fault("deepseek_v3-base", "scale of the wide head", "QK_HEAD_DIM**-0.5", "QK_NOPE_HEAD_DIM**-0.5"),
+    Fault("deepseek_v3-base", "scale of the wide head", "QK_HEAD_DIM**-0.5", "QK_NOPE_HEAD_DIM**-0.5", DIMS),
     Fault(
         "deepseek_v3-base",
         "rotary part first",
@@ -163,7 +163,7 @@ GENERATION = [
 UPDATES = [
     Fault("bias", "towards the load", "(load.mean() - load)", "(load - load.mean())"),
     Fault("bias", "no sign", "(load.mean() - load).sign()", "(load.mean() - load)"),
-    Fault("bias", "another rate", "BIAS_UPDATE_RATE = 0.01", "BIAS_UPDATE_RATE = 0.02"),
+    Fault("bias", "another rate", "BIAS_UPDATE_RATE = 0.01", "BIAS_UPDATE_RATE = 0.02", DIMS),
 ]
 
 

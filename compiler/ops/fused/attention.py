@@ -12,7 +12,7 @@ from dsc.compiler.graph.types import DType, TensorType
 class FusedLatentAttention(Op):
     """q [B, S, H, N + R] before its rotation, k_nope | v [B, S, H, N + V], k_rope [B, S, 1, R] rotated.
 
-    No key of width N + R exists, and no rotated copy of q: [B, S, H, V].
+    Neither keys of width N + R nor a rotated q are written to memory. The result is [B, S, H, V].
     """
 
     kind = "mla_attention"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.moe import GroupedLinear
@@ -39,7 +39,7 @@ class FusedSort(Op):
 class RoutedExperts(Op):
     """Each token through its experts, weighted and summed: [B, S, D] -> [B, S, D].
 
-    No row of tokens is copied for its experts; SwiGLU happens where gate and up are made.
+    Tokens are not copied for their experts; SwiGLU is part of the kernel that computes gate and up.
     """
 
     kind = "routed_experts"
@@ -68,8 +68,7 @@ class RoutedExperts(Op):
         return (*self.gate_up.parameters(), *self.down.parameters())
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
-        one, two = (self.rows * op.in_features * op.out_features * 2 for op in (self.gate_up, self.down))
-        return one + two
+        return total([self.rows * op.in_features * op.out_features * 2 for op in (self.gate_up, self.down)])
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         preactivation = retyped(inputs[0], self.rows, self.gate_up.out_features)

@@ -38,7 +38,7 @@ class Fp8Linears(Op):
         return total([linear.flops(inputs, (output,)) for linear, output in zip(self.linears, outputs, strict=True)])
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """No x, but its codes and scales in blocks along the tokens, as the weights' gradients read them."""
+        """Not x, but its FP8 form with scales in blocks along the tokens, as the weights' gradients read it."""
         x = tensor(inputs[0])
         blocks = Blocks(product(x.shape[:-1]), self.block)
         return (

@@ -63,7 +63,7 @@ class WriteLatentAndNorm(WriteLatent):
 @register
 @dataclass(frozen=True)
 class UpProjections(Op):
-    """kv_b_proj's weight by head: what makes k_nope of a latent [H, N, L], and what makes v [H, V, L]."""
+    """kv_b_proj's weight by head: W_UK [H, N, L], which maps a latent to k_nope, and W_UV [H, V, L], to v."""
 
     kind = "up_projections"
     is_view = True
@@ -94,7 +94,7 @@ class UpProjections(Op):
 @register
 @dataclass(frozen=True)
 class AbsorbUp(Op):
-    """Queries as the latent sees them: q_nope W_UK, [B, S, H, N] by [H, N, L] -> [B, S, H, L]."""
+    """Queries mapped to the latent's dims: q_nope W_UK, [B, S, H, N] by [H, N, L] -> [B, S, H, L]."""
 
     kind = "absorb_up"
     op_class = OpClass.PRODUCT

@@ -40,11 +40,11 @@ class LinearCrossEntropy(Op):
         return self.head.flops(inputs[:1], self.head.infer(inputs[:1]))
 
     def backward_flops(self, inputs: Types, outputs: Types) -> Dim:
-        """The two gradients' products, and the logits once more."""
+        """The two gradients' products, and the logits, recomputed."""
         return self.flops(inputs, outputs) * 3
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """The labels once more, because they come as a slice of the tokens."""
+        """x, each token's log-sum-exp, and a contiguous copy of the labels, which are a slice of the tokens."""
         x, labels = (tensor(t) for t in inputs)
         return (
             Saved("input", 0),

@@ -32,8 +32,8 @@ from dsc.spec.precision import Fp8BlockLinear
 Pass = Callable[[Graph], Graph]
 
 TIMED: tuple[Pass, ...] = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
-"""The kernels of the graph that the planner times. In the trace that its efficiencies are read off, experts sort,
-gather, multiply and sum in steps of their own, and so do they there: with tokens of other ranks they have to."""
+"""The kernels of the graph that the planner times. Experts are not fused there, as in the trace of its
+efficiencies: with expert parallelism, sorting, gathering, multiplying and summing are separate steps."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Choice:
     serving: tuple[Pass, ...] = ()
     """For the graph that the engine runs, before them too."""
     notes: tuple[str, ...] = ()
-    """What the target cannot do as the spec has it, and what is done instead."""
+    """Where the package deviates from the spec because of the target, and what it does instead."""
 
 
 def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:

@@ -19,6 +19,6 @@ def fuse_elementwise(graph: Graph) -> Graph:
 
 
 def _fused(node: Node, one_layout: bool) -> Node:
-    if isinstance(node.op, Swiglu):  # whose limit the kernel has from the spec
+    if isinstance(node.op, Swiglu):  # clamped or not: the kernel is emitted with the spec's limit
         return replace(node, op=FusedSwiglu())
     return replace(node, op=FusedRotate(**vars(node.op))) if one_layout and type(node.op) is Rotate else node

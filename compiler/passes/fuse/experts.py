@@ -1,4 +1,4 @@
-"""Sorting tokens by expert and the experts themselves become two kernels; no row of tokens is copied."""
+"""Sorting tokens by expert and the experts themselves become two kernels; tokens are not copied."""
 
 from __future__ import annotations
 

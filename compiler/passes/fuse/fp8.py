@@ -31,7 +31,7 @@ EXPERTS: Mapping[type[Op], type[Op]] = {
 def multiply_in_fp8(graph: Graph, linear: Fp8BlockLinear) -> Graph:
     """After `fuse_experts` and `fuse_elementwise`.
 
-    What the spec's table says is bf16 stays wide, and so do layers of no role in it.
+    Products that the spec's table has in bf16, and layers without a role in it, are left as they are.
     """
     chosen = linear.products.in_fp8()
     block = Int(linear.weight_block[0])
@@ -44,7 +44,7 @@ def multiply_in_fp8(graph: Graph, linear: Fp8BlockLinear) -> Graph:
 
 
 def _behind_swiglu(body: Block, node: Node) -> Block:
-    """A layer that alone reads a SwiGLU takes codes from it."""
+    """A layer that is the only reader of a SwiGLU takes its result in FP8."""
     (x,) = node.inputs
     found = made_by(body, x, FusedSwiglu)
     if found is None or used_outside(body, x, [node]) or not isinstance(node.op, Fp8Linear):
@@ -55,7 +55,7 @@ def _behind_swiglu(body: Block, node: Node) -> Block:
 
 
 def _linears(body: Block, chosen: frozenset[str], block: Int) -> Block:
-    """Layers that read the same x become one node, where the first of them stood: x is quantised and kept once."""
+    """Layers that read the same x become one node, where the first of them stood: x is quantized and saved once."""
     readers: dict[Value, list[Node]] = {}
     for node in body.nodes():
         if isinstance(node.op, Linear) and node.op.role in chosen:

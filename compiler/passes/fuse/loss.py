@@ -14,7 +14,7 @@ from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by, used_
 
 
 def fuse_linear_cross_entropy(graph: Graph) -> Graph:
-    for kind in (CrossEntropy, CrossEntropyAndZLoss):  # of which the kernel has its z-loss from the spec
+    for kind in (CrossEntropy, CrossEntropyAndZLoss):  # the kernel is emitted with the spec's z-loss, if any
         graph = each_node(graph, kind, _fuse)
     return graph
 

@@ -1,4 +1,4 @@
-"""RMSNorm, with the residual add before it where one stands there."""
+"""RMSNorm, fused with the residual add before it if there is one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _fuse(block: Block) -> Block:
 
 
 def _with_add(add: Node, norm: Node, replacements: dict[Value, Value]) -> Node:
-    """One node with both results; it stands where the norm stood."""
+    """One node with both results, in the place of the norm."""
     both = (*add.outputs, *norm.outputs)
     outputs = tuple(replace(value, producer=norm.id, index=index) for index, value in enumerate(both))
     replacements.update(zip(both, outputs, strict=True))

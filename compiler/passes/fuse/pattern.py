@@ -1,4 +1,4 @@
-"""Finding several nodes that stand for one, and putting the one in their place."""
+"""Finding a pattern of nodes, and replacing it by a single node."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def find(block: Block, kind: type[O]) -> tuple[Node, O]:
 
 
 def collapse(block: Block, removed: Collection[Node], node: Node) -> Block:
-    """The block with `node` where the last of the removed nodes, of the same id, stood.
+    """The block with `node` in place of the removed nodes, at the position of the one that has its id.
 
-    What the others make must not be wanted by anybody else, which the graph's verification checks.
+    Nothing else may read what the others make, which the graph's verification checks.
     """
-    assert node.id in {one.id for one in removed}, node.id
-    ids = {one.id for one in removed} - {node.id}
-    nodes = [node if one.id == node.id else one for one in block.nodes() if one.id not in ids]
+    assert node.id in {old.id for old in removed}, node.id
+    ids = {old.id for old in removed} - {node.id}
+    nodes = [node if old.id == node.id else old for old in block.nodes() if old.id not in ids]
     return block.with_nodes(nodes)
 
 
 def ancestors(block: Block, node: Node, stop: Collection[Value]) -> tuple[Node, ...]:
-    """The nodes that a node stands on, in order, looking no further than some values."""
+    """The nodes that a node depends on, in order, without those behind the values of `stop`."""
     found: set[str] = set()
     wanted = [value for value in node.inputs if value not in stop]
     while wanted:
         producer = block.producer(wanted.pop())
         if producer is not None and producer.id not in found:
             found.add(producer.id)
-            wanted += [one for one in producer.inputs if one not in stop]
-    return tuple(one for one in block.nodes() if one.id in found)
+            wanted += [read for read in producer.inputs if read not in stop]
+    return tuple(each for each in block.nodes() if each.id in found)
 
 
 def used_outside(block: Block, value: Value, inside: Collection[Node]) -> bool:
-    """Whether anything but some nodes wants a value."""
+    """Whether anything but some nodes reads a value."""
     ids = {node.id for node in inside}
-    kept = value in block.outputs or value in {one.value for one in block.cached}
+    kept = value in block.outputs or value in {cached.value for cached in block.cached}
     return kept or any(node.id not in ids for node in block.consumers(value))
 
 

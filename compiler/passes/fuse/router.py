@@ -10,7 +10,7 @@ from dsc.compiler.ops.elementwise import Scale
 from dsc.compiler.ops.fused.router import BiasedRoute, FusedRouterLogits, Route
 from dsc.compiler.ops.router import (
     BiasedSelectionScores,
-    NormaliseWeights,
+    NormalizeWeights,
     RouterLogits,
     Score,
     TopExperts,
@@ -23,7 +23,7 @@ def fuse_router(graph: Graph) -> Graph:
 
 
 def _fuse(block: Block, choose: Node) -> Block:
-    """The scores stay where a balance loss reads them too."""
+    """Scores that a balance loss also reads are kept."""
     last = _weights(block, choose)
     product, linear = find(block, RouterLogits)
     (logits,) = product.outputs
@@ -48,7 +48,7 @@ def _fuse(block: Block, choose: Node) -> Block:
 def _weights(block: Block, choose: Node) -> Node:
     """The last of the nodes that make the weights of the chosen."""
     last = next(node for node in block.consumers(choose.outputs[0]) if len(node.inputs) == 2)
-    while following := [n for n in block.consumers(last.outputs[0]) if isinstance(n.op, NormaliseWeights | Scale)]:
+    while following := [n for n in block.consumers(last.outputs[0]) if isinstance(n.op, NormalizeWeights | Scale)]:
         (last,) = following
     return last
 

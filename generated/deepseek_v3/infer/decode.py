@@ -122,7 +122,7 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
     logits = router_logits(x, module.weight)  # [T, E]
     return route(logits, module.e_score_correction_bias)  # [T, K] each
 

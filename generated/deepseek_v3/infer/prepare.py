@@ -39,7 +39,7 @@ class FeedForward:
 
 
 class Router:
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
 
     def __init__(self, module: model.Router) -> None:
         self.weight = module.weight

@@ -153,7 +153,7 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-k over sigmoid scores, within the best groups; the bias chooses experts but never weighs them."""
+    """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
     logits = F.linear(upcast(x), upcast(module.weight))  # [T, E]
     scores = logits.sigmoid()
 
