@@ -54,7 +54,7 @@ class Program:
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
     """Passes in order, the graph verified after each."""
     for one in passes:
-        graph = verify(one(graph))
+        graph = verify(one(graph), graph)
     return graph
 
 

@@ -171,3 +171,14 @@ def test_an_op_that_infers_too_few_results(graph: Graph, monkeypatch: pytest.Mon
     monkeypatch.setattr(Add, "infer", infer_nothing)
     with pytest.raises(VerifyError, match="its op infers"):
         verify(graph)
+
+
+def test_a_block_that_a_pass_left_is_checked_for_its_calls_alone(graph: Graph) -> None:
+    assert verify(graph, graph) is graph
+    less = replace(graph, blocks={key: block for key, block in graph.blocks.items() if key != KEY})
+    with pytest.raises(VerifyError, match=r"calls LatentAttention\.forward, which is no block"):
+        verify(less, graph)
+    bad = change(graph, "q", lambda node: replace(node, inputs=()))
+    with pytest.raises(VerifyError, match="linear reads"):
+        verify(bad, graph)
+    assert verify(bad, bad) is bad
