@@ -26,6 +26,7 @@ from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.spec.checks import cautions
+from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
@@ -85,7 +86,10 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
 
     plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
-    return chosen_sharing(spec, plain, timed(spec))
+    try:
+        return chosen_sharing(spec, plain, timed(spec))
+    except DscError as error:
+        return f"pins that the planner refuses: {error.findings[0].message}"
 
 
 def timed(spec: ModelSpec) -> Graph:

@@ -25,7 +25,7 @@ from dsc.spec.report import annotation
 KEPT: dict[Category, str] = {
     "checkpoint": "checkpoints load",
     "meaning": "they mean the same",
-    "python": "imports and calls work",
+    "python": "imports work",
     "plan": "caches and plans fit",
 }
 
@@ -67,7 +67,8 @@ def show_breaks(found: Sequence[Break], names: tuple[str, str], looked_for: Sequ
     """The verdict, then each rule that is broken with what breaks it."""
     between = f"{names[0]} -> {names[1]}"
     if not found:
-        give_verdict("compatible", True, f"{between}: {', '.join(KEPT[category] for category in looked_for)}")
+        give_verdict("compatible", True, between)
+        say(f"  {', '.join(KEPT[category] for category in looked_for)}")
         return
     give_verdict("breaking", False, f"{between}: {', '.join(dict.fromkeys(one.rule.category for one in found))}")
     for code, breaks in groupby(found, key=lambda one: one.code):

@@ -25,13 +25,11 @@ def init(file: str, model: str | None, force: bool) -> None:
     Its first line tells editors where the schema is: `dsc schema > dsc.schema.json` puts it there.
     """
     from dsc.compiler.hf.importer import spec_name
-    from dsc.spec.loader import loads
 
     path = Path(file)
     if path.exists() and not force:
         raise click.UsageError(f"{file} exists; name another file, or overwrite it with --force")
     start = STARTER.read_text(encoding="utf-8") if model is None else f"{SCHEMA_LINE}{zoo_file(model, MODELS)}"
     text = re.sub(r"^name: \S+", f"name: {spec_name(path.stem, PLACEHOLDER)}", start, count=1, flags=re.MULTILINE)
-    loads(text, file)  # refuses a name that no package can have
     path.write_text(text, encoding="utf-8", newline="\n")
     say(f"wrote {file}; next: dsc check {file}")

@@ -110,11 +110,13 @@ def _row(serving: Graph, signature: Signature) -> str:
     return f"{latent} + {latent} // {CACHE_GROUP} * 4 + {rotary} * 2"
 
 
-def _dtype(spec: ModelSpec, serving: Graph) -> str | None:
-    """The type of the cache where the spec keeps it narrower than the parameters."""
+def _dtype(spec: ModelSpec, serving: Graph) -> str:
+    """The type of the cache: the weights', unless the spec keeps rows narrower than float32 parameters, or as codes."""
     if _fp8_read(serving) is not None:
-        return "uint8"
-    return "bfloat16" if spec.precision.kv_cache != "fp32" and spec.precision.parameters == "fp32" else None
+        return "torch.uint8"
+    if spec.precision.kv_cache != "fp32" and spec.precision.parameters == "fp32":
+        return "torch.bfloat16 if x.dtype is torch.float32 else x.dtype"
+    return "x.dtype"
 
 
 def _windows(serving: Graph) -> bool:

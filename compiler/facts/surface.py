@@ -1,6 +1,7 @@
 """What other programs use of a package: the public functions, classes and methods of its modules, and their parameters.
 
-Kernels, the decode functions and the parts that model.py makes its Model of are left out: those are the architecture.
+Kernels, what is printed from the graph for decoding and for a training step, and the parts that model.py makes its
+Model of are left out: those are the architecture.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-INTERNAL = ("kernels/", "infer/decode.py")
+INTERNAL = (
+    *("kernels/", "infer/batch.py", "infer/decode.py", "infer/prepare.py", "infer/speculation.py"),
+    *("train/experts.py", "train/parallel.py", "train/plan.py", "train/single.py", "train/stages.py"),
+)
 ROOT = "model.Model"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -13,6 +13,7 @@ class CacheAppend(Op):
     """Append the new tokens' rows and return all: [B, S, ...] -> [B, C, ...]."""
 
     kind = "cache_append"
+    in_cache = True
     slot: str
 
     @property
@@ -27,9 +28,6 @@ class CacheAppend(Op):
         x = tensor(inputs[0])
         assert isinstance(inputs[1], CacheType)
         return (retyped(x, x.shape[0], C, *x.shape[2:]),)
-
-    def memory(self, inputs: Types, outputs: Types) -> tuple[None, ...]:
-        return (None,)
 
 
 @register

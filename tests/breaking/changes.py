@@ -199,6 +199,9 @@ def _changed(sections: Sections, parts: list[str], value: Any) -> Sections:
 ROPE, SCALING, ROUTER = "attention.rope", "attention.rope.scaling", "ffn.moe.router"
 CHANGES = (
     Change("mla", "name", "other", "python"),
+    Change("mla", "tokens.bos", 1, ""),
+    Change("mla", "tokens.eos", [2], ""),
+    Change("mla", "tokens.pad", 3, ""),
     Change("mla", "vocab_size", 72, "checkpoint plan"),
     Change("mla", "hidden_size", 40, "checkpoint plan"),
     Change("mla", "max_position_embeddings", 32, "plan"),

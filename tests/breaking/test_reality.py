@@ -38,6 +38,7 @@ def test_the_verdict_is_the_one_in_the_table(change: Change) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.id)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-token")
 def test_the_verdict_is_what_happens(change: Change, emitted: Callable[..., Any], tmp_path: Path) -> None:
     old, new = (load(spec, emitted) for spec in change.specs())

@@ -11,7 +11,8 @@ from dsc.compiler.cli.group import VERBS
 OUTPUTS = runpy.run_path(str(Path(__file__).parent / "outputs.py"))
 GOLDEN: Path = OUTPUTS["GOLDEN"]
 DOCUMENTS = {"schema", "completion"}  # whose output is a file: JSON, a script
-VERBATIM = re.compile(r"^(next: |[-+ #])")  # commands to copy and parts of files, whose lines are not broken
+# Commands to copy, parts of files, and annotations for GitHub: their lines are not broken.
+VERBATIM = re.compile(r"^(next: |::|[-+ #])")
 
 
 @pytest.fixture(scope="module")

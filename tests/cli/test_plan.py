@@ -33,7 +33,7 @@ def errors(result: Any) -> list[str]:
 
 def test_training_in_the_terminal(run: Any) -> None:
     shown = run("plan", "tiny", *CPU).stdout
-    assert shown.startswith("fits: tiny, training on 1 node of cpu, 4 GPUs\n  pp ")
+    assert shown.startswith("fits: tiny, training on 4 nodes of cpu, 4 GPUs\n  pp ")
     for words in (
         "GiB of one GPU",
         "of a step, busiest rank",
@@ -313,7 +313,7 @@ def test_an_unwritable_file(run: Any) -> None:
 @pytest.fixture
 def plans(run: Any) -> tuple[str, str]:
     run("plan", "tiny", *CPU, "-o", "one.yaml")
-    run("plan", "tiny", *CPU, "--nodes", "2", "-o", "two.yaml")
+    run("plan", "tiny", "--cluster", "cpu", "--nodes", "8", "-o", "two.yaml")
     return "one.yaml", "two.yaml"
 
 

@@ -45,7 +45,7 @@ def test_zoo_passes(facts: Any, name: str) -> None:
 
 
 EDITS = [
-    ("model.py", "Q_LORA_RANK = 48 ", "Q_LORA_RANK = 47 ", "parameters, shrunk"),
+    ("dims.py", "Q_LORA_RANK = 48 ", "Q_LORA_RANK = 47 ", "parameters, shrunk"),
     ("model.py", "out = out + shared", "out = out + shared.detach()", "parameters without a finite gradient"),
     ("model.py", "F.silu(gate) * up", "F.silu(gate) * up.detach()", "gradients against finite differences"),
     ("infer/decode.py", "k_rope = rotate(k_rope, rope)", "", "decoding with the cache against the full forward"),

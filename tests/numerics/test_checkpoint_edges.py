@@ -115,8 +115,10 @@ def killed_save(package: Package, model: nn.Module, folder: Path, size: int, aft
         for module, name in CALLS:
             setattr(module, name, counted(getattr(module, name)))
         package.storage.save_file = counted(package.storage.save_file)
-        package.checkpoint.save_hf(model, folder, shard_bytes=size)
-        os._exit(0)
+        try:
+            package.checkpoint.save_hf(model, folder, shard_bytes=size)
+        finally:
+            os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
 
 

@@ -190,3 +190,21 @@ def test_the_expanded_cache_is_named(expanded):
 def test_buffers_of_low_latency_dispatch():
     """DeepEP's layout for V3, 128 tokens a rank: four buffers of 288 x 128 x (14336 + 224) bytes, and signals."""
     assert low_latency_bytes(128, 7168, 288) == 4 * 288 * 128 * (14336 + 224) + 2 * 1152
+
+
+@pytest.mark.parametrize(("context", "kept"), [(1000, 1000), (4096, 4096), (32768, 4096)])
+def test_windows_are_filled_once(context, kept):
+    """Mistral 7B: 32 layers, keys and values of 8 heads of 128 in bfloat16, of the last 4096 tokens and no more."""
+    memory, serving = memory_of("mistral-7b", cluster=False), Serving(tp=2, dp=1)
+    each = 32 * 2 * 8 * 128 * 2 * kept // serving.tp
+    assert memory.window_bytes(serving, Storing(), context) == each
+    assert memory.token_bytes(serving, Storing()) == 0
+    plan = memory.plan(serving, Request("decode", context), Storing(), H800)
+    assert line(plan, "windows").bytes == plan.sequences * each and plan.bytes <= H800
+
+
+def test_full_layers_beside_windows_take_pages():
+    memory = memory_of("tiny-window", cluster=False)
+    row = 2 * 2 * 32 * 4  # keys and values of 2 heads of 32 in float32; 3 layers of each attention
+    assert memory.token_bytes(Serving(tp=1, dp=1), Storing()) == 3 * row
+    assert memory.window_bytes(Serving(tp=1, dp=1), Storing(), 1000) == 3 * 64 * row

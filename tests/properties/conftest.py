@@ -1,11 +1,15 @@
 """Random specs, valid by construction: sizes that must divide are drawn as factors, the rest follows from them."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
 from dsc.spec.model import ModelSpec
+
+sys.path.append(str(Path(__file__).parents[1]))  # tests import their helpers by their names
 
 Section = dict[str, Any]
 Draw = st.DrawFn

@@ -17,8 +17,8 @@ from dsc.spec.zoo import MODELS, names
 
 COUNTS = {"README.md", "dsc.lock.json"}  # figures and hashes stand here so that they churn nowhere else
 
-# What is changed, from what to what, and the line of dims.py that is written anew, without its comment.
-CHANGES: dict[str, tuple[tuple[str | int, ...], object, str | None]] = {
+# What is changed, from what to what, and the line written anew, without its comment: of dims.py, or of infer/decode.py.
+CHANGES: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "a rank": (("attention", "kv_lora_rank"), 80, "KV_LORA_RANK = 80"),
     "one more layer": (("layers", 1, "repeat"), 5, "NUM_MOE_LAYERS = 5"),
     "the vocabulary": (("vocab_size",), 513, "VOCAB_SIZE = 513"),
@@ -31,7 +31,11 @@ CHANGES: dict[str, tuple[tuple[str | int, ...], object, str | None]] = {
         "BIAS_UPDATE_RATE = 0.002",
     ),
     "the length of a sequence": (("workload", "sequence_length"), 128, "SEQUENCE_LENGTH = 128"),
-    "what the cache is kept in": (("precision", "kv_cache"), "bf16", None),
+    "what the cache is kept in": (
+        ("precision", "kv_cache"),
+        "bf16",
+        "dtype = torch.bfloat16 if x.dtype is torch.float32 else x.dtype",
+    ),
 }
 
 
@@ -68,13 +72,13 @@ def test_exactly_these_lines_change(tiny: tuple[ModelSpec, dict[str, str]], chan
     path, value, line = CHANGES[change]
     after = emit(build(changed(spec, path, value)))
     assert after.keys() == before.keys()
-    assert rewritten(before, after) == ({"dims.py": [line]} if line else {})
+    assert rewritten(before, after) == {"dims.py" if line[0].isupper() else "infer/decode.py": [line]}
 
 
 def test_a_feature_that_is_taken_away_leaves_no_trace(tiny: tuple[ModelSpec, dict[str, str]]) -> None:
     spec, before = tiny
     after = emit(build(changed(spec, ("mtp",), None)))
-    assert after.keys() == before.keys()
+    assert after.keys() == before.keys() - {"infer/speculation.py"}
     for text in (text for name, text in after.items() if name != "dsc.lock.json"):
         assert "mtp" not in text.lower() and "multi-token" not in text.lower()
     kept = [line for line in ndiff(before["model.py"].splitlines(), after["model.py"].splitlines()) if line[0] == "+"]
@@ -117,7 +121,7 @@ def numbers(value: object, key: Key = ()) -> Iterator[tuple[Key, float]]:
 
 def structure(program: Program) -> object:
     """Which ops there are, what they call, and what Hugging Face calls the model: all but the numbers."""
-    graphs = (program.training, program.inference)
+    graphs = (program.training, program.serving)
     nodes = [
         (b.key, n.id, n.op.kind, n.op.requires) for graph in graphs for b in graph.blocks.values() for n in b.nodes()
     ]

@@ -17,6 +17,8 @@ def fuse_experts(graph: Graph) -> Graph:
 
 
 def _fuse(block: Block, scatter: Node) -> Block:
+    if not any(isinstance(node.op, EveryExpert) for node in block.nodes()):
+        return block  # rows of other ranks, which arrive copied and sorted
     sort, _ = find(block, SortByExpert)
     (chosen,) = sort.inputs
     weights, _, x = find(block, SlotWeights)[0].inputs

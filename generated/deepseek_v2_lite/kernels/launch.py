@@ -62,7 +62,7 @@ def _no_autocast(device: str) -> Any:
 def operands(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The operands of a product: under autocast in its dtype, as PyTorch's products take theirs."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype is torch.float64 else tensor.to(dtype) for tensor in tensors)

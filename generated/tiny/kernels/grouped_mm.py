@@ -126,7 +126,7 @@ _eager_product: Callable[[Tensor, Tensor, Tensor], Tensor] = _EagerProduct.apply
 
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ``ends[e - 1]:ends[e]`` of x [M, K] times ``weight[e].T``, for weight [E, N, K] and ends [E]: [M, N]."""
-    if torch.is_autocast_enabled(x.device.type):  # as PyTorch's own products
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # as PyTorch's own products
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     # The operator is for tracing. In eager mode its dispatch can cost as much as a product of few rows.

@@ -26,8 +26,8 @@ UNITS = {
 """The matrix instructions of each architecture."""
 SPILLS = {("mla_decode", "sm_100")}
 """Known and accepted with their bytes."""
-NARROW = ("router_", "expert_dispatch_")
-"""Functions that may do without 128-bit loads on sm_90."""
+NARROW = ("router_", "expert_dispatch_", "mla_attention_")
+"""Functions without 128-bit loads on sm_90: narrow rows, and tiles that tensor descriptors load."""
 
 
 def spec_of(probe: Probe) -> ModelSpec:
