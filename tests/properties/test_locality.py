@@ -75,6 +75,12 @@ def test_exactly_these_lines_change(tiny: tuple[ModelSpec, dict[str, str]], chan
     assert rewritten(before, after) == {"dims.py" if line[0].isupper() else "infer/decode.py": [line]}
 
 
+def test_what_the_cache_is_kept_in_changes_where_it_is_opened(tiny: tuple[ModelSpec, dict[str, str]]) -> None:
+    spec, before = tiny
+    lines = rewritten(before, emit(build(changed(spec, ("precision", "kv_cache"), "bf16"))))
+    assert lines.keys() == {"infer/decode.py"} and all("bfloat16" in line for line in lines["infer/decode.py"]), lines
+
+
 def test_a_feature_that_is_taken_away_leaves_no_trace(tiny: tuple[ModelSpec, dict[str, str]]) -> None:
     spec, before = tiny
     after = emit(build(changed(spec, ("mtp",), None)))
