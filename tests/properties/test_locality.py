@@ -101,8 +101,6 @@ STRUCTURAL = (  # how keys end whose numbers some model ties to others, or that 
     "latent_norm_eps",  # Hugging Face's types have 1e-6, and no others
     "norm.eps",  # Qwen3's type has one eps, for the heads of q and k too
     "mscale_all_dim",  # unlike mscale, it would scale cos and sin
-    "qk_nope_head_dim",  # the wider of key and value decides what attention pads; much wider ones have no tiles
-    "v_head_dim",  # see qk_nope_head_dim
     "mtp.depth",  # a line of the loss for each
     "weight_block",  # see LEFT_OUT
 )
@@ -131,10 +129,8 @@ def structure(program: Program) -> object:
 
 
 def other_values(value: float) -> list[float]:
-    """In order of preference: twice and half the number keep most relations between sizes, and powers of two."""
-    if isinstance(value, float):
-        return [value * 2, value / 2]
-    return [value * 2, value // 2, *((value + 1, value - 1) if value < 16 or value % 2 else ())]
+    """In order of preference: twice and half the number keep most relations between sizes."""
+    return [value * 2, value // 2, value + 1, value - 1] if isinstance(value, int) else [value * 2, value / 2]
 
 
 def with_another(program: Program, keys: list[Key], value: float) -> dict[str, str] | None:
