@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
+from pydantic import ValidationError
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
@@ -102,6 +103,14 @@ def emit(program: Program, templates: BaseLoader | None = None, command: str = "
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving
     return emit_package(printer, program.target, *graphs, program.notes)
+
+
+def emit_again(spec: str, command: str) -> dict[str, str]:
+    """The files of a package that was emitted before, from the spec in its lock; none of a spec that is refused now."""
+    try:
+        return emit(build(ModelSpec.model_validate_json(spec)), command=command)
+    except (ValidationError, DscError):
+        return {}
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

@@ -41,7 +41,8 @@ def emit_package(
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
-    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(printer.spec, files)}.items()))
+    lock = lock_text(printer.spec, printer.command, files)
+    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock}.items()))
 
 
 def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None, command: str = "") -> FilePrinter:
