@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from dsc.spec.attention import Attention, OneOrSeveral
 from dsc.spec.base import Count, Epsilon, KindName, LossWeight, Multiplier, Section, Spread
-from dsc.spec.cluster import Machines
+from dsc.spec.cluster import Machinery
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
@@ -125,7 +125,7 @@ class ModelSpec(Section):
     """What each class of tensors is kept and multiplied in."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
-    cluster: Machines | None = None
+    cluster: Machinery | None = None
     """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None
     """Pins of the plan: what the planner may not choose; null leaves all to it."""

@@ -321,7 +321,8 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC065": Page(
         "an unknown cluster",
-        "cluster.kind names one of the machines that ship with the compiler, by the name of its file in spec/clusters.",
+        "cluster.kind names one of the machines that ship with the compiler, by the name of its file in spec/clusters, "
+        "or is the path of such a file of your own, as seen from the spec's folder. `nodes` or `gpus` says how many.",
         "cluster: {kind: h8000, nodes: 4}",
         "cluster: {kind: h800, nodes: 4}",
     ),

@@ -27,7 +27,10 @@ MODEL_NAMES = (
     "tiny",
     "tiny-window",
 )
-CLUSTER_NAMES = ("a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
+CLUSTER_NAMES = (
+    *("a10", "a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800"),
+    *("l4", "l40s", "mi300x", "mi350x", "rtx4090", "rtx5090", "rtxpro6000"),
+)
 FILES = sorted([*MODELS.glob("*.yaml"), *CLUSTERS.glob("*.yaml")])
 
 

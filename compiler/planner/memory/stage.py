@@ -12,6 +12,15 @@ from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
 
 
+Division = tuple[object, ...]
+
+
+def division(layout: Layout) -> Division:
+    """What the bytes of a stage depend on."""
+    sizes = (layout.cp, layout.tp, layout.ep, layout.etp, layout.micro_batch)
+    return (*sizes, layout.recompute, layout.activations)
+
+
 @dataclass(frozen=True)
 class StageBytes:
     """Of one stage on one rank."""
@@ -41,16 +50,7 @@ class StageMemory:
 
     def of(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
         """A stage of such parts, in this order, on one rank."""
-        key = (
-            kinds,
-            layout.cp,
-            layout.tp,
-            layout.ep,
-            layout.etp,
-            layout.recompute,
-            layout.activations,
-            layout.micro_batch,
-        )
+        key = (kinds, division(layout))
         if key not in self._known:
             self._known[key] = self._stage(kinds, layout)
         return self._known[key]

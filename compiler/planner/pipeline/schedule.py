@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count, islice
+from operator import ge
 from typing import Literal, NamedTuple, get_args
 
 Schedule = Literal["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe-v"]
@@ -292,9 +293,8 @@ def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
             elif kind != "B":
                 seen.add(tuple(held))
                 held[column[stage]] -= 1
-    fullest = [one for one in seen if not any(_covers(other, one) for other in seen)]
-    return tuple(dict(zip(stages, counts, strict=True)) for counts in sorted(fullest, reverse=True))
-
-
-def _covers(other: tuple[int, ...], one: tuple[int, ...]) -> bool:
-    return other != one and all(a >= b for a, b in zip(other, one, strict=True))
+    fullest: list[tuple[int, ...]] = []
+    for one in sorted(seen, reverse=True):  # so that what has as many of each comes before
+        if not any(all(map(ge, other, one)) for other in fullest):
+            fullest.append(one)
+    return tuple(dict(zip(stages, counts, strict=True)) for counts in fullest)

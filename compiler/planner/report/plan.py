@@ -121,7 +121,7 @@ def _choice(value: object) -> str:
 def where(machines: Hardware) -> str:
     """256 nodes of h800, 2,048 GPUs."""
     nodes = f"{machines.nodes:,} node{'' if machines.nodes == 1 else 's'}"
-    return f"{nodes} of {machines.cluster.name}, {machines.gpus:,} GPUs"
+    return f"{nodes} of {machines.cluster.name}, {machines.devices(machines.gpus)}"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -49,7 +49,7 @@ def _judge(problem: Problem, change: str, layout: Layout, seconds: float) -> Nei
     missing = needed - problem.capacity
     if missing > 0:
         have = _gib(problem.capacity)
-        reason = f"needs {_gib(needed)}, a GPU has {have}: {_gib(missing)} too much"
+        reason = f"needs {_gib(needed)}, a {problem.hardware.device} has {have}: {_gib(missing)} too much"
         return Neighbour(change, layout, "memory", reason, needed, missing, None)
     took = problem.step(layout).seconds
     slower = took - seconds
