@@ -15,6 +15,7 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import VisibleInWindow
 from dsc.compiler.passes.serve import DRAFT
@@ -41,6 +42,7 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     values = {
         "guesses": guesses,
         "windows": _windows(serving),
+        "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
         "kernel": bool(kernel),
         "page_size": 64 if kernel else PAGE_SIZE,
     }
