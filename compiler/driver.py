@@ -18,6 +18,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
@@ -73,7 +74,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
-    serving = run(served, (prepare, as_functions_of_weights))
+    serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
     return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from dsc.compiler.emit.classes import classes
@@ -61,7 +61,12 @@ def _helper(printer: Printer, name: str, op: Op) -> Definition:
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    wanted = sorted({one.name.removeprefix(KERNELS) for one in requirements(graph) if one.name.startswith(KERNELS)})
+    return kernels_among(one.name for one in requirements(graph))
+
+
+def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
+    """Those of some requirements that are functions of kernels/: (module, name)."""
+    wanted = sorted({name.removeprefix(KERNELS) for name in required if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 

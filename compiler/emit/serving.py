@@ -15,8 +15,9 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
-from dsc.compiler.ops.paged import VisibleInWindow
+from dsc.compiler.ops.paged import GROUP, VisibleInWindow
 from dsc.compiler.passes.serve import DRAFT
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
@@ -40,7 +41,9 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
     values = {
         "guesses": guesses,
-        "windows": _windows(serving),
+        "windows": any(windows := _windows(serving)),
+        "forgets": windows.pop() if len(windows) == 1 else "",
+        "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
         "kernel": bool(kernel),
         "page_size": 64 if kernel else PAGE_SIZE,
     }
@@ -119,9 +122,15 @@ def _dtype(spec: ModelSpec, serving: Graph) -> str:
     return "x.dtype"
 
 
-def _windows(serving: Graph) -> bool:
-    nodes = (node for block in serving.blocks.values() for node in block.nodes())
-    return any(isinstance(node.op, VisibleInWindow) for node in nodes)
+def _windows(serving: Graph) -> set[str]:
+    """What the layers' attention is limited to, by name; an empty one where layers attend to all tokens."""
+    forms = [block for block in serving.blocks.values() if GROUP in [value.type for value in block.inputs]]
+    return {_window(form) for form in forms}
+
+
+def _window(form: Block) -> str:
+    ops = (node.op for node in form.nodes())
+    return next((str(op.window) for op in ops if isinstance(op, VisibleInWindow)), "")
 
 
 def _fp8_read(serving: Graph) -> ReadFp8Latents | None:
