@@ -25,6 +25,7 @@ from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.spec.checks import cautions
@@ -74,6 +75,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
+    training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))

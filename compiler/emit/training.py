@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
@@ -45,8 +45,9 @@ def training_files(
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
     sharing = step.sharing
-    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1}
-    printed = [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1, "recompute": bool(step.recompute)}
+    printed = [files.file(path, path) for path in ["train/recompute.py"] if step.recompute]
+    printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
     printed += [files.file(path, path, **values) for path in ("train/single.py", "train/train.py")]
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
@@ -70,7 +71,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"}
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(graph)]
+    offered = imported(graph, "..", ".")
     return files.file(
         "train/stages.py",
         "train/stages.py",
@@ -151,6 +152,7 @@ def sharing_files(
             "train/parallel.py",
             **values,
             readers=_readers(step),
+            stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
@@ -180,7 +182,7 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     used = (
         names(f"{body}\n{lines}") | names(" ".join(one.expression for one in shared)) | {"Tensor", "MixtureOfExperts"}
     )
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(only)]
+    offered = imported(only, "..", ".")
     return files.file(
         "train/experts.py",
         "train/experts.py",

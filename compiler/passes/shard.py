@@ -61,6 +61,8 @@ class Sharing:
     """Sequences of a step, over all ranks."""
     stages: tuple[tuple[str, ...], ...]
     """The parts of the model in each stage of the pipeline."""
+    recompute: tuple[str, ...] = ()
+    """What backward makes again."""
 
     @property
     def world(self) -> int:
