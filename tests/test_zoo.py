@@ -25,6 +25,7 @@ MODEL_NAMES = (
     "mixtral-8x7b",
     "qwen3-30b-a3b",
     "tiny",
+    "tiny-r1",
     "tiny-window",
 )
 CLUSTER_NAMES = ("a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
