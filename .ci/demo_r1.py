@@ -32,6 +32,7 @@ COLORS = {"rewarded": "#1f6feb", "control": "#8b949e"}
 
 def main() -> None:
     RUNS.mkdir(exist_ok=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # so small a model is slower on two
     say("1. Compile the spec to a package: spec/models/tiny-r1.yaml -> runs/tiny_r1")
     run(RUNS.parent, "dsc", "compile", "tiny-r1", "-o", "runs/tiny_r1", "--force")
 
@@ -79,7 +80,7 @@ def start(name: str, reward: str, errors: int | None) -> subprocess.Popen[bytes]
     files = ("--prompts", "r1/questions.jsonl", "--checkpoint", f"r1/{name}", "--metrics", f"r1/{name}.jsonl")
     more = ("--samples", "r1/samples.jsonl") if name == "rewarded" else ()
     command = [sys.executable, "-m", "tiny_r1.train.grpo", "--reward", reward, *files, *more, *LEARN.split()]
-    return subprocess.Popen(command, cwd=RUNS, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=errors)
+    return subprocess.Popen(command, cwd=RUNS, stderr=errors)
 
 
 def watched(metrics: Path) -> list[float]:
