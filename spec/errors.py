@@ -62,6 +62,10 @@ Code = Literal[
     "DSC068",
     # placement
     "DSC070",
+    # reinforcement learning
+    "DSC080",
+    "DSC081",
+    "DSC082",
 ]
 
 

@@ -11,6 +11,7 @@ from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
+from dsc.spec.rl import ReinforcementLearning
 from dsc.spec.tokens import Tokens
 from dsc.spec.workload import Workload
 
@@ -123,6 +124,8 @@ class ModelSpec(Section):
     """Layers that predict tokens further ahead in training (DeepSeek-V3, section 2.2); null for none."""
     precision: Precision = Precision()
     """What each class of tensors is kept and multiplied in."""
+    rl: ReinforcementLearning | None = None
+    """Post-training on verifiable rewards: the package learns from its own answers (GRPO); null for none."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
     cluster: Machinery | None = None

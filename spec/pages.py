@@ -356,4 +356,25 @@ PAGES: dict[Code, Page] = {
         "cluster: {kind: h800, nodes: 128} # 1024 GPUs\nplacement: {pp: 16, dp: 8, tp: 16} # 2048",
         "cluster: {kind: h800, nodes: 128}\nplacement: {pp: 16, dp: 8, tp: 8}",
     ),
+    "DSC080": Page(
+        "a choice of experts that cannot be replayed",
+        "rl.router_replay trains with the experts that the engine chose for each token. A model whose feed-forwards "
+        "are all dense has no such choice, and one whose layers choose unequal numbers has no single table of them.",
+        "ffn: {moe: null}\nlayers: [{repeat: 4, ffn: dense}]\nrl: {max_new_tokens: 512, router_replay: true}",
+        "rl: {max_new_tokens: 512, router_replay: true}",
+    ),
+    "DSC081": Page(
+        "answers as long as the model's positions",
+        "A question and its answer are one sequence of at most max_position_embeddings tokens, and a question has at "
+        "least one. The default of rl.max_new_tokens is 32768.",
+        "max_position_embeddings: 4096\nrl: {}",
+        "max_position_embeddings: 4096\nrl: {max_new_tokens: 2048}",
+    ),
+    "DSC082": Page(
+        "a length penalty longer than any answer",
+        "rl.length_penalty.buffer counts the last tokens of max_new_tokens, over which the penalty rises; there are "
+        "no more of them than an answer has.",
+        "rl: {max_new_tokens: 512, length_penalty: {buffer: 1024}}",
+        "rl: {max_new_tokens: 512, length_penalty: {buffer: 128}}",
+    ),
 }

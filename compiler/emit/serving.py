@@ -18,7 +18,8 @@ from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
 from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, VisibleInWindow
-from dsc.compiler.passes.serve import DRAFT
+from dsc.compiler.ops.policy import RecordExperts
+from dsc.compiler.passes.serve import DRAFT, FORWARD
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
 
@@ -39,15 +40,23 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
     kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
+    recorded = _recorded(serving)
     values = {
         "guesses": guesses,
         "windows": any(windows := _windows(serving)),
         "forgets": windows.pop() if len(windows) == 1 else "",
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
+        "replay": bool(recorded),
+        "routers": len(recorded),
+        "chosen": recorded[0] if recorded else "",
+        "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,
         "kernel": bool(kernel),
         "page_size": 64 if kernel else PAGE_SIZE,
     }
-    plain = [f"infer/{name}.py" for name in (*FILES, *(["speculation"] if guesses else []))]
+    plain = [
+        f"infer/{name}.py"
+        for name in (*FILES, *(["speculation"] if guesses else []), *(["routes"] if recorded else []))
+    ]
     return [
         prepare_file(files, serving, prepared, model, SIZES),
         decode_file(files, serving, training, model, prepared),
@@ -131,6 +140,12 @@ def _windows(serving: Graph) -> set[str]:
 def _window(form: Block) -> str:
     ops = (node.op for node in form.nodes())
     return next((str(op.window) for op in ops if isinstance(op, VisibleInWindow)), "")
+
+
+def _recorded(serving: Graph) -> list[str]:
+    """Experts per token of each router that records its choice when tokens pass the model."""
+    nodes = (node for _, block in serving.executions(FORWARD) for node in block.nodes())
+    return [str(tensor(node.inputs[0].type).shape[-1]) for node in nodes if isinstance(node.op, RecordExperts)]
 
 
 def _fp8_read(serving: Graph) -> ReadFp8Latents | None:

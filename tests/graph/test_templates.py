@@ -102,6 +102,16 @@ def shared_out(spec: ModelSpec, cluster: Machines, dp: int) -> ModelSpec:
     return spec.model_copy(update={"cluster": cluster, "placement": pins})
 
 
+def learning(name: str, **rl: object) -> ModelSpec:
+    return ModelSpec.model_validate(load(name).model_dump() | {"rl": {"max_new_tokens": 8, **rl}})
+
+
+def learning_with_layers_in_turn() -> ModelSpec:
+    data = load("tiny-r1").model_dump()
+    data["layers"] = [{"repeat": 2, "cycle": [{"ffn": "dense"}, {"ffn": "moe"}]}]
+    return ModelSpec.model_validate(data)
+
+
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp.
@@ -112,6 +122,7 @@ def programs() -> list[Program]:
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny")]
+    odd += [learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),
@@ -121,7 +132,7 @@ def programs() -> list[Program]:
 
 
 def graphs_of(programs: list[Program]) -> list[Graph]:
-    return [g for p in programs for g in (p.training, p.step.graph, p.inference, p.serving)]
+    return [g for p in programs for g in (p.training, p.step.graph, p.inference, p.serving, p.policy) if g is not None]
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:

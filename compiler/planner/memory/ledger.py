@@ -107,7 +107,7 @@ class MemoryModel:
         return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
 
     def _held(self, content: RankContent, layout: Layout) -> tuple[int, int, int]:
-        """Activations and logits at the fullest moment, and what lives for a moment: known once, whatever ZeRO shards."""
+        """Activations and logits at the fullest moment, and what lives for a moment: the same whatever ZeRO shards."""
         key = (content, division(layout))
         if key not in self._known_held:
             stages = [self.stages.of(kinds, layout) for kinds in content.kinds]

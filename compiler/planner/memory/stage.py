@@ -11,7 +11,6 @@ from dsc.compiler.planner.memory.held import PartMemory
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
 
-
 Division = tuple[object, ...]
 
 
