@@ -12,6 +12,7 @@ from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
 from dsc.spec.tokens import Tokens
+from dsc.spec.training import Training
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
@@ -125,6 +126,8 @@ class ModelSpec(Section):
     """What each class of tensors is kept and multiplied in."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
+    training: Training = Training()
+    """What the trainer does at steps that are not like the others."""
     cluster: Machines | None = None
     """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None
