@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 
 from torch.profiler import profile, schedule
 
-
 if TYPE_CHECKING:
     from rich.progress import Progress
 
