@@ -13,6 +13,7 @@ from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
 from dsc.spec.rl import ReinforcementLearning
 from dsc.spec.tokens import Tokens
+from dsc.spec.training import Training
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
@@ -128,6 +129,8 @@ class ModelSpec(Section):
     """Post-training on verifiable rewards: the package learns from its own answers (GRPO); null for none."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
+    training: Training = Training()
+    """What the trainer does at steps that are not like the others."""
     cluster: Machinery | None = None
     """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None

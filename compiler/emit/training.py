@@ -22,9 +22,10 @@ from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import Stage
+from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-PLAIN = ("train/init.py", "train/optimizer.py", "train/checkpoint.py", "train/data.py", "train/log.py")
+PLAIN = tuple(f"train/{name}.py" for name in ("init", "optimizer", "checkpoint", "data", "shards", "documents"))
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,48 @@ class _StageClass:
     results: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class _Guard:
+    """What templates/train/guard.py.jinja prints."""
+
+    not_finite: str
+    spike: Spike | None
+
+    @property
+    def skips(self) -> bool:
+        return "skip" in (self.not_finite, self.spike and self.spike.action)
+
+    @property
+    def state(self) -> str:
+        kept = [*(["seen", "spikes"] if self.spike else []), *(["skipped", "in_a_row"] if self.skips else [])]
+        return ", ".join(f'"guard.{name}": self.{name}' for name in kept)
+
+    @property
+    def counts(self) -> str:
+        counted = [*(["skipped"] if self.skips else []), *(["spikes"] if self.spike else [])]
+        return ", ".join(f'"{name}": int(self.{name})' for name in counted)
+
+
+def _guard(training: Training) -> _Guard | None:
+    """None where a step that is not finite ends the run and no other is looked at."""
+    plain = training.not_finite == "stop" and training.spike is None
+    return None if plain else _Guard(training.not_finite, training.spike)
+
+
 def training_files(
     files: FilePrinter, step: TrainingStep, training: Graph, plain: Graph, model: Sequence[Definition]
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
-    sharing = step.sharing
-    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1, "recompute": bool(step.recompute)}
-    printed = [files.file(path, path) for path in ["train/recompute.py"] if step.recompute]
+    sharing, guard, recompute = step.sharing, _guard(files.spec.training), bool(step.recompute)
+    tied = len(_readers(step)) > 1
+    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
+    printed = [files.file(path, path) for path in ["train/recompute.py"] if recompute]
     printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
-    printed += [files.file(path, path, **values) for path in ("train/single.py", "train/train.py")]
+    paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
+    printed += [files.file(path, path, **values) for path in paths]
+    stacked = any(isinstance(op, GroupedLinear) for op in holders(tuple(training.blocks.values())))
+    printed.append(files.file("train/export.py", "train/export.py", experts=stacked, mtp=files.spec.mtp is not None))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
 

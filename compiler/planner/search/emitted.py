@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes.shard import MOE, Sharing
+from dsc.compiler.passes.shard import MOE, Planned, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
@@ -55,7 +56,19 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         micro_batch=layout.micro_batch,
         batch=problem.batch,
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
+        planned=planned(problem, layout),
         recompute=layout.recompute,
+    )
+
+
+def planned(problem: Problem, layout: Layout) -> Planned:
+    """What the plan expects of a step of this layout."""
+    roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
+    return Planned(
+        seconds=problem.step(layout).seconds,
+        bytes=max(role.bytes for role in roles),
+        flops_per_token=compute_stats(problem.spec, problem.timed).flops_per_token.training,
+        peak_flops=problem.hardware.cluster.bf16_flops,
     )
 
 
