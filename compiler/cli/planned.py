@@ -83,7 +83,7 @@ def training(spec: ModelSpec, machines: Hardware) -> Planned:
         record(plan),
         lambda: plan_yaml(plan),
         lambda: plan_html(plan),
-        lambda: chrome_trace(plan.time.timeline, f"a training step of {spec.name}"),
+        lambda: chrome_trace(plan.timeline, f"a training step of {spec.name}"),
         lambda: show_plan(plan),
         None if plan.fits else lambda: _too_small(plan),
     )

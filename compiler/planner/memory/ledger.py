@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import ceil
+from operator import mul
 
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.graph import Graph
@@ -60,6 +61,7 @@ class MemoryModel:
         self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters])
         self.ranks = RankContents(self.parts)
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
+        self._widths = _state_widths(spec.precision)
         self._known_outside: dict[tuple[bool, bool], int] = {}
         self._known_held: dict[tuple[RankContent, Division], tuple[int, int, int]] = {}
 
@@ -92,10 +94,7 @@ class MemoryModel:
         replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
         sharded = share(dense, replicas) + share(experts, copies)
         kept = (dense + experts, sharded)
-        amounts = {
-            name: each * kept[layout.zero >= sharded_from]
-            for name, each, sharded_from in _state_widths(self.spec.precision)
-        }
+        amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             amounts[GATHERED] = 2 * width * largest
@@ -107,7 +106,7 @@ class MemoryModel:
         return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
 
     def _held(self, content: RankContent, layout: Layout) -> tuple[int, int, int]:
-        """Activations and logits at the fullest moment, and what lives for a moment: the same whatever ZeRO shards."""
+        """Activations and logits at the fullest moment, and what lives for a moment; once for all ZeRO stages."""
         key = (content, division(layout))
         if key not in self._known_held:
             stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
@@ -144,14 +143,13 @@ class MemoryModel:
         dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
         whole = layout.duplicates * (dense + experts)
         sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
-        widths = _state_widths(self.spec.precision)
-        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
+        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
         return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
 
     @cached_property
     def sharded_bytes(self) -> int:
         """Of all parameters with their state: what the ranks hold together where nothing is held twice."""
-        return self._everything.total() * sum(each for _, each, _ in _state_widths(self.spec.precision))
+        return self._everything.total() * sum(each for _, each, _ in self._widths)
 
     @cached_property
     def _everything(self) -> Elements:
@@ -201,7 +199,8 @@ def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:
 
 def _fullest(in_flight: InFlight, stages: Sequence[StageBytes]) -> tuple[int, ...]:
     """The moment that costs most."""
-    return max(in_flight, key=lambda counts: sum(n * one.kept for n, one in zip(counts, stages, strict=True)))
+    kept = [one.kept for one in stages]
+    return max(in_flight, key=lambda counts: sum(map(mul, counts, kept)))
 
 
 def _describe(storage: Storage) -> str:

@@ -15,7 +15,7 @@ same way. Times and deadlocks are the matter of `simulate`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count, islice
 from operator import ge
@@ -279,9 +279,15 @@ def peak_in_flight(actions: Actions, rank: int) -> int:
 def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
     """What the rank holds at its fullest: micro-batches by stage, only where no other moment has as many of each.
 
-    With bytes b per micro-batch of each stage, the peak is exactly max(sum(n * b[stage]) over held.items()).
+    Stages are in the model's order. With bytes b per micro-batch of each stage, the peak is exactly max(sum(n *
+    b[stage]) over held.items()).
     """
-    members = [action.members for action in actions[rank]]
+    return held_by(actions[rank])
+
+
+def held_by(run: Sequence[Action]) -> tuple[dict[int, int], ...]:
+    """`holdings` of a rank that runs these."""
+    members = [action.members for action in run]
     stages = sorted({one.stage for pair in members for one in pair})
     column = {stage: index for index, stage in enumerate(stages)}
     held = [0] * len(stages)

@@ -47,7 +47,7 @@ def plan_html(plan: Plan) -> str:
         groups=MEMORY,
         columns=[(ranks_text(role.ranks), memory(role, problem.capacity)) for role in plan.roles],
         ledgers=[Ledger(ranks_text(role.ranks), role.lines) for role in plan.roles],
-        schedule=schedule_svg(plan.time.timeline, f"{plan.layout.schedule}: one step"),
+        schedule=schedule_svg(plan.timeline, f"{plan.layout.schedule}: one step"),
         memory=memory_picture(plan),
         differences=choices(plan),
         stages=[runs(stage) for stage in record(plan)["stages"]],
@@ -77,7 +77,7 @@ def memory_picture(plan: Plan) -> str:
     held = [problem.memory.stages.of(one, layout).kept for one in kinds]
     static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
     title = f"memory of one {problem.hardware.device} over the step"
-    return memory_svg(plan.time.timeline, static, held, problem.capacity, title)
+    return memory_svg(plan.timeline, static, held, problem.capacity, title)
 
 
 def _role_of(roles: Sequence[Role], rank: int) -> Role:
