@@ -297,10 +297,10 @@ def main() -> None:
         template = None
     codec = load_codec(arguments.tokenizer or folder)
     try:
-        engine = load_engine(folder)
+        engine, stops = load_engine(folder), stop_tokens(folder) | codec.ends
     except (OSError, ValueError) as error:  # what a file is not, or does not hold
         raise SystemExit(f"--checkpoint {arguments.checkpoint}: {error}") from None
-    app = Server(engine, codec, template, stop_tokens(folder) | codec.ends, arguments.key)
+    app = Server(engine, codec, template, stops, arguments.key)
     config = uvicorn.Config(
         app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", backlog=MAX_TEXTS,
         timeout_graceful_shutdown=GRACE_SECONDS,

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BYTES = 256  # without a tokenizer, token ids below this are bytes, and this one ends a text
-ENDS = (
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    "<|endoftext|>",
-    "</s>",
-)  # the first that a tokenizer has ends a text
+ENDS = ("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endoftext|>", "</s>")  # of tokenizers: the first that one has
 REPLACEMENT = "\ufffd"  # what decoders put for half a character
 
 
