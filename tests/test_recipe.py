@@ -75,6 +75,7 @@ class Run:
     def __init__(self, package: Any, folder: Path, *arguments: object) -> None:
         self.trained: list[Tensor] = []
         self.evaluated: list[Tensor] = []
+        self.graded: list[tuple[Tensor, Tensor]] = []
         metrics = folder / "metrics.jsonl"
         sizes = ("--batch-size", BATCH, "--sequence-length", SEQUENCE, "--metrics", metrics, "--dtype", "float32")
         trainer, single = package("train.train"), package("train.single").Single
@@ -91,6 +92,7 @@ class Run:
 
         def watched(layout: Any, tokens: Tensor, labels: Tensor, *more: Any) -> Any:
             seen.append(torch.cat((tokens, labels[:, -1:]), 1))
+            self.graded.append((tokens, labels))
             return original(layout, tokens, labels, *more)
 
         patch.setattr(single, name, watched)
@@ -110,6 +112,14 @@ def two_epochs(package: Any, data: Path, tmp_path_factory: pytest.TempPathFactor
 def test_what_is_held_out_is_never_trained_on(two_epochs: Run) -> None:
     trained, evaluated = torch.cat(two_epochs.trained), torch.cat(two_epochs.evaluated)
     assert trained.max() < SEEN <= evaluated.min()
+
+
+def test_a_label_is_the_token_that_follows(two_epochs: Run, data: Path) -> None:
+    tokens = torch.from_numpy(np.load(data).astype(np.int64)).unfold(0, SEQUENCE + 1, 1)
+    there = {tuple(window) for window in tokens.tolist()}
+    for given, labels in two_epochs.graded:
+        assert torch.equal(labels[:, :-1], given[:, 1:])
+        assert {tuple(row) for row in torch.cat((given[:, :1], labels), 1).tolist()} <= there
 
 
 def test_an_epoch_has_every_window_once_in_an_order_of_its_own(two_epochs: Run) -> None:

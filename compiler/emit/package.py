@@ -9,7 +9,7 @@ from jinja2 import BaseLoader
 from dsc.compiler.emit.checkpoint import checkpoint_file
 from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
-from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.file import File, FilePrinter, needs_triton
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_text
@@ -74,4 +74,7 @@ def python_files(
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})
-    return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), f"package/{INIT}") for folder in folders]
+    inits = dict.fromkeys(folders, f"package/{INIT}")
+    if needs_triton(files):
+        inits["kernels"] = f"kernels/{INIT}"
+    return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), template) for folder, template in inits.items()]
