@@ -39,6 +39,10 @@ class _StageClass:
     methods: tuple[Method, ...]
     results: tuple[tuple[str, str], ...]
 
+    @property
+    def sends_losses(self) -> bool:
+        return any(type == "wide" for _, type in self.results)
+
 
 @dataclass(frozen=True)
 class _Guard:
@@ -213,9 +217,11 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     body = module_body(parts)
     lines = "\n".join(line for one in described.methods for line in one.lines)
     used = (
-        names(f"{body}\n{lines}") | names(" ".join(one.expression for one in shared)) | {"Tensor", "MixtureOfExperts"}
+        names(f"{body}\n{lines}")
+        | names(" ".join(one.expression for one in shared))
+        | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = imported(only, "..", ".")
+    offered = [*imported(only, "..", "."), (".plan", "EP")]
     return files.file(
         "train/experts.py",
         "train/experts.py",
