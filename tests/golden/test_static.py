@@ -20,6 +20,7 @@ ALLOWED = {"torch", "triton", "safetensors", "numpy"} | sys.stdlib_module_names
 OPTIONAL = {
     "jinja2",
     "math_verify",
+    "pyarrow",
     "rich",
     "starlette",
     "tokenizers",

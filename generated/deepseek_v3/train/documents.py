@@ -21,7 +21,7 @@ class Documents:
     """Those of a file, or of all files under a folder in sorted order."""
 
     path: Path
-    field: str
+    key: str
     """Where JSONL and parquet have the text."""
     encode: Callable[[str], Tokens]
     read: int = field(default=0, init=False)
@@ -53,7 +53,7 @@ class Documents:
                 try:
                     yield self.text_of(json.loads(line))
                 except (ValueError, TypeError, KeyError):
-                    raise SystemExit(f"{file}, line {number}: no JSON object with a text as {self.field!r}") from None
+                    raise SystemExit(f"{file}, line {number}: no JSON object with a text as {self.key!r}") from None
 
     def rows(self, file: Path) -> Iterator[str]:
         try:
@@ -62,13 +62,13 @@ class Documents:
         except ImportError:
             raise SystemExit(f"{file}: parquet needs pyarrow: pip install pyarrow") from None
         try:
-            for batch in ParquetFile(file).iter_batches(columns=[self.field]):
+            for batch in ParquetFile(file).iter_batches(columns=[self.key]):
                 yield from (self.text_of(row) for row in batch.to_pylist())
         except (pyarrow.ArrowException, TypeError, KeyError, OSError) as error:
-            raise SystemExit(f"{file}: no readable texts in a column {self.field!r} ({error})") from None
+            raise SystemExit(f"{file}: no readable texts in a column {self.key!r} ({error})") from None
 
     def text_of(self, row: Any) -> str:
-        if not isinstance(text := row[self.field], str):
+        if not isinstance(text := row[self.key], str):
             raise TypeError(text)
         return text
 
