@@ -21,7 +21,7 @@ def models_table(models: Sequence[Record]) -> Table:
         counts = [_number(model[key]) for key in ("parameters", "active")]
         shown = [common_unit(COUNTS, [count]).show(count) for count in counts]
         grows = _number(model["kv_cache_bytes_per_token"])
-        cache = f"{grows:,} B" if grows else "a window's, at most"
+        cache = f"{grows:,} B" if grows else "window only"
         _add(table, str(model["name"]), *shown, cache, str(model["description"]))
     return table
 
