@@ -92,18 +92,24 @@ def swiglu_gradients(
 ):  # fmt: skip
     """Stores dg | du and h of a tile of dh and returns its share of dw.
 
-    In two halves of the columns: all at once do not fit in registers.
+    In halves of the columns: all at once do not fit in registers.
     """
     HALF: tl.constexpr = BLOCK_N // 2
-    first, second = tl.split(tl.permute(tl.reshape(dh, (BLOCK_M, 2, HALF)), (0, 2, 1)))
+    left, right = halves(dh)
     offs_n = start_n + tl.arange(0, HALF)
-    dw = _half(first, weight, start_m, end_m, offs_n, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
-    dw += _half(second, weight, start_m, end_m, offs_n + HALF, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    dw = _columns(left, weight, start_m, end_m, offs_n, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
+    dw += _columns(right, weight, start_m, end_m, offs_n + HALF, pre_ptr, dpre_ptr, h_ptr, F, BLOCK_M)
     return dw
 
 
 @triton.jit
-def _half(dh, weight, start_m, end_m, offs_n, pre_ptr, dpre_ptr, h_ptr, F: tl.constexpr, BLOCK_M: tl.constexpr):
+def halves(x):
+    """The left and the right half of the columns of x."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _columns(dh, weight, start_m, end_m, offs_n, pre_ptr, dpre_ptr, h_ptr, F: tl.constexpr, BLOCK_M: tl.constexpr):
     row = tl.arange(0, BLOCK_M)
     mask = (start_m + row < end_m)[:, None] & (offs_n < F)[None, :]
     first, offs = start_m.to(tl.int64) * F, row[:, None] * (2 * F) + offs_n[None, :]
