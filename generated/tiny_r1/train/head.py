@@ -30,13 +30,9 @@ class _LogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """[T, D], [W, D], [T] -> [T]."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        target, lse = hidden.new_empty((2, len(hidden)), dtype=wide)
+        target, lse = hidden.new_empty((2, len(hidden)), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows in _chunks(hidden):
-            logits = _logits(hidden[rows], weight, wide)
-            target[rows] = logits.gather(1, labels[rows].unsqueeze(1)).squeeze(1)
-            largest = logits.amax(1, keepdim=True)
-            lse[rows] = logits.sub_(largest).exp_().sum(1).log() + largest.squeeze(1)
+            target[rows], lse[rows] = _scores(hidden[rows], weight, labels[rows], lse.dtype)
         ctx.save_for_backward(hidden, weight, labels, lse)
         return target - lse
 
@@ -47,13 +43,34 @@ class _LogProbabilities(torch.autograd.Function):
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros_like(weight, dtype=lse.dtype)
         for rows in _chunks(hidden):
-            dlogits = _logits(hidden[rows], weight, lse.dtype).sub_(lse[rows].unsqueeze(1)).exp_()
-            scale = -dlogp[rows].unsqueeze(1)
-            dlogits.mul_(scale).scatter_add_(1, labels[rows].unsqueeze(1), -scale)
-            narrow = dlogits.to(hidden.dtype)
-            dhidden[rows] = narrow @ weight
-            dweight += narrow.T @ hidden[rows]
+            dhidden[rows] = _gradients(dlogp[rows], hidden[rows], weight, labels[rows], lse[rows], dweight)
         return dhidden, dweight.to(weight.dtype), None
+
+
+def _scores(hidden: Tensor, weight: Tensor, labels: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of a chunk: the logits of the labels, and the log-sum-exp of all, [T] each."""
+    logits = _logits(hidden, weight, wide)
+    target = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    largest = logits.amax(1, keepdim=True)
+    return target, logits.sub_(largest).exp_().sum(1).log() + largest.squeeze(1)
+
+
+def _gradients(dlogp: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, dweight: Tensor) -> Tensor:
+    """Of a chunk: dhidden; its part of dweight is added there."""
+    scale = -dlogp.unsqueeze(1)
+    dlogits = _logits(hidden, weight, lse.dtype).sub_(lse.unsqueeze(1)).exp_()
+    dlogits.mul_(scale).scatter_add_(1, labels.unsqueeze(1), -scale)
+    narrow = dlogits.to(hidden.dtype)
+    _add_product(dweight, narrow.T, hidden)
+    return narrow @ weight
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, without a second [W, D] where the types allow it."""
+    if out.dtype is a.dtype:
+        out.addmm_(a, b)
+    else:
+        out += a @ b
 
 
 def _chunks(hidden: Tensor) -> list[slice]:
