@@ -1,5 +1,6 @@
 """dsc.yaml: `dsc compile` without a spec does all that it lists."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def two(run: Any) -> None:
 def test_compiles_all(run: Any, two: None) -> None:
     """To the bytes that each compiles to alone; then --check passes, until one spec changes."""
     said = run("compile").stdout
-    assert said.count("next: read src/") == 2 and "src/small: 33 files written" in said
+    assert said.count("next: read src/") == 2 and re.search(
+        r"^src/small: \d+ files written, 0 unchanged$", said, re.MULTILINE
+    )
     run("compile", "specs/small.yaml", "-o", "alone/small")
     run("compile", "tiny-window", "-o", "alone/window")
     assert files_of("src") == files_of("alone")
