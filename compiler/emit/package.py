@@ -76,5 +76,5 @@ def python_files(
     folders = sorted({file.path.rpartition("/")[0] for file in files})
     inits = dict.fromkeys(folders, f"package/{INIT}")
     if needs_triton(files):
-        inits["kernels"] = f"kernels/{INIT}"
+        inits["kernels"] = "package/kernels.py"
     return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), template) for folder, template in inits.items()]
