@@ -11,11 +11,13 @@ from keyword import iskeyword
 from math import isqrt
 
 from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
+from dsc.spec.cluster import is_file
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
 from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
+from dsc.spec.rl_checks import RL_RULES
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
@@ -248,11 +250,19 @@ def _recompute_full(spec: ModelSpec) -> Iterator[Finding]:
 
 
 def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
+    if spec.cluster is None or spec.cluster.machine is not None or is_file(spec.cluster.kind):
+        return
     known = names(CLUSTERS)
-    if spec.cluster is not None and spec.cluster.kind not in known:
+    if spec.cluster.kind not in known:
         close = nearest(spec.cluster.kind, known)
         help = f"one of {one_of(known)}" if close is None else f"did you mean {close!r}?"
         yield Finding("DSC065", f"no cluster is named {shown(spec.cluster.kind)}", ("cluster", "kind"), help)
+
+
+def _nodes_or_gpus(spec: ModelSpec) -> Iterator[Finding]:
+    if spec.cluster is not None and spec.cluster.nodes is not None and spec.cluster.gpus is not None:
+        message = f"cluster has both nodes, {spec.cluster.nodes}, and gpus, {spec.cluster.gpus}"
+        yield Finding("DSC065", message, ("cluster", "gpus"), "write one of the two")
 
 
 def _theta(rope: Rope) -> Iterator[Finding]:
@@ -365,6 +375,8 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _mtp_depth,
     _recompute_full,
     _known_cluster,
+    _nodes_or_gpus,
+    *RL_RULES,
 )
 ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)
 ROPE_RULES = (_theta, _yarn_bounds, _llama3_bounds)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dsc.spec.base import Count, PositiveFloat, Section
 from dsc.spec.zoo import CLUSTERS, names
@@ -11,7 +11,7 @@ from dsc.spec.zoo import CLUSTERS, names
 class Cluster(Section):
     name: str
     gpu: str
-    architecture: Literal["ampere", "hopper", "blackwell", "cdna3", "cpu"]
+    architecture: Literal["ada", "ampere", "hopper", "blackwell", "cdna3", "cdna4", "cpu"]
     """Which calibration the time model reads: efficiencies are those of a family of GPUs, peaks are the machine's."""
     gpus_per_node: Count
     multiprocessors: Count | None = None
@@ -44,10 +44,31 @@ class Cluster(Section):
     """Source of the achieved bandwidths and the latencies, or that they are assumed."""
 
 
-class Machines(Section):
-    """Which nodes of a kind in spec/clusters/, and how many."""
+def is_file(kind: str) -> bool:
+    """Whether a kind of node is a file's path, and not a name."""
+    return "/" in kind or kind.endswith((".yaml", ".yml"))
 
-    kind: Annotated[str, Field(json_schema_extra={"enum": [*names(CLUSTERS)]})]
-    """The kind of node: a file of spec/clusters."""
-    nodes: Count
-    """How many."""
+
+def _lower_case(kind: object) -> object:
+    return kind.lower() if isinstance(kind, str) and not is_file(kind) else kind
+
+
+class Machines(Section):
+    """Which nodes, and how many."""
+
+    kind: Annotated[str, BeforeValidator(_lower_case), Field(json_schema_extra={"examples": [*names(CLUSTERS)]})]
+    """The kind of node: a name of spec/clusters in any case, or a file like those, as seen from the spec's folder."""
+    nodes: Count | None = None
+    """How many; null: as many as `gpus` fill, or one."""
+    gpus: Count | None = None
+    """GPUs, where they do not fill the last node; null for all of the nodes'."""
+    machine: Cluster | None = None
+    """What a file of one's own says of a node; null for a kind of spec/clusters."""
+
+
+def _of_one_node(value: object) -> object:
+    """`cluster: h100` for `cluster: {kind: h100}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Machinery = Annotated[Machines, BeforeValidator(_of_one_node, json_schema_input_type=Machines | str)]

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from dsc.spec.base import Section
 from dsc.spec.checks import check
+from dsc.spec.cluster import Cluster, is_file
 from dsc.spec.errors import DscError, Finding, Position
 from dsc.spec.foreign import refuse_foreign
 from dsc.spec.model import ModelSpec
@@ -50,7 +51,27 @@ def position_of(source: str, key: str) -> Position:
 def loads(text: str | bytes, file: str) -> ModelSpec:
     """The spec that a text holds; `file` is what findings call it."""
     refuse_foreign(text if isinstance(text, str) else text.decode("utf-8", "replace"), file)
-    return load_section(ModelSpec, text, file, check)
+    spec = load_section(ModelSpec, text, file, check)
+    if spec.cluster is None or not is_file(spec.cluster.kind):
+        return spec
+    try:
+        machine = load_machine(Path(file).parent / spec.cluster.kind)
+    except OSError as error:
+        position = read(decode(text, file), file).position(("cluster", "kind"))
+        raise DscError([replace(_no_machine(spec.cluster.kind, error), position=position)]) from None
+    named = spec.cluster.model_copy(update={"kind": machine.name, "machine": machine})
+    return spec.model_copy(update={"cluster": named})
+
+
+def load_machine(path: Path) -> Cluster:
+    """A file like those of spec/clusters. Raises DscError for what is wrong in it, OSError where it cannot be read."""
+    return load_section(Cluster, _read_file(path), str(path), lambda _: [])
+
+
+def _no_machine(kind: str, error: OSError) -> Finding:
+    reason = (error.strerror or str(error)).lower()
+    help = "`dsc zoo h100` prints a file to begin with"
+    return Finding("DSC065", f"the cluster of {shown(kind)} cannot be read: {reason}", ("cluster", "kind"), help)
 
 
 def load_section(section: type[S], text: str | bytes, file: str, check: Callable[[S], list[Finding]]) -> S:

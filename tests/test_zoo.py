@@ -25,9 +25,13 @@ MODEL_NAMES = (
     "mixtral-8x7b",
     "qwen3-30b-a3b",
     "tiny",
+    "tiny-r1",
     "tiny-window",
 )
-CLUSTER_NAMES = ("a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
+CLUSTER_NAMES = (
+    *("a10", "a100", "b200", "cpu", "gb200", "gb300", "h100", "h200", "h800"),
+    *("l4", "l40s", "mi300x", "mi350x", "rtx4090", "rtx5090", "rtxpro6000"),
+)
 FILES = sorted([*MODELS.glob("*.yaml"), *CLUSTERS.glob("*.yaml")])
 
 

@@ -27,9 +27,10 @@ FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
     "--cluster",
     metavar="KIND",
     shell_complete=complete_cluster,
-    help="Another kind of node than the spec's; `dsc zoo` lists them.",
+    help="Another kind of node than the spec's; `dsc zoo` lists them. Or a file like those that it prints.",
 )
 @click.option("--nodes", type=click.IntRange(min=1), help="Another number of nodes.")
+@click.option("--gpus", type=click.IntRange(min=1), help="Another number of GPUs, which need not fill the last node.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of each sequence served; else workload's length.")
 @click.option("--redundant", type=click.IntRange(min=0), help="At least so many experts of a layer are served twice.")
 @click.option("--loads", type=PATH, help="Place experts by these loads: JSON, for each layer of experts a list.")
@@ -44,6 +45,7 @@ def plan_command(
     mode: str,
     cluster: str | None,
     nodes: int | None,
+    gpus: int | None,
     context: int | None,
     redundant: int | None,
     loads: str | None,
@@ -62,12 +64,14 @@ def plan_command(
     from dsc.spec.loader import load
 
     model = load(spec)
-    if mode == "train" and model.cluster is None and cluster is None and nodes is None:
+    if nodes and gpus:
+        raise click.UsageError("--nodes and --gpus both say how many: give one of them")
+    if mode == "train" and model.cluster is None and not (cluster or nodes or gpus):
         if given := [f"--{name}" for name in FOR_CLUSTERS if ctx.params[name]]:
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         nowhere(model, as_json)
         return
-    model, machines = placed(model, cluster, nodes)
+    model, machines = placed(model, cluster, nodes, gpus)
     if mode == "train":
         if context is not None or redundant is not None or loads is not None:
             raise click.UsageError("--context, --redundant and --loads are for --mode prefill and --mode decode")

@@ -38,7 +38,7 @@ def show_plan(plan: Plan) -> None:
     show(_time(plan))
     tell(
         f"step {time.seconds:.2f} s (+-{time.uncertainty:.0%}), bubble {time.bubble_fraction:.1%}, MFU {time.mfu:.1%}, "
-        f"{time.gpu_hours_per_trillion_tokens:,.0f} GPU hours per trillion tokens"
+        f"{time.gpu_hours_per_trillion_tokens:,.0f} {problem.hardware.device} hours per trillion tokens"
     )
     show(_rejected(plan.around))
     if plan.saving is not None and plan.saving.bytes is not None:
@@ -47,8 +47,9 @@ def show_plan(plan: Plan) -> None:
     if plan.found.faster is not None and plan.fits:
         faster = plan.found.faster
         missing = (faster.bytes - problem.capacity) / GIB
-        tell(f"with {missing:.1f} GiB more a GPU, a step would take {faster.seconds:.2f} s: {', '.join(choices(plan))}")
-    say(f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} were simulated")
+        device, better = problem.hardware.device, ", ".join(choices(plan))
+        tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
+    say(f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} were simulated")
 
 
 def _verdict(fits: bool, what: str) -> None:
@@ -71,7 +72,7 @@ def show_trivial(plan: TrivialPlan) -> None:
 def _memory(plan: Plan) -> Table:
     roles = shown_roles(plan.roles)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("GiB of one GPU")
+    table.add_column(f"GiB of one {plan.problem.hardware.device}")
     for role in roles:
         table.add_column(ranks_text(role.ranks), justify="right", no_wrap=True)
     columns = [memory(role, plan.problem.capacity) for role in roles]
@@ -142,7 +143,7 @@ def show_serving(found: ServingFound) -> None:
 
 def _ledger(found: ServingFound) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("of one GPU")
+    table.add_column(f"of one {found.problem.hardware.device}")
     table.add_column("GiB", justify="right")
     table.add_column("")
     table.add_column("")

@@ -32,8 +32,9 @@ from dsc.compiler.planner.serving.deployment import (
 from dsc.compiler.planner.serving.expert_loads import Loads, read_loads
 from dsc.compiler.planner.serving.experts import PlacementError
 from dsc.compiler.planner.serving.memory import Phase
-from dsc.spec.cluster import Machines
+from dsc.spec.cluster import Machines, is_file
 from dsc.spec.errors import DscError, Finding
+from dsc.spec.loader import load_machine
 from dsc.spec.model import ModelSpec
 
 NAME_ONE = "name one in the spec, `cluster: {kind: h800, nodes: 256}`, or with --cluster h800 --nodes 256"
@@ -61,12 +62,17 @@ def nowhere(spec: ModelSpec, as_json: bool) -> None:
         tell(f"whether it fits, how fast, and on how many: {NAME_ONE}")
 
 
-def placed(spec: ModelSpec, kind: str | None, nodes: int | None) -> tuple[ModelSpec, Hardware]:
-    """The spec on its cluster, or on another."""
-    own = spec.cluster if kind is None else None
-    if own is None and kind is None:
+def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | None = None) -> tuple[ModelSpec, Hardware]:
+    """The spec on its cluster, or on another: the name of a kind, or a file that describes one."""
+    if kind is not None:
+        machine = load_machine(Path(kind)) if is_file(kind) else None
+        machines = Machines(kind=machine.name if machine else kind, machine=machine)
+    elif spec.cluster is not None:
+        machines = spec.cluster
+    else:
         raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), NAME_ONE)])
-    machines = Machines(kind=kind or (own.kind if own else ""), nodes=nodes or (own.nodes if own else 1))
+    if nodes or gpus:
+        machines = machines.model_copy(update={"nodes": nodes, "gpus": gpus})
     return spec.model_copy(update={"cluster": machines}), hardware(machines)
 
 
@@ -77,7 +83,7 @@ def training(spec: ModelSpec, machines: Hardware) -> Planned:
         record(plan),
         lambda: plan_yaml(plan),
         lambda: plan_html(plan),
-        lambda: chrome_trace(plan.time.timeline, f"a training step of {spec.name}"),
+        lambda: chrome_trace(plan.timeline, f"a training step of {spec.name}"),
         lambda: show_plan(plan),
         None if plan.fits else lambda: _too_small(plan),
     )
@@ -127,8 +133,9 @@ def _refusal(what: str, needed: int, capacity: int, machines: Hardware, nodes: i
     enough = (
         f"no number of {kind} nodes would do"
         if nodes is None
-        else f"{nodes} nodes of {kind} would do, {nodes * machines.cluster.gpus_per_node:,} GPUs"
+        else f"{nodes} nodes of {kind} would do, {machines.devices(machines.of_nodes(nodes).gpus)}"
     )
     return (
-        f"does not fit: a GPU needs at least {gib(needed)}{what}, {gib(needed - capacity)} more than it has; {enough}"
+        f"does not fit: a {machines.device} needs at least {gib(needed)}{what}, {gib(needed - capacity)} more than it "
+        f"has; {enough}"
     )

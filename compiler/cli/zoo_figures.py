@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsc.compiler.cli.measured import measure
-from dsc.spec.cluster import Cluster
-from dsc.spec.loader import load_section
+from dsc.spec.loader import load_machine
 from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
 
 
@@ -34,8 +33,7 @@ def _model(name: str) -> dict[str, object]:
 def _cluster(name: str) -> dict[str, object]:
     path = path_of(name, CLUSTERS)
     assert path is not None
-    cluster = load_section(Cluster, path.read_bytes(), str(path), lambda _: [])
-    return {**cluster.model_dump(), "description": _description(name, CLUSTERS)}
+    return {**load_machine(path).model_dump(), "description": _description(name, CLUSTERS)}
 
 
 def _description(name: str, folder: Path) -> str:

@@ -20,7 +20,8 @@ def models_table(models: Sequence[Record]) -> Table:
     for model in models:
         counts = [_number(model[key]) for key in ("parameters", "active")]
         shown = [common_unit(COUNTS, [count]).show(count) for count in counts]
-        cache = f"{_number(model['kv_cache_bytes_per_token']):,} B"
+        grows = _number(model["kv_cache_bytes_per_token"])
+        cache = f"{grows:,} B" if grows else "window only"
         _add(table, str(model["name"]), *shown, cache, str(model["description"]))
     return table
 
@@ -35,7 +36,7 @@ def clusters_table(clusters: Sequence[Record]) -> Table:
             str(cluster["name"]),
             str(cluster["gpus_per_node"]),
             common_unit(BYTES, [hbm]).show(hbm),
-            f"{bf16 / 1e12:,.0f} TFLOP/s",
+            f"{bf16 / 1e12:,.0f} TFLOP/s" if bf16 >= 1e12 else f"{bf16 / 1e9:,.0f} GFLOP/s",
             str(cluster["description"]),
         )
     return table

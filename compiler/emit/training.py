@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
@@ -38,6 +38,10 @@ class _StageClass:
     attributes: tuple[tuple[str, str], ...]
     methods: tuple[Method, ...]
     results: tuple[tuple[str, str], ...]
+
+    @property
+    def sends_losses(self) -> bool:
+        return any(type == "wide" for _, type in self.results)
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,11 @@ def training_files(
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
-    sharing, guard = step.sharing, _guard(files.spec.training)
-    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1, "guard": guard}
-    printed = [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    sharing, guard, recompute = step.sharing, _guard(files.spec.training), bool(step.recompute)
+    tied = len(_readers(step)) > 1
+    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
+    printed = [files.file(path, path) for path in ["train/recompute.py"] if recompute]
+    printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
     stacked = any(isinstance(op, GroupedLinear) for op in holders(tuple(training.blocks.values())))
@@ -102,7 +108,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"}
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(graph)]
+    offered = imported(graph, "..", ".")
     return files.file(
         "train/stages.py",
         "train/stages.py",
@@ -183,6 +189,7 @@ def sharing_files(
             "train/parallel.py",
             **values,
             readers=_readers(step),
+            stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
@@ -210,9 +217,11 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     body = module_body(parts)
     lines = "\n".join(line for one in described.methods for line in one.lines)
     used = (
-        names(f"{body}\n{lines}") | names(" ".join(one.expression for one in shared)) | {"Tensor", "MixtureOfExperts"}
+        names(f"{body}\n{lines}")
+        | names(" ".join(one.expression for one in shared))
+        | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(only)]
+    offered = [*imported(only, "..", "."), (".plan", "EP")]
     return files.file(
         "train/experts.py",
         "train/experts.py",

@@ -42,9 +42,18 @@ ARCHITECTURES = {
     "gb200": "sm_100",
     "gb300": "sm_100",
     "mi300x": "gfx942",
+    "mi350x": "gfx950",
 }
 
 
+FAMILIES = {"hopper": "sm_90", "cdna3": "gfx942", "cdna4": "gfx950"}
+"""Families all of whose GPUs are one architecture: for machines of one's own."""
+
+
 def target_of(spec: ModelSpec) -> Target | None:
-    """The target of the spec's cluster; none without one."""
-    return TARGETS.get(ARCHITECTURES.get(spec.cluster.kind, "")) if spec.cluster else None
+    """The target of the spec's cluster; none without one, or where there are no kernels for it."""
+    if spec.cluster is None:
+        return None
+    kind, machine = spec.cluster.kind, spec.cluster.machine
+    family = FAMILIES.get(machine.architecture, "") if machine else ""
+    return TARGETS.get(ARCHITECTURES.get(kind, family))

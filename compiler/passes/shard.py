@@ -74,6 +74,8 @@ class Sharing:
     stages: tuple[tuple[str, ...], ...]
     """The parts of the model in each stage of the pipeline."""
     planned: Planned
+    recompute: tuple[str, ...] = ()
+    """What backward makes again."""
 
     @property
     def world(self) -> int:

@@ -33,7 +33,7 @@ def errors(result: Any) -> list[str]:
 
 def test_training_in_the_terminal(run: Any) -> None:
     shown = run("plan", "tiny", *CPU).stdout
-    assert shown.startswith("fits: tiny, training on 4 nodes of cpu, 4 GPUs\n  pp ")
+    assert shown.startswith("fits: tiny, training on 4 nodes of cpu, 4 processes\n  pp ")
     for words in (
         "GiB of one GPU",
         "of a step, busiest rank",
@@ -352,9 +352,9 @@ def test_one_edited_figure_is_found(facts: Any, plans: tuple[str, str]) -> None:
         found = facts("diff", plans[0], "edited.yaml", code=1)
         assert [name for name, changes in found.items() if changes] == [section]
         assert len(found[section]) == 1
-    Path("edited.yaml").write_text(text.replace("DeepEP issue 510", "DeepEP issue 511", 1))
+    Path("edited.yaml").write_text(text.replace("SimuMax's 43", "SimuMax's 44", 1))
     (source,) = facts("diff", plans[0], "edited.yaml", code=1)["memory"]
-    assert source["name"].endswith("CUDA context: source")
+    assert source["name"].endswith("allocator reserve: source")
 
 
 def test_a_plan_and_a_spec_are_not_compared(run: Any, plans: tuple[str, str]) -> None:

@@ -16,7 +16,7 @@ from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
 from dsc.compiler.planner.time.bounds import pipeline_bound
 from dsc.compiler.planner.time.kernels import CLASSES
 from dsc.compiler.planner.time.lines import EXPOSED
-from dsc.compiler.planner.time.step import CostModel
+from dsc.compiler.planner.time.step import MANY, CostModel
 from dsc.compiler.planner.time.tail import REDUCE, UPDATE
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
 
@@ -107,7 +107,18 @@ def test_steps_of_whole_layouts(layout: Layout) -> None:
     assert V3.bound(layout, stages, BATCH) <= step.seconds * (1 + 1e-9)
     assert sum(line.seconds for line in step.lines) == pytest.approx(step.seconds, rel=1e-12)
     assert all(line.seconds >= -1e-9 and line.source for line in step.lines), step.lines
-    assert step.seconds >= step.timeline.step
+    assert step.seconds >= V3.timeline(layout, stages, layout.micro_batches(BATCH)).step
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe-v"])
+def test_a_long_step_is_told_by_its_beginning(schedule: Schedule) -> None:
+    """Nothing of it is simulated beyond a few micro-batches for each rank, and it takes as long."""
+    vpp = 1 if schedule in ("1f1b", "dualpipe") else 2
+    layout = replace(V3_PLAN, pp=4, vpp=vpp, schedule=schedule, dp=512, recompute=())
+    stages, count = staged(V3, layout), (MANY + 4) * layout.pp
+    step = V3.step(layout, stages, count * layout.dp)
+    whole = V3.timeline(layout, stages, count).step * (1 + V3.hardware.calibration.sync.value)
+    assert step.seconds == pytest.approx(whole + sum(V3.tail.longest(layout, stages).values()), rel=1e-9)
 
 
 # Laws.
@@ -116,8 +127,10 @@ def test_steps_of_whole_layouts(layout: Layout) -> None:
 def test_doubling_the_micro_batches_doubles_compute() -> None:
     layout = replace(V3_PLAN, schedule="1f1b")
     stages = staged(V3, layout)
-    single, double = (V3.step(layout, stages, batch) for batch in (BATCH, 2 * BATCH))
-    assert double.timeline.busy == pytest.approx([2 * busy for busy in single.timeline.busy])
+    double = V3.step(layout, stages, 2 * BATCH)
+    count = layout.micro_batches(BATCH)
+    once, twice = (V3.timeline(layout, stages, some).busy for some in (count, 2 * count))
+    assert twice == pytest.approx([2 * busy for busy in once])
     assert V3.tail.longest(layout, stages) == {line.name: line.seconds for line in double.lines[-3:]}
 
 
@@ -192,6 +205,19 @@ def test_tensor_parallelism_gathers_and_scatters_around_each_sublayer_that_it_di
     hidden = found.spec.workload.sequence_length * found.spec.hidden_size * (4 if precision.parameters == "fp32" else 2)
     one = all_gather(hidden, Group(2), found.hardware)
     assert found.stages.cost((kind,), layout).forward.other == pytest.approx(sublayers * 2 * one)
+
+
+@pytest.mark.parametrize("part", ["embedding", "head"])
+def test_tensor_parallelism_gathers_once_at_either_end(part: str) -> None:
+    """Both divide the vocabulary: one scatters what it makes over the sequence, the other gathers what it reads."""
+    found = costs("llama-3.1-8b", "h100", 1)
+    hidden = found.spec.workload.sequence_length * found.spec.hidden_size * 2
+    for tp in (1, 2, 8):
+        layout = replace(PLAIN, pp=1, tp=tp, ep=1, dp=8 // tp)
+        one = all_gather(hidden, Group(tp), found.hardware) if tp > 1 else 0.0
+        cost = found.stages.cost((part,), layout)
+        assert cost.forward.other == pytest.approx(one)
+        assert (cost.backward_input.other > 0) == (tp > 1)
 
 
 def test_zero_3_shows_what_compute_does_not_hide() -> None:

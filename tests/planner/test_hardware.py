@@ -1,21 +1,28 @@
 """Machines: unknown ones are refused, every shipped one is calibrated, and every constant says where it is from."""
 
+from pathlib import Path
+
 import pytest
 
 from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.driver import run, timed
+from dsc.compiler.driver import build, run, timed
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.planner.machine.calibration import CALIBRATIONS, HOPPER, Calibration, Figure
+from dsc.compiler.planner.machine.collectives import Group, all_gather
 from dsc.compiler.planner.machine.hardware import Hardware, UnknownHardware, calibration_of, hardware
+from dsc.compiler.planner.memory.lines import COLLECTIVES, CUDA, EXPERT_BUFFERS
 from dsc.compiler.planner.parts.parts import parts_of
+from dsc.compiler.planner.report.plan import make_plan
+from dsc.compiler.planner.report.write import plan_yaml
+from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.kernels import CLASSES, Share, seconds
 from dsc.compiler.planner.time.ops import OpCost, op_costs
 from dsc.compiler.planner.time.step import CostModel
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
-from dsc.spec.loader import load
-from dsc.spec.zoo import CLUSTERS, names
+from dsc.spec.loader import load, loads
+from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
 from planner.machines import V3_RECOMPUTE, costs, machine, model
 
 
@@ -133,3 +140,48 @@ def test_the_roofline_takes_the_slowest_of_three() -> None:
     assert h800.kernel_seconds(forward, "gemm", 1e15, 1.0) == pytest.approx(1e15 / peak)
     assert h800.kernel_seconds(forward, "gemm", 1.0, 1e12) == pytest.approx(1e12 / bandwidth)
     assert h800.kernel_seconds(forward, "gemm", 1.0, 1.0) == HOPPER.kernel_floor.value
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (3, 1), (8, 1), (12, 2)])
+def test_gpus_need_not_fill_a_node(gpus: int, nodes: int) -> None:
+    found = hardware(Machines(kind="H100", gpus=gpus))  # names have no case
+    assert (found.gpus, found.nodes) == (gpus, nodes)
+    assert all_gather(1e9, Group(gpus), found) <= all_gather(1e9, Group(16), found)
+
+
+def test_a_machine_of_ones_own_is_a_file_beside_the_spec(tmp_path: Path) -> None:
+    described = (CLUSTERS / "h100.yaml").read_text().replace("name: h100", "name: ours")
+    (tmp_path / "ours.yaml").write_text(described.replace("hbm_bytes: 85899345920", "hbm_bytes: 1000"))
+    for section in ("./ours.yaml", "{kind: ./ours.yaml, gpus: 3}"):
+        (tmp_path / "spec.yaml").write_text(f"{path_of('tiny', MODELS).read_text()}\ncluster: {section}\n")
+        spec = load(tmp_path / "spec.yaml")
+        assert spec.cluster is not None and spec.cluster.kind == "ours"
+        found = hardware(spec.cluster)
+        assert (found.cluster.hbm_bytes, found.gpus) == (1000, 3 if "gpus" in section else 8)
+        assert str(tmp_path) not in spec.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("./nowhere.yaml", "cannot be read: no such file"),
+        ("{kind: h100, nodes: 2, gpus: 3}", "both nodes, 2, and gpus, 3"),
+        ("h900", "no cluster is named 'h900'"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_where_it_stands(tmp_path: Path, section: str, said: str) -> None:
+    text = f"{path_of('tiny', MODELS).read_text()}\ncluster: {section}\n"
+    with pytest.raises(DscError, match=said) as error:
+        loads(text, str(tmp_path / "spec.yaml"))
+    (finding,) = error.value.findings
+    assert finding.code == "DSC065" and finding.position is not None
+    assert finding.position.line == text.count("\n")
+
+
+def test_a_cpu_has_no_context_of_cuda_and_no_gpus() -> None:
+    spec = load("tiny")
+    cpu = hardware(Machines(kind="cpu", nodes=4))
+    plan = make_plan(Problem(spec, build(spec).training, timed(spec), cpu))
+    names = {line.name for role in plan.roles for line in role.lines}
+    assert not names & {CUDA, COLLECTIVES, EXPERT_BUFFERS}
+    assert "GPU" not in plan_yaml(plan).replace("without a GPU", "")

@@ -102,7 +102,7 @@ def test_the_drawn_memory_peaks_where_the_ledger_ends() -> None:
     for role in plan.roles:
         going = sum(line.bytes for line in role.lines if line.name.startswith(("activations of ", "logits")))
         for rank in role.ranks:
-            assert memory_of(plan.time.timeline, rank, role.bytes - going, held).peak == role.bytes
+            assert memory_of(plan.timeline, rank, role.bytes - going, held).peak == role.bytes
     assert f"{plan.chosen.bytes / 1e9:.1f} GB at " in memory_picture(plan)
 
 

@@ -54,7 +54,8 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
     """
     if target is None:
-        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, "plain PyTorch, for lack of a cluster"))
+        lacking = "a cluster" if spec.cluster is None else f"kernels for {spec.cluster.kind}"
+        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, f"plain PyTorch, for lack of {lacking}"))
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []

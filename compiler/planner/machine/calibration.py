@@ -163,9 +163,11 @@ def _cpu() -> Calibration:
 
 
 CALIBRATIONS: dict[str, Calibration] = {
+    "ada": _family(HOPPER, "Hopper"),
     "ampere": _family(HOPPER, "Hopper"),
     "blackwell": _family(HOPPER, "Hopper"),
     "cdna3": _family(HOPPER, "Hopper"),
+    "cdna4": _family(HOPPER, "Hopper"),
     "cpu": _cpu(),
     "hopper": HOPPER,
 }

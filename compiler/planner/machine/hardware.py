@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsc.compiler.planner.machine.calibration import CALIBRATIONS, Calibration, Figure, KernelClass
 from dsc.spec.cluster import Cluster, Machines
 from dsc.spec.errors import DscError, Finding
-from dsc.spec.loader import load_section
+from dsc.spec.loader import load_machine
 from dsc.spec.zoo import CLUSTERS, names, path_of
 
 FP8_CLASSES: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
@@ -20,12 +20,31 @@ class UnknownHardware(DscError):
 @dataclass(frozen=True)
 class Hardware:
     cluster: Cluster
-    nodes: int
+    gpus: int
+    """Of them all; the last node may lack some."""
     calibration: Calibration
 
     @property
-    def gpus(self) -> int:
-        return self.nodes * self.cluster.gpus_per_node
+    def nodes(self) -> int:
+        return -(-self.gpus // self.cluster.gpus_per_node)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.cluster.architecture != "cpu"
+
+    @property
+    def device(self) -> str:
+        """What one of them is called."""
+        return "GPU" if self.is_gpu else "process"
+
+    def devices(self, count: int) -> str:
+        """2,048 GPUs, 1 GPU, 4 processes."""
+        plural = "" if count == 1 else "s" if self.is_gpu else "es"
+        return f"{count:,} {self.device}{plural}"
+
+    def of_nodes(self, nodes: int) -> Hardware:
+        """So many whole nodes of the same kind."""
+        return replace(self, gpus=nodes * self.cluster.gpus_per_node)
 
     def peak(self, kernel_class: KernelClass) -> float:
         """Dense FLOP per second."""
@@ -55,13 +74,18 @@ class Hardware:
 
 def hardware(machines: Machines) -> Hardware:
     """Raises UnknownHardware for a kind that spec/clusters/ has no file of."""
-    path = path_of(machines.kind, CLUSTERS)
+    cluster = machines.machine or _shipped(machines.kind)
+    gpus = machines.gpus or (machines.nodes or 1) * cluster.gpus_per_node
+    return Hardware(cluster, gpus, calibration_of(cluster))
+
+
+def _shipped(kind: str) -> Cluster:
+    path = path_of(kind, CLUSTERS)
     if path is None:
         known = ", ".join(names(CLUSTERS))
-        message = f"no cluster is named {machines.kind!r}"
+        message = f"no cluster is named {kind!r}"
         raise UnknownHardware([Finding("DSC065", message, ("cluster", "kind"), f"one of {known}")])
-    cluster = load_section(Cluster, path.read_bytes(), str(path), lambda _: [])
-    return Hardware(cluster, machines.nodes, calibration_of(cluster))
+    return load_machine(path)
 
 
 def calibration_of(cluster: Cluster) -> Calibration:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import ceil
+from operator import mul
 
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.graph import Graph
@@ -38,7 +39,7 @@ from dsc.compiler.planner.memory.lines import (
     Role,
 )
 from dsc.compiler.planner.memory.ranks import InFlight, RankContent, RankContents
-from dsc.compiler.planner.memory.stage import StageBytes, StageMemory
+from dsc.compiler.planner.memory.stage import Division, StageBytes, StageMemory, division
 from dsc.compiler.planner.parts.parts import parts_of, stream
 from dsc.compiler.planner.parts.shard import Elements, share
 from dsc.compiler.planner.parts.stages import Stages, split, weights
@@ -53,13 +54,16 @@ TRANSFERRED = 4
 class MemoryModel:
     """The memory of one spec under layouts."""
 
-    def __init__(self, spec: ModelSpec, graph: Graph) -> None:
+    def __init__(self, spec: ModelSpec, graph: Graph, on_gpus: bool = True) -> None:
         self.spec = spec
+        self._on_gpus = on_gpus
         self.parts = parts_of(graph)
         self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters])
         self.ranks = RankContents(self.parts)
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
+        self._widths = _state_widths(spec.precision)
         self._known_outside: dict[tuple[bool, bool], int] = {}
+        self._known_held: dict[tuple[RankContent, Division], tuple[int, int, int]] = {}
 
     def split(self, layout: Layout, costs: Sequence[int] | None = None) -> Stages:
         """Parts of each stage, balanced by FLOPs unless costs are given."""
@@ -90,22 +94,29 @@ class MemoryModel:
         replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
         sharded = share(dense, replicas) + share(experts, copies)
         kept = (dense + experts, sharded)
-        amounts = {
-            name: each * kept[layout.zero >= sharded_from]
-            for name, each, sharded_from in _state_widths(self.spec.precision)
-        }
+        amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             amounts[GATHERED] = 2 * width * largest
-        stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
-        fullest = _fullest(content.in_flight, stages)
-        amounts[ACTIVATIONS] = sum(count * one.activations for count, one in zip(fullest, stages, strict=True))
-        amounts[LOGITS] = sum(count * one.logits for count, one in zip(fullest, stages, strict=True))
-        amounts[WORKING] = max(one.working for one in stages) if working else 0
+        amounts[ACTIVATIONS], amounts[LOGITS], moment = self._held(content, layout)
+        amounts[WORKING] = moment if working else 0
         if layout.pp > 1:
             amounts[TRANSFERS] = TRANSFERRED * self._stream_bytes_on(layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
         return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
+
+    def _held(self, content: RankContent, layout: Layout) -> tuple[int, int, int]:
+        """Activations and logits at the fullest moment, and what lives for a moment; once for all ZeRO stages."""
+        key = (content, division(layout))
+        if key not in self._known_held:
+            stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
+            fullest = tuple(zip(_fullest(content.in_flight, stages), stages, strict=True))
+            self._known_held[key] = (
+                sum(count * one.activations for count, one in fullest),
+                sum(count * one.logits for count, one in fullest),
+                max(one.working for one in stages),
+            )
+        return self._known_held[key]
 
     def _outside_bytes(self, several: bool, exchanges: bool) -> int:
         key = (several, exchanges)
@@ -114,7 +125,12 @@ class MemoryModel:
         return self._known_outside[key]
 
     def _outside(self, several: bool, exchanges: bool) -> dict[str, int]:
-        """Bytes that PyTorch's allocator knows nothing of: on one of several GPUs, with tokens for others' experts."""
+        """Bytes that PyTorch's allocator knows nothing of: on one of several GPUs, with tokens for others' experts.
+
+        A CPU has no context of CUDA, and its libraries keep no buffers for what they send.
+        """
+        if not self._on_gpus:
+            return {}
         outside = {CUDA: round(CONTEXT.value)}
         if several:
             outside[COLLECTIVES] = round(NCCL.value)
@@ -127,14 +143,13 @@ class MemoryModel:
         dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
         whole = layout.duplicates * (dense + experts)
         sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
-        widths = _state_widths(self.spec.precision)
-        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in widths)
+        state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
         return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
 
     @cached_property
     def sharded_bytes(self) -> int:
         """Of all parameters with their state: what the ranks hold together where nothing is held twice."""
-        return self._everything.total() * sum(each for _, each, _ in _state_widths(self.spec.precision))
+        return self._everything.total() * sum(each for _, each, _ in self._widths)
 
     @cached_property
     def _everything(self) -> Elements:
@@ -184,7 +199,8 @@ def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:
 
 def _fullest(in_flight: InFlight, stages: Sequence[StageBytes]) -> tuple[int, ...]:
     """The moment that costs most."""
-    return max(in_flight, key=lambda counts: sum(n * one.kept for n, one in zip(counts, stages, strict=True)))
+    kept = [one.kept for one in stages]
+    return max(in_flight, key=lambda counts: sum(map(mul, counts, kept)))
 
 
 def _describe(storage: Storage) -> str:

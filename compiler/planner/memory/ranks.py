@@ -11,7 +11,7 @@ from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, elements
 from dsc.compiler.planner.parts.stages import Stages
-from dsc.compiler.planner.pipeline.schedule import Schedule, actions, holdings, stages_of_rank
+from dsc.compiler.planner.pipeline.schedule import Schedule, actions, held_by
 
 InFlight = tuple[tuple[int, ...], ...]
 """Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
@@ -23,12 +23,13 @@ ENOUGH = 4
 @lru_cache(maxsize=4096)
 def most_held(schedule: Schedule, pp: int, vpp: int, micro_batches: int, rank: int) -> InFlight:
     """What a rank holds at its fullest, stages in the order of the model."""
+    if schedule == "1f1b":  # its warm-up, and one more
+        return ((min(micro_batches, pp - rank),),)
     count = min(micro_batches, ENOUGH * pp)
-    stages = stages_of_rank(schedule, pp, vpp, rank)
-    return tuple(tuple(held[stage] for stage in stages) for held in holdings(actions(schedule, pp, vpp, count), rank))
+    return tuple(tuple(held.values()) for held in held_by(actions(schedule, pp, vpp, count)[rank]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is made once, and is a key of what is known of it
 class RankContent:
     """Of ranks that differ in nothing of it."""
 

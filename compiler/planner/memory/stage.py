@@ -11,6 +11,14 @@ from dsc.compiler.planner.memory.held import PartMemory
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
 
+Division = tuple[object, ...]
+
+
+def division(layout: Layout) -> Division:
+    """What the bytes of a stage depend on."""
+    sizes = (layout.cp, layout.tp, layout.ep, layout.etp, layout.micro_batch)
+    return (*sizes, layout.recompute, layout.activations)
+
 
 @dataclass(frozen=True)
 class StageBytes:
@@ -38,19 +46,11 @@ class StageMemory:
         self._parameter_bytes = parameter_bytes
         self._known: dict[tuple[object, ...], StageBytes] = {}
         self._weights: dict[str, tuple[Elements, ...]] = {}
+        self._gradients: dict[tuple[str, int, int], int] = {}
 
     def of(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
         """A stage of such parts, in this order, on one rank."""
-        key = (
-            kinds,
-            layout.cp,
-            layout.tp,
-            layout.ep,
-            layout.etp,
-            layout.recompute,
-            layout.activations,
-            layout.micro_batch,
-        )
+        key = (kinds, division(layout))
         if key not in self._known:
             self._known[key] = self._stage(kinds, layout)
         return self._known[key]
@@ -74,11 +74,13 @@ class StageMemory:
 
     def _largest_gradient(self, kind: str, layout: Layout) -> int:
         """Of the weights of one op, as autograd makes it before it is added up."""
-        if kind not in self._weights:
-            self._weights[kind] = tuple(_weights_of(step) for step in self.parts.examples[kind].steps)
-        return max(
-            (some.dense_on(layout) + some.experts_on(layout)) * self._parameter_bytes for some in self._weights[kind]
-        )
+        key = (kind, layout.tp, layout.ep * layout.etp)
+        if key not in self._gradients:
+            if kind not in self._weights:
+                self._weights[kind] = tuple(_weights_of(step) for step in self.parts.examples[kind].steps)
+            numbers = max(some.dense_on(layout) + some.experts_on(layout) for some in self._weights[kind])
+            self._gradients[key] = numbers * self._parameter_bytes
+        return self._gradients[key]
 
 
 def _weights_of(step: Step) -> Elements:

@@ -15,9 +15,10 @@ same way. Times and deadlocks are the matter of `simulate`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count, islice
+from operator import ge
 from typing import Literal, NamedTuple, get_args
 
 Schedule = Literal["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe-v"]
@@ -278,9 +279,15 @@ def peak_in_flight(actions: Actions, rank: int) -> int:
 def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
     """What the rank holds at its fullest: micro-batches by stage, only where no other moment has as many of each.
 
-    With bytes b per micro-batch of each stage, the peak is exactly max(sum(n * b[stage]) over held.items()).
+    Stages are in the model's order. With bytes b per micro-batch of each stage, the peak is exactly max(sum(n *
+    b[stage]) over held.items()).
     """
-    members = [action.members for action in actions[rank]]
+    return held_by(actions[rank])
+
+
+def held_by(run: Sequence[Action]) -> tuple[dict[int, int], ...]:
+    """`holdings` of a rank that runs these."""
+    members = [action.members for action in run]
     stages = sorted({one.stage for pair in members for one in pair})
     column = {stage: index for index, stage in enumerate(stages)}
     held = [0] * len(stages)
@@ -292,9 +299,8 @@ def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
             elif kind != "B":
                 seen.add(tuple(held))
                 held[column[stage]] -= 1
-    fullest = [one for one in seen if not any(_covers(other, one) for other in seen)]
-    return tuple(dict(zip(stages, counts, strict=True)) for counts in sorted(fullest, reverse=True))
-
-
-def _covers(other: tuple[int, ...], one: tuple[int, ...]) -> bool:
-    return other != one and all(a >= b for a, b in zip(other, one, strict=True))
+    fullest: list[tuple[int, ...]] = []
+    for one in sorted(seen, reverse=True):  # so that what has as many of each comes before
+        if not any(all(map(ge, other, one)) for other in fullest):
+            fullest.append(one)
+    return tuple(dict(zip(stages, counts, strict=True)) for counts in fullest)

@@ -42,11 +42,12 @@ def plan_html(plan: Plan) -> str:
         "report/plan.html.jinja",
         title=f"{problem.spec.name}: training on {where(problem.hardware)}",
         plan=plan,
+        device=problem.hardware.device,
         facts=record(plan),
         groups=MEMORY,
         columns=[(ranks_text(role.ranks), memory(role, problem.capacity)) for role in plan.roles],
         ledgers=[Ledger(ranks_text(role.ranks), role.lines) for role in plan.roles],
-        schedule=schedule_svg(plan.time.timeline, f"{plan.layout.schedule}: one step"),
+        schedule=schedule_svg(plan.timeline, f"{plan.layout.schedule}: one step"),
         memory=memory_picture(plan),
         differences=choices(plan),
         stages=[runs(stage) for stage in record(plan)["stages"]],
@@ -60,8 +61,9 @@ def serving_html(found: ServingFound) -> str:
         "report/serving.html.jinja",
         title=f"{problem.spec.name}: {problem.phase} on {where(problem.hardware)}",
         found=found,
+        device=problem.hardware.device,
         facts=serving_record(found),
-        ledgers=[Ledger("each GPU", found.chosen.lines)],
+        ledgers=[Ledger(f"each {problem.hardware.device}", found.chosen.lines)],
         arena=arena_svg(plan.arena, f"one step of {problem.phase}, op by op") if plan else None,
         known=_known(problem.spec, problem.training, problem.hardware),
     )
@@ -74,7 +76,8 @@ def memory_picture(plan: Plan) -> str:
     kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
     held = [problem.memory.stages.of(one, layout).kept for one in kinds]
     static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
-    return memory_svg(plan.time.timeline, static, held, problem.capacity, "memory of one GPU over the step")
+    title = f"memory of one {problem.hardware.device} over the step"
+    return memory_svg(plan.timeline, static, held, problem.capacity, title)
 
 
 def _role_of(roles: Sequence[Role], rank: int) -> Role:
@@ -94,16 +97,16 @@ def _known(spec: ModelSpec, graph: Graph, machines: Hardware) -> list[tuple[str,
         ("parameters", f"{stats.parameters.total:,}", graph_says),
         ("active for one token", f"{stats.parameters.active:,}", graph_says),
         ("training FLOPs per token", f"{stats.flops_per_token.training:,}", f"{graph_says}, causal"),
-        ("memory of one GPU", f"{cluster.hbm_bytes:,} bytes", cluster.source),
+        (f"memory of one {machines.device}", f"{cluster.hbm_bytes:,} bytes", cluster.source),
         ("memory bandwidth", f"{cluster.hbm_bandwidth / 1e12:g} TB/s", cluster.source),
         ("bfloat16 peak, dense", f"{cluster.bf16_flops / 1e12:,g} TFLOPS", cluster.source),
         (
-            f"NVLink or its like, among {cluster.scale_up_domain} GPUs",
+            f"NVLink or its like, among {machines.devices(cluster.scale_up_domain)}",
             f"{cluster.scale_up_bandwidth / 1e9:g} GB/s, {cluster.scale_up_achieved / 1e9:g} achieved",
             cluster.links_source,
         ),
         (
-            "network of one GPU",
+            f"network of one {machines.device}",
             f"{cluster.nic_bandwidth / 1e9:g} GB/s, {cluster.nic_achieved / 1e9:g} achieved",
             cluster.links_source,
         ),

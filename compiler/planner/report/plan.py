@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
 from dsc.compiler.planner.layout.layout import Layout
@@ -24,7 +25,8 @@ from dsc.compiler.planner.memory.lines import (
     WORKING,
     Role,
 )
-from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
+from dsc.compiler.planner.pipeline.simulate import Timeline
+from dsc.compiler.planner.search.explain import Neighbour, climb, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
 from dsc.compiler.planner.time.step import StepTime
@@ -67,11 +69,18 @@ class Plan:
     def layout(self) -> Layout:
         return self.chosen.layout
 
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The whole step, action by action."""
+        problem = self.problem
+        count = self.layout.micro_batches(problem.batch)
+        return problem.cost.timeline(self.layout, problem.stages(self.layout), count)
+
 
 def make_plan(problem: Problem) -> Plan:
     """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
     found = search(problem)
-    chosen = found.best or found.smallest
+    chosen = climb(problem, found.best) if found.best else found.smallest
     layout = chosen.layout
     time = problem.step(layout)
     around = neighbours(problem, layout, time.seconds)
@@ -121,7 +130,7 @@ def _choice(value: object) -> str:
 def where(machines: Hardware) -> str:
     """256 nodes of h800, 2,048 GPUs."""
     nodes = f"{machines.nodes:,} node{'' if machines.nodes == 1 else 's'}"
-    return f"{nodes} of {machines.cluster.name}, {machines.gpus:,} GPUs"
+    return f"{nodes} of {machines.cluster.name}, {machines.devices(machines.gpus)}"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

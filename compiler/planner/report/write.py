@@ -24,7 +24,7 @@ LINES = ("name", "seconds", "provenance", "source")
 def plan_yaml(plan: Plan) -> str:
     """Of training. Deterministic: the same spec and machines give the same bytes."""
     facts = record(plan)
-    time = facts["time"]
+    time, device = facts["time"], plan.problem.hardware.device
     body = CommentedMap(
         **_heading(facts),
         global_batch=facts["global_batch"],
@@ -41,17 +41,17 @@ def plan_yaml(plan: Plan) -> str:
         largest_saving=facts["largest_saving"],
         sensitivity=facts["sensitivity"] and _flow(facts["sensitivity"]),
     )
-    legal = f"{plan.found.legal:,} ways to share the GPUs are legal, {plan.found.simulated} of them were simulated."
+    legal = f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} of them were simulated."
     body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
     _say(body, "placement", "under this key in the spec, it is pinned")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
-    _say(body, "memory", "bytes of one GPU, for pipeline ranks that hold alike; sums, then what they are made of")
+    _say(body, "memory", f"bytes of one {device}, for pipeline ranks that hold alike; sums, then what they are made of")
     _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
     _say(
         body, "time", f"of a step, in seconds on the busiest rank; within {time['uncertainty']:.0%} on published steps"
     )
     _say(body, "rejected", "one choice away, and what speaks against it")
-    _say(body, "sensitivity", "the next better plan, and the memory that a GPU lacks for it")
+    _say(body, "sensitivity", f"the next better plan, and the memory that a {device} lacks for it")
     return _text(body)
 
 
@@ -92,7 +92,9 @@ def serving_yaml(found: ServingFound) -> str:
 
 
 def _title(facts: Mapping[str, Any], machines: Hardware, asked: str = "") -> str:
-    command = f"dsc plan {facts['name']} {asked}--cluster {facts['cluster']} --nodes {machines.nodes} -o FILE"
+    whole = machines.gpus == machines.of_nodes(machines.nodes).gpus
+    count = f"--nodes {machines.nodes}" if whole else f"--gpus {machines.gpus}"
+    command = f"dsc plan {facts['name']} {asked}--cluster {facts['cluster']} {count} -o FILE"
     return f"Plan of {facts['name']} on {where(machines)}. Regenerate: {command}"
 
 

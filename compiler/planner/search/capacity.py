@@ -15,7 +15,7 @@ def smallest_cluster(problem: Problem) -> int | None:
     """The smallest number of nodes of the same kind on which some layout fits; None if there is none."""
     per_node = problem.hardware.cluster.gpus_per_node
     enough = ceil(problem.memory.sharded_bytes / max(1, problem.capacity))  # GPUs, for parameters and nothing else
-    start = max(problem.hardware.nodes, ceil(enough / per_node) - 1) + 1
+    start = max(problem.world // per_node, ceil(enough / per_node) - 1) + 1
     return next((nodes for nodes in range(start, MOST_NODES + 1) if _fits(problem.on(nodes))), None)
 
 

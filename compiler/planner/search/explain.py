@@ -1,4 +1,8 @@
-"""Why this plan: every plan one step away, and what stands against it."""
+"""Why this plan: every plan one step away, and what stands against it.
+
+The search enumerates up to certain sizes (layout/space.py). Plans one step away may lie beyond: `climb` goes there
+while one of them is faster, so that what speaks against a neighbour is never that nobody looked.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,11 @@ from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.legal import problems, recompute_choices
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.compiler.planner.search.problem import Problem
+from dsc.compiler.planner.search.search import Candidate
 from dsc.spec.precision import Fp8BlockLinear
+
+TIE = 1 - 1e-9
+"""Of a step's seconds: sums in another order differ by less."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +27,27 @@ class Neighbour:
 
     change: str
     layout: Layout
-    binds: Literal["arithmetic", "memory", "time"]
+    binds: Literal["arithmetic", "memory", "pins", "time"]
     """What speaks against it."""
     reason: str
     bytes: int | None
-    """Of the fullest rank; None where the layout is not legal."""
+    """Of the fullest rank; None where the layout is not legal, or not the pins'."""
     missing_bytes: int | None
     """Beyond a GPU's memory."""
     seconds: float | None
     """Of a step; None where it does not fit."""
+
+
+def climb(problem: Problem, start: Candidate) -> Candidate:
+    """From a layout that fits to one that no neighbour of its own beats."""
+    best = start
+    while True:
+        around = [one for one in neighbours(problem, best.layout, best.seconds) if one.seconds is not None]
+        ahead = min(around, key=lambda one: (one.seconds, one.layout), default=None)
+        if ahead is None or ahead.seconds is None or ahead.seconds >= best.seconds * TIE:
+            return best
+        assert ahead.bytes is not None
+        best = Candidate(ahead.layout, ahead.bytes, ahead.seconds)
 
 
 def neighbours(problem: Problem, plan: Layout, seconds: float) -> tuple[Neighbour, ...]:
@@ -45,16 +65,29 @@ def _judge(problem: Problem, change: str, layout: Layout, seconds: float) -> Nei
     illegal = problems(layout, problem.spec, problem.world, problem.batch)
     if illegal:
         return Neighbour(change, layout, "arithmetic", illegal[0], None, None, None)
+    if pinned := [name for name in pins(problem) if _differs(problem, layout, name)]:
+        return Neighbour(change, layout, "pins", f"placement pins {', '.join(pinned)}", None, None, None)
     needed = problem.bytes(layout)
     missing = needed - problem.capacity
     if missing > 0:
         have = _gib(problem.capacity)
-        reason = f"needs {_gib(needed)}, a GPU has {have}: {_gib(missing)} too much"
+        reason = f"needs {_gib(needed)}, a {problem.hardware.device} has {have}: {_gib(missing)} too much"
         return Neighbour(change, layout, "memory", reason, needed, missing, None)
     took = problem.step(layout).seconds
-    slower = took - seconds
-    reason = f"{took:.2f} s a step, {abs(slower) / seconds:.1%} {'more' if slower >= 0 else 'less'}"
+    more = f"{took / seconds - 1:.1%}".lstrip("-")
+    reason = f"{took:.2f} s a step, {more} {'less' if took < seconds * TIE else 'more'}"
     return Neighbour(change, layout, "time", reason, needed, None, took)
+
+
+def pins(problem: Problem) -> tuple[str, ...]:
+    """The choices that the spec's placement leaves nobody."""
+    placement = problem.spec.placement
+    return () if placement is None else tuple(name for name, value in placement if value is not None)
+
+
+def _differs(problem: Problem, layout: Layout, name: str) -> bool:
+    pinned, found = getattr(problem.spec.placement, name), getattr(layout, name)
+    return bool(tuple(sorted(pinned)) != found) if isinstance(pinned, list) else bool(pinned != found)
 
 
 def _changes(problem: Problem, plan: Layout) -> Iterator[tuple[str, Layout]]:

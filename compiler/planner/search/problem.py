@@ -49,7 +49,7 @@ class Problem:
 
     @cached_property
     def memory(self) -> MemoryModel:
-        return MemoryModel(self.spec, self.graph)
+        return MemoryModel(self.spec, self.graph, self.hardware.is_gpu)
 
     @cached_property
     def _stages(self) -> dict[tuple[object, ...], Stages]:
@@ -61,7 +61,7 @@ class Problem:
 
     def on(self, nodes: int) -> Problem:
         """On so many nodes. What is known of parts and stages holds there too."""
-        other = replace(self, hardware=replace(self.hardware, nodes=nodes))
+        other = replace(self, hardware=self.hardware.of_nodes(nodes))
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
         return other

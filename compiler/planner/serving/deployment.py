@@ -255,8 +255,8 @@ def smallest_deployment(problem: ServingProblem) -> int | None:
     """
     cluster = problem.hardware.cluster
     enough = max(problem.experts + problem.redundant, cluster.scale_up_domain)
-    for nodes in range(problem.hardware.nodes + 1, share(enough, cluster.gpus_per_node) + 1):
-        larger = replace(problem, hardware=replace(problem.hardware, nodes=nodes))
+    for nodes in range(problem.world // cluster.gpus_per_node + 1, share(enough, cluster.gpus_per_node) + 1):
+        larger = replace(problem, hardware=problem.hardware.of_nodes(nodes))
         try:
             if any(_option(larger, one, larger.storing).plan for one in servings(larger)):
                 return nodes

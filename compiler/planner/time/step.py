@@ -28,6 +28,11 @@ from dsc.compiler.planner.time.tail import Tail
 from dsc.compiler.planner.time.traffic import Communication
 from dsc.spec.model import ModelSpec
 
+MANY = 8
+"""Micro-batches for each pipeline rank from which a step is not simulated to its end."""
+STEADY = (2, 4)
+"""The same between which a schedule has come to run at its rate."""
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -40,7 +45,6 @@ class StepTime:
     gpu_hours_per_trillion_tokens: float
     uncertainty: float
     """Relative, either way."""
-    timeline: Timeline
 
 
 class CostModel:
@@ -100,19 +104,44 @@ class CostModel:
         return paired * layout.micro_batches(global_batch) / layout.pp
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
-        """The schedule simulated, action by action."""
+        """Of many micro-batches a few for each rank are simulated, and every line goes on at its rate.
+
+        Once all ranks are busy, micro-batches follow each other at a constant rate, that of the slowest rank. A rank
+        that is the slowest but has not shown it by then is in the bound.
+        """
+        count, pp = layout.micro_batches(global_batch), layout.pp
+        if count <= MANY * pp:
+            whole = self.timeline(layout, stages, count)
+            return self._summed(layout, self._lines(layout, stages, whole, _busiest(whole)), global_batch)
+        begun, going = (self.timeline(layout, stages, some * pp) for some in STEADY)
+        rank = _busiest(going)
+        few, more = (self._lines(layout, stages, one, rank) for one in (begun, going))
+        ahead = (count / pp - STEADY[1]) / (STEADY[1] - STEADY[0])
+        lines = tuple(
+            replace(b, seconds=b.seconds + ahead * (b.seconds - a.seconds)) for a, b in zip(few, more, strict=True)
+        )
+        late = max(0.0, self.bound(layout, stages, global_batch) - sum(line.seconds for line in lines))
+        lines = tuple(replace(line, seconds=line.seconds + late) if line.name == BUBBLE else line for line in lines)
+        return self._summed(layout, lines, global_batch)
+
+    def timeline(self, layout: Layout, stages: Stages, micro_batches: int) -> Timeline:
+        """A step of so many micro-batches, simulated action by action."""
+        times = self.stages.as_run(layout, self.stages.times(layout, stages))
+        schedule = actions(layout.schedule, layout.pp, layout.vpp, micro_batches)
+        return simulate(schedule, times, self.communication.transfer(layout))
+
+    def _lines(self, layout: Layout, stages: Stages, timeline: Timeline, rank: int) -> tuple[TimeLine, ...]:
+        """Where the time goes on a rank."""
         costs = self.stages.costs(layout, stages)
-        schedule = actions(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(global_batch))
         alone = [cost.times for cost in costs]
-        times = self.stages.as_run(layout, alone)
-        timeline = simulate(schedule, times, self.communication.transfer(layout))
-        busiest = max(range(layout.pp), key=timeline.busy.__getitem__)
-        warm_up = self.stages.warm_up(layout, alone)
-        lines = (
-            *work_lines(schedule[busiest], costs, times, warm_up, self.hardware),
-            *self._waits(layout, timeline, warm_up),
+        times, warm_up = self.stages.as_run(layout, alone), self.stages.warm_up(layout, alone)
+        return (
+            *work_lines(timeline.actions[rank], costs, times, warm_up, self.hardware),
+            *self._waits(layout, timeline.step - timeline.busy[rank], timeline.step + warm_up),
             *self._tail_lines(layout, stages),
         )
+
+    def _summed(self, layout: Layout, lines: tuple[TimeLine, ...], global_batch: int) -> StepTime:
         total = sum(line.seconds for line in lines)
         waits = sum(line.seconds for line in lines if line.name in (BUBBLE, SYNC))
         tokens = global_batch * self.spec.workload.sequence_length
@@ -124,21 +153,25 @@ class CostModel:
             mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
             gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
             uncertainty=self.hardware.calibration.uncertainty.value,
-            timeline=timeline,
         )
 
     def _sync(self, layout: Layout) -> float:
         """Ranks of a pipeline lose time to each other; one rank alone does not."""
         return self.hardware.calibration.sync.value if layout.pp > 1 else 0.0
 
-    def _waits(self, layout: Layout, timeline: Timeline, warm_up: float) -> tuple[TimeLine, TimeLine]:
+    def _waits(self, layout: Layout, idle: float, pipeline: float) -> tuple[TimeLine, TimeLine]:
         sync = self.hardware.calibration.sync
         return (
-            TimeLine(BUBBLE, timeline.bubble, "derived", f"simulated schedule {layout.schedule}"),
-            TimeLine(SYNC, (timeline.step + warm_up) * self._sync(layout), sync.provenance, sync.source),
+            TimeLine(BUBBLE, idle, "derived", f"simulated schedule {layout.schedule}"),
+            TimeLine(SYNC, pipeline * self._sync(layout), sync.provenance, sync.source),
         )
 
     def _tail_lines(self, layout: Layout, stages: Stages) -> Iterator[TimeLine]:
         source = "bytes of the parameters that one rank holds, over the links and the memory"
         for name, time in self.tail.longest(layout, stages).items():
             yield TimeLine(name, time, "derived", source)
+
+
+def _busiest(timeline: Timeline) -> int:
+    """The pipeline rank that works most."""
+    return max(range(len(timeline.busy)), key=timeline.busy.__getitem__)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import save_hf
-from ..dims import SEQUENCE_LENGTH
+from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
 from .checkpoint import Checkpoints
 from .data import Batches, load_tokens, split
 from .log import Log, Silent, traced
@@ -256,6 +256,8 @@ def parse_arguments() -> argparse.Namespace:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if not 0 < args.sequence_length <= MAX_POSITION_EMBEDDINGS:
+        parser.error(f"--sequence-length {args.sequence_length}: from 1 to {MAX_POSITION_EMBEDDINGS} tokens")
     return args
 
 
