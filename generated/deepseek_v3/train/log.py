@@ -51,16 +51,22 @@ class Log:
         self.file.flush()
         step = int(record["step"])
         self.seconds += record["seconds"]
-        status = f"loss {record['main']:.4f}"  # of the next token, which eval_loss is too
-        if "eval_loss" in record:
-            status += f" (held out {record['eval_loss']:.4f})"
-        status += f"  {record['tokens_per_second']:,.0f} tokens/s"
-        status += f"  MaxVio {record['max_vio']:.2f}"
+        status = self.status(record)
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=step, status=status)
         elif step % PRINT_EVERY == 0 or step in (self.start + 1, self.total) or "eval_loss" in record:
             left = timedelta(seconds=round(self.seconds / (step - self.start) * (self.total - step)))
             print(f"step {step}/{self.total}  {status}  {left} left", file=sys.stderr, flush=True)
+
+    def status(self, record: dict[str, float]) -> str:
+        """What is shown of a step."""
+        status = f"loss {record['main']:.4f}"  # of the next token, which eval_loss is too
+        if "eval_loss" in record:
+            status += f" (held out {record['eval_loss']:.4f})"
+        status += f"  {record['tokens_per_second']:,.0f} tokens/s"
+        if "max_vio" in record:
+            status += f"  MaxVio {record['max_vio']:.2f}"
+        return status
 
 
 class Silent:

@@ -63,7 +63,8 @@ class Log:
         status = f"loss {record['main']:.4f}"  # of the next token, which eval_loss is too
         if "eval_loss" in record:
             status += f" (held out {record['eval_loss']:.4f})"
-        return f"{status}  {record['tokens_per_second']:,.0f} tokens/s"
+        status += f"  {record['tokens_per_second']:,.0f} tokens/s"
+        return status
 
 
 class Silent:
