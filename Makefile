@@ -11,10 +11,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types goldens bench clean
+.PHONY: help setup demo demo-r1 test test-all lint types goldens bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install what the other targets need
 
@@ -29,6 +29,9 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED) ## compile a small model, train it on Python's own sources, let it write (some minutes)
 	$(BIN)/python .ci/demo.py
+
+demo-r1: $(INSTALLED) ## teach a tiny model by rewards alone, beside a control, and plot both (some minutes)
+	$(BIN)/python .ci/demo_r1.py
 
 # Triton's interpreter and its compiler cannot share a process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from jinja2 import BaseLoader
+from pydantic import ValidationError
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
@@ -17,12 +18,15 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.paged import with_pages
+from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
+from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.spec.checks import cautions
@@ -48,6 +52,8 @@ class Program:
     inference: Graph
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
+    policy: Graph | None = None
+    """What reinforcement learning trains; None where the spec asks for none."""
     notes: tuple[str, ...] = ()
     """Where the compiler deviates from the spec."""
 
@@ -67,15 +73,21 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     shared = sharing(spec)
     step = training_step(plain, None if isinstance(shared, str) else shared)
     packing = partial(pack, positions=spec.max_position_embeddings)
+    replay = spec.rl is not None and spec.rl.router_replay
+    recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    (served,), gathered = fused([run(plain, (for_serving, with_pages, packing))], kernels.serving, spec, target)
+    (served,), gathered = fused(
+        [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
+    )
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
-    serving = run(served, (prepare, as_functions_of_weights))
+    training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
+    serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
+    learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
-    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, notes)
+    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, learning, notes)
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:
@@ -100,8 +112,16 @@ def timed(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.serving
+    graphs = program.plain, program.training, program.step, program.serving, program.policy
     return emit_package(printer, program.target, *graphs, program.notes)
+
+
+def emit_again(spec: str, command: str) -> dict[str, str]:
+    """The files of a package that was emitted before, from the spec in its lock; none of a spec that is refused now."""
+    try:
+        return emit(build(ModelSpec.model_validate_json(spec)), command=command)
+    except (ValidationError, DscError):
+        return {}
 
 
 def compile_spec(source: str | Path) -> tuple[ModelSpec, dict[str, str]]:

@@ -17,6 +17,7 @@ from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
 from dsc.spec.partial import until_unread
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
+from dsc.spec.rl_checks import RL_RULES
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
@@ -375,6 +376,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _recompute_full,
     _known_cluster,
     _nodes_or_gpus,
+    *RL_RULES,
 )
 ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)
 ROPE_RULES = (_theta, _yarn_bounds, _llama3_bounds)

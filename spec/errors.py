@@ -40,6 +40,8 @@ Code = Literal[
     "DSC040",
     "DSC041",
     "DSC042",
+    "DSC043",
+    "DSC044",
     # attention, positions and precision
     "DSC050",
     "DSC051",
@@ -60,6 +62,10 @@ Code = Literal[
     "DSC068",
     # placement
     "DSC070",
+    # reinforcement learning
+    "DSC080",
+    "DSC081",
+    "DSC082",
 ]
 
 

@@ -15,6 +15,7 @@ KINDS = (
     ),
     (r'(?s)\A\s*\{.*"(model_type|architectures)"\s*:', "a Hugging Face config.json", "dsc import {file} -o spec.yaml"),
     (r'(?s)\A\s*\{.*"\$defs"\s*:', "a JSON Schema", "give the spec; the schema is for editors"),
+    (r"(?m)^packages:", "a project file", "`dsc compile` without a SPEC compiles what it lists"),
     (r"(?m)^gpus_per_node:", "the description of a cluster", "a spec names it: `cluster: {{kind: {file}, nodes: 1}}`"),
 )
 

@@ -11,7 +11,9 @@ from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
+from dsc.spec.rl import ReinforcementLearning
 from dsc.spec.tokens import Tokens
+from dsc.spec.training import Training
 from dsc.spec.workload import Workload
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$"
@@ -123,8 +125,12 @@ class ModelSpec(Section):
     """Layers that predict tokens further ahead in training (DeepSeek-V3, section 2.2); null for none."""
     precision: Precision = Precision()
     """What each class of tensors is kept and multiplied in."""
+    rl: ReinforcementLearning | None = None
+    """Post-training on verifiable rewards: the package learns from its own answers (GRPO); null for none."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
+    training: Training = Training()
+    """What the trainer does at steps that are not like the others."""
     cluster: Machinery | None = None
     """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None

@@ -205,8 +205,10 @@ PAGES: dict[Code, Page] = {
     ),
     "DSC040": Page(
         "a file that was edited by hand",
-        "An emitted file no longer has the hash in dsc.lock.json. Emitting would overwrite the edit, so nothing was "
-        "written at all.",
+        "An emitted file no longer has the hash in dsc.lock.json. An edit is merged with what is emitted now. That "
+        "takes git, and the file as it was emitted: dsc prints it again from the spec in the lock or, where its own "
+        "version has changed, looks for it among the file's revisions in git. Here one of these is missing, or the "
+        "file is not emitted any more. Nothing was written at all.",
         "dsc compile spec.yaml",
         "dsc compile spec.yaml --force",
     ),
@@ -222,6 +224,21 @@ PAGES: dict[Code, Page] = {
         "longer than this one waits.",
         "dsc compile a.yaml -o package & dsc compile b.yaml -o package  # and the first one hangs",
         "dsc compile a.yaml -o a; dsc compile b.yaml -o b",
+    ),
+    "DSC043": Page(
+        "an edit that clashes",
+        "The same lines were edited by hand and are emitted in another form now. The file stays as it was edited. "
+        "Beside it one whose name ends in .merge shows both sides between git's markers, and what was there before; "
+        "everything else is written. While that file is there, nothing more is written to the package: move it over "
+        "the other once it is right, or delete it to leave the other as it is.",
+        "dsc compile spec.yaml  # model.py.merge shows a clash",
+        "mv my_model/model.py.merge my_model/model.py; dsc compile spec.yaml",
+    ),
+    "DSC044": Page(
+        "one folder for two packages",
+        "Each package of dsc.yaml has a folder of its own, which is not inside that of another.",
+        "packages: [{spec: a.yaml, output: models}, {spec: b.yaml, output: models}]",
+        "packages: [{spec: a.yaml, output: models/a}, {spec: b.yaml, output: models/b}]",
     ),
     "DSC050": Page(
         "heads that cannot share keys and values",
@@ -338,5 +355,26 @@ PAGES: dict[Code, Page] = {
         "pipeline schedule. The message has the arithmetic.",
         "cluster: {kind: h800, nodes: 128} # 1024 GPUs\nplacement: {pp: 16, dp: 8, tp: 16} # 2048",
         "cluster: {kind: h800, nodes: 128}\nplacement: {pp: 16, dp: 8, tp: 8}",
+    ),
+    "DSC080": Page(
+        "a choice of experts that cannot be replayed",
+        "rl.router_replay trains with the experts that the engine chose for each token. A model whose feed-forwards "
+        "are all dense has no such choice, and one whose layers choose unequal numbers has no single table of them.",
+        "ffn: {moe: null}\nlayers: [{repeat: 4, ffn: dense}]\nrl: {max_new_tokens: 512, router_replay: true}",
+        "rl: {max_new_tokens: 512, router_replay: true}",
+    ),
+    "DSC081": Page(
+        "answers as long as the model's positions",
+        "A question and its answer are one sequence of at most max_position_embeddings tokens, and a question has at "
+        "least one. The default of rl.max_new_tokens is 32768.",
+        "max_position_embeddings: 4096\nrl: {}",
+        "max_position_embeddings: 4096\nrl: {max_new_tokens: 2048}",
+    ),
+    "DSC082": Page(
+        "a length penalty longer than any answer",
+        "rl.length_penalty.buffer counts the last tokens of max_new_tokens, over which the penalty rises; there are "
+        "no more of them than an answer has.",
+        "rl: {max_new_tokens: 512, length_penalty: {buffer: 1024}}",
+        "rl: {max_new_tokens: 512, length_penalty: {buffer: 128}}",
     ),
 }

@@ -12,6 +12,7 @@ from dsc.spec.base import Section
 from dsc.spec.checks import check
 from dsc.spec.ffn import DenseFfn, Ffn, MoeFfn
 from dsc.spec.model import LayerCycle, LayerGroup, ModelSpec
+from dsc.spec.rl import ReinforcementLearning
 from dsc.spec.rope import NoScaling, Rope
 from dsc.spec.router import Router
 from dsc.spec.tokens import Tokens
@@ -26,6 +27,7 @@ Q_LORA_RANK, KV_LORA_RANK = 48, 24
 DENSE_SIZE, EXPERT_SIZE = 96, 56
 EXPERTS, GROUPS, EXPERTS_PER_GROUP, OPEN_GROUPS, CHOSEN_EXPERTS, SHARED_EXPERTS = 8, 4, 4, 2, 3, 2
 LAYER_GROUPS, REPEATS, MTP_DEPTH = 3, 2, 2
+GROUP_SIZE, NEW_TOKENS = 4, 16
 
 WINDOW = 12  # far less than a sequence
 
@@ -54,6 +56,8 @@ def shrunk(spec: ModelSpec) -> ModelSpec:
     )
     if spec.mtp is not None:
         small = _changed(small, mtp=_changed(spec.mtp, depth=min(spec.mtp.depth, MTP_DEPTH)))
+    if spec.rl is not None:
+        small = _changed(small, rl=_rl(spec.rl))
     assert not check(small), check(small)
     return small
 
@@ -177,6 +181,14 @@ def _router(router: Router) -> Router:
     n_group = min(router.n_group, GROUPS)
     limited = router.topk_group < router.n_group
     return _changed(router, n_group=n_group, topk_group=min(router.topk_group, OPEN_GROUPS) if limited else n_group)
+
+
+def _rl(rl: ReinforcementLearning) -> ReinforcementLearning:
+    new_tokens, penalty = min(rl.max_new_tokens, NEW_TOKENS), rl.length_penalty
+    if penalty is not None:
+        penalty = _changed(penalty, buffer=min(penalty.buffer, new_tokens))
+    size = min(rl.group_size, GROUP_SIZE)
+    return _changed(rl, group_size=size, max_new_tokens=new_tokens, length_penalty=penalty)
 
 
 def _layers(layers: list[LayerGroup | LayerCycle]) -> list[LayerGroup | LayerCycle]:

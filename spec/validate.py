@@ -156,4 +156,5 @@ _BOUNDS = {
     "finite_number": ("write a finite number", ""),
     "too_short": ("write {} items or more", "min_length"),
     "too_long": ("write {} items or fewer", "max_length"),
+    "string_too_short": ("write a text", "min_length"),
 }

@@ -20,7 +20,7 @@ from dsc.spec.zoo import FIGURES
 TESTS = Path(__file__).resolve().parent
 LANGUAGE = TESTS.parent / "spec" / "README.md"
 GENERATED = TESTS.parent / "generated"
-SPECS = ("tiny", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SPECS = ("tiny", "tiny-r1", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
 
 
 class GoldenPlan(NamedTuple):

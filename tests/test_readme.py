@@ -10,8 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from ruamel.yaml import YAML
 
 from dsc.compiler.driver import compile_spec
+from dsc.spec.project import Project
 from dsc.spec.zoo import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +41,9 @@ def tiny() -> dict[str, str]:
 
 
 def test_the_spec_is_verbatim() -> None:
-    (excerpt,) = fenced(README, "yaml")
+    excerpt, project = fenced(README, "yaml")
     assert excerpt in (MODELS / "tiny.yaml").read_text(encoding="utf-8")
+    Project.model_validate(YAML(typ="safe").load(project))
 
 
 def test_the_code_is_what_is_emitted(tiny: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ MODEL_NAMES = (
     "mixtral-8x7b",
     "qwen3-30b-a3b",
     "tiny",
+    "tiny-r1",
     "tiny-window",
 )
 CLUSTER_NAMES = (

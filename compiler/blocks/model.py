@@ -19,8 +19,10 @@ from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.spec.model import Layer, ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
+from dsc.spec.rl import ReinforcementLearning
 
 DTYPES = {"bf16": DType.BF16, "fp32": DType.FP32, "fp8": DType.FP8}
+RENAMED = {"kl": "KL_COEFFICIENT"}
 FORWARD_DOC = "Next-token logits [B, S, W] for tokens [B, S]."
 BACKBONE_DOC = "The layers: tokens [B, S] to the last hidden state [B, S, D], before the final norm."
 LOSS_DOC = "The training loss and its parts. labels[b, s] is the token after tokens[b, s]; -100 leaves a position out."
@@ -55,7 +57,30 @@ def _context(spec: ModelSpec) -> tuple[Context, tuple[Run, ...]]:
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         constants.number("WEIGHT_BLOCK", tuple(linear.weight_block), "precision.linear.weight_block")
     constants.number("SEQUENCE_LENGTH", spec.workload.sequence_length, "workload.sequence_length")
+    if spec.rl is not None:
+        _learning_numbers(constants, spec.rl)
     return Context(spec, constants, dtype, cache_dtype, vocab, hidden, ropes), schedule
+
+
+def _learning_numbers(constants: Constants, rl: ReinforcementLearning) -> None:
+    """What the package's train/ reads of rl; its choices between formulas are no numbers."""
+    numbers = {
+        "group_size": rl.group_size,
+        "max_new_tokens": rl.max_new_tokens,
+        "temperature": rl.temperature,
+        "clip_low": rl.clip_low,
+        "clip_high": rl.clip_high,
+        "kl": rl.kl,
+        "reference_refresh": rl.reference_refresh,
+        "epochs": rl.epochs,
+        "importance_cap": rl.importance_cap,
+    }
+    for key, number in numbers.items():
+        if number is not None:
+            constants.number(RENAMED.get(key, key.upper()), number, f"rl.{key}")
+    if rl.length_penalty is not None:
+        constants.number("PENALTY_BUFFER", rl.length_penalty.buffer, "rl.length_penalty.buffer")
+        constants.number("PENALTY_WEIGHT", rl.length_penalty.weight, "rl.length_penalty.weight")
 
 
 def _backbone(context: Context, schedule: tuple[Run, ...], layers: dict[Layer, Block], mtp_wants: list[str]) -> Block:

@@ -3,104 +3,132 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from dsc.compiler.cli.arguments import PATH, spec_argument
-from dsc.compiler.cli.console import give_verdict, report, say, show_diff
+from dsc.compiler.cli.arguments import PATH, complete_spec
+from dsc.compiler.cli.console import report, say
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from dsc.compiler.emit.write import Changes
+    from dsc.spec.model import ModelSpec
+
+
+class Job(NamedTuple):
+    """A spec that was named, as it was named, and the folder of its package."""
+
+    spec: ModelSpec
+    source: str
+    folder: Path
+    command: str
+    """Does it."""
+    title: str = ""
+    """Of one among several, what its verdict begins with."""
 
 
 @click.command("compile")
-@spec_argument
+@click.argument("spec", required=False, shell_complete=complete_spec)
 @click.option("-o", "--output", type=PATH, help="The package's folder.  [default: ./<name_with_underscores>]")
 @click.option("--check", is_flag=True, help="Write nothing; show what differs, and exit with 1 if anything does.")
 @click.option("--force", is_flag=True, help="Overwrite files that were edited by hand, too.")
 @click.pass_context
-def compile_command(ctx: click.Context, spec: str, output: str | None, check: bool, force: bool) -> None:
-    """Write the package of a spec.
+def compile_command(ctx: click.Context, spec: str | None, output: str | None, check: bool, force: bool) -> None:
+    """Write the package of a spec; without one, those that dsc.yaml lists.
 
     Headers name the spec's file as seen from beside the package, or its name alone where a path is absolute.
-    Files that were edited by hand since they were emitted are not overwritten: nothing is written then, and the exit
-    code is 1.
+
+    Edits by hand are kept: git merges them with what is emitted now. Where both changed the same lines, the file stays
+    as it was edited, one beside it that ends in .merge shows both sides, and the exit code is 1.
+
+    \b
+    dsc.yaml, its paths as seen from its folder:
+        packages:
+          - {spec: specs/small.yaml, output: src/small}
+          - {spec: specs/large.yaml, output: src/large}
     """
-    from dsc.compiler.driver import build, emit
-    from dsc.compiler.emit.command import regenerate
-    from dsc.compiler.emit.write import compare, write
-    from dsc.spec.errors import DscError
+    jobs = _project(output) if spec is None else [_job(spec, output)]
+    done = [(_check(job) if check else _write(job, force)) for job in jobs]
+    if not all(done):
+        ctx.exit(Exit.SAID_NO)
+
+
+def _job(source: str, output: str | None) -> Job:
     from dsc.spec.loader import load
 
-    loaded = load(spec)
-    program = build(loaded)
-    folder = Path(output or loaded.package_name)
-    files = emit(program, command=regenerate(loaded, spec, folder))
-    for note in program.notes:
-        say(f"note: {note}", stderr=True)
+    spec = load(source)
+    folder = Path(output or spec.package_name)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"{folder} is a file, not a folder")
-    changes = compare(files, folder)
-    if check:
-        _show_drift(changes, files, folder)
-        if changes.drift:
-            say(f"fix: {_command(spec, output, force=bool(changes.edited))}")
-            ctx.exit(Exit.SAID_NO)
-        return
+    return Job(spec, source, folder, shlex.join(["dsc", "compile", source, *(["-o", output] if output else [])]))
+
+
+def _project(output: str | None) -> list[Job]:
+    """All that dsc.yaml lists, each spec read before any package is written."""
+    from dsc.spec.errors import DscError, Finding
+    from dsc.spec.project import PROJECT, load_project
+
+    project = load_project()
+    if project is None:
+        raise click.UsageError(f"no SPEC, and no {PROJECT} here that lists some")
+    if output is not None:
+        raise click.UsageError(f"-o is for one SPEC; {PROJECT} says where its packages go")
+    jobs: list[Job] = []
+    findings: list[Finding] = []
+    for package in project.packages:
+        try:
+            jobs.append(_job(package.spec, package.output)._replace(title=f"{package.output}: "))
+        except DscError as error:
+            findings += error.findings
+    if findings:
+        raise DscError(findings)
+    return jobs
+
+
+def _check(job: Job) -> bool:
+    """Whether the package is what its spec compiles to."""
+    from dsc.compiler.cli.compile_report import show_drift
+    from dsc.compiler.emit.compare import compare
+
+    files = _emitted(job)
+    changes = compare(files, job.folder)
+    show_drift(changes, files, job.folder, job.title)
+    if changes.drift:
+        say(f"fix: {job.command}{' --force' if changes.edited else ''}")
+    return not changes.drift
+
+
+def _write(job: Job, force: bool) -> bool:
+    """Whether nothing was in the way."""
+    from dsc.compiler.cli.compile_report import show_next, show_written
+    from dsc.compiler.driver import emit_again
+    from dsc.compiler.emit.edits import clash_findings
+    from dsc.compiler.emit.write import write
+    from dsc.spec.errors import DscError
+
     try:
-        write(files, folder, force)
+        written = write(_emitted(job), job.folder, force, emit_again)
     except DscError as error:
-        if force or not changes.edited:
+        if not {finding.code for finding in error.findings} <= {"DSC040", "DSC043"}:
             raise
         report(error.findings)
-        ctx.exit(Exit.SAID_NO)
-    say(f"{folder.as_posix()}: {_summary(changes, 'written', 'deleted')}")
-    package = folder.resolve().name
-    if package.isidentifier():
-        say(f"next: read {(folder / 'README.md').as_posix()}; {shlex.join(['dsc', 'verify', spec])}; {_train(folder)}")
+        return False
+    show_written(written, job.folder)
+    clashes = clash_findings(written.edits, job.folder)
+    if clashes:
+        report(clashes)
     else:
-        say(f"note: Python cannot import a folder named {package!r}; rename or copy it", stderr=True)
+        show_next(job.source, job.folder)
+    return not clashes
 
 
-def _show_drift(changes: Changes, files: Mapping[str, str], folder: Path) -> None:
-    """A diff of the files that stand on both sides, less the lock's hashes; those that stand on one are named."""
-    from dsc.compiler.emit.lock import LOCK
-    from dsc.compiler.facts.diff import unified
+def _emitted(job: Job) -> dict[str, str]:
+    """The files of the package; where the compiler deviates from the spec, it says so."""
+    from dsc.compiler.driver import build, emit
+    from dsc.compiler.emit.command import regenerate
 
-    give_verdict(
-        "drift" if changes.drift else "up to date", not changes.drift, _summary(changes, "to write", "to delete")
-    )
-    for name in sorted(({*changes.changed, *changes.edited} & files.keys()) - {LOCK}):
-        current = (folder / name).read_text(encoding="utf-8", errors="replace")
-        show_diff(unified(current, files[name], (folder / name).as_posix()))
-    wording = {"missing": changes.new, "stale": changes.stale, "changed": changes.changed}
-    for word, names in {**wording, "edited by hand": changes.edited}.items():
-        for name in names:
-            say(f"{word}: {(folder / name).as_posix()}")
-
-
-def _summary(changes: Changes, written: str, deleted: str) -> str:
-    """3 files to write, 2 unchanged, 1 edited by hand."""
-    count = len(changes.new) + len(changes.changed)
-    parts = [f"{count} file{'' if count == 1 else 's'} {written}", f"{len(changes.unchanged)} unchanged"]
-    if changes.stale:
-        parts.append(f"{len(changes.stale)} {deleted}")
-    if changes.edited:
-        parts.append(f"{len(changes.edited)} edited by hand")
-    return ", ".join(parts)
-
-
-def _train(folder: Path) -> str:
-    """The command that shows how to train the package, from here."""
-    parent = folder.parent.as_posix()
-    start = "" if parent == "." else f"cd {shlex.quote(parent)} && "
-    return f"{start}python -m {folder.resolve().name}.train.train --help"
-
-
-def _command(spec: str, output: str | None, force: bool) -> str:
-    words = ["dsc", "compile", spec, *(["-o", output] if output else []), *(["--force"] if force else [])]
-    return shlex.join(words)
+    program = build(job.spec)
+    for note in program.notes:
+        say(f"note: {note}", stderr=True)
+    return emit(program, command=regenerate(job.spec, job.source, job.folder))

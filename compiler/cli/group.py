@@ -29,7 +29,7 @@ VERBS = {
     ),
     "diff": Verb("diff", "diff", "What differs between two specs, down to the emitted files, or between two plans."),
     "breaking": Verb("breaking", "breaking", "What a change breaks: checkpoints, meaning, Python, caches and plans."),
-    "compile": Verb("compile", "compile_command", "Write the package of a spec."),
+    "compile": Verb("compile", "compile_command", "Write the package of a spec, or those that dsc.yaml lists."),
     "verify": Verb("verify", "verify", "Shrink, emit and run a spec here: does the code do what the graph says?"),
     "bench": Verb("bench", "bench", "Measure the kernels of a package on this GPU."),
     "shrink": Verb("shrink", "shrink", "The same architecture at toy dims."),

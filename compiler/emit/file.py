@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jinja2 import Environment
@@ -20,6 +21,10 @@ class File:
     dims: tuple[str, ...]
     """The constants that it reads."""
     text: str
+
+
+def needs_triton(files: Iterable[File]) -> bool:
+    return any("\nimport triton\n" in file.text for file in files)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from dsc.compiler.emit.classes import classes
@@ -13,6 +13,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 
 KERNELS = "kernels."  # a requirement of this kind, kernels.<module>.<function>, is no helper in the file
+RECOMPUTE = "train.recompute."  # nor is one of this kind
 
 
 class Definition(NamedTuple):
@@ -48,7 +49,7 @@ def helpers_of(
     needed: Mapping[Requirement, Op], printer: Printer, besides: Collection[Requirement] = ()
 ) -> list[Definition]:
     """The same of some requirements."""
-    wanted = [(one, op) for one, op in needed.items() if not one.name.startswith(KERNELS) and one not in besides]
+    wanted = [(one, op) for one, op in needed.items() if "." not in one.name and one not in besides]
     order = sorted(wanted, key=lambda item: (item[0].name != "upcast", not item[0].name.startswith("rotary_table")))
     return [_helper(printer, one.name, op) for one, op in order]
 
@@ -61,8 +62,20 @@ def _helper(printer: Printer, name: str, op: Op) -> Definition:
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    wanted = sorted({one.name.removeprefix(KERNELS) for one in requirements(graph) if one.name.startswith(KERNELS)})
+    return kernels_among(one.name for one in requirements(graph))
+
+
+def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
+    """Those of some requirements that are functions of kernels/: (module, name)."""
+    wanted = sorted({name.removeprefix(KERNELS) for name in required if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
+
+
+def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
+    """The functions of other files that the graph's lines call: (module, name), from where root and train are those."""
+    recompute = {one.name.removeprefix(RECOMPUTE) for one in requirements(graph) if one.name.startswith(RECOMPUTE)}
+    kernels = [(f"{root}kernels.{module}", name) for module, name in kernel_functions(graph)]
+    return [*kernels, *((f"{train}recompute", name) for name in sorted(recompute))]
 
 
 def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:
@@ -83,6 +96,6 @@ def model_file(files: FilePrinter, graph: Graph, parts: list[Definition]) -> Fil
         "model/model.py",
         legend=legend(graph.constants.symbols(), body),
         imports=imports(used),
-        local=local_imports(used, [(f".kernels.{module}", name) for module, name in kernel_functions(graph)]),
+        local=local_imports(used, imported(graph, ".", ".train.")),
         body=body,
     )

@@ -9,11 +9,12 @@ from jinja2 import BaseLoader
 from dsc.compiler.emit.checkpoint import checkpoint_file
 from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.dims import dims_file
-from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.file import File, FilePrinter, needs_triton
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.kernels import kernel_files
 from dsc.compiler.emit.lock import LOCK, lock_text
 from dsc.compiler.emit.model import definitions, model_file
+from dsc.compiler.emit.posttraining import posttraining_files
 from dsc.compiler.emit.printer import Printer, environment
 from dsc.compiler.emit.readme import readme_file
 from dsc.compiler.emit.serving import serving_files
@@ -34,14 +35,16 @@ def emit_package(
     training: Graph,
     step: TrainingStep,
     serving: Graph,
+    policy: Graph | None = None,
     notes: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, step, serving)
+    files = python_files(printer, target, plain, training, step, serving, policy)
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)
-    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock_text(printer.spec, files)}.items()))
+    lock = lock_text(printer.spec, printer.command, files)
+    return dict(sorted({**{file.path: file.text for file in files}, LOCK: lock}.items()))
 
 
 def file_printer(spec: ModelSpec, graph: Graph, templates: BaseLoader | None = None, command: str = "") -> FilePrinter:
@@ -56,6 +59,7 @@ def python_files(
     training: Graph,
     step: TrainingStep,
     serving: Graph,
+    policy: Graph | None,
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
@@ -65,8 +69,12 @@ def python_files(
         printer.file("storage.py", STORAGE),
         *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
+        *(posttraining_files(printer, policy, training, serving, model) if policy is not None else ()),
         *kernel_files(printer, (step.graph, serving), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})
-    return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), f"package/{INIT}") for folder in folders]
+    inits = dict.fromkeys(folders, f"package/{INIT}")
+    if needs_triton(files):
+        inits["kernels"] = f"kernels/{INIT}"
+    return files + [printer.file(f"{folder}/{INIT}".lstrip("/"), template) for folder, template in inits.items()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, Requirement, helpers_of, module_body, requirements
+from dsc.compiler.emit.model import Definition, Requirement, helpers_of, kernels_among, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.call import CallFunction, CallListedFunction, RepeatFunctions
 
 PREPARE = "infer/prepare.py"
@@ -18,8 +19,7 @@ PREPARE = "infer/prepare.py"
 def prepared_definitions(files: FilePrinter, serving: Graph, training: Graph) -> list[Definition]:
     """What prepare.py defines: the helpers that make weights, and a class for each class of the model."""
     printer = Printer(files.templates, owner="module")
-    once = [node.op for block in serving.blocks.values() for node in block.once]
-    needed = {Requirement(op.prefix, name): op for op in once for name in op.requires}
+    needed = {Requirement(op.prefix, name): op for op in _makers(serving) for name in op.requires}
     classes = dict.fromkeys(block.class_name for block in serving.blocks.values())
     helpers = helpers_of(needed, printer, besides=set(requirements(training)))
     return [*helpers, *(Definition(name, _class(name, serving, printer)) for name in classes)]
@@ -31,7 +31,9 @@ def prepare_file(
     body = module_body(prepared)
     used = names(body)
     ours = {part.name for part in prepared}
-    offered = [("..model", part.name) for part in model if part.name not in ours]
+    kernels = kernels_among(name for op in _makers(serving) for name in op.requires)
+    offered = [(f"..kernels.{module}", name) for module, name in kernels]
+    offered += [("..model", part.name) for part in model if part.name not in ours]
     return files.file(
         PREPARE,
         PREPARE,
@@ -40,6 +42,11 @@ def prepare_file(
         local=local_imports(used, offered),
         body=body,
     )
+
+
+def _makers(serving: Graph) -> list[Op]:
+    """What makes weights of parameters."""
+    return [node.op for block in serving.blocks.values() for node in block.once]
 
 
 def _class(name: str, serving: Graph, printer: Printer) -> str:

@@ -103,12 +103,17 @@ class Printer:
             "inputs": names,
             "outs": outs,
             "out": ", ".join(outs),
+            "line_of": self._line_of,
         }
         if not self._is_line(node):
             return self._block(node.op, "statement", context).strip("\n").split("\n")
         expression = self._block(node.op, "line", context)
         start = "return" if returned else f"{context['out']} ="
         return _commented(f"{start} {expression}", shapes)
+
+    def _line_of(self, op: Op, names: list[str]) -> str:
+        """The expression of an op within another's line."""
+        return self._block(op, "line", {**dict(zip(op.operands, names, strict=True)), "inputs": names})
 
     def _template(self, op: Op) -> Template:
         return self.templates.get_template(f"ops/{op.kind}.py.jinja")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.file import File, FilePrinter, needs_triton
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.spec.model import ModelSpec
 
 
-def readme_file(printer: FilePrinter, graph: Graph, files: Iterable[File], notes: tuple[str, ...]) -> File:
+def readme_file(printer: FilePrinter, graph: Graph, files: Sequence[File], notes: tuple[str, ...]) -> File:
     """`files` are all others."""
     listed = sorted((file for file in files if file.purpose), key=lambda file: (file.path.count("/"), file.path))
-    return printer.file("README.md", "package/readme.md", facts=facts(printer.spec, graph), notes=notes, files=listed)
+    values = {"facts": facts(printer.spec, graph), "notes": notes, "files": listed, "triton": needs_triton(files)}
+    return printer.file("README.md", "package/readme.md", **values)
 
 
 def facts(spec: ModelSpec, graph: Graph) -> list[tuple[str, str]]:

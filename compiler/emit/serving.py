@@ -15,9 +15,11 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
-from dsc.compiler.ops.paged import VisibleInWindow
-from dsc.compiler.passes.serve import DRAFT
+from dsc.compiler.ops.paged import GROUP, VisibleInWindow
+from dsc.compiler.ops.policy import RecordExperts
+from dsc.compiler.passes.serve import DRAFT, FORWARD
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
 
@@ -38,13 +40,23 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
     kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
+    recorded = _recorded(serving)
     values = {
         "guesses": guesses,
-        "windows": _windows(serving),
+        "windows": any(windows := _windows(serving)),
+        "forgets": windows.pop() if len(windows) == 1 else "",
+        "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
+        "replay": bool(recorded),
+        "routers": len(recorded),
+        "chosen": recorded[0] if recorded else "",
+        "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,
         "kernel": bool(kernel),
         "page_size": 64 if kernel else PAGE_SIZE,
     }
-    plain = [f"infer/{name}.py" for name in (*FILES, *(["speculation"] if guesses else []))]
+    plain = [
+        f"infer/{name}.py"
+        for name in (*FILES, *(["speculation"] if guesses else []), *(["routes"] if recorded else []))
+    ]
     return [
         prepare_file(files, serving, prepared, model, SIZES),
         decode_file(files, serving, training, model, prepared),
@@ -119,9 +131,21 @@ def _dtype(spec: ModelSpec, serving: Graph) -> str:
     return "x.dtype"
 
 
-def _windows(serving: Graph) -> bool:
-    nodes = (node for block in serving.blocks.values() for node in block.nodes())
-    return any(isinstance(node.op, VisibleInWindow) for node in nodes)
+def _windows(serving: Graph) -> set[str]:
+    """What the layers' attention is limited to, by name; an empty one where layers attend to all tokens."""
+    forms = [block for block in serving.blocks.values() if GROUP in [value.type for value in block.inputs]]
+    return {_window(form) for form in forms}
+
+
+def _window(form: Block) -> str:
+    ops = (node.op for node in form.nodes())
+    return next((str(op.window) for op in ops if isinstance(op, VisibleInWindow)), "")
+
+
+def _recorded(serving: Graph) -> list[str]:
+    """Experts per token of each router that records its choice when tokens pass the model."""
+    nodes = (node for _, block in serving.executions(FORWARD) for node in block.nodes())
+    return [str(tensor(node.inputs[0].type).shape[-1]) for node in nodes if isinstance(node.op, RecordExperts)]
 
 
 def _fp8_read(serving: Graph) -> ReadFp8Latents | None:

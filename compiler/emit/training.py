@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
@@ -22,9 +22,10 @@ from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import Stage
+from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-PLAIN = ("train/init.py", "train/optimizer.py", "train/checkpoint.py", "train/data.py", "train/log.py")
+PLAIN = tuple(f"train/{name}.py" for name in ("init", "optimizer", "checkpoint", "data", "shards", "documents"))
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,53 @@ class _StageClass:
     methods: tuple[Method, ...]
     results: tuple[tuple[str, str], ...]
 
+    @property
+    def sends_losses(self) -> bool:
+        return any(type == "wide" for _, type in self.results)
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """What templates/train/guard.py.jinja prints."""
+
+    not_finite: str
+    spike: Spike | None
+
+    @property
+    def skips(self) -> bool:
+        return "skip" in (self.not_finite, self.spike and self.spike.action)
+
+    @property
+    def state(self) -> str:
+        kept = [*(["seen", "spikes"] if self.spike else []), *(["skipped", "in_a_row"] if self.skips else [])]
+        return ", ".join(f'"guard.{name}": self.{name}' for name in kept)
+
+    @property
+    def counts(self) -> str:
+        counted = [*(["skipped"] if self.skips else []), *(["spikes"] if self.spike else [])]
+        return ", ".join(f'"{name}": int(self.{name})' for name in counted)
+
+
+def _guard(training: Training) -> _Guard | None:
+    """None where a step that is not finite ends the run and no other is looked at."""
+    plain = training.not_finite == "stop" and training.spike is None
+    return None if plain else _Guard(training.not_finite, training.spike)
+
 
 def training_files(
     files: FilePrinter, step: TrainingStep, training: Graph, plain: Graph, model: Sequence[Definition]
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
-    sharing = step.sharing
-    values = {"bias": bias, "sharing": sharing, "tied": len(_readers(step)) > 1}
-    printed = [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
-    printed += [files.file(path, path, **values) for path in ("train/single.py", "train/train.py")]
+    sharing, guard, recompute = step.sharing, _guard(files.spec.training), bool(step.recompute)
+    tied = len(_readers(step)) > 1
+    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
+    printed = [files.file(path, path) for path in ["train/recompute.py"] if recompute]
+    printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
+    printed += [files.file(path, path, **values) for path in paths]
+    stacked = any(isinstance(op, GroupedLinear) for op in holders(tuple(training.blocks.values())))
+    printed.append(files.file("train/export.py", "train/export.py", experts=stacked, mtp=files.spec.mtp is not None))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
 
@@ -70,7 +108,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"}
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(graph)]
+    offered = imported(graph, "..", ".")
     return files.file(
         "train/stages.py",
         "train/stages.py",
@@ -151,6 +189,7 @@ def sharing_files(
             "train/parallel.py",
             **values,
             readers=_readers(step),
+            stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
@@ -178,9 +217,11 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     body = module_body(parts)
     lines = "\n".join(line for one in described.methods for line in one.lines)
     used = (
-        names(f"{body}\n{lines}") | names(" ".join(one.expression for one in shared)) | {"Tensor", "MixtureOfExperts"}
+        names(f"{body}\n{lines}")
+        | names(" ".join(one.expression for one in shared))
+        | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(only)]
+    offered = [*imported(only, "..", "."), (".plan", "EP")]
     return files.file(
         "train/experts.py",
         "train/experts.py",

@@ -132,7 +132,8 @@ def bare(spec: ModelSpec) -> ModelSpec:
     """The part of a spec that says what forward computes: no training, no types, no machines."""
     fields = type(spec).model_fields
     trained = {name: _without_balance(ffn) for name, ffn in spec.ffns.items() if isinstance(ffn, MoeFfn)}
-    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", "mtp", "z_loss")
+    trainers = ("training", "mtp", "z_loss", "rl")
+    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", *trainers)
     return spec.model_copy(
         update={
             **{key: fields[key].get_default(call_default_factory=True) for key in defaults},

@@ -21,6 +21,11 @@ class TrainingStep:
     sharing: Sharing | None
     """None where nothing is shared."""
 
+    @property
+    def recompute(self) -> tuple[str, ...]:
+        """What backward makes again."""
+        return self.sharing.recompute if self.sharing is not None else ()
+
 
 def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     """From the plain graph; kernels come after."""

@@ -40,6 +40,18 @@ EXPERT_PARALLEL = "ExpertParallel"
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What the plan expects of a step, for a run to be held against."""
+
+    seconds: float
+    bytes: int
+    """Of the fullest rank."""
+    flops_per_token: int
+    peak_flops: float
+    """Of a rank, a second."""
+
+
+@dataclass(frozen=True)
 class Sharing:
     """How ranks share a training step, as far as code is emitted for it."""
 
@@ -61,6 +73,9 @@ class Sharing:
     """Sequences of a step, over all ranks."""
     stages: tuple[tuple[str, ...], ...]
     """The parts of the model in each stage of the pipeline."""
+    planned: Planned
+    recompute: tuple[str, ...] = ()
+    """What backward makes again."""
 
     @property
     def world(self) -> int:

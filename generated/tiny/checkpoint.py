@@ -132,14 +132,19 @@ def hf_name(name: str) -> str:
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its Hugging Face name, as a view of the model's own memory."""
     for name, tensor in model.state_dict().items():
-        block, _, parameter = hf_name(name).rpartition(".")
-        if parameter not in EXPERT_PARTS:
-            yield hf_name(name), tensor
-            continue
-        for expert, stacked in enumerate(tensor):
-            parts = EXPERT_PARTS[parameter]
-            for part, weight in zip(parts, stacked.chunk(len(parts)), strict=True):
-                yield f"{block}.experts.{expert}.{part}.weight", weight
+        yield from on_disk(name, tensor)
+
+
+def on_disk(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What a tensor of the model's state dict is in a file: its experts apart, under Hugging Face names, as views."""
+    block, _, parameter = hf_name(name).rpartition(".")
+    if parameter not in EXPERT_PARTS:
+        yield hf_name(name), tensor
+        return
+    parts = EXPERT_PARTS[parameter]
+    for expert, stacked in enumerate(tensor):
+        for part, weight in zip(parts, stacked.chunk(len(parts)), strict=True):
+            yield f"{block}.experts.{expert}.{part}.weight", weight
 
 
 def read_tensor(files: Mapping[str, Any], name: str) -> Tensor:
@@ -227,8 +232,7 @@ def save_hf(
     `tokenizer` is a folder whose tokenizer files are copied; ValueError if it has none. An earlier checkpoint in the
     folder is replaced as a whole: wherever this is cut short, the folder has the old one, the new one or none.
     """
-    generation = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    beside = {"config.json": as_json(CONFIG), "generation_config.json": as_json(generation)}
+    beside = configs(CONFIG)
     if tokenizer is not None:
         beside |= tokenizer_files(Path(tokenizer))
     tensors = chain(named_tensors(model), mtp_copies(model))
@@ -239,6 +243,12 @@ def mtp_copies(model: Model) -> Iterator[tuple[str, Tensor]]:
     """What multi-token prediction shares with the model, under each predictor's names."""
     tensors = dict(named_tensors(model))
     return ((copy, tensors[original]) for copy, original in MTP_COPIES.items())
+
+
+def configs(config: Mapping[str, object]) -> dict[str, bytes]:
+    """The files beside the weights."""
+    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"config.json": as_json(config), "generation_config.json": as_json(generation)}
 
 
 def as_json(values: Mapping[str, object]) -> bytes:

@@ -134,13 +134,21 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         shards[-1][name] = tensor
     if len(shards) == 1:
         return write_file(folder / SINGLE, shards[0], {})
-    save = {SAVE_ID: secrets.token_hex(8)}
-    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    save = secrets.token_hex(8)
+    files = shard_names(len(shards))
     for file, shard in zip(files, shards, strict=True):
-        write_file(folder / file, shard, save)
+        write_file(folder / file, shard, {SAVE_ID: save})
     size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    index = {"metadata": {"total_size": size, **save}, "weight_map": weight_map}
+    write_index(folder, {name: file for file, shard in zip(files, shards, strict=True) for name in shard}, size, save)
+
+
+def shard_names(count: int) -> list[str]:
+    return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str], size: int, save: str) -> None:
+    """The file of each tensor, their bytes in all, and what marks the files of this save."""
+    index = {"metadata": {"total_size": size, SAVE_ID: save}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -129,6 +129,9 @@ H800: Sections = {**MLA, "cluster": {"kind": "h800", "nodes": 2}}
 FP8 = {"kind": "fp8_block"}
 FP8_WEIGHTS: Sections = {**MLA, "precision": {**MLA["precision"], "linear": FP8}}
 CLUSTER = {"kind": "h800", "nodes": 1}
+SPIKE = {"action": "skip"}
+SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
+SPIKE_CHANGES = {"deviations": 3.0, "window": 16, "action": "count"}
 
 PINS = {
     "pp": 2,
@@ -154,7 +157,16 @@ FP8_CHANGES = {
     "scale": "ue8m0",
 }
 
-BASES = {"mla": MLA, "gqa": GQA, "mixtral": MIXTRAL, "h800": H800, "window": WINDOW, "cycle": CYCLE, "fp8": FP8_WEIGHTS}
+BASES = {
+    "mla": MLA,
+    "gqa": GQA,
+    "mixtral": MIXTRAL,
+    "h800": H800,
+    "window": WINDOW,
+    "cycle": CYCLE,
+    "fp8": FP8_WEIGHTS,
+    "spike": SPIKES,
+}
 
 
 class Change(NamedTuple):
@@ -280,6 +292,9 @@ CHANGES = (
     Change("mla", "precision.optimizer.moments", "bf16", "plan"),
     Change("mla", "workload.sequence_length", 32, "plan"),
     Change("mla", "workload.global_batch", 64, "plan"),
+    Change("mla", "training.not_finite", "skip", ""),
+    Change("mla", "training.spike", SPIKE, ""),
+    *(Change("spike", f"training.spike.{key}", value, "") for key, value in SPIKE_CHANGES.items()),
     Change("mla", "cluster", CLUSTER, "plan"),
     Change("h800", "cluster.kind", "h100", "plan"),
     Change("h800", "cluster.nodes", 4, "plan"),

@@ -34,7 +34,10 @@ COMMANDS = {
     "check-bad": "check bad.yaml tiny",
     "compile": "compile small.yaml",
     "compile-check": "compile wider.yaml -o package --check",
+    "compile-clash": "compile wider.yaml -o edited",
     "compile-edited": "compile small.yaml -o edited",
+    "compile-no-original": "compile tiny -o edited/infer",
+    "compile-project": "compile",
     "completion-of-no-shell": "completion tcsh",
     "diff": "diff small.yaml wider.yaml",
     "diff-breaking": "diff small.yaml broken.yaml --breaking",
@@ -62,6 +65,11 @@ COMMANDS = {
     "verify": "verify tiny",
     "zoo": "zoo",
 }
+
+PROJECT = """packages:
+  - {spec: small.yaml, output: src/small}
+  - {spec: wider.yaml, output: package}
+"""
 
 # Instead of what differs from machine to machine.
 CHECKS = [
@@ -110,8 +118,11 @@ def _prepare(folder: Path) -> None:
         shutil.copy(ERRORS / "DSC020-beside-the-schema" / "spec.yaml", "bad.yaml")
         _run("export small.yaml -o config.json")
         _run("compile small.yaml -o edited")
-        with Path("edited/model.py").open("a", encoding="utf-8") as file:
-            file.write("# mine\n")
+        for name in ("model.py", "dims.py"):
+            text = Path("edited", name).read_text(encoding="utf-8")
+            text = text.replace("HIDDEN_SIZE = 64  # hidden_size", "HIDDEN_SIZE = 96  # mine")
+            Path("edited", name).write_text(f"{text}# mine\n", encoding="utf-8")
+        Path("dsc.yaml").write_text(PROJECT, encoding="utf-8")
         _run("plan tiny --cluster cpu -o plan.yaml")
         _run("plan tiny --cluster cpu --nodes 2 -o other-plan.yaml")
 

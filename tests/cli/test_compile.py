@@ -1,5 +1,6 @@
 """dsc compile: what it writes, what it refuses, what --check says."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,53 @@ def test_output_is_a_file(run: Any) -> None:
     assert "notes is a file, not a folder" in run("compile", "tiny", "-o", "notes", code=2).stderr
 
 
-def test_edits_are_refused_until_forced(run: Any) -> None:
+def test_edits_are_kept_until_forced(run: Any) -> None:
     run("compile", "tiny")
     for name in ("model.py", "infer/engine.py"):
         with (Path("tiny") / name).open("a") as file:
             file.write("# mine\n")
     Path("tiny/checkpoint.py").unlink()
-    result = run("compile", "tiny", code=1)
+    said = run("compile", "tiny").stdout
+    assert f"1 file written, {len(FILES) - 3} unchanged, 2 edited by hand" in said
     for name in ("model.py", "infer/engine.py"):
-        assert f"error[DSC040]: tiny/{name} was edited by hand" in result.stderr
-    assert "--force" in result.stderr
-    assert not Path("tiny/checkpoint.py").exists(), "nothing is written"
-    assert f"1 file written, {len(FILES) - 3} unchanged, 2 edited by hand" in run("compile", "tiny", "--force").stdout
+        assert f"\nkept: tiny/{name}\n" in said
+        assert (Path("tiny") / name).read_text() == FILES[name] + "# mine\n"
+    assert "2 edited by hand" in run("compile", "tiny", "--check", code=1).stdout
+    run("compile", "tiny", "--force")
     assert contents(Path("tiny")) == FILES
+
+
+def test_edits_meet_a_changed_spec(run: Any) -> None:
+    """One is merged, one clashes; the clash is told by file and line, and gone once its file is."""
+    spec, dims, model = Path("spec.yaml"), Path("p/dims.py"), Path("p/model.py")
+    run("shrink", "tiny", "-o", spec)
+    run("compile", spec, "-o", "p")
+    dims.write_text(dims.read_text().replace("HIDDEN_SIZE = 64  # hidden_size", "HIDDEN_SIZE = 96  # mine"))
+    model.write_text(model.read_text().replace("import torch\n", "import torch\n\n# mine\n", 1))
+    spec.write_text(spec.read_text().replace("hidden_size: 64", "hidden_size: 72").replace("repeat: 1", "repeat: 2"))
+    result = run("compile", spec, "-o", "p", code=1)
+    assert "\nclash: p/dims.py\n" in result.stdout and "next:" not in result.stdout
+    shown = Path("p/dims.py.merge")
+    line = shown.read_text().splitlines().index("<<<<<<< yours") + 1
+    assert f"p/dims.py.merge:{line}:1: error[DSC043]" in result.stderr
+    assert "HIDDEN_SIZE = 96  # mine" in dims.read_text()
+    assert "# mine\n" in model.read_text()
+    assert f"p/dims.py.merge:{line}:1: error[DSC043]" in run("compile", spec, "-o", "p", code=1).stderr
+    resolved = re.sub(
+        r"<<<<<<< yours\n(.*?)\|{7}.*?>>>>>>> as emitted now\n", r"\1", shown.read_text(), flags=re.DOTALL
+    )
+    dims.write_text(resolved)
+    shown.unlink()
+    assert "kept: p/dims.py\n" in run("compile", spec, "-o", "p").stdout
+    assert dims.read_text() == resolved
+
+
+def test_an_edit_without_its_original_is_refused(run: Any) -> None:
+    Path("tiny").mkdir()
+    Path("tiny/model.py").write_text("# mine\n")
+    result = run("compile", "tiny", code=1)
+    assert "error[DSC040]: tiny/model.py was edited by hand" in result.stderr and "--force" in result.stderr
+    assert contents(Path("tiny")) == {"model.py": "# mine\n"}, "nothing is written"
 
 
 def test_a_link_out_of_the_folder_is_bad_input(run: Any) -> None:

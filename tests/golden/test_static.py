@@ -19,6 +19,8 @@ SETTINGS = ("--isolated", "--no-cache", "--line-length=120", "--target-version=p
 ALLOWED = {"torch", "triton", "safetensors", "numpy"} | sys.stdlib_module_names
 OPTIONAL = {
     "jinja2",
+    "math_verify",
+    "pyarrow",
     "rich",
     "starlette",
     "tokenizers",

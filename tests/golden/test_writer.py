@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dsc.compiler.emit import write as writer
+from dsc.compiler.emit.compare import compare
 from dsc.compiler.emit.lock import LOCK, sha256
-from dsc.compiler.emit.write import compare, write
+from dsc.compiler.emit.write import write
 from dsc.spec.errors import DscError
 
 
@@ -37,20 +38,20 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_first_write_creates_everything(tmp_path: Path) -> None:
     files = package(a_py="a = 1\n", infer__c_py="c = 1\n")
-    changes = write(files, tmp_path / "not" / "there")
+    changes = write(files, tmp_path / "not" / "there").changes
     assert contents(tmp_path / "not" / "there") == files
     assert set(changes.new) == set(files) and changes.drift
 
 
 def test_writing_again_touches_nothing(folder: Path) -> None:
-    changes = write(contents(folder), folder)
+    changes = write(contents(folder), folder).changes
     assert not changes.drift and len(changes.unchanged) == 4
     assert {path.stat().st_mtime for path in folder.rglob("*") if path.is_file()} == {1}
 
 
 def test_only_what_differs_is_written(folder: Path) -> None:
     files = package(a_py="a = 2\n", b_py="b = 1\n", infer__c_py="c = 1\n")
-    changes = write(files, folder)
+    changes = write(files, folder).changes
     assert changes.changed == ("a.py", LOCK)
     assert contents(folder) == files
     assert {path.name for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime == 1} == {"b.py", "c.py"}
@@ -64,7 +65,7 @@ def test_comparing_writes_nothing(folder: Path) -> None:
 
 def test_what_is_not_emitted_any_more_is_removed(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
-    changes = write(package(a_py="a = 1\n"), folder)
+    changes = write(package(a_py="a = 1\n"), folder).changes
     assert changes.stale == ("b.py", "infer/c.py")
     assert set(contents(folder)) == {"a.py", "notes.txt", LOCK}
 
@@ -73,7 +74,7 @@ def test_what_is_not_emitted_any_more_is_removed(folder: Path) -> None:
 def test_an_edited_file_stops_the_whole_write(folder: Path, edited: str) -> None:
     (folder / edited).write_text("mine = 1\n")
     before = contents(folder)
-    files = package(a_py="a = 2\n", b_py="b = 1\n")  # infer/c.py would be removed
+    files = package(a_py="a = 2\n", b_py="b = 2\n")  # infer/c.py would be removed
     with pytest.raises(DscError) as error:
         write(files, folder)
     assert [finding.code for finding in error.value.findings] == ["DSC040"]

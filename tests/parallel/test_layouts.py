@@ -21,6 +21,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, pp 2, tied": ("llama", {"pp": 2}),
     "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
     "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
+    "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, dp 2": ("deepseek", {"dp": 2}),
@@ -31,6 +32,11 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, pp 2, interleaved": ("deepseek", {"pp": 2, "vpp": 2, "schedule": "interleaved"}),
     "deepseek, pp 2 x dp 2 x ep 2, zbv": ("deepseek", {**V, "schedule": "zbv"}),
     "deepseek, pp 2 x dp 2, micro-batches of 2": ("deepseek", {"pp": 2, "dp": 2, "micro_batch": 2}),
+    "deepseek, pp 2 x dp 2 x ep 2, zbv, recompute": (
+        "deepseek",
+        {**V, "schedule": "zbv", "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
+    ),
+    "deepseek, dp 2 x ep 2, zero 3, recompute": ("deepseek", {**EP, "zero": 3, "recompute": ["mla_up_proj", "swiglu"]}),
     "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
     "mixtral, dp 4 x ep 4": ("mixtral", {"dp": 4, "ep": 4}),
@@ -59,7 +65,7 @@ def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared
     assert difference <= 1e-4 and equal_biases
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["norms"]}])
+@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["full"]}])
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None

@@ -207,6 +207,19 @@ def test_tensor_parallelism_gathers_and_scatters_around_each_sublayer_that_it_di
     assert found.stages.cost((kind,), layout).forward.other == pytest.approx(sublayers * 2 * one)
 
 
+@pytest.mark.parametrize("part", ["embedding", "head"])
+def test_tensor_parallelism_gathers_once_at_either_end(part: str) -> None:
+    """Both divide the vocabulary: one scatters what it makes over the sequence, the other gathers what it reads."""
+    found = costs("llama-3.1-8b", "h100", 1)
+    hidden = found.spec.workload.sequence_length * found.spec.hidden_size * 2
+    for tp in (1, 2, 8):
+        layout = replace(PLAIN, pp=1, tp=tp, ep=1, dp=8 // tp)
+        one = all_gather(hidden, Group(tp), found.hardware) if tp > 1 else 0.0
+        cost = found.stages.cost((part,), layout)
+        assert cost.forward.other == pytest.approx(one)
+        assert (cost.backward_input.other > 0) == (tp > 1)
+
+
 def test_zero_3_shows_what_compute_does_not_hide() -> None:
     layout = replace(V3_PLAN, schedule="1f1b", zero=3)
     stages = staged(V3, layout)

@@ -135,6 +135,19 @@ def test_fp8_weights_halve_what_the_recipe_names(v3):
     assert 0.5 < fp8["attention weights"] / bf16["attention weights"] < 0.51
 
 
+def test_tensor_ranks_share_rows_and_heads_and_nothing_else(llama):
+    """Sequence parallelism: hidden states of 64 tokens are divided by 8, so are heads; one row of logits is whole."""
+    request = Request("prefill", 4096, new_tokens=64)
+    alone, shared = (llama.values(Serving(tp, 1), request, 1) for tp in (1, 8))
+    share = {one.name: (one.bytes, other.bytes) for one, other in zip(alone, shared, strict=True)}
+    assert {whole / part for whole, part in share.values() if part} == {1, 8}
+    hidden, last_hidden, logits = 64 * 4096 * 2, 4096 * 2, 128256 * 2
+    of_size = {
+        size: {part for whole, part in share.values() if whole == size} for size in (hidden, last_hidden, logits)
+    }
+    assert of_size == {hidden: {hidden // 8}, last_hidden: {last_hidden}, logits: {logits}}
+
+
 # The plan itself.
 
 DECODE = Request("decode", 4989)

@@ -1,14 +1,17 @@
 """One changed line of a spec changes the lines that mean it, and no other: for a number, one line of dims.py."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import ndiff
 from typing import Any
 
 import pytest
 
 from dsc.compiler.driver import Program, build, emit
+from dsc.compiler.emit.model import kernel_functions
+from dsc.compiler.graph.graph import Graph
 from dsc.compiler.hf import family
 from dsc.compiler.kernels import tuning
+from dsc.compiler.kernels.registry import kernel_named
 from dsc.spec.checks import check
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -120,12 +123,20 @@ def numbers(value: object, key: Key = ()) -> Iterator[tuple[Key, float]]:
 
 
 def structure(program: Program) -> object:
-    """Which ops there are, what they call, and what Hugging Face calls the model: all but the numbers."""
+    """Which ops there are, what they call and how, and what Hugging Face calls the model: all but the numbers."""
     graphs = (program.training, program.serving)
     nodes = [
         (b.key, n.id, n.op.kind, n.op.requires) for graph in graphs for b in graph.blocks.values() for n in b.nodes()
     ]
-    return nodes, family(program.spec), program.notes
+    return nodes, [forms(program, graph) for graph in graphs], family(program.spec), program.notes
+
+
+def forms(program: Program, graph: Graph) -> dict[tuple[str, str], object]:
+    """What dims decide of a kernel's lines: whether its tiles are padded, whether they are loaded by descriptors."""
+    target = program.target
+    called = {name for name, _ in kernel_functions(graph)} if target else ()
+    told = {name: kernel_named(name).values(graph, program.spec, target) for name in called}
+    return {(name, key): form for name, values in told.items() for key, form in values.items() if type(form) is bool}
 
 
 def other_values(value: float) -> list[float]:
@@ -147,9 +158,15 @@ def with_another(program: Program, keys: list[Key], value: float) -> dict[str, s
     return None
 
 
-def alike(keys: Collection[Key], key: Key) -> list[Key]:
-    """The same number of every attention: Hugging Face's types have one value for all of them."""
-    return [one for one in keys if one[:1] == key[:1] == ("attention",) and one[2:] == key[2:] != ()] or [key]
+def together(found: Mapping[Key, float], key: Key) -> list[list[Key]]:
+    """Which numbers are changed at once: this one, else those that have to stay equal to it.
+
+    Hugging Face's types have one value for the same number of every attention; kernels without padding exist where
+    the dims of a head are equal.
+    """
+    alike = [one for one in found if one[:1] == key[:1] == ("attention",) and one[2:] == key[2:] != ()]
+    equal = [one for one, value in found.items() if one[:1] == key[:1] and type(value) is int and value == found[key]]
+    return [[key], alike, equal]
 
 
 def without_tiles(files: Mapping[str, str]) -> dict[str, str]:
@@ -184,8 +201,8 @@ def test_a_number_is_one_line(name: str, lane: str) -> None:
     told = {line.split("# ")[1] for line in before["dims.py"].splitlines() if line[:1].isupper() and "# " in line}
     found = {key: value for key, value in numbers(program.spec.model_dump()) if key[0] not in LEFT_OUT}
     for key, value in found.items():
-        together = alike(found, key)
-        after = with_another(program, keys := [key], value) or with_another(program, keys := together, value)
+        packages = ((keys, with_another(program, keys, value)) for keys in together(found, key) if keys)
+        keys, after = next((one for one in packages if one[1]), ([], None))
         if after is not None:
             lines = rewritten(before, without_tiles(after))
             assert lines.keys() <= {"dims.py"} and len(lines.get("dims.py", [])) <= len(keys), (keys, lines)

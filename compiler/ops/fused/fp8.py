@@ -90,6 +90,8 @@ class Fp8RoutedExperts(RoutedExperts):
     """Each token through its experts in FP8; what is saved is what experts in bfloat16 save."""
 
     kind = "fp8_routed_experts"
+    block: Int
+    """Elements that share a scale."""
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -102,5 +104,7 @@ class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
+    block: Int
+    """Elements that share a scale."""
 
     requires = Fp8RoutedExperts.requires

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
@@ -22,7 +22,7 @@ from dsc.compiler.ops.projection import Linear
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by, used_outside
 from dsc.spec.precision import Fp8BlockLinear
 
-EXPERTS: Mapping[type[Op], type[Op]] = {
+EXPERTS: Mapping[type[Op], Callable[..., Op]] = {
     RoutedExperts: Fp8RoutedExperts,
     RoutedAndSharedExperts: Fp8RoutedAndSharedExperts,
 }
@@ -38,7 +38,7 @@ def multiply_in_fp8(graph: Graph, linear: Fp8BlockLinear) -> Graph:
 
     def rewrite(body: Block) -> Block:
         body = _linears(body, chosen, block)
-        return _experts(body) if "experts" in chosen else body
+        return _experts(body, block) if "experts" in chosen else body
 
     return each_node(graph.map(rewrite), Fp8Linear, _behind_swiglu)
 
@@ -86,8 +86,8 @@ def _together(nodes: list[Node], block: Int) -> Node:
     return replace(first, op=kind(linears, block), outputs=tuple(outputs))
 
 
-def _experts(body: Block) -> Block:
+def _experts(body: Block, block: Int) -> Block:
     return body.with_nodes(
-        replace(node, op=EXPERTS[type(node.op)](**vars(node.op))) if type(node.op) in EXPERTS else node
+        replace(node, op=EXPERTS[type(node.op)](**vars(node.op), block=block)) if type(node.op) in EXPERTS else node
         for node in body.nodes()
     )

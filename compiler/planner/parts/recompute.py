@@ -17,6 +17,7 @@ from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.passes.recompute import is_routed, made_in, region
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 
 SCALED_TILE = 128  # FP8 activations carry one float32 scale for 128 numbers (DeepSeek-V3, section 3.3.2)
@@ -34,7 +35,7 @@ def kept(steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[St
     """`narrow`: what is kept in fewer bits than it has. Its codes for a product are made of those."""
     choices = frozenset(recompute)
     regions = region(steps, choices)
-    dropped = {one for index in regions for one in _made(steps[index])}
+    dropped = {one for index in regions for one in made_in(steps[index])}
     dropped |= {one for step in steps if step.node.op.recompute in choices for one in _results(step)}
     dropped |= {one for step in steps if step.inputs[0] in dropped or step.inputs[0] in narrow for one in _codes(step)}
     everything = dict.fromkeys(one for step in steps for one in step.saved)
@@ -43,7 +44,7 @@ def kept(steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[St
     held: dict[Storage, None] = {}
     for index, step in enumerate(steps):
         # A step whose results nobody wants runs again, if at all, for what it keeps to itself.
-        again = index in regions and not wanted.isdisjoint(_made(step) & set(step.outputs))
+        again = index in regions and not wanted.isdisjoint(made_in(step) & set(step.outputs))
         needed = step.inputs if again else step.saved
         held.update((one, None) for one in needed if one is not None and one not in dropped)
     return Kept(tuple(held), tuple(one for one in everything if one in dropped))
@@ -56,7 +57,7 @@ def again(steps: tuple[Step, ...], choice: str) -> frozenset[int]:
 
 
 def made_again(steps: tuple[Step, ...], choice: str) -> frozenset[Storage]:
-    return frozenset(one for index in again(steps, choice) for one in _made(steps[index]))
+    return frozenset(one for index in again(steps, choice) for one in made_in(steps[index]))
 
 
 def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:
@@ -71,10 +72,10 @@ def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:
 def fp8_storages(steps: tuple[Step, ...]) -> frozenset[Storage]:
     """What is kept in FP8 where activations are: what the experts' products read, and what enters SwiGLU."""
     elementwise = [step for step in steps if step.node.op.recompute == "swiglu"]
-    made = {one for step in elementwise for one in _made(step)}
+    made = {one for step in elementwise for one in made_in(step)}
     found = {one for step in elementwise for one in step.saved if one not in made}
     found |= {one for step in steps if step.node.op.includes_swiglu for one in step.saved}
-    found |= {one for step in steps if _routed(step) for one in step.saved if has_row_for_each_expert(one.type)}
+    found |= {one for step in steps if is_routed(step) for one in step.saved if has_row_for_each_expert(one.type)}
     return frozenset(one for one in (*found, *dispatched(steps)) if one.type.dtype is DType.BF16 and _tiled(one))
 
 
@@ -88,7 +89,7 @@ def dispatched(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
     for step in steps:
         rows = [one.type.shape[0] for one in step.saved if has_row_for_each_expert(one.type)]
         source = step.inputs[0]
-        if _routed(step) and rows and source is not None and not has_row_for_each_expert(source.type):
+        if is_routed(step) and rows and source is not None and not has_row_for_each_expert(source.type):
             type = TensorType((rows[0], source.type.shape[-1]), source.type.dtype)
             found.append(Storage(f"{step.path}{step.node.id}.dispatched", type))
     return tuple(found)
@@ -99,7 +100,7 @@ def inside(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
     rows = dispatched(steps)
     owners = {one.place.removesuffix(".dispatched") for one in rows}
     fused = [step for step in steps if f"{step.path}{step.node.id}" in owners]
-    return (*rows, *(one for step in fused for one in _made(step) if has_row_for_each_expert(one.type)))
+    return (*rows, *(one for step in fused for one in made_in(step) if has_row_for_each_expert(one.type)))
 
 
 def _tiled(storage: Storage) -> bool:
@@ -108,66 +109,9 @@ def _tiled(storage: Storage) -> bool:
 
 def _results(step: Step) -> set[Storage]:
     """What an element-wise op makes and does not keep itself."""
-    return _made(step) - set(step.saved)
-
-
-def _made(step: Step) -> set[Storage]:
-    """Memory that comes to be in a step: results that are no views, and what the op keeps to itself."""
-    given = set(step.inputs)
-    return {one for one in (*step.outputs, *step.saved) if one is not None and one not in given}
+    return made_in(step) - set(step.saved)
 
 
 def _codes(step: Step) -> tuple[Storage, ...]:
     """Of a product's input, as the product keeps them."""
     return tuple(set(step.saved) - set(step.inputs)) if step.node.op.saves_codes else ()
-
-
-def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
-    """Positions of the steps that run a second time."""
-    found: set[int] = set()
-    if "full" in choices:
-        return frozenset(range(len(steps)))
-    if "experts" in choices:
-        routed = [index for index, step in enumerate(steps) if _routed(step)]
-        if routed:
-            found |= _between(steps, routed[0], routed[-1])
-    if "mla_up_proj" in choices:
-        for index, step in enumerate(steps):
-            if step.node.op.op_class is OpClass.ATTENTION:
-                found |= _up_projections(steps, index)
-    return frozenset(found)
-
-
-def _routed(step: Step) -> bool:
-    return any(parameter.is_routed for parameter in step.node.op.parameters())
-
-
-def _between(steps: tuple[Step, ...], first: int, last: int) -> set[int]:
-    """A step, what follows from it, and a later one that it leads to."""
-    reached, made = {first}, _made(steps[first])
-    for index in range(first + 1, last + 1):
-        if made & set(steps[index].inputs):
-            reached.add(index)
-            made |= _made(steps[index])
-    needed: set[int] = set()
-    wanted = set(steps[last].inputs) | _made(steps[last])
-    for index in sorted(reached, reverse=True):
-        if wanted & {one for one in steps[index].outputs if one is not None}:
-            needed.add(index)
-            wanted |= set(steps[index].inputs)
-    return needed
-
-
-def _up_projections(steps: tuple[Step, ...], attention: int) -> set[int]:
-    """What leads to q, k and v of an attention from its latents: back as far as a norm, or what a norm reads."""
-    module = steps[attention].path
-    normed = {one for step in steps if step.path == module and step.node.op.recompute == "norms" for one in step.inputs}
-    wanted = set(steps[attention].inputs)
-    found: set[int] = set()
-    for index in range(attention - 1, -1, -1):
-        step = steps[index]
-        latent = step.node.op.recompute == "norms" or normed & set(step.outputs)
-        if step.path == module and not latent and wanted & set(step.outputs):
-            found.add(index)
-            wanted |= set(step.inputs)
-    return found

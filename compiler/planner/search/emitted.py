@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes.shard import MOE, Sharing
+from dsc.compiler.passes.shard import MOE, Planned, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
-from dsc.compiler.planner.layout.space import LayoutFamily
+from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import search
@@ -22,8 +23,11 @@ SCHEDULES = {
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
-EMITTED: dict[str, object] = {"tp": 1, "cp": 1, "etp": 1, "zero": 1, "recompute": [], "activations": "bf16"}
+EMITTED: dict[str, object] = {"tp": 1, "cp": 1, "etp": 1, "zero": 1, "activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
+
+ELEMENTWISE = ("norms", "swiglu")
+"""What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
 def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str | None:
@@ -31,13 +35,14 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     assert spec.cluster is not None and spec.placement is not None
     free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
     machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
+    sets = emitted_sets(spec, timed) if spec.placement.recompute is None else None
     spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
     problem = Problem(spec, graph, timed, machines)
-    found = search(problem, emitted_families(problem) if any_schedule else None)
+    found = search(problem, emitted_families(problem) if any_schedule else None, sets)
     layout = (found.best or found.smallest).layout
     if layout.world == 1:
         return None
-    if reason := next(missing(layout, graph), None):
+    if reason := next(missing(layout, graph, timed), None):
         return reason
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
@@ -51,6 +56,19 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         micro_batch=layout.micro_batch,
         batch=problem.batch,
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
+        planned=planned(problem, layout),
+        recompute=layout.recompute,
+    )
+
+
+def planned(problem: Problem, layout: Layout) -> Planned:
+    """What the plan expects of a step of this layout."""
+    roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
+    return Planned(
+        seconds=problem.step(layout).seconds,
+        bytes=max(role.bytes for role in roles),
+        flops_per_token=compute_stats(problem.spec, problem.timed).flops_per_token.training,
+        peak_flops=problem.hardware.cluster.bf16_flops,
     )
 
 
@@ -62,11 +80,23 @@ def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
             yield family._replace(pipelines=pipelines)
 
 
-def missing(layout: Layout, graph: Graph) -> Iterator[str]:
+def emitted_sets(spec: ModelSpec, timed: Graph) -> tuple[tuple[str, ...], ...]:
+    """What there is code to recompute, the smallest set first."""
+    without = {"full", *(ELEMENTWISE if _keeps_codes(timed) else ())}
+    return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
+
+
+def _keeps_codes(timed: Graph) -> bool:
+    return any(node.op.saves_codes for block in timed.blocks.values() for node in block.nodes())
+
+
+def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
-    if layout.recompute:
-        yield f"recompute {', '.join(layout.recompute)}"
+    if "full" in layout.recompute:
+        yield "recompute full"
+    if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
+        yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:

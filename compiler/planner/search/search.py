@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -46,11 +46,18 @@ class Found:
     simulated: int
 
 
-def search(problem: Problem, families: Iterable[LayoutFamily] | None = None) -> Found:
-    """Among all that is legal, or what is given. Raises DscError where the spec's pins contradict each other."""
+def search(
+    problem: Problem,
+    families: Iterable[LayoutFamily] | None = None,
+    recompute: Sequence[tuple[str, ...]] | None = None,
+) -> Found:
+    """Among all that is legal, or what is given: ways to share the GPUs; sets to recompute, the smallest first.
+
+    Raises DscError where the spec's pins contradict each other.
+    """
     largest_tp = problem.hardware.cluster.scale_up_domain
     legal = check_pins(problem.spec, problem.world, problem.batch, largest_tp)
-    run = _Search(problem, tuple(legal if families is None else families))
+    run = _Search(problem, tuple(legal if families is None else families), recompute)
     with _nothing_collected():
         best = run.best()
         smallest, faster = run.smallest(best), run.faster(best)
@@ -82,7 +89,12 @@ ROUNDING = 1 - 1e-9
 class _Search:
     """Best first: what has the least bound is looked at next, so the first simulated layout to come up is the best."""
 
-    def __init__(self, problem: Problem, families: tuple[LayoutFamily, ...]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        families: tuple[LayoutFamily, ...],
+        recompute: Sequence[tuple[str, ...]] | None,
+    ) -> None:
         self.problem = problem
         self.families = families
         self.simulated = 0
@@ -91,7 +103,7 @@ class _Search:
         self.kept: dict[Layout, int] = {}
         every = tuple(variants(next(families[0].grids()), problem.spec))
         self.zeros = tuple(dict.fromkeys(one.zero for one in every))
-        self.sets = tuple(dict.fromkeys(one.recompute for one in every))
+        self.sets = tuple(recompute or dict.fromkeys(one.recompute for one in every))
         self.types = tuple(dict.fromkeys(one.activations for one in every))
         self.queue: list[tuple[float, int, Entry]] = []
 

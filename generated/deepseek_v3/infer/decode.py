@@ -25,9 +25,9 @@ from ..dims import (
     V_HEAD_DIM,
 )
 from ..kernels.expert_dispatch import sort_by_expert
-from ..kernels.fp8_experts import fp8_routed_experts
-from ..kernels.fp8_linear import fp8_linear, fp8_linears
-from ..kernels.fp8_swiglu_linear import fp8_swiglu_linear
+from ..kernels.fp8_experts import fp8_routed_experts_by_codes
+from ..kernels.fp8_linear import fp8_linear_by_codes, fp8_linears_by_codes
+from ..kernels.fp8_swiglu_linear import fp8_swiglu_linear_by_codes
 from ..kernels.latent_cache import write_latent_cache
 from ..kernels.mla_decode import mla_decode
 from ..kernels.rms_norm import add_rms_norm, rms_norm
@@ -76,7 +76,7 @@ def latent_attention_expanded(
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
-    kv = fp8_linear(kv_latent, module.kv_b_proj.weight)  # [B, C, H * (N + V)]
+    kv = fp8_linear_by_codes(kv_latent, module.kv_b_proj, module.kv_b_proj_scale)  # [B, C, H * (N + V)]
     kv = kv.unflatten(-1, (NUM_HEADS, QK_NOPE_HEAD_DIM + V_HEAD_DIM))  # [B, C, H, N + V]
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)  # [B, C, H, N], [B, C, H, V]
     k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, C, H, R]
@@ -95,13 +95,16 @@ def latent_attention_absorbed(
 
 def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
     """Multi-head latent attention, queries through a latent too (DeepSeek-V2, section 2.1)."""
-    q_latent, kv = fp8_linears(x, [module.q_a_proj.weight, module.kv_a_proj_with_mqa.weight])  # [T, Q], [T, L + R]
+    # [T, Q], [T, L + R]
+    q_latent, kv = fp8_linears_by_codes(
+        x, (module.q_a_proj, module.q_a_proj_scale), (module.kv_a_proj_with_mqa, module.kv_a_proj_with_mqa_scale)
+    )
 
     # [T, Q]
     q_latent = write_latent_cache(
         kv, module.kv_a_layernorm.weight, q_latent, module.q_a_layernorm.weight, rope, batch.order, batch.slots, pages
     )
-    q = fp8_linear(q_latent, module.q_b_proj.weight)  # [T, H * (N + R)]
+    q = fp8_linear_by_codes(q_latent, module.q_b_proj, module.q_b_proj_scale)  # [T, H * (N + R)]
     q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [T, H, N + R]
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [T, H, N], [T, H, R]
     q_rope = rotate(q_rope, rope)
@@ -112,13 +115,16 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, batch: Ba
         parts.append(attend(module, group.take(q_nope), group.take(q_rope), group, pages).flatten(0, 1))
     out = torch.cat(parts)
     out = out.flatten(-2)  # [T, H * V]
-    return fp8_linear(out, module.o_proj.weight)  # [T, D]
+    return fp8_linear_by_codes(out, module.o_proj, module.o_proj_scale)  # [T, D]
 
 
 def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
     """SwiGLU (arXiv 2002.05202)."""
-    gate, up = fp8_linears(x, [module.gate_proj.weight, module.up_proj.weight])  # [T, width] each
-    return fp8_swiglu_linear(gate, up, module.down_proj.weight)  # [T, D]
+    # [T, width] each
+    gate, up = fp8_linears_by_codes(
+        x, (module.gate_proj, module.gate_proj_scale), (module.up_proj, module.up_proj_scale)
+    )
+    return fp8_swiglu_linear_by_codes(gate, up, module.down_proj, module.down_proj_scale)  # [T, D]
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,16 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     experts, weights = router(module.gate, x)  # [T, K] each
     order, position, ends = sort_by_expert(experts, NUM_EXPERTS)  # [T * K], [T, K], [E]
     shared = feed_forward(module.shared_experts, x)
-    return fp8_routed_experts(x, weights, order, position, ends, module.gate_up_proj, module.down_proj, shared)
+    return fp8_routed_experts_by_codes(
+        x,
+        weights,
+        order,
+        position,
+        ends,
+        (module.gate_up_proj, module.gate_up_proj_scale),
+        (module.down_proj, module.down_proj_scale),
+        shared,
+    )
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """The weights as decode.py reads them, made once of a model's parameters; no step makes them again.
 
-Dims: R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM.
+Dims: D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK,
+    E NUM_EXPERTS, I EXPERT_SIZE.
 """
 
 from typing import Any
 
 from .. import model
 from ..dims import MAX_POSITION_EMBEDDINGS, NUM_DENSE_LAYERS, NUM_HEADS, QK_NOPE_HEAD_DIM, V_HEAD_DIM
+from ..kernels.fp8_experts import quantize_halves
+from ..kernels.fp8_quantize import quantize_blocks
 from ..model import rotary_table, spread_pairs
 
 
@@ -16,26 +19,31 @@ class LatentAttention:
     """Multi-head latent attention, queries through a latent too (DeepSeek-V2, section 2.1)."""
 
     def __init__(self, module: model.LatentAttention) -> None:
+        # [H * (N + V), L], [(H * (N + V)) / 128, L / 128]
+        self.kv_b_proj, self.kv_b_proj_scale = quantize_blocks(module.kv_b_proj.weight)
         # [H, N, L], [H, V, L]
         self.w_uk, self.w_uv = module.kv_b_proj.weight.unflatten(0, (NUM_HEADS, -1)).split(
             (QK_NOPE_HEAD_DIM, V_HEAD_DIM), 1
         )
-        self.kv_b_proj = module.kv_b_proj
-        self.q_a_proj = module.q_a_proj
-        self.kv_a_proj_with_mqa = module.kv_a_proj_with_mqa
+        self.q_a_proj, self.q_a_proj_scale = quantize_blocks(module.q_a_proj.weight)  # [Q, D], [Q / 128, D / 128]
+        # [L + R, D], [(L + R) / 128, D / 128]
+        self.kv_a_proj_with_mqa, self.kv_a_proj_with_mqa_scale = quantize_blocks(module.kv_a_proj_with_mqa.weight)
+        # [H * (N + R), Q], [(H * (N + R)) / 128, Q / 128]
+        self.q_b_proj, self.q_b_proj_scale = quantize_blocks(module.q_b_proj.weight)
+        self.o_proj, self.o_proj_scale = quantize_blocks(module.o_proj.weight)  # [D, H * V], [D / 128, (H * V) / 128]
         self.kv_a_layernorm = module.kv_a_layernorm
         self.q_a_layernorm = module.q_a_layernorm
-        self.q_b_proj = module.q_b_proj
-        self.o_proj = module.o_proj
 
 
 class FeedForward:
     """SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, module: model.FeedForward) -> None:
-        self.gate_proj = module.gate_proj
-        self.up_proj = module.up_proj
-        self.down_proj = module.down_proj
+        # [width, D], [width / 128, D / 128]
+        self.gate_proj, self.gate_proj_scale = quantize_blocks(module.gate_proj.weight)
+        self.up_proj, self.up_proj_scale = quantize_blocks(module.up_proj.weight)  # [width, D], [width / 128, D / 128]
+        # [D, width], [D / 128, width / 128]
+        self.down_proj, self.down_proj_scale = quantize_blocks(module.down_proj.weight)
 
 
 class Router:
@@ -50,10 +58,11 @@ class MixtureOfExperts:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
 
     def __init__(self, module: model.MixtureOfExperts) -> None:
+        # [E * 2, I, D], [E * 2, I / 128, D / 128]
+        self.gate_up_proj, self.gate_up_proj_scale = quantize_halves(module.gate_up_proj)
+        self.down_proj, self.down_proj_scale = quantize_blocks(module.down_proj)  # [E, D, I], [E, D / 128, I / 128]
         self.gate = Router(module.gate)
         self.shared_experts = FeedForward(module.shared_experts)
-        self.gate_up_proj = module.gate_up_proj
-        self.down_proj = module.down_proj
 
 
 class DenseLayer:

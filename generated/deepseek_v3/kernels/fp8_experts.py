@@ -36,8 +36,7 @@ def _forward(
     gate_up_proj: Tensor, down_proj: Tensor, shared: Tensor | None, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     x, x_scale = quantize_rows(tokens)
-    gate_and_up = gate_up_proj.view(-1, gate_up_proj.shape[1] // 2, gate_up_proj.shape[2])
-    w, w_scale = quantize_blocks(gate_and_up)
+    w, w_scale = quantize_halves(gate_up_proj)
     h, h_scale, preactivation = gate_up(x, x_scale, weights, order, ends, w, w_scale, tokens.dtype, keep)
     rows = product(h, h_scale, ends, *quantize_blocks(down_proj), tokens.dtype)
     return combine(rows, position, shared), preactivation
@@ -97,3 +96,17 @@ def fp8_routed_experts(
     weights = weights.reshape(-1, weights.shape[-1])
     y, _ = _forward(tokens, weights, order, position, ends, gate_up_proj, down_proj, shared, keep)
     return y.view(x.shape)
+
+
+def fp8_routed_experts_by_codes(
+    x: Tensor, weights: Tensor, order: Tensor, position: Tensor, ends: Tensor,
+    gate_up_proj: tuple[Tensor, Tensor], down_proj: tuple[Tensor, Tensor], shared: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The same by weights that were quantized before, codes and scales each, without gradients: [T, D] -> [T, D]."""
+    h, h_scale, _ = gate_up(*quantize_rows(x), weights, order, ends, *gate_up_proj, x.dtype, False)
+    return combine(product(h, h_scale, ends, *down_proj, x.dtype), position, shared)
+
+
+def quantize_halves(gate_up_proj: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales of gate and up apart, so that no block holds some of both: [E, 2 * F, D] -> [2 * E, F, D]."""
+    return quantize_blocks(gate_up_proj.view(-1, gate_up_proj.shape[1] // 2, gate_up_proj.shape[2]))

@@ -102,3 +102,15 @@ def fp8_linears(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
 def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T: [..., K], [N, K] -> [..., N]."""
     return fp8_linears(x, [weight])[0]
+
+
+def fp8_linears_by_codes(x: Tensor, *weights: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """The same by weights that were quantized before, codes and scales each, without gradients."""
+    q, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+    ys = [multiply(q, scale, *weight, x.dtype) for weight in weights]
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
+
+
+def fp8_linear_by_codes(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The same by one of them."""
+    return fp8_linears_by_codes(x, (codes, scale))[0]

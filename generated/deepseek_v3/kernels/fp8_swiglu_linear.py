@@ -57,3 +57,9 @@ def fp8_swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
     """swiglu(gate, up) @ weight.T: [..., F] twice, [D, F] -> [..., D]."""
     rows = (half.reshape(-1, half.shape[-1]) for half in (gate, up))
     return _forward(*rows, weight).view(*gate.shape[:-1], len(weight))
+
+
+def fp8_swiglu_linear_by_codes(gate: Tensor, up: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The same by a weight that was quantized before, without gradients."""
+    rows = (half.reshape(-1, half.shape[-1]) for half in (gate, up))
+    return multiply(*swiglu_quantize_rows(*rows), codes, scale, gate.dtype).view(*gate.shape[:-1], len(codes))

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -44,39 +46,56 @@ class Checkpoints:
         name = f"step_{step:06d}"
         partial = self.folder / f"{name}.partial"
         if self.first:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            for cut_short in self.folder.glob("step_*.partial"):  # by the end of a run that was killed
+                shutil.rmtree(cut_short)
             partial.mkdir(parents=True)
             if besides is not None:
-                besides(partial)
+                try:
+                    besides(partial)
+                except (OSError, SafetensorError) as error:
+                    raise not_written(self.folder / name, [str(error)]) from None
         self.wait()
         future = async_save(state, checkpoint_id=partial, process_group=self.group, no_dist=self.alone)
         assert isinstance(future, Future)
         self.pending = name, future
 
     def finish(self) -> None:
-        """Names what has been written meanwhile. Raises what went wrong, such as a full disk, on every rank."""
+        """Names what has been written meanwhile. Where that failed, on a full disk say, the run ends on every rank."""
         if self.pending is None:
             return
         (name, future), self.pending = self.pending, None
-        future.result()
+        try:
+            future.result()
+        except CheckpointException as error:
+            causes = [f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+            raise not_written(self.folder / name, causes) from None
         if self.first:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / f"{name}.partial").rename(self.folder / name)
             (self.folder / "latest.partial").write_text(f"{name}\n")
             os.replace(self.folder / "latest.partial", self.folder / "latest")
-            for old in sorted(self.folder.glob("step_" + "[0-9]" * 6))[: -self.keep]:
+            written = [path for path in self.folder.glob("step_*") if path.suffix != ".partial"]
+            for old in sorted(written, key=lambda path: int(path.name.removeprefix("step_")))[: -self.keep]:
                 shutil.rmtree(old)
         self.wait()
 
     def load(self, state: dict[str, Any]) -> None:
         """Fills the tensors of `state` in place from the newest checkpoint, and replaces what else it holds."""
-        try:
-            newest = self.folder / (self.folder / "latest").read_text().strip()
-        except FileNotFoundError as error:
-            raise SystemExit(f"--resume: {error.filename} is missing; without --resume a new run begins") from None
-        load(state, checkpoint_id=newest, no_dist=self.alone)
+        load(state, checkpoint_id=newest(self.folder), no_dist=self.alone)
 
     def wait(self) -> None:
         """For all ranks."""
         if not self.alone:
             dist.barrier()
+
+
+def not_written(path: Path, causes: list[str]) -> SystemExit:
+    return SystemExit(f"{path} was not written: {'; '.join(causes)}; those before it are whole")
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint that a run in this folder has finished last."""
+    try:
+        return folder / (folder / "latest").read_text().strip()
+    except OSError as error:
+        raise SystemExit(f"{folder} holds no checkpoint to resume from: {error.filename} is missing") from None

@@ -5,7 +5,7 @@
 In this order: penalties, bias, temperature, top-k, top-p, min-p, and a draw. The draw is Gumbel-max: the token with the
 largest logit + noise, which follows softmax(logits). The noise of a token is a function of the text's seed, the
 position and the token, and of nothing else, so that what is drawn does not depend on which texts share a step, on how
-a prompt was cut into chunks, on pages that were taken away or on guesses that were made.
+a prompt was cut into chunks or on pages that were taken away.
 """
 
 import math
@@ -80,7 +80,7 @@ class Row:
     prompt: int
     """Tokens of the prompt."""
     tokens: list[int]
-    """Of the text, guesses included."""
+    """Of the text."""
     end: int
     """So many of them stand before the one to choose."""
 

@@ -23,8 +23,6 @@ class Text:
     prompt: list[int]
     sampling: Sampling
     tokens: list[int] = field(default_factory=list)
-    guess: list[int] = field(default_factory=list)
-    """Tokens that may come next, to be verified."""
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     """Tokens whose rows are in the cache."""
@@ -40,13 +38,8 @@ class Text:
         self.tokens = list(self.prompt)
 
     @property
-    def known(self) -> list[int]:
-        """Its tokens and guesses."""
-        return self.tokens + self.guess
-
-    @property
     def wanted(self) -> int:
-        return len(self.tokens) + len(self.guess) - self.computed
+        return len(self.tokens) - self.computed
 
     @property
     def new_tokens(self) -> list[int]:
@@ -60,25 +53,20 @@ class Text:
         return "length" if len(self.tokens) - len(self.prompt) >= self.sampling.max_new_tokens else None
 
     def extend(self, choices: list[tuple[int, dict[int, float] | None]]) -> list[int]:
-        """The model's own token at each position, as long as the guess before it was right; the guesses are used up."""
-        before = len(self.tokens)
-        for (token, logs), guess in zip(choices, [*self.guess, None], strict=False):
+        """The token that was chosen for it; none where its prompt goes on."""
+        for token, logs in choices:
             self.tokens.append(token)
             if logs is not None:
                 self.logprobs.append(logs)
-            if token != guess or self.ends is not None:
-                break
-        self.guess = []
-        return self.tokens[before:]
+        return [token for token, _ in choices]
 
 
 class Scheduler:
     """Texts that wait, texts that run, and the pages that they hold."""
 
-    def __init__(self, pool: PagePool, max_length: int, max_running: int, step_tokens: int, ahead: int = 0) -> None:
-        """`ahead`: rows that guesses write beyond the computed tokens; behind a found prefix so many run again."""
+    def __init__(self, pool: PagePool, max_length: int, max_running: int, step_tokens: int) -> None:
         self.pool, self.max_length = pool, min(max_length, pool.capacity)
-        self.max_running, self.step_tokens, self.ahead = max_running, step_tokens, ahead
+        self.max_running, self.step_tokens = max_running, step_tokens
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []  # by age
 
@@ -113,9 +101,9 @@ class Scheduler:
         """Texts and how many tokens of each, those with equally many together; their pages are theirs already."""
         planned: dict[Text, int] = {}
         budget, crowded = self.step_tokens, False
-        for text in sorted(self.running, key=lambda text: text.wanted > 1 + len(text.guess)):  # stable: then by age
+        for text in sorted(self.running, key=lambda text: text.wanted > 1):  # stable: then by age
             new = min(text.wanted, budget)
-            while new and text in self.running and not self._room(text, text.computed + new + self.ahead):
+            while new and text in self.running and not self._room(text, text.computed + new):
                 crowded = True
                 budget += planned.pop(self._preempt_youngest(), 0)
             if new and text in self.running:
@@ -135,8 +123,8 @@ class Scheduler:
         text.pages = self.pool.find(text.tokens)
         self.pool.hold(text.pages)
         text.shared = len(text.pages) * PAGE_SIZE
-        text.computed = max(0, text.shared - self.ahead)
-        if not self._room(text, len(text.tokens) + self.ahead):
+        text.computed = text.shared
+        if not self._room(text, len(text.tokens)):
             self._give_back(text)
             return False
         self.running.append(self.waiting.popleft())
@@ -158,4 +146,4 @@ class Scheduler:
 
     def _give_back(self, text: Text) -> None:
         self.pool.release(text.pages)
-        text.pages, text.guess, text.computed, text.shared = [], [], 0, 0
+        text.pages, text.computed, text.shared = [], 0, 0

@@ -5,10 +5,14 @@
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from torch.profiler import profile, schedule
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,6 +55,7 @@ class Log:
         if "eval_loss" in record:
             status += f" (held out {record['eval_loss']:.4f})"
         status += f"  {record['tokens_per_second']:,.0f} tokens/s"
+        status += f"  MaxVio {record['max_vio']:.2f}"
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=step, status=status)
         elif step % PRINT_EVERY == 0 or step in (self.start + 1, self.total) or "eval_loss" in record:
@@ -69,6 +74,17 @@ class Silent:
 
     def write(self, record: dict[str, float]) -> None:
         pass
+
+
+@contextmanager
+def traced(path: Path, steps: int | None) -> Iterator[Callable[[], None]]:
+    """A Chrome trace of some steps after the first two. What it yields is to be called after each step."""
+    if steps is None:
+        yield lambda: None
+        return
+    plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
+    with profile(schedule=plan, on_trace_ready=lambda done: done.export_chrome_trace(str(path))) as profiler:
+        yield profiler.step
 
 
 def lines_until(path: Path, step: int) -> list[str]:

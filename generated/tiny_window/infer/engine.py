@@ -106,7 +106,7 @@ class Engine:
         if not plan:
             return []
         self._clear()
-        parts = [Part(text.pages, text.shared, text.computed, text.known[text.computed :][:new]) for text, new in plan]
+        parts = [Part(text.pages, text.shared, text.computed, text.tokens[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
         tokens, batch = pack(parts, self.device)
         logits = model_forward(self.module, tokens, rows, batch, self.caches)
@@ -116,7 +116,7 @@ class Engine:
         for text, new in plan:
             choices = [next(chosen) for _ in range(len(text.tokens), text.computed + new + 1)]
             made.append((text, text.extend(choices)))
-            text.computed = min(text.computed + new, len(text.tokens) - 1)  # a refused guess is computed again
+            text.computed += new
         for (text, _), part in zip(made, parts, strict=True):
             for page in range(part.first // PAGE_SIZE, text.computed // PAGE_SIZE):
                 self.pool.name(text.pages, page, text.tokens)
@@ -139,7 +139,7 @@ class Engine:
         for text, new in plan:
             for end in range(len(text.tokens), text.computed + new + 1):
                 rows.append(begin + end - 1 - text.computed)
-                asked.append(Row(text.sampling, len(text.prompt), text.known, end))
+                asked.append(Row(text.sampling, len(text.prompt), text.tokens, end))
             begin += new
         return torch.tensor(rows, dtype=torch.long, device=self.device), asked
 

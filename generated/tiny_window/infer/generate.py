@@ -82,21 +82,31 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.prompt is None) != arguments.chat:
         parser.error("give a prompt, or --chat")
+    try:
+        generate(arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # 128 and SIGINT, as shells count it
+    except (OSError, ValueError) as error:  # what was asked for cannot be, or a file does not hold it
+        raise SystemExit(f"error: {error}") from None
 
+
+def generate(arguments: argparse.Namespace) -> None:
     folder = newest(arguments.checkpoint)
-    engine, codec = load_engine(folder), load_codec(arguments.tokenizer or folder)
+    codec = load_codec(arguments.tokenizer or folder)
     sampling = Sampling(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         seed=arguments.seed,
-        stop_tokens=stop_tokens(folder),
+        stop_tokens=stop_tokens(folder) | codec.ends,
     )
     if arguments.chat:
-        talk(engine, codec, Conversation(load_template(folder)), sampling, arguments.stop)
+        conversation = Conversation(load_template(folder))
+        talk(load_engine(folder), codec, conversation, sampling, arguments.stop)
     else:
+        engine, prompt = load_engine(folder), codec.encode(arguments.prompt)
         print(arguments.prompt, end="", flush=True)
-        show(engine, codec, codec.encode(arguments.prompt), sampling, arguments.stop)
+        show(engine, codec, prompt, sampling, arguments.stop)
 
 
 if __name__ == "__main__":

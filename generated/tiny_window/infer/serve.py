@@ -283,6 +283,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--key", help="what clients have to send as their API key; none by default")
     arguments = parser.parse_args()
+    if not 0 <= arguments.port < 2**16:
+        parser.error("--port: 0 to 65535")
     try:
         import uvicorn
     except ImportError:
@@ -294,7 +296,11 @@ def main() -> None:
     except ValueError:
         template = None
     codec = load_codec(arguments.tokenizer or folder)
-    app = Server(load_engine(folder), codec, template, stop_tokens(folder), arguments.key)
+    try:
+        engine, stops = load_engine(folder), stop_tokens(folder) | codec.ends
+    except (OSError, ValueError) as error:  # what a file is not, or does not hold
+        raise SystemExit(f"--checkpoint {arguments.checkpoint}: {error}") from None
+    app = Server(engine, codec, template, stops, arguments.key)
     config = uvicorn.Config(
         app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", backlog=MAX_TEXTS,
         timeout_graceful_shutdown=GRACE_SECONDS,

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BYTES = 256  # without a tokenizer, token ids below this are bytes
+BYTES = 256  # without a tokenizer, token ids below this are bytes, and this one ends a text
+ENDS = ("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endoftext|>", "</s>")  # of tokenizers: the first that one has
 REPLACEMENT = "\ufffd"  # what decoders put for half a character
 
 
 class Codec(Protocol):
     """A tokenizer."""
+
+    ends: frozenset[int]
+    """What the trainer puts behind a text."""
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The tokens of a text; `special` adds those that start every text."""
@@ -35,6 +39,8 @@ class Stream(Protocol):
 
 class ByteCodec:
     """One token per byte; other tokens have no text."""
+
+    ends = frozenset({BYTES})
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         return list(text.encode())
@@ -62,6 +68,8 @@ class TokenizerCodec:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self.tokenizer = tokenizer
+        known = (tokenizer.token_to_id(name) for name in ENDS)
+        self.ends = frozenset([token for token in known if token is not None][:1])
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
@@ -139,7 +147,7 @@ class Writer:
 
 
 def load_codec(path: Path | None) -> Codec:
-    """The tokenizer.json at a path, or in that folder; without one, tokens are bytes."""
+    """The tokenizer.json at a path, or in that folder; without one, tokens are bytes. Raises SystemExit."""
     file = path / "tokenizer.json" if path is not None and path.is_dir() else path
     if file is None or (file != path and not file.exists()):
         return ByteCodec()
@@ -147,4 +155,7 @@ def load_codec(path: Path | None) -> Codec:
         from tokenizers import Tokenizer
     except ImportError:
         raise SystemExit("tokenizer.json needs the tokenizers library: pip install tokenizers") from None
-    return TokenizerCodec(Tokenizer.from_file(str(file)))
+    try:
+        return TokenizerCodec(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the library raises nothing narrower
+        raise SystemExit(f"{file}: {error}") from None

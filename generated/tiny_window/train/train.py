@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import save_hf
-from ..dims import SEQUENCE_LENGTH
+from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
 from .checkpoint import Checkpoints
 from .data import Batches, load_tokens, split
-from .log import Log, Silent
+from .log import Log, Silent, traced
 from .optimizer import learning_rate, make_optimizer, moments_of
 from .single import Single
 
@@ -62,33 +63,107 @@ def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     return Single(device, dtype, args.seed, args.batch_size, args.micro_batch or args.batch_size)
 
 
-def state_of(layout: Single, optimizer: torch.optim.AdamW, run: dict[str, object], step: int) -> dict[str, object]:
-    """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
-    state: dict[str, object] = {"run": run, "step": torch.tensor(step)}
-    for name, weight in layout.named_parameters():
-        parts = {f"model.{name}": weight.data, **moments_of(optimizer, name, weight)}
-        state |= {key: layout.whole(name, part) for key, part in parts.items()}
-    return state | {f"model.{name}": buffer for name, buffer in layout.named_buffers()}
+class Run:
+    """What a run consists of. Each rank makes its own, and all call its methods together."""
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        torch.use_deterministic_algorithms(
+            self.device.type == "cpu", warn_only=True
+        )  # indexing adds in thread order otherwise
+        train_tokens, held_out_tokens = split(load_tokens(args.data, args.tokenizer))
+        self.batches = Batches(train_tokens, args.batch_size, args.sequence_length, args.seed)
+        measured = args.eval_every or args.evaluate
+        self.held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if measured else None
+        self.layout = make_layout(args, self.device, getattr(torch, args.dtype))
+        self.optimizer = make_optimizer(self.layout.named_parameters(), args.weight_decay)
+        self.settings = {**{name: getattr(args, name) for name in RUN}, "data": self.batches.digest()}
+        self.checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
+        self.start = self.resume(self.checkpoints) if self.checkpoints and args.resume else 0
 
-def resume(checkpoints: Checkpoints, layout: Single, optimizer: torch.optim.AdamW, run: dict[str, object]) -> int:
-    """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
-    state = state_of(layout, optimizer, dict(run), 0)
-    checkpoints.load(state)
-    saved, step = state["run"], state["step"]
-    assert isinstance(saved, dict) and isinstance(step, Tensor)
-    changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
-    if changed:
-        raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
-    for moments in optimizer.state.values():
-        moments["step"].fill_(step.item())
-    return int(step.item())
+    def state(self, step: int) -> dict[str, object]:
+        """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
+        state: dict[str, object] = {"run": dict(self.settings), "step": torch.tensor(step)}
+        for name, weight in self.layout.named_parameters():
+            parts = {f"model.{name}": weight.data, **moments_of(self.optimizer, name, weight)}
+            state |= {key: self.layout.whole(name, part) for key, part in parts.items()}
+        return state | {f"model.{name}": buffer for name, buffer in self.layout.named_buffers()}
 
+    def resume(self, checkpoints: Checkpoints) -> int:
+        """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
+        state = self.state(0)
+        checkpoints.load(state)
+        saved, step = state["run"], state["step"]
+        assert isinstance(saved, dict) and isinstance(step, Tensor)
+        changed = [
+            f"{name} {saved.get(name)}, not {value}"
+            for name, value in self.settings.items()
+            if saved.get(name) != value
+        ]
+        if changed:
+            raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(step.item())
+        return int(step.item())
 
-def evaluate(layout: Single, held_out: Batches) -> float:
-    """Next-token cross-entropy alone, so that it compares with `main` and with models of other losses."""
-    losses = [layout.evaluate(*to(layout.device, held_out.batch(k, layout.rows)))["main"] for k in range(EVAL_BATCHES)]
-    return torch.stack(losses).mean().item()
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        layout = self.layout
+        export = (lambda folder: save_hf(layout.model, folder)) if isinstance(layout, Single) else None
+        checkpoints.save(step, self.state(step), export)
+
+    def finish(self) -> None:
+        """What is being written is on disk then."""
+        if self.checkpoints:
+            self.checkpoints.finish()
+
+    def evaluate(self, held_out: Batches) -> float:
+        """Next-token cross-entropy alone, so that it compares with `main` and with models of other losses."""
+        batches = (to(self.device, held_out.batch(k, self.layout.rows)) for k in range(EVAL_BATCHES))
+        return torch.stack([self.layout.evaluate(*batch)["main"] for batch in batches]).mean().item()
+
+    def gradients(self, step: int) -> dict[str, float]:
+        """Of a step, clipped: its losses and the norm of the gradients before. Every rank gets the same figures."""
+        losses = self.layout.step(*to(self.device, self.batches.batch(step - 1, self.layout.rows)))
+        grad_norm = self.layout.clip(self.args.grad_clip or math.inf)
+        return {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
+
+    def rate(self, step: int) -> float:
+        args = self.args
+        return learning_rate(
+            step, args.steps, args.learning_rate, args.warmup_steps, args.decay_steps, args.min_learning_rate_ratio
+        )
+
+    def update(self, step: int) -> dict[str, float]:
+        """Move the weights."""
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"learning_rate": rate}
+
+    def loop(self, stop: Stop, log: Log | Silent, step_is_over: Callable[[], None]) -> str:
+        """Steps up to the last, or until all ranks are asked to stop; why, where a step must not be taken."""
+        args, tokens = self.args, self.args.batch_size * self.args.sequence_length
+        for step in range(self.start + 1, args.steps + 1):
+            began = time.perf_counter()
+            values = self.gradients(step)
+            if not math.isfinite(values["loss"] + values["grad_norm"]):
+                return f"step {step}: {json.dumps(values)}; the weights stay as they were; lower --learning-rate"
+            values |= self.update(step)
+            seconds = time.perf_counter() - began
+            record = {"step": step, **values, "tokens": step * tokens}
+            record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+            if self.held_out and args.eval_every and step % args.eval_every == 0:
+                record["eval_loss"] = self.evaluate(self.held_out)
+            log.write(record)
+            step_is_over()
+            leaving = self.layout.any(stop.asked)
+            if self.checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
+                self.save(self.checkpoints, step)
+            if leaving:
+                break
+        return ""
 
 
 def to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -97,51 +172,22 @@ def to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tens
 
 
 def train(args: argparse.Namespace) -> None:
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)  # indexing adds in thread order otherwise
-    train_tokens, held_out_tokens = split(load_tokens(args.data, args.tokenizer))
-    batches = Batches(train_tokens, args.batch_size, args.sequence_length, args.seed)
-    held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if args.eval_every else None
-    layout = make_layout(args, device, dtype)
-    optimizer = make_optimizer(layout.named_parameters(), args.weight_decay)
-    run = {**{name: getattr(args, name) for name in RUN}, "data": batches.digest()}
-    checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
-    start = resume(checkpoints, layout, optimizer, run) if checkpoints and args.resume else 0
-    if start >= args.steps:
-        print(f"{args.checkpoint} stands at step {start} already; --steps is the step to train to", file=sys.stderr)
-
-    with Stop() as stop, Log(args.metrics, start, args.steps) if layout.first else Silent() as log:
-        for step in range(start + 1, args.steps + 1):
-            began = time.perf_counter()
-            losses = layout.step(*to(device, batches.batch(step - 1, layout.rows)))
-            grad_norm = layout.clip(args.grad_clip or math.inf)
-            values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
-            if not math.isfinite(values["loss"] + values["grad_norm"]):
-                raise SystemExit(
-                    f"step {step}: {json.dumps(values)}; the weights stay as they were; lower --learning-rate"
-                )
-            rate = learning_rate(
-                step, args.steps, args.learning_rate, args.warmup_steps, args.decay_steps, args.min_learning_rate_ratio
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-
-            seconds, tokens = time.perf_counter() - began, args.batch_size * args.sequence_length
-            record = {"step": step, **values, "learning_rate": rate, "tokens": step * tokens}
-            record |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
-            if held_out and step % args.eval_every == 0:
-                record["eval_loss"] = evaluate(layout, held_out)
-            log.write(record)
-            leaving = layout.any(stop.asked)
-            if checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
-                export = (lambda folder: save_hf(layout.model, folder)) if isinstance(layout, Single) else None
-                checkpoints.save(step, state_of(layout, optimizer, run, step), export)
-            if leaving:
-                break
-    if checkpoints:
-        checkpoints.finish()
+    run = Run(args)
+    if args.evaluate:
+        assert run.held_out is not None
+        held_out = run.evaluate(run.held_out)
+        if run.layout.first:
+            print(f"step {run.start}: held-out loss {held_out:.6f}", file=sys.stderr)
+        return
+    if run.start >= args.steps:
+        print(f"{args.checkpoint} stands at step {run.start} already; --steps is the step to train to", file=sys.stderr)
+    log = Log(args.metrics, run.start, args.steps) if run.layout.first else Silent()
+    trace = args.metrics.with_suffix(f".trace_of_rank_{os.environ.get('RANK', '0')}.json")
+    with Stop() as stop, log, traced(trace, args.profile) as step_is_over:
+        halted = run.loop(stop, log, step_is_over)
+        run.finish()
+    if halted:
+        raise SystemExit(halted)
 
 
 def positive(text: str) -> int:
@@ -167,8 +213,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="text file, folder of text files, or token ids as .npy or .bin")
     add("--tokenizer", type=Path, metavar="tokenizer.json", help="how to read text; default: one token per byte")
-    add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
-    add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--steps", type=positive, help="the step to train to; --resume counts the steps it finds")
+    add("--metrics", type=Path, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--evaluate", action="store_true", help="only the held-out loss, of --checkpoint DIR with --resume")
     add(
         "--checkpoint",
         type=Path,
@@ -179,6 +226,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--save-every", type=positive, default=500, metavar="STEPS", help="and at the last step; default: %(default)s")
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--eval-every", type=positive, metavar="STEPS", help="loss on the held-out end of the data; default: never")
+    add("--profile", type=positive, metavar="STEPS", help="a Chrome trace of so many steps, beside the metrics")
     add("--batch-size", type=positive, default=8, help="sequences of a step, over all ranks; default: %(default)s")
     add("--micro-batch", type=positive, help="sequences at a time in one process; default: all of a step")
     add("--sequence-length", type=positive, default=SEQUENCE_LENGTH, help="default: %(default)s")
@@ -196,6 +244,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
 
+    if not args.evaluate and (args.steps is None or args.metrics is None):
+        parser.error("to train takes --steps N and --metrics FILE.jsonl")
     if args.resume and not args.checkpoint:
         parser.error("--resume needs --checkpoint DIR")
     if args.checkpoint and not args.resume and (args.checkpoint / "latest").exists():
@@ -206,6 +256,8 @@ def parse_arguments() -> argparse.Namespace:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if not 0 < args.sequence_length <= MAX_POSITION_EMBEDDINGS:
+        parser.error(f"--sequence-length {args.sequence_length}: from 1 to {MAX_POSITION_EMBEDDINGS} tokens")
     return args
 
 

@@ -1,0 +1,152 @@
+"""What backward makes again instead of keeping: lines that drop a result, and methods that run once more.
+
+`norms` and `swiglu` drop the results of element-wise ops, which are made again from what those ops save. The other
+choices make a method of the lines between two places of a block; of what it makes nothing is kept, only what it reads:
+    mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
+    experts      from the dispatched tokens to the experts' results
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from dsc.compiler.graph.block import INPUT, Block, Node
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import OpClass
+from dsc.compiler.graph.saved import Step, Storage, trace
+from dsc.compiler.ops.call import Signature
+from dsc.compiler.ops.elementwise import Add
+from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
+from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
+from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
+from dsc.compiler.passes.fuse.pattern import used_outside
+
+METHODS = {"mla_up_proj": "up_projections", "experts": "multiply"}
+"""What the methods are called that run once more."""
+
+
+def make_again(graph: Graph, choices: Collection[str]) -> Graph:
+    """Every block that a pipeline runs; kernels are there already, and what is dropped follows from what they save."""
+    if not choices:
+        return graph
+    blocks: dict[str, Block] = {}
+    for block in graph.blocks.values():
+        changed = (block,) if block.class_name == graph.root else _changed(graph, block, choices)
+        blocks.update((one.key, one) for one in changed)
+    return replace(graph, blocks=blocks)
+
+
+def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[Block]:
+    """The methods that the block has come to call, and itself; what generation caches is not its business any more."""
+    block = replace(block, cached=())
+    if "experts" in choices:
+        block = block.with_nodes(line for node in block.nodes() for line in _without_shared(node))
+        graph = replace(graph, blocks={**graph.blocks, block.key: block})
+    steps = tuple(step for step in trace(graph, block.key) if not step.path)
+    for choice in METHODS.keys() & choices:
+        again = {id(steps[index].node) for index in region(steps, frozenset((choice,)))}
+        if inside := [node for node in block.nodes() if id(node) in again]:
+            method, block = _outlined(block, inside, METHODS[choice])
+            yield method
+    yield block.with_nodes(line for node in block.nodes() for line in _dropping(node, choices))
+
+
+def _without_shared(node: Node) -> Iterator[Node]:
+    """The shared experts' result is added behind routed experts, which run again without it."""
+    if not isinstance(node.op, RoutedAndSharedExperts):
+        yield node
+        return
+    *routed, shared = node.inputs
+    (result,) = node.outputs
+    inner = replace(result, producer=f"{node.id}.routed")
+    yield Node(inner.producer, RoutedExperts(**vars(node.op)), tuple(routed), (inner,), node.paragraph)
+    yield Node(node.id, Add(), (inner, shared), (result,))
+
+
+def _outlined(block: Block, inside: list[Node], name: str) -> tuple[Block, Block]:
+    """Some nodes as a method of their own, and the block with a call in the place of the last of them."""
+    made = [value for node in inside for value in node.outputs]
+    given = tuple(dict.fromkeys(value for node in inside for value in node.inputs if value not in made))
+    left = tuple(value for value in made if used_outside(block, value, inside))
+    inputs = tuple(replace(value, producer=INPUT, index=index) for index, value in enumerate(given))
+    first, *rest = inside
+    method = replace(block, method=name, doc="", class_doc="", inputs=inputs, arguments=(), outputs=left).with_nodes(
+        (replace(first, paragraph=False), *rest)
+    )
+    method = method.reinfer(dict(zip(given, inputs, strict=True)))
+    last = inside[-1].id
+    results = tuple(replace(value, producer=last, index=index) for index, value in enumerate(left))
+    call = Node(last, CallAgain(Signature.of(method)), given, results, first.paragraph)
+    ids = {node.id for node in inside} - {last}
+    body = [call if node.id == last else node for node in block.nodes() if node.id not in ids]
+    return method, block.with_nodes(body).reinfer(dict(zip(left, results, strict=True)))
+
+
+def _dropping(node: Node, choices: Collection[str]) -> Iterator[Node]:
+    """The node so that its result is dropped, if that is one of the choices."""
+    if node.op.recompute not in choices:
+        yield node
+    elif isinstance(node.op, AddRmsNorm):  # the sum is kept
+        total, normed = node.outputs
+        yield node
+        yield Node(f"{node.id}.drop", Drop(FusedRmsNorm(**vars(node.op))), (normed, total), ())
+    else:
+        yield replace(node, op=Remade(node.op))
+
+
+def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
+    """Positions of the steps that run a second time."""
+    found: set[int] = set()
+    if "full" in choices:
+        return frozenset(range(len(steps)))
+    if "experts" in choices:
+        routed = [index for index, step in enumerate(steps) if is_routed(step)]
+        if routed:
+            found |= _between(steps, routed[0], routed[-1])
+    if "mla_up_proj" in choices:
+        for index, step in enumerate(steps):
+            if step.node.op.op_class is OpClass.ATTENTION:
+                found |= _up_projections(steps, index)
+    return frozenset(found)
+
+
+def is_routed(step: Step) -> bool:
+    return any(parameter.is_routed for parameter in step.node.op.parameters())
+
+
+def made_in(step: Step) -> set[Storage]:
+    """Memory that comes to be in a step: results that are no views, and what the op keeps to itself."""
+    given = set(step.inputs)
+    return {one for one in (*step.outputs, *step.saved) if one is not None and one not in given}
+
+
+def _between(steps: tuple[Step, ...], first: int, last: int) -> set[int]:
+    """A step, what follows from it, and a later one that it leads to."""
+    reached, made = {first}, made_in(steps[first])
+    for index in range(first + 1, last + 1):
+        if made & set(steps[index].inputs):
+            reached.add(index)
+            made |= made_in(steps[index])
+    needed: set[int] = set()
+    wanted = set(steps[last].inputs) | made_in(steps[last])
+    for index in sorted(reached, reverse=True):
+        if wanted & {one for one in steps[index].outputs if one is not None}:
+            needed.add(index)
+            wanted |= set(steps[index].inputs)
+    return needed
+
+
+def _up_projections(steps: tuple[Step, ...], attention: int) -> set[int]:
+    """What leads to q, k and v of an attention from its latents: back as far as a norm, or what a norm reads."""
+    module = steps[attention].path
+    normed = {one for step in steps if step.path == module and step.node.op.recompute == "norms" for one in step.inputs}
+    wanted = set(steps[attention].inputs)
+    found: set[int] = set()
+    for index in range(attention - 1, -1, -1):
+        step = steps[index]
+        latent = step.node.op.recompute == "norms" or normed & set(step.outputs)
+        if step.path == module and not latent and wanted & set(step.outputs):
+            found.add(index)
+            wanted |= set(step.inputs)
+    return found

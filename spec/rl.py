@@ -1,0 +1,57 @@
+"""Reinforcement learning on verifiable rewards: GRPO (arXiv 2402.03300, section 4.1), and what later papers changed.
+
+Defaults are DeepSeek-R1's (Nature 645, 2025, Methods) where it publishes a number. It does not say: whether a loss is
+divided per sequence, what happens to answers that are cut off, and how a router's choice is carried to training.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsc.spec.base import Count, Section
+
+Clip = Annotated[float, Field(gt=0.0, le=1e6)]
+
+
+class LengthPenalty(Section):
+    """Takes reward from long answers before they are cut off (DAPO, arXiv 2503.14476, equation 13)."""
+
+    buffer: Count
+    """The last tokens of max_new_tokens, over which the penalty rises from 0 to weight."""
+    weight: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+    """Taken from the reward of an answer of max_new_tokens."""
+
+
+class ReinforcementLearning(Section):
+    """The policy answers each question several times; what scores above its group's mean becomes likelier."""
+
+    group_size: Annotated[int, Field(ge=2, le=65536)] = 16
+    """Answers to each question, the group whose mean is the baseline."""
+    max_new_tokens: Count = 32768
+    """Longest answer; longer ones are cut off there."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Of the answers; training sees the distribution that they are drawn from."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is clipped: each token's probability ratio, or the whole answer's (GSPO, arXiv 2507.18071, equation 7)."""
+    clip_low: Clip = 10.0
+    """Ratios below 1 - clip_low earn no more; not below zero from 1 on, where it clips nothing."""
+    clip_high: Clip = 10.0
+    """Ratios above 1 + clip_high earn no more (DAPO's clip-higher is 0.28 beside a clip_low of 0.2)."""
+    kl: Annotated[float, Field(ge=0.0, le=1e6)] = 0.001
+    """Coefficient of the divergence from the reference, k3 of each token; with 0 there is no reference."""
+    reference_refresh: Count | None = 400
+    """Steps after which the reference becomes the policy; null: it stays where training began."""
+    denominator: Literal["sequences", "tokens", "constant"] = "sequences"
+    """Answers alike whatever their length (GRPO), tokens alike (DAPO), or by max_new_tokens (Dr. GRPO, 2503.20783)."""
+    std_normalization: bool = True
+    """Divide advantages by their group's deviation (GRPO); Dr. GRPO does not."""
+    epochs: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Optimizer steps on each batch of answers."""
+    importance_cap: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
+    """Weighs tokens by how much likelier trainer than engine finds them, up to this; null: engine and trainer agree."""
+    router_replay: bool = False
+    """Train with the experts that the engine chose ; the gate still learns (DeepSeek-V3.2, section 3.1)."""
+    overlong_mask: bool = False
+    """Leave answers that were cut off out of the loss (DAPO, section 3.4); otherwise they count like any other."""
+    length_penalty: LengthPenalty | None = None
+    """Takes reward from long answers; null: none."""

@@ -1,0 +1,25 @@
+"""What the trainer does where a step is not like the others. What is left out leaves no line in it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsc.spec.base import Section
+
+
+class Spike(Section):
+    """A step whose loss or gradient norm is far above those before it (OLMo-core's SkipStepOptimizer)."""
+
+    deviations: Annotated[float, Field(gt=0.0, le=1e6)] = 6.0
+    """How many standard deviations above the mean of the window make a spike."""
+    window: Annotated[int, Field(ge=4, le=100_000)] = 128
+    """Steps that are compared with; nothing is a spike until half of them are there."""
+    action: Literal["skip", "count", "stop"]
+    """Leave the update out, only count the step, or end the run."""
+
+
+class Training(Section):
+    not_finite: Literal["stop", "skip"] = "stop"
+    """Where the loss or the gradient norm is not finite: end the run, or leave the update out and count the step."""
+    spike: Spike | None = None
+    """What becomes of a spike; null: it is a step like the others."""

@@ -1,0 +1,30 @@
+"""What is emitted for several ranks has right types, and the linter and the formatter find nothing in it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUFF = (sys.executable, "-m", "ruff")
+SETTINGS = ("--isolated", "--no-cache", "--line-length=120", "--target-version=py311")
+V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
+PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pipeline, experts, recompute": (
+        "deepseek",
+        {**V, "schedule": "zbv", "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
+    ),
+    "data parallel": ("mixtral", {"dp": 2, "zero": 3}),
+    "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any, run_in: Any, tmp_path: Path) -> None:
+    package = package_of(placed_spec(*PLACEMENTS[placement]), tmp_path)
+    run_in(*RUFF, "check", *SETTINGS, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".", folder=tmp_path)
+    run_in(*RUFF, "format", *SETTINGS, "--check", ".", folder=tmp_path)
+    config = f"--config-file={ROOT / 'tests' / 'golden' / 'mypy.ini'}"
+    cache = f"--cache-dir={ROOT / '.mypy_cache' / 'generated'}"
+    run_in(sys.executable, "-m", "mypy", config, cache, "--package", package, folder=tmp_path)

@@ -1,0 +1,50 @@
+"""Packages that learn from rewards: the zoo's tiny-r1 with some keys of rl changed, each compiled once."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsc.compiler.driver import build, emit
+from dsc.compiler.emit.write import write
+from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
+
+Learning = Callable[..., Any]
+
+
+def learning_spec(name: str = "tiny-r1", **rl: object) -> ModelSpec:
+    data = load(name).model_dump()
+    data["rl"] = {"max_new_tokens": 8, "group_size": 4, **(data["rl"] or {}), **rl}
+    return ModelSpec.model_validate(data)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_seed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def learning(emitted: Callable[[dict[str, str]], Any]) -> Learning:
+    """Modules of the package of a spec, by the changed keys of its rl."""
+
+    @cache
+    def compiled(name: str = "tiny-r1", **rl: object) -> Any:
+        return emitted(emit(build(learning_spec(name, **rl))))
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to start commands beside."""
+    folder = tmp_path_factory.mktemp("runs") / "package"
+    write(emit(build(learning_spec(group_size=4))), folder)
+    return folder

@@ -1,0 +1,125 @@
+"""train.sft and train.grpo as a user starts them: what they write, and that a killed run goes on bit by bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+ENV = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+TIMES = ("seconds", "tokens_per_second")
+
+
+def command(package: Path, module: str, *args: object) -> list[str]:
+    return [sys.executable, "-m", f"{package.name}.train.{module}", *map(str, args)]
+
+
+def run(package: Path, module: str, *args: object, fails: bool = False) -> str:
+    done = subprocess.run(
+        command(package, module, *args), cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout, done.stderr
+    return done.stderr
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def questions(package: Path) -> Path:
+    """Digits to be written again."""
+    draw, file = random.Random(0), package.parent / "questions.jsonl"
+    rows = ({"prompt": f"{digit}>", "answer": digit} for digit in draw.choices("0123456789", k=50))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def start(package: Path, questions: Path) -> Path:
+    """A short supervised run: answers end, and some are right."""
+    folder = package.parent / "start"
+    args = ("--learning-rate", "3e-3", "--batch-size", "16", "--metrics", folder.parent / "sft.jsonl")
+    run(package, "sft", "--data", questions, "--steps", 30, "--checkpoint", folder, *args)
+    return folder
+
+
+def grpo(start: Path, questions: Path, folder: Path, *args: object) -> tuple[object, ...]:
+    """The arguments of a run that begins at the supervised weights and is kept in a folder of its own."""
+    if not folder.exists():
+        folder.mkdir()
+        newest = (start / "latest").read_text().strip()
+        (folder / "latest").write_text(newest)
+        (folder / newest).symlink_to(start / newest)
+    common = ("--reward", "exact_match", "--prompts", questions, "--checkpoint", folder, "--questions", 4)
+    return *common, "--learning-rate", "1e-3", "--metrics", folder / "metrics.jsonl", *args
+
+
+def test_supervised_training_lowers_the_loss_of_answers(start: Path) -> None:
+    rows = records(start.parent / "sft.jsonl")
+    assert rows[-1]["main"] < rows[0]["main"] / 2
+    assert [row["step"] for row in rows] == list(range(1, 31))
+
+
+def test_metrics_say_what_is_promised(package: Path, start: Path, questions: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.jsonl"
+    more = ("--steps", 2, "--samples", samples, "--watch", "think_then_answer", "--micro-batch", 5)
+    run(package, "grpo", *grpo(start, questions, tmp_path / "run", *more))
+    rows = records(tmp_path / "run" / "metrics.jsonl")
+    promised = {"reward", "kl", "mismatch", "length", "entropy", "clipped", "routers_differing", "watched"}
+    assert promised <= rows[0].keys()
+    assert all(0 <= row["mismatch"] < 1e-9 and row["routers_differing"] == row["reward_failures"] == 0 for row in rows)
+    assert rows[0]["watched"] == 0 < rows[0]["length"] <= 8
+    assert json.loads(samples.read_text().splitlines()[0]).keys() == {"step", "prompt", "completion", "reward"}
+    newest = tmp_path / "run" / "grpo" / (tmp_path / "run" / "grpo" / "latest").read_text().strip()
+    before = load_file(next(start.glob("step_*/*.safetensors")))
+    after = load_file(next(newest.glob("*.safetensors")))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert "model.embed_tokens.weight" in changed
+    assert not any("e_score_correction_bias" in name for name in changed)
+    predictor = {name for name in changed if ".layers.4." in name}  # of multi-token prediction
+    assert all("embed_tokens" in name or "shared_head.head" in name for name in predictor), predictor  # the model's own
+
+
+def test_a_killed_run_goes_on_bit_by_bit(package: Path, start: Path, questions: Path, tmp_path: Path) -> None:
+    run(package, "grpo", *grpo(start, questions, tmp_path / "whole", "--steps", 6))
+    arguments = grpo(start, questions, tmp_path / "killed", "--steps", 6, "--save-every", 2)
+    process = subprocess.Popen(
+        command(package, "grpo", *arguments), cwd=package.parent, env=ENV, stderr=subprocess.PIPE
+    )
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run(package, "grpo", *arguments, "--resume")
+    assert records(metrics) == records(tmp_path / "whole" / "metrics.jsonl")
+    ends = [
+        load_file(next((tmp_path / name / "grpo" / "step_000006").glob("*.safetensors")))
+        for name in ("whole", "killed")
+    ]
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--reward", "nothing"), "neither module:function nor one of"),
+        (("--prompts", "nowhere.jsonl"), "No such file"),
+        (("--checkpoint", "nowhere"), "no such folder"),
+    ],
+)
+def test_what_is_missing_is_said(
+    package: Path, start: Path, questions: Path, tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
+    assert said in run(package, "grpo", *grpo(start, questions, tmp_path / "run", "--steps", 1, *args), fails=True)
