@@ -135,10 +135,10 @@ def test_fp8_weights_where_they_are_published_as_such(name: str) -> None:
 @pytest.mark.parametrize("name", CLUSTER_NAMES)
 def test_fp8_units_double_the_rate_where_there_are_any(name: str) -> None:
     cluster = load_cluster(name)
-    if name in ("a100", "cpu"):
+    if name in ("a10", "a100", "cpu"):
         assert cluster.fp8_flops is None
     else:
-        assert cluster.fp8_flops == pytest.approx(2 * cluster.bf16_flops, rel=0.001)
+        assert cluster.fp8_flops == pytest.approx(2 * cluster.bf16_flops, rel=0.02)  # L40S's sheet has 733 and 362.05
 
 
 def test_an_h800_is_an_h100_with_a_narrower_nvlink() -> None:
