@@ -17,7 +17,8 @@ from typing import Any
 from ..dims import VOCAB_SIZE
 from ..infer.chat import load_template, stop_tokens
 from ..infer.text import ByteCodec, load_codec
-from .data import NUM_BYTES, epoch_order
+from .data import epoch_order
+from .documents import NUM_BYTES
 
 LINE = '{"prompt": ..., "answer": ...}'  # of a file
 

@@ -63,6 +63,34 @@ def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     return Single(device, dtype, args.seed, args.batch_size, args.micro_batch or args.batch_size)
 
 
+def state_of(layout: Single, optimizer: torch.optim.AdamW, run: dict[str, object], step: int) -> dict[str, object]:
+    """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
+    state: dict[str, object] = {"run": dict(run), "step": torch.tensor(step)}
+    for name, weight in layout.named_parameters():
+        parts = {f"model.{name}": weight.data, **moments_of(optimizer, name, weight)}
+        state |= {key: layout.whole(name, part) for key, part in parts.items()}
+    return state | {f"model.{name}": buffer for name, buffer in layout.named_buffers()}
+
+
+def resume(
+    checkpoints: Checkpoints,
+    layout: Single,
+    optimizer: torch.optim.AdamW,
+    run: dict[str, object],
+) -> int:
+    """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
+    state = state_of(layout, optimizer, run, 0)
+    checkpoints.load(state)
+    saved, step = state["run"], state["step"]
+    assert isinstance(saved, dict) and isinstance(step, Tensor)
+    changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
+    if changed:
+        raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
+    for moments in optimizer.state.values():
+        moments["step"].fill_(step.item())
+    return int(step.item())
+
+
 class Run:
     """What a run consists of. Each rank makes its own, and all call its methods together."""
 
@@ -77,34 +105,20 @@ class Run:
         self.held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if measured else None
         self.layout = make_layout(args, self.device, getattr(torch, args.dtype))
         self.optimizer = make_optimizer(self.layout.named_parameters(), args.weight_decay)
-        self.settings = {**{name: getattr(args, name) for name in RUN}, "data": self.batches.digest()}
+        self.settings: dict[str, object] = {
+            **{name: getattr(args, name) for name in RUN},
+            "data": self.batches.digest(),
+        }
         self.checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
         self.start = self.resume(self.checkpoints) if self.checkpoints and args.resume else 0
 
     def state(self, step: int) -> dict[str, object]:
-        """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
-        state: dict[str, object] = {"run": dict(self.settings), "step": torch.tensor(step)}
-        for name, weight in self.layout.named_parameters():
-            parts = {f"model.{name}": weight.data, **moments_of(self.optimizer, name, weight)}
-            state |= {key: self.layout.whole(name, part) for key, part in parts.items()}
-        return state | {f"model.{name}": buffer for name, buffer in self.layout.named_buffers()}
+        """What a checkpoint holds."""
+        return state_of(self.layout, self.optimizer, self.settings, step)
 
     def resume(self, checkpoints: Checkpoints) -> int:
-        """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
-        state = self.state(0)
-        checkpoints.load(state)
-        saved, step = state["run"], state["step"]
-        assert isinstance(saved, dict) and isinstance(step, Tensor)
-        changed = [
-            f"{name} {saved.get(name)}, not {value}"
-            for name, value in self.settings.items()
-            if saved.get(name) != value
-        ]
-        if changed:
-            raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
-        for moments in self.optimizer.state.values():
-            moments["step"].fill_(step.item())
-        return int(step.item())
+        """The step that the newest checkpoint stands at, and all as it was then."""
+        return resume(checkpoints, self.layout, self.optimizer, self.settings)
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         layout = self.layout
