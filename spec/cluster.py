@@ -10,10 +10,13 @@ from dsc.spec.zoo import CLUSTERS, names
 
 class Cluster(Section):
     name: str
+    """What plans and tables call it."""
     gpu: str
+    """What is in it, as its maker calls it."""
     architecture: Literal["ada", "ampere", "hopper", "blackwell", "cdna3", "cdna4", "cpu"]
     """Which calibration the time model reads: efficiencies are those of a family of GPUs, peaks are the machine's."""
     gpus_per_node: Count
+    """GPUs of one machine; on a cluster of CPUs, processes."""
     multiprocessors: Count | None = None
     """SMs or compute units of one GPU; null for a CPU, where communication takes none of them."""
     hbm_bytes: Annotated[int, Field(gt=0)]
@@ -56,7 +59,11 @@ def _lower_case(kind: object) -> object:
 class Machines(Section):
     """Which nodes, and how many."""
 
-    kind: Annotated[str, BeforeValidator(_lower_case), Field(json_schema_extra={"examples": [*names(CLUSTERS)]})]
+    kind: Annotated[
+        str,
+        BeforeValidator(_lower_case),
+        Field(json_schema_extra={"anyOf": [{"enum": [*names(CLUSTERS)]}, {"pattern": r"/|\.ya?ml$"}]}),
+    ]
     """The kind of node: a name of spec/clusters in any case, or a file like those, as seen from the spec's folder."""
     nodes: Count | None = None
     """How many; null: as many as `gpus` fill, or one."""

@@ -50,7 +50,7 @@ class ReinforcementLearning(Section):
     importance_cap: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     """Weighs tokens by how much likelier trainer than engine finds them, up to this; null: engine and trainer agree."""
     router_replay: bool = False
-    """Train with the experts that the engine chose ; the gate still learns (DeepSeek-V3.2, section 3.1)."""
+    """Train with the experts that the engine chose; the gate still learns (DeepSeek-V3.2, section 3.1)."""
     overlong_mask: bool = False
     """Leave answers that were cut off out of the loss (DAPO, section 3.4); otherwise they count like any other."""
     length_penalty: LengthPenalty | None = None

@@ -14,7 +14,7 @@ from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
-from dsc.compiler.ops.call import RepeatFunctions, Signature, function_name
+from dsc.compiler.ops.call import LayerLoop, RepeatFunctions, Signature, function_name
 from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, VisibleInWindow
@@ -47,7 +47,7 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
         "forgets": windows.pop() if len(windows) == 1 else "",
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
         "replay": bool(recorded),
-        "routers": len(recorded),
+        "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,
         "kernel": bool(kernel),
@@ -142,9 +142,18 @@ def _window(form: Block) -> str:
     return next((str(op.window) for op in ops if isinstance(op, VisibleInWindow)), "")
 
 
-def _recorded(serving: Graph) -> list[str]:
-    """Experts per token of each router that records its choice when tokens pass the model."""
+def _routers(serving: Graph) -> str:
+    """How many routers record their choice when tokens pass the model, in the names of dims."""
     nodes = (node for _, block in serving.executions(FORWARD) for node in block.nodes())
+    loops = [node.op for node in nodes if isinstance(node.op, LayerLoop)]
+    turns = [(op.count, [key for key, _ in op.runs()[: len(op.classes)]]) for op in loops]
+    found = [(count, sum(len(_recorded(serving, key)) for key in keys)) for count, keys in turns]
+    return " + ".join(str(count) if routers == 1 else f"{routers} * {count}" for count, routers in found if routers)
+
+
+def _recorded(serving: Graph, block: str = FORWARD) -> list[str]:
+    """Experts per token of each router that records its choice when tokens pass a block, the model's by default."""
+    nodes = (node for _, inner in serving.executions(block) for node in inner.nodes())
     return [str(tensor(node.inputs[0].type).shape[-1]) for node in nodes if isinstance(node.op, RecordExperts)]
 
 

@@ -10,10 +10,13 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from ruamel.yaml import YAML
+
 from dsc.compiler.facts.breaking_rules import CATEGORIES
 from dsc.spec.loader import loads
 from dsc.spec.model import ModelSpec
 from dsc.spec.page import language_page
+from dsc.spec.zoo import CLUSTERS
 
 Sections = dict[str, Any]
 
@@ -126,12 +129,42 @@ MIXTRAL = {
 }
 MIXTRAL["attention"]["rope"] = {"layout": "half", "theta": 100.0}
 H800: Sections = {**MLA, "cluster": {"kind": "h800", "nodes": 2}}
+GPUS: Sections = {**MLA, "cluster": {"kind": "h800", "gpus": 8}}
+MACHINE = YAML(typ="safe").load(CLUSTERS / "h800.yaml") | {"name": "mine"}
+MINE: Sections = {**MLA, "cluster": {"kind": "mine", "nodes": 2, "machine": MACHINE}}
+MACHINE_CHANGES = {
+    **{key: value / 2 for key, value in MACHINE.items() if isinstance(value, float)},
+    **{key: value // 2 for key, value in MACHINE.items() if isinstance(value, int)},
+    **dict.fromkeys(("name", "gpu", "source", "links_source"), "another"),
+    "architecture": "blackwell",
+}
 FP8 = {"kind": "fp8_block"}
 FP8_WEIGHTS: Sections = {**MLA, "precision": {**MLA["precision"], "linear": FP8}}
 CLUSTER = {"kind": "h800", "nodes": 1}
 SPIKE = {"action": "skip"}
 SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
-SPIKE_CHANGES = {"deviations": 3.0, "window": 16, "action": "count"}
+SPIKE_CHANGES = {"deviations": (3.0, ""), "window": (16, ""), "action": ("count", "python")}
+
+PENALTY = {"buffer": 4}
+REWARDS: Sections = {**MLA, "rl": {"max_new_tokens": 16, "length_penalty": PENALTY}}
+REWARD_CHANGES = {
+    "group_size": 8,
+    "max_new_tokens": 32,
+    "temperature": 0.5,
+    "ratio": "sequence",
+    "clip_low": 0.2,
+    "clip_high": 0.28,
+    "kl": 0.0,
+    "reference_refresh": 200,
+    "denominator": "tokens",
+    "std_normalization": False,
+    "epochs": 2,
+    "importance_cap": 2.0,
+    "overlong_mask": True,
+    "length_penalty": None,
+    "length_penalty.buffer": 8,
+    "length_penalty.weight": 0.5,
+}
 
 PINS = {
     "pp": 2,
@@ -162,10 +195,13 @@ BASES = {
     "gqa": GQA,
     "mixtral": MIXTRAL,
     "h800": H800,
+    "gpus": GPUS,
+    "mine": MINE,
     "window": WINDOW,
     "cycle": CYCLE,
     "fp8": FP8_WEIGHTS,
     "spike": SPIKES,
+    "rewards": REWARDS,
 }
 
 
@@ -294,10 +330,14 @@ CHANGES = (
     Change("mla", "workload.global_batch", 64, "plan"),
     Change("mla", "training.not_finite", "skip", ""),
     Change("mla", "training.spike", SPIKE, ""),
-    *(Change("spike", f"training.spike.{key}", value, "") for key, value in SPIKE_CHANGES.items()),
+    *(Change("spike", f"training.spike.{key}", value, breaks) for key, (value, breaks) in SPIKE_CHANGES.items()),
+    *(Change("rewards", f"rl.{key}", value, "") for key, value in REWARD_CHANGES.items()),
+    Change("rewards", "rl.router_replay", True, "python"),
     Change("mla", "cluster", CLUSTER, "plan"),
     Change("h800", "cluster.kind", "h100", "plan"),
     Change("h800", "cluster.nodes", 4, "plan"),
+    Change("gpus", "cluster.gpus", 12, "plan"),
+    *(Change("mine", f"cluster.machine.{key}", value, "plan") for key, value in MACHINE_CHANGES.items()),
     *(Change("h800", f"placement.{name}", value, "plan") for name, value in PINS.items()),
     *(Change("fp8", f"precision.linear.{key}", value, "") for key, value in FP8_CHANGES.items()),
 )

@@ -55,7 +55,11 @@ def test_what_is_no_spec_is_told_what_it_is(run: Any) -> None:
         ("tiny/dsc.lock.json", "the lock file of a package", "give the spec"),
         ("dsc.schema.json", "a JSON Schema", "give the spec"),
         ("model.safetensors.index.json", "the index of a checkpoint", "give the spec"),
-        (CLUSTERS / "h800.yaml", "the description of a cluster", "cluster: {kind: h800, nodes: 1}"),
+        (
+            CLUSTERS / "h800.yaml",
+            "the description of a cluster",
+            f"cluster: {{kind: {CLUSTERS / 'h800.yaml'}, nodes: 1}}",
+        ),
     ):
         for verb in ("check", "stats"):
             stderr = run(verb, file, code=2).stderr

@@ -21,7 +21,7 @@ OPTIONS = {
     "check": {"SPECS", "--format"},
     "stats": {"SPEC", "--compare", "--context", "--batch", "--markdown", "--json"},
     "plan": {
-        *("SPEC", "--mode", "--cluster", "--nodes", "--context", "--redundant", "--loads"),
+        *("SPEC", "--mode", "--cluster", "--nodes", "--gpus", "--context", "--redundant", "--loads"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
     "diff": {"FIRST", "SECOND", "--files", "--breaking", "--hashes", "--json"},

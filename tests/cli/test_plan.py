@@ -35,7 +35,7 @@ def test_training_in_the_terminal(run: Any) -> None:
     shown = run("plan", "tiny", *CPU).stdout
     assert shown.startswith("fits: tiny, training on 4 nodes of cpu, 4 processes\n  pp ")
     for words in (
-        "GiB of one GPU",
+        "GiB of one process",
         "of a step, busiest rank",
         "one choice away",
         "frees most memory: ",

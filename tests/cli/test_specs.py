@@ -1,6 +1,7 @@
 """Verbs that make specs or describe them: init, import, export, shrink, schema, explain, doctor."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def test_explain_of_what_is_neither(run: Any) -> None:
 
 def test_clusters_are_words_of_the_schema(run: Any) -> None:
     kind = json.loads(run("schema").stdout)["$defs"]["Machines"]["properties"]["kind"]
-    assert kind["enum"] == names(CLUSTERS)
+    words, files = kind["anyOf"]
+    assert words["enum"] == names(CLUSTERS)
+    assert re.search(files["pattern"], "./mine.yaml") and not re.search(files["pattern"], "h100")
 
 
 def test_init_from_the_zoo(run: Any) -> None:

@@ -172,7 +172,7 @@ def test_a_group_that_does_not_divide_the_model_is_an_error_with_the_division() 
     pinned = replace(
         problem,
         spec=problem.spec.model_copy(update={"placement": Placement(tp=3)}),
-        hardware=replace(problem.hardware, nodes=3),
+        hardware=problem.hardware.of_nodes(3),
     )
     with pytest.raises(DscError) as raised:
         list(servings(pinned))
@@ -183,7 +183,7 @@ def test_the_smallest_deployment_fits_and_the_next_smaller_does_not() -> None:
     problem = serving("deepseek-v3", "h800", 1)
     nodes = smallest_deployment(problem)
     assert nodes == 2
-    larger = replace(problem, hardware=replace(problem.hardware, nodes=nodes))
+    larger = replace(problem, hardware=problem.hardware.of_nodes(nodes))
     assert make_serving_plan(larger).fits and not make_serving_plan(problem).fits
 
 

@@ -74,7 +74,7 @@ def test_every_line_of_the_ledger_and_of_the_step_is_there() -> None:
     for one in plan.around:
         assert {one.change, one.binds, one.reason} <= texts, one.change
     assert page.counts["svg"] == 2
-    assert any(text.startswith("It fits: the fullest GPU needs ") for text in texts)
+    assert any(text.startswith("It fits: the fullest process needs ") for text in texts)
 
 
 def test_every_line_of_a_deployment_is_there() -> None:

@@ -164,8 +164,11 @@ def together(found: Mapping[Key, float], key: Key) -> list[list[Key]]:
     Hugging Face's types have one value for the same number of every attention; kernels without padding exist where
     the dims of a head are equal.
     """
-    alike = [one for one in found if one[:1] == key[:1] == ("attention",) and one[2:] == key[2:] != ()]
-    equal = [one for one, value in found.items() if one[:1] == key[:1] and type(value) is int and value == found[key]]
+    if key[0] != "attention":
+        return [[key]]
+    attention = {one: value for one, value in found.items() if one[0] == "attention"}
+    alike = [one for one in attention if one[2:] == key[2:] != ()]
+    equal = [one for one, value in attention.items() if type(value) is int and value == found[key]]
     return [[key], alike, equal]
 
 

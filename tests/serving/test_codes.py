@@ -1,23 +1,22 @@
 """Weights in FP8 are quantized when an engine is made: the same products to the last bit, and no step does it again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
-from conftest import Importer, importer
 from numerics.reference import dequantised
 from numerics.test_checkpoint import to_fp8
 from test_fp8_training import small
 
 from dsc.compiler.driver import build, emit
-from dsc.compiler.emit.write import write
+
+Importer = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Importer:
-    folder = tmp_path_factory.mktemp("codes") / "package"
-    write(emit(build(small("fp8_block"))), folder)
-    return importer(folder)
+def package(emitted: Callable[[dict[str, str]], Importer]) -> Importer:
+    return emitted(emit(build(small("fp8_block"))))
 
 
 @pytest.fixture

@@ -109,8 +109,10 @@ def read_documents(path: Path, tokenizer: Path | None, field: str = "text") -> D
 def open_token_file(path: Path) -> Tokens:
     try:
         tokens: Tokens = np.load(path, mmap_mode="r") if path.suffix == ".npy" else np.memmap(path, ID, "r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise SystemExit(f"--data {path}: not a readable token file ({error})") from None
+    if not isinstance(tokens, np.ndarray):
+        raise SystemExit(f"--data {path}: several arrays (.npz); save one array as .npy")
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
         raise SystemExit(f"--data {path}: {tokens.ndim}-D {tokens.dtype}; save a 1-D array of uint16 or uint32 ids")
     return tokens

@@ -9,12 +9,12 @@ recorded again.
 import torch
 from torch import Tensor
 
-from ..dims import TOP_K
+from ..dims import NUM_MOE_LAYERS, TOP_K
 from .batch import Batch
 from .cache import PAGE_SIZE
 from .scheduler import Text
 
-ROUTERS = 3  # that a token passes
+ROUTERS = NUM_MOE_LAYERS  # that a token passes
 
 
 class Routes:

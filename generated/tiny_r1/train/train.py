@@ -217,8 +217,8 @@ def natural(text: str) -> int:
 
 
 def amount(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError("must be a number that is not negative")
+    if not 0 <= float(text) <= 1e30:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 1e30")
     return float(text)
 
 
