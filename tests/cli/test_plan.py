@@ -39,7 +39,7 @@ def test_training_in_the_terminal(run: Any) -> None:
         "of a step, busiest rank",
         "one choice away",
         "frees most memory: ",
-        "ways to share the GPUs are legal",
+        "ways to share the model are legal",
     ):
         assert words in shown
     assert re.search(r"^step \d+\.\d\d s \(\+-100%\), bubble ", shown, re.MULTILINE)
