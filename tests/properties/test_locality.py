@@ -105,6 +105,7 @@ STRUCTURAL = (  # how keys end whose numbers some model ties to others, or that 
     "norm.eps",  # Qwen3's type has one eps, for the heads of q and k too
     "mscale_all_dim",  # unlike mscale, it would scale cos and sin
     "mtp.depth",  # a line of the loss for each
+    "rl.temperature",  # with 1 no logits are divided
     "weight_block",  # see LEFT_OUT
 )
 TILE = '"num_warps": '  # stands in every tile of a kernel's launch; rows of a tile may follow a width
@@ -128,7 +129,9 @@ def structure(program: Program) -> object:
     nodes = [
         (b.key, n.id, n.op.kind, n.op.requires) for graph in graphs for b in graph.blocks.values() for n in b.nodes()
     ]
-    return nodes, [forms(program, graph) for graph in graphs], family(program.spec), program.notes
+    rl = program.spec.rl
+    plain = rl and (rl.temperature == 1, rl.epochs == 1)  # numbers that leave no line
+    return nodes, [forms(program, graph) for graph in graphs], family(program.spec), program.notes, plain
 
 
 def forms(program: Program, graph: Graph) -> dict[tuple[str, str], object]:
