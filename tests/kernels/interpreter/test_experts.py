@@ -198,7 +198,7 @@ FAULTS = {
         "end = tl.load(ends_ptr + expert) - 1\n",
     ),
     "not gathered": ('GATHER_DY=by_token == "dy"', "GATHER_DY=False"),
-    "half of dw": ("dw += _columns", "dw = _half"),
+    "half of dw": ("dw += _columns", "dw = _columns"),
     "shared left out": ("    if ADD:", "    if False:"),
 }
 

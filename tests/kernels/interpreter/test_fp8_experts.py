@@ -151,7 +151,7 @@ FAULTS = {
         "ends, gate_up_t, scale.mT, dy.dtype",
         "ends, gate_up_t, scale.mT.flip(1), dy.dtype",
     ),
-    "half of dw": ("dw += _columns", "dw = _half"),
+    "half of dw": ("dw += _columns", "dw = _columns"),
 }
 
 
