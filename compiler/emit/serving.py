@@ -18,7 +18,7 @@ from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import LayerLoop, RepeatFunctions, Signature, function_name
 from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
-from dsc.compiler.ops.paged import GROUP, VisibleInWindow
+from dsc.compiler.ops.paged import GROUP, SharedAttention, VisibleAttention, VisibleInWindow
 from dsc.compiler.ops.policy import RecordExperts
 from dsc.compiler.passes.serve import DRAFT, FORWARD
 from dsc.spec.model import ModelSpec
@@ -26,7 +26,9 @@ from dsc.spec.precision import CACHE_GROUP
 
 DECODE = "infer/decode.py"
 FILES = ("batch", "cache", "chat", "engine", "generate", "loop", "protocol", "sampling", "scheduler", "serve", "text")
-PAGE_SIZE = 16  # tokens; kernels bring their own
+PAGE_SIZE = 16  # tokens
+PAGED, PAGE_OF_KERNELS = {"gqa_decode", "mla_decode"}, 64
+"""Kernels that attend to pages, and the size of those: as wide as their tiles of tokens."""
 SIZES = {
     "T": "T new tokens of all texts",
     "B": "B texts of a group",
@@ -40,7 +42,8 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     model = list(model)
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
-    kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
+    kernels = {module for module, _ in kernel_functions(serving)}
+    ops = [node.op for block in serving.blocks.values() for node in block.nodes()]
     recorded = _recorded(serving)
     marks = files.spec.tokens.reasoning
     optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
@@ -56,8 +59,10 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
         "reasons": marks is not None,
         "begin": json.dumps(marks and marks.begin, ensure_ascii=False),
         "end": json.dumps(marks and marks.end, ensure_ascii=False),
-        "kernel": bool(kernel),
-        "page_size": 64 if kernel else PAGE_SIZE,
+        "ordered": "latent_cache" in kernels,
+        "begins": bool(kernels & PAGED),
+        "masks": any(isinstance(op, VisibleAttention | SharedAttention) for op in ops),
+        "page_size": PAGE_OF_KERNELS if kernels & PAGED else PAGE_SIZE,
     }
     chosen = [name for name, wanted in optional.items() if wanted]
     plain = [f"infer/{name}.py" for name in (*FILES, *chosen)]

@@ -7,6 +7,7 @@ from dsc.compiler.kernels.fp8_block import FP8_CODES, FP8_EXPERTS, FP8_LINEAR
 from dsc.compiler.kernels.fp8_gemm import FP8_GEMM
 from dsc.compiler.kernels.fp8_grouped_gemm import FP8_GROUPED_GEMM, FP8_GROUPED_GEMM_BACKWARD
 from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE, SWIGLU_QUANTIZE
+from dsc.compiler.kernels.gqa_decode import GQA_DECODE
 from dsc.compiler.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_BACKWARD
 from dsc.compiler.kernels.kernel import Kernel
 from dsc.compiler.kernels.latent_cache import LATENT_CACHE, MLA_DECODE
@@ -28,6 +29,7 @@ KERNELS = {
         FP8_GROUPED_GEMM_BACKWARD,
         FP8_LINEAR,
         FP8_QUANTIZE,
+        GQA_DECODE,
         GROUPED_GEMM,
         GROUPED_GEMM_BACKWARD,
         LATENT_CACHE,

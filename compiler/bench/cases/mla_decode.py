@@ -25,7 +25,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         cache = _cache(kernel, batch * pages, latent, rotary, device)
         block_table = torch.randperm(batch * pages, device=device, dtype=torch.int32).view(batch, pages)
         lengths = torch.full((batch,), tokens, device=device, dtype=torch.int32)
-        arguments = (q_latent, q_rope, cache, block_table, lengths)
+        arguments = (q_latent, q_rope, cache, block_table, lengths, 0)
         yield Case(
             f"mla_decode {batch} x {queries} over {tokens}",
             partial(kernel._decode, *arguments),

@@ -1,7 +1,7 @@
-"""Latents in pages as kernels/latent_cache.py writes them and kernels/mla_decode.py attends to them."""
+"""Attention to pages as kernels do it: gqa_decode.py, and mla_decode.py over latents that latent_cache.py writes."""
 
 from dsc.compiler.graph.dim import C, Dim
-from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.paged import ReadRows
 
@@ -89,3 +89,26 @@ class ReadFp8Latents(ReadRows):
     def infer(self, inputs: Types) -> Types:
         (rows,) = super().infer(inputs)
         return tuple(retyped(rows, *tensor(rows).shape[:2], size) for size in self.sizes)
+
+
+@register
+class AttendPages(Op):
+    """Attention of a group over the keys and values of its pages: [B, S, H, N] -> [B, S, H, N]."""
+
+    kind = "attend_pages"
+    op_class = OpClass.ATTENTION
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("q", "group", "pages")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.gqa_decode.gqa_decode",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (inputs[0],)
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two products with every cached token, causal or not: 4 S C H N."""
+        return tensor(inputs[0]).numel * C * 4

@@ -22,9 +22,9 @@ from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
 from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
-from dsc.compiler.passes.fuse.pages import fuse_latent_pages, read_fp8_latents
+from dsc.compiler.passes.fuse.pages import fuse_grouped_pages, fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
-from dsc.spec.attention import MlaAttention
+from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
@@ -51,7 +51,8 @@ class Choice:
 def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """No kernels where no GPU is named: plain PyTorch runs anywhere.
 
-    Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels.
+    Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels; over
+    pages, which that does not read, it has a kernel.
     """
     if target is None:
         lacking = "a cluster" if spec.cluster is None else f"kernels for {spec.cluster.kind}"
@@ -72,6 +73,8 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
                 serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
+    elif isinstance(spec.attention, GqaAttention):
+        serving.append(fuse_grouped_pages)
     if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
         notes.append("precision.kv_cache: rows are kept in bf16, for lack of kernels for FP8 rows there")
     if _mixtures(spec) > 1:

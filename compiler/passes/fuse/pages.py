@@ -1,4 +1,4 @@
-"""Latents in pages: norm, rotation and write become one kernel, and attention to latents another."""
+"""Attention to pages as a kernel; of latents norm, rotation and write become another one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.ops.fused.pages import AttendLatents, ReadFp8Latents, WriteLatentRows, WriteLatentRowsAndNorm
+from dsc.compiler.ops.fused.pages import (
+    AttendLatents,
+    AttendPages,
+    ReadFp8Latents,
+    WriteLatentRows,
+    WriteLatentRowsAndNorm,
+)
 from dsc.compiler.ops.norm import RmsNorm
-from dsc.compiler.ops.paged import ReadRows, SharedAttention, WriteRows
+from dsc.compiler.ops.paged import ReadRows, SharedAttention, VisibleAttention, WriteRows
 from dsc.compiler.ops.shape import Concat, Split
 from dsc.compiler.passes.fuse.pattern import ancestors, collapse, each_node, made_by
 
@@ -16,6 +22,11 @@ from dsc.compiler.passes.fuse.pattern import ancestors, collapse, each_node, mad
 def fuse_latent_pages(graph: Graph) -> Graph:
     """Of packed tokens, before other fusions."""
     return each_node(each_node(graph, SharedAttention, _attend), WriteRows, _write)
+
+
+def fuse_grouped_pages(graph: Graph) -> Graph:
+    """Of packed tokens, before other fusions."""
+    return each_node(graph, VisibleAttention, _attend_grouped)
 
 
 def read_fp8_latents(graph: Graph) -> Graph:
@@ -30,6 +41,14 @@ def _attend(block: Block, attention: Node) -> Block:
     inputs = (*joined[0].inputs, group, read[0].inputs[0])
     gone = [joined[0], read[0], split[0], attention]
     return collapse(block, gone, replace(attention, op=AttendLatents(), inputs=inputs))
+
+
+def _attend_grouped(block: Block, attention: Node) -> Block:
+    """Keys and values need not be read out of their pages any more."""
+    q, _, _, group = attention.inputs
+    gone = ancestors(block, attention, [q])
+    (pages,) = (node.inputs[0] for node in gone if isinstance(node.op, ReadRows))
+    return collapse(block, [*gone, attention], replace(attention, op=AttendPages(), inputs=(q, group, pages)))
 
 
 def _write(block: Block, write: Node) -> Block:

@@ -50,6 +50,8 @@ class Group:
     """Tokens of the longest text, the new ones included."""
     table: Tensor  # [B, pages of the longest] int32
     lengths: Tensor  # [B] int32, tokens with the new ones
+    begins: int
+    """Rows before it hold nothing."""
     visible: Tensor  # [B, S, C] which rows each new token attends to
 
     def take(self, x: Tensor) -> Tensor:
@@ -93,4 +95,5 @@ def _group(parts: list[Part], begin: int, begins: int, positions: Tensor) -> Gro
     lengths = torch.tensor([part.end for part in parts], dtype=torch.int32, device=positions.device)
     row = torch.arange(width * PAGE_SIZE, device=positions.device)
     last = positions[begin : begin + texts * new].view(texts, new, 1)
-    return Group(begin, texts, new, seen, table, lengths, (row >= begins) & (row <= last))
+    visible = (row >= begins) & (row <= last)
+    return Group(begin, texts, new, seen, table, lengths, begins, visible)

@@ -89,7 +89,7 @@ def latent_attention_absorbed(
 ) -> Tensor:
     """Attention of a group over the latents of its pages themselves (DeepSeek-V2, section 2.1)."""
     q_latent = torch.einsum("bshn,hnl->bshl", q_nope, module.w_uk)  # [B, S, H, L]
-    out_latent = mla_decode(q_latent, q_rope, pages, group.table, group.lengths)
+    out_latent = mla_decode(q_latent, q_rope, pages, group.table, group.lengths, group.begins)
     return torch.einsum("bshl,hvl->bshv", out_latent, module.w_uv)  # [B, S, H, V]
 
 

@@ -11,9 +11,10 @@ heads are never materialized.
 
 Shapes: q_latent, out_latent [B, Q, H, L], q_rope [B, Q, H, R] rotated; cache [pages, PAGE, row] as
 latent_cache.py writes it; block_table [B, max pages of a sequence] int32, the pages of each sequence in order; lengths
-[B] int32, tokens in the cache including the Q new ones. Query i sees the first lengths - Q + i + 1 tokens; a query that
-sees none gives zeros. Entries of the table and rows of pages past the length are never read. A length beyond the table
-and a page outside the cache raise IndexError on a CPU; elsewhere the queries that see it give NaN.
+[B] int32, tokens in the cache including the Q new ones. Query i sees the tokens from `begins` on of the first
+lengths - Q + i + 1; a query that sees none gives zeros. Entries of the table and rows of pages past the length are
+never read. A length beyond the table and a page outside the cache raise IndexError on a CPU; elsewhere the queries that
+see it give NaN.
 
 The Q * H queries of a sequence are the rows of the matrix products: a tile of rows against a tile of tokens, whose
 latents, loaded once, serve as keys and as values. Where there are fewer sequences than SMs, the tokens are split among
@@ -43,7 +44,9 @@ MIN_SPLIT = 256  # tokens; below that, moving partial results costs as much as r
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # for exp2
 
 
-def reference(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+def reference(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor, begins: int = 0
+) -> Tensor:
     """out_latent in plain PyTorch, in float32 or wider inside."""
     page_size, queries = cache.shape[1], q_latent.shape[1]
     dtype = torch.promote_types(q_latent.dtype, torch.float32)
@@ -53,13 +56,13 @@ def reference(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tens
     rows = cache[block_table.where(used, 0).long()].flatten(1, 2)  # [B, C, row]
     latent, k_rope = reference_rows(rows, dtype)  # [B, C, L], [B, C, R]
     token = torch.arange(latent.shape[1], device=cache.device)
-    written = (token < lengths[:, None])[..., None]  # [B, C, 1]
-    latent, k_rope = latent.where(written, 0.0), k_rope.where(written, 0.0)
+    written = (token >= begins) & (token < lengths[:, None])  # [B, C]
+    latent, k_rope = (rows.where(written[..., None], 0.0) for rows in (latent, k_rope))
 
     scores = torch.einsum("bqhl,bcl->bqhc", q_latent.to(dtype), latent)
     scores = (scores + torch.einsum("bqhr,bcr->bqhc", q_rope.to(dtype), k_rope)) * ATTENTION_SCALE
     last = lengths[:, None] - queries + torch.arange(queries, device=cache.device)  # [B, Q]
-    visible = (token <= last[..., None])[:, :, None]  # [B, Q, 1, C]
+    visible = ((token <= last[..., None]) & written[:, None])[:, :, None]  # [B, Q, 1, C]
     weights = scores.masked_fill(~visible, -math.inf).softmax(-1).where(visible, 0.0)
     return torch.einsum("bqhc,bcl->bqhl", weights, latent).to(q_latent.dtype)
 
@@ -98,7 +101,7 @@ def _split_size(length, num_splits, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constex
 @triton.jit
 def mla_decode_split_kernel(
     q_latent_ptr, q_rope_ptr, cache_ptr, block_table_ptr, table_width, num_pages,
-    lengths_ptr, out_ptr, lse_ptr, batch, num_queries, scale_log2,
+    lengths_ptr, out_ptr, lse_ptr, batch, num_queries, begins, scale_log2,
     H: tl.constexpr, L: tl.constexpr, R: tl.constexpr, PAGE: tl.constexpr,
     MIN_SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +133,7 @@ def mla_decode_split_kernel(
         page = tl.load(block_table_ptr + sequence * table_width + entry, mask=entry < table_width, other=-1)
         known = ((page >= 0) & (page < num_pages)) | (offs_n >= end)
         token = page.to(tl.int64) * PAGE + offs_n % PAGE
-        mask_n = (known & (offs_n < end))[:, None]
+        mask_n = (known & (offs_n >= begins) & (offs_n < end))[:, None]
         k_rope_ptrs = cache_ptr + token[:, None] * (L + R) + L
         latent = tl.load(k_rope_ptrs - L + offs_l[None, :], mask=mask_n, other=0.0).to(q_latent.dtype)
         k_rope = tl.load(k_rope_ptrs + offs_r[None, :], mask=mask_n, other=0.0).to(q_rope.dtype)
@@ -138,7 +141,8 @@ def mla_decode_split_kernel(
         scores = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
         scores = tl.dot(q_rope, tl.trans(k_rope), scores, input_precision="ieee") * scale_log2
         scores = tl.where(known[None, :], scores, float("nan"))
-        scores = tl.where(offs_n[None, :] < tl.minimum(visible, end)[:, None], scores, float("-inf"))
+        seen = (offs_n[None, :] < tl.minimum(visible, end)[:, None]) & (offs_n >= begins)[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen no token yet
         alpha = tl.exp2(m_i - m_finite)
@@ -181,9 +185,11 @@ def mla_decode_combine_kernel(
 
 
 @operator(__name__, "mla_decode")
-def _decode(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+def _decode(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor, begins: int
+) -> Tensor:
     if not runs_triton(q_latent):
-        return reference(q_latent, q_rope, cache, block_table, lengths)
+        return reference(q_latent, q_rope, cache, block_table, lengths, begins)
     q_latent, q_rope, rows = q_latent.contiguous(), q_rope.contiguous(), cache.contiguous().view(-1, cache.shape[-1])
     block_table, lengths = block_table.contiguous(), lengths.contiguous()
     batch, queries, page_size = q_latent.shape[0], q_latent.shape[1], cache.shape[1]
@@ -194,7 +200,7 @@ def _decode(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor
     lse = out.new_empty(splits, batch, num_rows, dtype=torch.float32)
     mla_decode_split_kernel[(triton.cdiv(num_rows, SPLIT["BLOCK_M"]), splits, batch)](
         q_latent, q_rope, rows, block_table, block_table.shape[1], len(cache), lengths, partial, lse, batch, queries,
-        SCALE_LOG2,
+        begins, SCALE_LOG2,
         H=NUM_HEADS, L=KV_LORA_RANK, R=QK_ROPE_HEAD_DIM, PAGE=page_size, MIN_SPLIT=MIN_SPLIT, **SPLIT,
     )  # fmt: skip
     if splits > 1:
@@ -207,10 +213,12 @@ def _decode(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor
 
 
 @_decode.register_fake
-def _(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+def _(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor, begins: int) -> Tensor:
     return q_latent.new_empty(q_latent.shape)
 
 
-def mla_decode(q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+def mla_decode(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, lengths: Tensor, begins: int = 0
+) -> Tensor:
     """Attention over the latents of each sequence's pages: [B, Q, H, L], [B, Q, H, R] -> [B, Q, H, L]."""
-    return _decode(q_latent, q_rope, cache, block_table, lengths)
+    return _decode(q_latent, q_rope, cache, block_table, lengths, begins)

@@ -16,7 +16,7 @@ class AdamW(torch.optim.AdamW):
     """torch's, with moments that lie in bfloat16 between steps (DeepSeek-V3, section 3.3.3)."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing is evaluated again
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

@@ -10,7 +10,7 @@ nobody's: what must be computed but not kept is written there, and nobody reads 
 from collections import OrderedDict
 from itertools import count
 
-PAGE_SIZE = 16  # tokens of a page
+PAGE_SIZE = 64  # tokens of a page
 NOWHERE = 0  # the page that is nobody's
 
 Key = tuple[int, tuple[int, ...]]  # the serial of the page before, 0 for none; the page's own tokens

@@ -2,31 +2,21 @@
 # Yours to read and edit. Regenerate: dsc compile llama-3.1-8b
 """The model over packed tokens and pages of a cache: one forward for parts of prompts, single tokens and guesses.
 
-Dims: T new tokens of all texts, B texts of a group, S new tokens of each, C rows of the longest, W VOCAB_SIZE,
-    D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
+Dims: T new tokens of all texts, W VOCAB_SIZE, D HIDDEN_SIZE, N HEAD_DIM, H NUM_HEADS, J NUM_KV_HEADS.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dims import ATTENTION_SCALE, HEAD_DIM, NORM_EPS, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS
+from ..dims import HEAD_DIM, NORM_EPS, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS
+from ..kernels.gqa_decode import gqa_decode
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope import rotate
 from ..kernels.swiglu import swiglu
 from .batch import Batch, Group
 from .cache import PAGE_SIZE
 from .prepare import DenseLayer, FeedForward, GroupedQueryAttention, Model
-
-
-def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
-
-    [B, S, H, N], [B, C, J, N] twice -> like q.
-    """
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, visible.unsqueeze(1), scale=ATTENTION_SCALE, enable_gqa=True)
-    return out.transpose(1, 2)
 
 
 def write_rows(pages: Tensor, slots: Tensor, *kept: Tensor) -> None:
@@ -37,11 +27,7 @@ def write_rows(pages: Tensor, slots: Tensor, *kept: Tensor) -> None:
 
 def grouped_query_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
     """Attention of a group over the keys and values of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q.dtype)  # [B, C, 2 * J * N]
-    k, v = rows.split((NUM_KV_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM), -1)  # [B, C, J * N] each
-    k = k.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, C, J, N]
-    v = v.unflatten(-1, (NUM_KV_HEADS, HEAD_DIM))  # [B, C, J, N]
-    return visible_attention(q, k, v, group.visible)
+    return gqa_decode(q, pages, group.table, group.lengths, group.begins)
 
 
 def grouped_query_attention(

@@ -94,4 +94,5 @@ def _group(parts: list[Part], begin: int, begins: int, positions: Tensor) -> Gro
     lengths = torch.tensor([part.end for part in parts], dtype=torch.int32, device=positions.device)
     row = torch.arange(width * PAGE_SIZE, device=positions.device)
     last = positions[begin : begin + texts * new].view(texts, new, 1)
-    return Group(begin, texts, new, seen, table, lengths, (row >= begins) & (row <= last))
+    visible = (row >= begins) & (row <= last)
+    return Group(begin, texts, new, seen, table, lengths, visible)

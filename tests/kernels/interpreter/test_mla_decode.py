@@ -137,6 +137,19 @@ def test_queries_that_see_nothing_give_zeros(monkeypatch: pytest.MonkeyPatch, sp
     assert not out[0].any() and not out[1, 0].any() and bool(out[1, 1].any())
 
 
+@pytest.mark.parametrize("rows", ["plain", "fp8"])
+def test_rows_before_the_first_are_never_seen(monkeypatch: pytest.MonkeyPatch, rows: str) -> None:
+    """The layer that guesses writes its rows from the second position on."""
+    modules = kernels(rows, **FP8)
+    split_into(monkeypatch, modules[1], 2)
+    setting = Setting(modules, [1, 2, 130], 1, torch.float32, torch.bfloat16)
+    arguments = (setting.cache, setting.block_table, setting.lengths, 1)
+    expected = modules[1].reference(setting.q_latent.double(), setting.q_rope.double(), *arguments)
+    setting.cache[setting.block_table[:, 0].long(), 0] = 255 if rows == "fp8" else float("nan")
+    out = modules[1].mla_decode(setting.q_latent, setting.q_rope, *arguments)
+    assert calc_diff(out, expected) <= FP32 and not out[0].any() and bool(out[1].any())
+
+
 def test_no_sequences() -> None:
     write, module = kernels("plain")
     setting = Setting([write, module], [3], 1, torch.float32, torch.float32)
@@ -222,13 +235,13 @@ def test_operator(rows: str) -> None:
     modules = kernels(rows, **FP8)
     setting = Setting(modules, [5, 66], 2, torch.float32, torch.float32)
     setting.cache = setting.cache.nan_to_num()
-    arguments = (setting.q_latent, setting.q_rope, setting.cache, setting.block_table, setting.lengths)
+    arguments = (setting.q_latent, setting.q_rope, setting.cache, setting.block_table, setting.lengths, 0)
     torch.library.opcheck(modules[1]._decode, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 FAULTS = {
-    "length mask dropped": ("tl.minimum(visible, end)[:, None], scores,", "(end + 64), scores,"),
-    "queries see the future": ("tl.minimum(visible, end)[:, None], scores,", "end, scores,"),
+    "length mask dropped": ("tl.minimum(visible, end)[:, None]) &", "(end + 64)) &"),
+    "queries see the future": ("tl.minimum(visible, end)[:, None]) &", "end) &"),
     "offset in the page wrong": ("offs_n % PAGE", "offs_n % (PAGE // 2)"),
     "page of the tile before": ("start_n // PAGE if", "tl.maximum(start_n - BLOCK_N, 0) // PAGE if"),
     "combined without weights": ("acc += weight * tl.load(partial_ptr", "acc += 0.5 * tl.load(partial_ptr"),
