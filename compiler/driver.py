@@ -29,7 +29,7 @@ from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
-from dsc.compiler.passes.turns import in_turns, pairs
+from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -85,11 +85,13 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
-    step = replace(step, turns=verify(in_turns(stepped, step.stages)) if pairs(step.sharing) else None)
+    apart = one_by_one(step.sharing)
+    if pairs(step.sharing) and not apart:
+        step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
-    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart)))
     return Program(spec, target, plain, training, step, inference, serving, learning, notes)
 
 

@@ -40,11 +40,15 @@ TAPE_VALUE, ALIVE_VALUE = Value(INPUT, 0, "tape", TAPE), Value(INPUT, 1, "*alive
 
 
 def pairs(sharing: Sharing | None) -> bool:
-    """Whether a forward runs beside a backward, and has all-to-alls to hide there.
+    """Whether a forward runs beside a backward, and has all-to-alls to hide there."""
+    return sharing is not None and sharing.schedule == PAIRING and sharing.ep > 1
 
-    What backward makes again is not cut: a plan that recomputes runs its pairs one half after the other.
-    """
-    return sharing is not None and sharing.schedule == PAIRING and sharing.ep > 1 and not sharing.recompute
+
+def one_by_one(sharing: Sharing | None) -> tuple[str, ...]:
+    """A note where pairs run one half after the other: what backward makes again cannot be cut yet."""
+    if sharing is None or not pairs(sharing) or not sharing.recompute:
+        return ()
+    return (f"train: {PAIRING} without overlap, for there is no code yet that cuts what recompute makes again",)
 
 
 def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:
@@ -125,7 +129,9 @@ class _Writer:
             loop = LoopTurnsSum(name, len(given), results[:1], len(kept), op.slice)
             return _through(replace(summed, op=loop), kept, {total[0]: node.outputs[1].name})
         if isinstance(op, LayerLoop):
-            return _through(replace(node, op=LoopTurns(name, len(given), results, len(kept), op.slice), inputs=inputs), kept)
+            return _through(
+                replace(node, op=LoopTurns(name, len(given), results, len(kept), op.slice), inputs=inputs), kept
+            )
         path = f"{op.name}[{op.index}]" if isinstance(op, CallListed) else op.name
         return _through(replace(node, op=CallTurns(name, len(given), results, len(kept), path), inputs=inputs), kept)
 
@@ -190,7 +196,11 @@ def _read(nodes: Iterable[Node]) -> set[Value]:
 
 
 def _names(node: Node) -> tuple[str, ...]:
-    return node.op.operands[: len(node.inputs)] if not isinstance(node.op, Cut | StartExchange) else ("",) * len(node.inputs)
+    return (
+        node.op.operands[: len(node.inputs)]
+        if not isinstance(node.op, Cut | StartExchange)
+        else ("",) * len(node.inputs)
+    )
 
 
 def _with_gradients(block: Block, inputs: set[Value]) -> set[Value]:
