@@ -1,5 +1,7 @@
 """Routed experts as kernels/expert_dispatch.py and kernels/experts.py compute them."""
 
+from typing import ClassVar
+
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
@@ -76,6 +78,8 @@ class RoutedAndSharedExperts(RoutedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "routed_and_shared_experts"
+    routed: ClassVar[type[RoutedExperts]] = RoutedExperts
+    """What is left without it."""
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
+    routed = Fp8RoutedExperts
     block: Int
     """Elements that share a scale."""
 
