@@ -12,6 +12,7 @@ from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import function_name
+from dsc.compiler.ops.turns import GroupedProduct
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL
 from dsc.compiler.passes.turns import METHOD
@@ -21,7 +22,9 @@ def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Defini
     """turns.py, from the graph; tape.py and overlap.py, the same for every model. None where nothing is paired."""
     if step.turns is None:
         return []
-    same = [files.file(path, path) for path in ("train/tape.py", "train/overlap.py")]
+    ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
+    grouped = any(isinstance(op, GroupedProduct) for op in ops)
+    same = [files.file(path, path, grouped=grouped) for path in ("train/tape.py", "train/overlap.py")]
     return [turns_file(files, step, step.turns, model), *same]
 
 
