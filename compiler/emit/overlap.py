@@ -23,8 +23,8 @@ def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Defini
     if step.turns is None:
         return []
     ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
-    grouped = any(isinstance(op, GroupedProduct) for op in ops)
-    same = [files.file(path, path, grouped=grouped) for path in ("train/tape.py", "train/overlap.py")]
+    stacked = any(isinstance(op, GroupedProduct) for op in ops)
+    same = [files.file(path, path, stacked=stacked) for path in ("train/tape.py", "train/overlap.py")]
     return [turns_file(files, step, step.turns, model), *same]
 
 
