@@ -44,11 +44,17 @@ def pairs(sharing: Sharing | None) -> bool:
     return sharing is not None and sharing.schedule == PAIRING and sharing.ep > 1
 
 
-def one_by_one(sharing: Sharing | None) -> tuple[str, ...]:
-    """A note where pairs run one half after the other: what backward makes again cannot be cut yet."""
-    if sharing is None or not pairs(sharing) or not sharing.recompute:
+def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, ...]:
+    """A note where pairs run one half after the other, for what cannot be cut yet."""
+    if sharing is None or not pairs(sharing):
         return ()
-    return (f"train: {PAIRING} without overlap, for there is no code yet that cuts what recompute makes again",)
+    loops = (node.op for stage in stages for node in stage.block.nodes() if isinstance(node.op, LayerLoop))
+    mixed = any(len(loop.callees()) > 1 for loop in loops)
+    reasons = [
+        *(["what recompute makes again"] if sharing.recompute else []),
+        *(["layers in a cycle"] if mixed else []),
+    ]
+    return (f"train: {PAIRING} without overlap, for there is no code yet that cuts {reasons[0]}",) if reasons else ()
 
 
 def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:

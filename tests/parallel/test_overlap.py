@@ -85,6 +85,14 @@ def test_what_is_made_again_is_not_cut_and_that_is_said(placed_spec: Any) -> Non
     assert any(note.startswith("train: DualPipeV without overlap") for note in program.notes)
 
 
+def test_layers_in_a_cycle_are_not_cut_and_that_is_said(placed_spec: Any) -> None:
+    spec = placed_spec("deepseek", V)
+    spec["layers"] = [{"repeat": 4, "cycle": [{"ffn": "dense"}, {"ffn": "moe"}]}]
+    program = build(ModelSpec.model_validate(spec))
+    assert program.step.turns is None
+    assert any("cuts layers in a cycle" in note for note in program.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
