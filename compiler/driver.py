@@ -29,6 +29,7 @@ from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -83,12 +84,16 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
+    step = replace(step, graph=stepped)
+    apart = one_by_one(step.sharing, step.stages)
+    if pairs(step.sharing) and not apart:
+        step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
-    wide = wide_state(spec)
-    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *wide)))
-    return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, learning, notes)
+    spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
+    notes = tuple(dict.fromkeys(spoken))
+    return Program(spec, target, plain, training, step, inference, serving, learning, notes)
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:

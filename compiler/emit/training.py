@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dsc.compiler.emit.classes import Method, describe, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
+from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
@@ -181,7 +182,7 @@ def sharing_files(
     experts, pipeline = sharing.ep > 1, sharing.pp > 1
     layers = step.whole.layer_kinds
     moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
-    values = {**values, "pipeline": pipeline, "experts": experts}
+    values = {**values, "pipeline": pipeline, "experts": experts, "overlap": step.turns is not None}
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
         files.file(
@@ -195,7 +196,9 @@ def sharing_files(
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
         ),
     ]
-    return [*printed, experts_file(files, step.graph, plain, model)] if experts else printed
+    if experts:
+        printed.append(experts_file(files, step.graph, plain, model))
+    return [*printed, *overlap_files(files, step, model)]
 
 
 def _rank_of_stage(sharing: Sharing) -> str:

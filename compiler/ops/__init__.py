@@ -21,6 +21,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    turns,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "turns",
 ]

@@ -204,6 +204,7 @@ class ScatterSum(Op):
     """The sum of each token's slots: [T * K, D] -> [T, D]."""
 
     kind = "scatter_sum"
+    like = ("tokens",)
 
     @property
     def operands(self) -> tuple[str, ...]:

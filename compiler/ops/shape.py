@@ -49,6 +49,7 @@ class ViewAs(Op):
 
     kind = "view_as"
     is_view = True
+    like = ("other",)
 
     @property
     def operands(self) -> tuple[str, ...]:

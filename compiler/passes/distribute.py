@@ -20,6 +20,8 @@ class TrainingStep:
     """Of the pipeline; empty without one."""
     sharing: Sharing | None
     """None where nothing is shared."""
+    turns: Graph | None = None
+    """Stages as generators, where a schedule pairs a forward with a backward and the experts have all-to-alls."""
 
     @property
     def recompute(self) -> tuple[str, ...]:

@@ -102,6 +102,15 @@ def shared_out(spec: ModelSpec, cluster: Machines, dp: int) -> ModelSpec:
     return spec.model_copy(update={"cluster": cluster, "placement": pins})
 
 
+def in_turns(balanced: bool) -> ModelSpec:
+    """With pairs of a forward and a backward that take turns; layers with a balance loss, or without."""
+    data = load("tiny").model_dump()
+    if not balanced:
+        del data["ffn"]["moe"]["router"]["balance"]
+    pins = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2, "zero": 1, "schedule": "dualpipe-v", "recompute": []}
+    return ModelSpec.model_validate({**data, "cluster": {"kind": "cpu", "nodes": 4}, "placement": pins})
+
+
 def learning(name: str, **rl: object) -> ModelSpec:
     return ModelSpec.model_validate(load(name).model_dump() | {"rl": {"max_new_tokens": 8, **rl}})
 
@@ -117,7 +126,8 @@ def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
-    One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes again.
+    One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
+    again; two with pairs of micro-batches that take turns.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -127,12 +137,18 @@ def programs() -> list[Program]:
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),
     ]
+    shared += [in_turns(balanced=True), in_turns(balanced=False)]
     gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 
 def graphs_of(programs: list[Program]) -> list[Graph]:
-    return [g for p in programs for g in (p.training, p.step.graph, p.inference, p.serving, p.policy) if g is not None]
+    return [
+        g
+        for p in programs
+        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, p.policy)
+        if g is not None
+    ]
 
 
 def test_every_op_kind_is_used_by_some_model(programs: list[Program]) -> None:

@@ -39,6 +39,11 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, dp 2 x ep 2, zero 3, recompute": ("deepseek", {**EP, "zero": 3, "recompute": ["mla_up_proj", "swiglu"]}),
     "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
+    "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v": ("mixtral", {**V, "schedule": "dualpipe-v"}),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, recompute": (
+        "deepseek",
+        {**V, "schedule": "dualpipe-v", "recompute": ["norms", "swiglu"]},
+    ),
     "mixtral, dp 4 x ep 4": ("mixtral", {"dp": 4, "ep": 4}),
     "window, pp 2": ("window", {"pp": 2}),
     "window, pp 2 x dp 2, dualpipe-v": ("window", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v"}),

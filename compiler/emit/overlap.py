@@ -1,0 +1,66 @@
+"""Of train/, what runs one micro-batch's forward in turns with another's backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dsc.compiler.emit.classes import signature
+from dsc.compiler.emit.file import File, FilePrinter
+from dsc.compiler.emit.model import Definition, helpers, imported
+from dsc.compiler.emit.printer import Printer
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.call import function_name
+from dsc.compiler.ops.turns import GroupedProduct
+from dsc.compiler.passes.distribute import TrainingStep
+from dsc.compiler.passes.shard import EXPERT_PARALLEL
+from dsc.compiler.passes.turns import METHOD
+
+
+def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Definition]) -> list[File]:
+    """turns.py, from the graph; tape.py and overlap.py, the same for every model. None where nothing is paired."""
+    if step.turns is None:
+        return []
+    ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
+    stacked = any(isinstance(op, GroupedProduct) for op in ops)
+    same = [files.file(path, path, stacked=stacked) for path in ("train/tape.py", "train/overlap.py")]
+    return [turns_file(files, step, step.turns, model), *same]
+
+
+def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequence[Definition]) -> File:
+    printer = Printer(files.templates, owner="module")
+    functions = [_function(block, printer) for block in turns.blocks.values() if block.method == METHOD]
+    body = "\n\n\n".join(functions) + "\n"
+    kinds = dict.fromkeys(stage.block.class_name for stage in step.stages)
+    table = [(kind, _name(kind) if f"{kind}.{METHOD}" in turns.blocks else "unbroken") for kind in kinds]
+    unbroken = any(function == "unbroken" for _, function in table)
+    used = names(body) | {"Tensor", "nn", "Tape", "Turns", *kinds} if unbroken else names(body) | set(kinds)
+    experts = [EXPERT_PARALLEL, *(one.name for one in helpers(step.graph, printer))]
+    offered = [
+        *imported(turns, "..", "."),
+        *(("..model", part.name) for part in model),
+        *((".stages", kind) for kind in kinds),
+        *((".experts", name) for name in experts if name not in {part.name for part in model}),
+        *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
+        (".plan", "EP"),
+    ]
+    return files.file(
+        "train/turns.py",
+        "train/turns.py",
+        legend=legend(turns.constants.symbols(), body),
+        imports=imports(used),
+        local=local_imports(used, offered),
+        body=body,
+        table=table,
+        unbroken=unbroken,
+    )
+
+
+def _name(class_name: str) -> str:
+    return function_name(class_name, METHOD)
+
+
+def _function(block: Block, printer: Printer) -> str:
+    lines = [f"def {_name(block.class_name)}({signature(f'module: {block.class_name}', block)}) -> Turns:"]
+    return "\n".join([*lines, *(f"    {line}" if line else "" for line in printer.body(block, block.doc))])

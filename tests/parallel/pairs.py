@@ -1,0 +1,108 @@
+"""Run in a process of its own: a step of an emitted trainer on the ranks of its plan, and what happens in its pairs.
+
+    python pairs.py FOLDER PACKAGE
+
+prints for every rank, as JSON, its actions, torch's own for the same schedule, and for each pair in order: B and F
+where a side's turn begins, "start N" and "wait N" of all-to-alls, "segment" of backward,
+"weights" that were put off.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from steps import BATCH, LENGTH, batch
+from torch.distributed.pipelining.schedules import OVERLAP_F_B, ScheduleDualPipeV
+
+EVENTS: list[str] = []
+NUMBERS = count()
+
+
+def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        EVENTS.append(name)
+        return function(*args)
+
+    return run
+
+
+def noting_start(start: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        number = next(NUMBERS)
+        EVENTS.append(f"start {number}")
+        return noted(f"wait {number}", start(*args))
+
+    return run
+
+
+def in_turn(name: str, side: Any) -> Any:
+    """A side that notes where its turns begin."""
+    while True:
+        EVENTS.append(name)
+        try:
+            next(side)
+        except StopIteration as end:
+            return end.value
+        yield
+
+
+def watch(package: str) -> list[list[str]]:
+    """The events of each pair, filled in as the package runs."""
+    tape = importlib.import_module(f"{package}.train.tape")
+    overlap = importlib.import_module(f"{package}.train.overlap")
+    parallel = importlib.import_module(f"{package}.train.parallel")
+    tape.Wire.start = noting_start(tape.Wire.start)
+    tape.Tape.segment = noted("segment", tape.Tape.segment)
+    tape.Tape.run_put_off = noted("weights", tape.Tape.run_put_off)
+    found: list[list[str]] = []
+
+    def take_turns(*sides: Any) -> Any:
+        names = ("B", "F") if len(sides) == 2 else ("alone",)
+        return tape.take_turns(*(in_turn(name, side) for name, side in zip(names, sides, strict=True)))
+
+    def run_pair(action: Any, context: Any, run: Callable[..., Any] = parallel.run_pair) -> None:
+        EVENTS.clear()
+        run(action, context)
+        found.append(list(EVENTS))
+
+    overlap.take_turns, parallel.run_pair = take_turns, run_pair
+    return found
+
+
+def rank_main(rank: int, world: int, folder: str, package: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    found = watch(package)
+    layout = importlib.import_module(f"{package}.train.parallel").Parallel(
+        torch.device("cpu"), torch.float64, 0, BATCH, LENGTH
+    )
+    layout.step(*(tensor[layout.rows] for tensor in batch(0)))
+    schedule = layout.schedule
+    plain = ScheduleDualPipeV(schedule._stages, schedule._n_microbatches, loss_fn=layout.keep_losses)
+    actions = [[str(action) for action in one.pipeline_order_with_comms[layout.pp_rank]] for one in (schedule, plain)]
+    assert sum(
+        action.computation_type == OVERLAP_F_B for action in schedule.pipeline_order_with_comms[layout.pp_rank]
+    ) == len(found)
+    Path(folder, f"{rank}.json").write_text(json.dumps({"pairs": found, "order": actions[0], "torch": actions[1]}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(folder: str, package: str) -> None:
+    sys.path.insert(0, folder)
+    world = importlib.import_module(f"{package}.train.plan").WORLD
+    with tempfile.TemporaryDirectory() as results:
+        mp.start_processes(rank_main, (world, results, package), nprocs=world, start_method="fork")
+        print(json.dumps([json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
