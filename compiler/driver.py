@@ -61,8 +61,8 @@ class Program:
 
 def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
     """Passes in order, the graph verified after each."""
-    for one in passes:
-        graph = verify(one(graph), graph)
+    for rewrite in passes:
+        graph = verify(rewrite(graph), graph)
     return graph
 
 

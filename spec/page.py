@@ -23,11 +23,11 @@ def language_page(breaks: Mapping[str, str]) -> str:
     """`breaks`: by key, the categories of `dsc breaking`."""
     tables: dict[str, list[Entry]] = {ROOT: []}
     known = entries()
-    sections = {one.section for one in known if one.section != one.key}
-    for one in known:
-        tables.setdefault(one.section if one.section in sections else ROOT, []).append(one)
+    sections = {entry.section for entry in known if entry.section != entry.key}
+    for entry in known:
+        tables.setdefault(entry.section if entry.section in sections else ROOT, []).append(entry)
     parts = [
-        f"## {title}\n\n{TABLE}" + "".join(_row(one, breaks.get(one.key, "")) for one in rows)
+        f"## {title}\n\n{TABLE}" + "".join(_row(entry, breaks.get(entry.key, "")) for entry in rows)
         for title, rows in tables.items()
     ]
     return "\n".join([HEAD, *parts])

@@ -1,4 +1,4 @@
-"""The catalogue behind `dsc explain CODE`: one page per code.
+"""The catalog behind `dsc explain CODE`: one page per code.
 
 `wrong` and `right` are fragments of a spec, and tests hold that they are. For the codes of the file (DSC00x) the wrong
 one is a whole file; the others, laid over a valid spec, give the code and none. DSC03x show configs, DSC04x commands.

@@ -35,15 +35,15 @@ def entries() -> list[Entry]:
     """Every key of a spec, in the schema's order. One that several kinds have stands once if it is the same in all."""
     schema = ModelSpec.model_json_schema()
     merged: dict[object, Entry] = {}
-    for one in _section(schema, schema, "", ()):
-        alike = one.key if _is_kind(one) else (one.key, one.takes, one.default, one.text)
-        first = merged.setdefault(alike, one)
+    for entry in _section(schema, schema, "", ()):
+        alike = entry.key if _is_kind(entry) else (entry.key, entry.takes, entry.default, entry.text)
+        first = merged.setdefault(alike, entry)
         merged[alike] = replace(
             first,
-            kinds=_together(first.kinds, one.kinds),
-            default=first.default or one.default if _is_kind(one) else first.default,
+            kinds=_together(first.kinds, entry.kinds),
+            default=first.default or entry.default if _is_kind(entry) else first.default,
         )
-    return [_of_kinds(one) if _is_kind(one) else one for one in merged.values()]
+    return [_of_kinds(entry) if _is_kind(entry) else entry for entry in merged.values()]
 
 
 def _is_kind(entry: Entry) -> bool:
@@ -90,7 +90,7 @@ def _choices(schema: Node, node: Node) -> list[Node]:
     if "$ref" in node:
         return _choices(schema, schema["$defs"][node["$ref"].rpartition("/")[2]])
     several = node.get("anyOf") or node.get("oneOf")
-    return [node] if several is None else [one for inner in several for one in _choices(schema, inner)]
+    return [node] if several is None else [choice for inner in several for choice in _choices(schema, inner)]
 
 
 def _takes(schema: Node, node: Node) -> str:

@@ -28,7 +28,7 @@ class Router(Section):
     norm_topk_prob: bool
     """Divide the chosen weights by their sum."""
     routed_scaling_factor: Multiplier = 1.0
-    """Multiplies the weights, after normalisation."""
+    """Multiplies the weights, after normalization."""
     compute_dtype: Literal["float32", "model"] = "float32"
     """What the gate's product is computed in; scores are always float32 or wider."""
     balance: Balance = Balance()

@@ -152,7 +152,9 @@ def _rope(rope: Rope, positions: int, length: int) -> tuple[Rope, int]:
 
 
 def _ffn(ffn: Ffn) -> Ffn:
-    small = {name: _moe(one) if isinstance(one, MoeFfn) else _dense(one) for name, one in ffn.named().items()}
+    small = {
+        name: _moe(section) if isinstance(section, MoeFfn) else _dense(section) for name, section in ffn.named().items()
+    }
     return _changed(ffn, **small)
 
 
@@ -192,10 +194,10 @@ def _rl(rl: ReinforcementLearning) -> ReinforcementLearning:
 
 
 def _layers(layers: list[LayerGroup | LayerCycle]) -> list[LayerGroup | LayerCycle]:
-    """The first groups, and the first one of each attention and feed-forward that is not among them."""
+    """The first groups, and for each attention and feed-forward not among them the first group that has it."""
     kept = layers[:LAYER_GROUPS]
     for group in layers[LAYER_GROUPS:]:
-        if not _names(group) <= {name for one in kept for name in _names(one)}:
+        if not _names(group) <= {name for earlier in kept for name in _names(earlier)}:
             kept = [*kept, group]
     return [_changed(group, repeat=min(group.repeat, REPEATS)) for group in kept]
 

@@ -76,10 +76,10 @@ def trials(kernel: str, program: Program, folder: Path, tokens: int, device: str
 def proposals(tried: list[Trial]) -> tuple[Proposal, ...]:
     """By launch and case, the fastest tile that is faster than the table's, which is the first tried."""
     found = []
-    for kernel, launch in dict.fromkeys((one.kernel, one.launch) for one in tried):
-        first, *others = (one for one in tried if (one.kernel, one.launch) == (kernel, launch))
+    for kernel, launch in dict.fromkeys((trial.kernel, trial.launch) for trial in tried):
+        first, *others = (trial for trial in tried if (trial.kernel, trial.launch) == (kernel, launch))
         for case, before in first.times.items():
-            rivals = [(one.times[case], index) for index, one in enumerate(others) if case in one.times]
+            rivals = [(trial.times[case], index) for index, trial in enumerate(others) if case in trial.times]
             if rivals and min(rivals)[0] < before:
                 after, index = min(rivals)
                 found.append(Proposal(kernel, launch, case, others[index].tile, first.dims, before, after))

@@ -61,7 +61,7 @@ def variant(spec: GroupedQueries) -> str:
 def _normed(
     block: BlockBuilder, context: Context, scope: Scope, spec: GroupedQueries, heads: tuple[Value, Value], width: Dim
 ) -> tuple[Value, Value]:
-    """q and k, each head normalised where the spec says so."""
+    """q and k, each head normalized where the spec says so."""
     if spec.qk_norm is None:
         return heads
     eps = scope.number("QK_NORM_EPS", spec.qk_norm.eps, "qk_norm.eps")

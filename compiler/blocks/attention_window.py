@@ -1,4 +1,4 @@
-"""Grouped-query attention in a sliding window: the same as without one, but for which keys a query sees."""
+"""Grouped-query attention in a sliding window: only which keys a query sees differs."""
 
 from dsc.compiler.blocks.attention_gqa import build_grouped, variant
 from dsc.compiler.blocks.context import Context

@@ -21,7 +21,7 @@ from dsc.spec.model import Layer, LayerCycle, ModelSpec
 
 @dataclass(frozen=True)
 class Run:
-    """Layers of some kinds in turn, the whole turn `count` times."""
+    """A cycle of layer kinds, repeated `count` times."""
 
     kinds: tuple[Layer, ...]
     count: Dim
@@ -37,7 +37,7 @@ class FeedForward:
 
 
 def runs(spec: ModelSpec, constants: Constants) -> tuple[Run, ...]:
-    """The schedule, each group with the constant that says how often; those of a name are numbered from the second."""
+    """The schedule, each group with the constant of its repeat count; equal names are numbered from the second on."""
     found: list[Run] = []
     seen: dict[str, int] = {}
     for index, group in enumerate(spec.layers):

@@ -101,10 +101,10 @@ def _tune(kernels: list[str], spec: ModelSpec, folder: Path, tokens: tuple[int, 
     for count in tokens:
         for kernel in kernels:
             tried = []
-            for one in trials(kernel, program, folder, count, device, partial(seconds, device=device)):
-                tried.append(one)
-                times = ", ".join(f"{case} {time * 1e6:.1f} us" for case, time in one.times.items())
-                say(f"{kernel}.{one.launch} {dict(one.tile)}: {times or one.note}", stderr=True)
+            for trial in trials(kernel, program, folder, count, device, partial(seconds, device=device)):
+                tried.append(trial)
+                times = ", ".join(f"{case} {time * 1e6:.1f} us" for case, time in trial.times.items())
+                say(f"{kernel}.{trial.launch} {dict(trial.tile)}: {times or trial.note}", stderr=True)
             for proposal in proposals(tried):
                 say(proposal.row(program.target.arch, origin) + "\n")
 

@@ -18,15 +18,15 @@ def show_results(results: list[Result], machine: Machine) -> None:
     table.add_column("")
     for column in ("us", "TB/s", "TFLOP/s", "of ceiling", "reference", "compiled", "library", "error"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one in results:
-        others = (one.reference_time, one.compiled_time, one.library_time)
+    for result in results:
+        others = (result.reference_time, result.compiled_time, result.library_time)
         table.add_row(
-            one.case,
-            f"{one.time * 1e6:.1f}",
-            f"{one.bytes_per_second / 1e12:.2f}",
-            f"{one.flops_per_second / 1e12:.0f}" if one.flops_per_second else "-",
-            f"{one.of_ceiling:.0%}",
-            *(f"{other / one.time:.2f}x" if other else "-" for other in others),
-            f"{one.difference:.0e}" if one.correct else f"WRONG {one.difference:.0e}",
+            result.case,
+            f"{result.time * 1e6:.1f}",
+            f"{result.bytes_per_second / 1e12:.2f}",
+            f"{result.flops_per_second / 1e12:.0f}" if result.flops_per_second else "-",
+            f"{result.of_ceiling:.0%}",
+            *(f"{other / result.time:.2f}x" if other else "-" for other in others),
+            f"{result.difference:.0e}" if result.correct else f"WRONG {result.difference:.0e}",
         )
     show(table)

@@ -50,7 +50,7 @@ def breaking(
     new = load(specs[-1])
     old = load(specs[0]) if against is None else at_revision(specs[0], against)
     chosen = cast("tuple[Category, ...]", only or CATEGORIES)
-    found = [one for one in breaks(side(old), side(new)) if one.rule.category in chosen]
+    found = [breach for breach in breaks(side(old), side(new)) if breach.rule.category in chosen]
     names = (specs[0] if against is None else f"{against}:{specs[0]}", specs[-1])
     report_breaks(found, names, chosen, format_)
     if found:

@@ -52,15 +52,15 @@ def report_breaks(found: Sequence[Break], names: tuple[str, str], looked_for: Se
     if format == "json":
         print_json({"breaking": records(found)})
     elif format == "github":
-        for one in found:
-            text = f"{one.rule.title}: {one.message}"
-            click.echo(annotation(one.code, text, position_of(names[1], one.key)))
+        for breach in found:
+            text = f"{breach.rule.title}: {breach.message}"
+            click.echo(annotation(breach.code, text, position_of(names[1], breach.key)))
     else:
         show_breaks(found, names, looked_for)
 
 
 def records(found: Sequence[Break]) -> list[dict[str, object]]:
-    return [{**asdict(one), "category": one.rule.category, "title": one.rule.title} for one in found]
+    return [{**asdict(breach), "category": breach.rule.category, "title": breach.rule.title} for breach in found]
 
 
 def show_breaks(found: Sequence[Break], names: tuple[str, str], looked_for: Sequence[Category]) -> None:
@@ -70,8 +70,8 @@ def show_breaks(found: Sequence[Break], names: tuple[str, str], looked_for: Sequ
         give_verdict("compatible", True, between)
         say(f"  {', '.join(KEPT[category] for category in looked_for)}")
         return
-    give_verdict("breaking", False, f"{between}: {', '.join(dict.fromkeys(one.rule.category for one in found))}")
-    for code, breaks in groupby(found, key=lambda one: one.code):
+    give_verdict("breaking", False, f"{between}: {', '.join(dict.fromkeys(breach.rule.category for breach in found))}")
+    for code, breaks in groupby(found, key=lambda breach: breach.code):
         say(Text.assemble("\n", (f"{code} {RULES[code].title}", "bold"), f" ({RULES[code].category})"))
-        for one in breaks:
-            tell(one.message, "  ")
+        for breach in breaks:
+            tell(breach.message, "  ")

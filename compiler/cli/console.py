@@ -1,4 +1,4 @@
-"""All that dsc prints. Tables and colours go through rich, which honours NO_COLOR, FORCE_COLOR and pipes."""
+"""All that dsc prints. Tables and colors go through rich, which honors NO_COLOR, FORCE_COLOR and pipes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ HASH = re.compile("[0-9a-f]{64}")
 def diff_plans(names: tuple[str, str], plans: tuple[PlanFile, PlanFile], as_json: bool) -> bool:
     changes = plan_changes(*plans)
     if as_json:
-        print_json({section: [asdict(one) for one in found] for section, found in changes.items()})
+        print_json({section: [asdict(change) for change in found] for section, found in changes.items()})
     elif any(changes.values()):
         _show_plans(names, changes)
     else:
@@ -37,9 +37,11 @@ def _show_plans(names: tuple[str, str], changes: dict[str, list[Changed]]) -> No
         table.add_column(name, justify="right" if name == "change" else "left", overflow="fold")
     for section, found in changes.items():
         table.add_section()
-        for one in found:
-            if not one.name.endswith(": source"):
-                table.add_row(one.name, *(_amount(value, section) for value in (one.first, one.second)), _change(one))
+        for change in found:
+            if not change.name.endswith(": source"):
+                table.add_row(
+                    change.name, *(_amount(value, section) for value in (change.first, change.second)), _change(change)
+                )
     show(table)
 
 
@@ -52,9 +54,9 @@ def _amount(value: object, section: str) -> str:
     return f"{text[:12]}..." if HASH.fullmatch(text) else text
 
 
-def _change(one: Changed) -> str:
+def _change(change: Changed) -> str:
     """+12.5%."""
-    amounts = [value for value in (one.first, one.second) if isinstance(value, int | float)]
-    if len(amounts) < 2 or isinstance(one.first, bool) or not amounts[0]:
+    amounts = [value for value in (change.first, change.second) if isinstance(value, int | float)]
+    if len(amounts) < 2 or isinstance(change.first, bool) or not amounts[0]:
         return ""
     return f"{amounts[1] / amounts[0] - 1:+.1%}"

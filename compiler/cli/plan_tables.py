@@ -106,8 +106,8 @@ def _rejected(around: Sequence[Neighbour | Alternative]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("one choice away", "binds", "because"):
         table.add_column(column)
-    for one in around:
-        table.add_row(one.change, one.binds, one.reason)
+    for choice in around:
+        table.add_row(choice.change, choice.binds, choice.reason)
     return table
 
 
@@ -132,7 +132,7 @@ def show_serving(found: ServingFound) -> None:
         group, everywhere = facts["sequences"]["of_a_group"], facts["sequences"]["of_all"]
         tell(f"{group:,} sequences at once in a group, {everywhere:,} in all; {cache['pages']:,} pages on a GPU")
     if found.placed:
-        worst = max(found.placed, key=lambda one: one.imbalance)
+        worst = max(found.placed, key=lambda placed: placed.imbalance)
         blocks = f", {worst.of_blocks:.2f} in blocks" if worst.of_blocks is not None else ""
         tell(
             f"experts by load: the busiest GPU carries {worst.imbalance:.2f} times the mean at most, in layer "

@@ -12,7 +12,7 @@ from dsc.compiler.cli.console import print_json, show, tell
 @spec_argument
 @click.option("--compare", metavar="SPEC2", shell_complete=complete_spec, help="A second model, beside the first one.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of a sequence; else workload's length.")
-@click.option("--batch", type=click.IntRange(min=1), help="Show the caches of so many sequences, too.")
+@click.option("--batch", type=click.IntRange(min=1), help="Show the caches of this many sequences, too.")
 @click.option("--markdown", is_flag=True, help="Print a table of Markdown, for a pull request.")
 @json_option
 def stats(
@@ -31,9 +31,9 @@ def stats(
         if markdown:
             raise click.UsageError("--json or --markdown: one of them")
         more = [
-            {} if batch is None else {"kv_cache_bytes_of_batch": batch * one.stats.kv_cache_bytes} for one in models
+            {} if batch is None else {"kv_cache_bytes_of_batch": batch * model.stats.kv_cache_bytes} for model in models
         ]
-        records = [{**model.record(), **one} for model, one in zip(models, more, strict=True)]
+        records = [{**model.record(), **extra} for model, extra in zip(models, more, strict=True)]
         print_json(records[0] if compare is None else {"models": records})
         return
     made = table(models, batch)

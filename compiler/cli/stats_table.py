@@ -24,23 +24,23 @@ def table(models: Sequence[Measured], batch: int | None = None) -> Table:
         made.add_column("ratio", justify="right", no_wrap=True)
     stats = [model.stats for model in models]
     _sum(made, "parameters", COUNTS, [model.parts.parameters for model in models])
-    if any(one.parameters.active != one.parameters.total for one in stats):
+    if any(facts.parameters.active != facts.parameters.total for facts in stats):
         _sum(made, "active for one token", COUNTS, [model.parts.active for model in models])
-    _row(made, "parameters of multi-token prediction, besides", COUNTS, [one.parameters.mtp for one in stats])
+    _row(made, "parameters of multi-token prediction, besides", COUNTS, [facts.parameters.mtp for facts in stats])
     made.add_section()
-    lengths = " and ".join(f"{length:,}" for length in dict.fromkeys(one.sequence_length for one in stats))
+    lengths = " and ".join(f"{length:,}" for length in dict.fromkeys(facts.sequence_length for facts in stats))
     title = f"training FLOPs per token, causal, {lengths} tokens"
     _sum(made, title, FLOPS, [model.parts.training_flops_per_token for model in models])
-    _row(made, "forward FLOPs per token", FLOPS, [one.flops_per_token.forward for one in stats])
+    _row(made, "forward FLOPs per token", FLOPS, [facts.flops_per_token.forward for facts in stats])
     made.add_section()
-    _row(made, "cache per token", EXACT_BYTES, [one.kv_cache_bytes_per_token for one in stats])
-    of_mtp = [one.kv_cache_bytes_per_token_mtp for one in stats]
+    _row(made, "cache per token", EXACT_BYTES, [facts.kv_cache_bytes_per_token for facts in stats])
+    of_mtp = [facts.kv_cache_bytes_per_token_mtp for facts in stats]
     _row(made, "cache per token, multi-token prediction", EXACT_BYTES, of_mtp)
     if batch is not None:
         title = f"caches of {batch:,} sequences of {lengths} tokens"
-        _row(made, title, BYTES, [batch * one.kv_cache_bytes for one in stats])
-    _row(made, "weights in memory", BYTES, [one.weight_bytes for one in stats])
-    _row(made, "layers", PLAIN, [one.num_layers for one in stats])
+        _row(made, title, BYTES, [batch * facts.kv_cache_bytes for facts in stats])
+    _row(made, "weights in memory", BYTES, [facts.weight_bytes for facts in stats])
+    _row(made, "layers", PLAIN, [facts.num_layers for facts in stats])
     return made
 
 

@@ -48,7 +48,7 @@ def has_empty_shared_experts(spec: ModelSpec) -> bool:
 
 
 def saved_config(spec: ModelSpec) -> dict[str, object]:
-    """config.json beside the weights that `save_hf` writes, which are never quantised."""
+    """config.json beside the weights that `save_hf` writes, which are never quantized."""
     if family(spec) is None:
         return {**write_tokens(spec.tokens), "model_type": spec.package_name}
     return {key: value for key, value in export_config(spec).items() if key != "quantization_config"}

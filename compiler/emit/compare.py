@@ -1,4 +1,4 @@
-"""What stands in a package's folder against what would be written there."""
+"""Compares a package's folder with what would be written there."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Changes:
 
     new: tuple[str, ...]
     changed: tuple[str, ...]
-    """Differ from what would be emitted, and stand as they were emitted last time."""
+    """Differ from what would be emitted; untouched since the last emission."""
     edited: tuple[str, ...]
     """Differ, and were edited by hand since (or were never ours)."""
     stale: tuple[str, ...]
-    """Emitted last time, not any more."""
+    """Emitted last time, no longer."""
     unchanged: tuple[str, ...]
 
     @property
@@ -31,7 +31,7 @@ class Changes:
 
 
 def compare(files: Mapping[str, str], folder: Path) -> Changes:
-    """The files that would be emitted, against the folder. Writes nothing."""
+    """Compares the files that would be emitted with the folder. Writes nothing."""
     emitted = _hashes(folder)
     new, changed, edited, unchanged = [], [], [], []
     for name, text in files.items():

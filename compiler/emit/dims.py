@@ -27,11 +27,13 @@ def dims_file(printer: FilePrinter, others: Iterable[File]) -> File:
 def _sections(table: Mapping[str, Constant], keys: list[str]) -> list[list[Constant]]:
     """In the order of the spec, those of one section together; a formula at the end of the last that it reads."""
     place = {key: index for index, key in enumerate(keys)}
-    numbers = sorted((one for one in table.values() if one.origin), key=lambda one: place[one.origin])
-    section_of = {one.name: one.section for one in numbers}
+    numbers = sorted(
+        (constant for constant in table.values() if constant.origin), key=lambda constant: place[constant.origin]
+    )
+    section_of = {constant.name: constant.section for constant in numbers}
     order = list(dict.fromkeys(section_of.values()))
-    groups = {section: [one for one in numbers if one.section == section] for section in order}
-    for formula in (one for one in table.values() if not one.origin):
+    groups = {section: [constant for constant in numbers if constant.section == section] for section in order}
+    for formula in (constant for constant in table.values() if not constant.origin):
         section_of[formula.name] = max((section_of[part] for part in formula.made_of), key=order.index)
         groups[section_of[formula.name]].append(formula)
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""A file of the package as a record, and how one is printed."""
+"""A file of the package as a record, and how it is printed."""
 
 from __future__ import annotations
 

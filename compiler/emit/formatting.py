@@ -9,11 +9,11 @@ from ruff import find_ruff_bin
 
 
 class FormatError(AssertionError):
-    """A template printed something that is no Python: a bug of ours, shown with what ruff says."""
+    """A template printed invalid Python: a bug of ours, shown with ruff's message."""
 
 
 def format_files(files: Mapping[str, str]) -> dict[str, str]:
-    """Python files formatted, others as they are. The caller's own ruff settings have no say."""
+    """Python files formatted, others as they are. The caller's own ruff settings are ignored."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             path = Path(folder, name)

@@ -1,4 +1,4 @@
-"""dsc.lock.json: what would otherwise churn every file - versions and hashes - once, and from what to emit it again."""
+"""dsc.lock.json: the versions and hashes that would otherwise churn every file, and what it takes to emit again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Emission:
     spec: str
     """The resolved spec as JSON."""
     command: str
-    """The one that headers name."""
+    """The command that headers name."""
 
 
 def sha256(text: str | bytes) -> str:
@@ -47,7 +47,7 @@ def lock_text(spec: ModelSpec, command: str, files: Iterable[File]) -> str:
 
 
 def read_lock(path: Path) -> Emission | None:
-    """None for what is not there, or is no lock."""
+    """None where the file is missing or is no lock."""
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
         hashes = {str(name): str(entry["sha256"]) for name, entry in lock["files"].items()}

@@ -1,4 +1,4 @@
-"""Three-way merging of texts, and what was once in a file: both are git's."""
+"""Three-way merges and earlier versions of a file, both by git."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_CLASHES = 127  # that git's exit code counts; above it is an error
 class Merged:
     text: bytes
     clashes: tuple[int, ...]
-    """The lines of the text, from 1, where git shows both sides of one."""
+    """The lines of the text, from 1, where git marks a clash."""
 
 
 def merge(yours: bytes, before: bytes, now: bytes) -> Merged | None:
-    """What two texts made of the one before, together; None without git, or for what git takes for no text."""
+    """The changes of two texts to `before`, merged; None without git, or where git takes a text for binary."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (("yours", yours), ("before", before), ("now", now)):
             Path(folder, name).write_bytes(text)
@@ -39,7 +39,7 @@ def marked(text: bytes) -> tuple[int, ...]:
 
 
 def revisions(path: Path) -> Iterator[bytes]:
-    """What git has kept of a file, newest first."""
+    """The committed versions of a file, newest first."""
     listed = _git(path.parent, "log", f"--max-count={REVISIONS}", "--format=%H", "--", path.name)
     for commit in listed.stdout.decode().split() if listed is not None and not listed.returncode else ():
         shown = _git(path.parent, "show", f"{commit}:./{path.name}")

@@ -24,7 +24,7 @@ class Definition(NamedTuple):
 
 
 class Requirement(NamedTuple):
-    """A helper of one prefix."""
+    """A helper, with the prefix that its name and its constants get."""
 
     prefix: str
     name: str
@@ -48,32 +48,32 @@ def helpers(graph: Graph, printer: Printer, besides: Collection[Requirement] = (
 def helpers_of(
     needed: Mapping[Requirement, Op], printer: Printer, besides: Collection[Requirement] = ()
 ) -> list[Definition]:
-    """The same of some requirements."""
-    wanted = [(one, op) for one, op in needed.items() if "." not in one.name and one not in besides]
+    """The same for these requirements."""
+    wanted = [(need, op) for need, op in needed.items() if "." not in need.name and need not in besides]
     order = sorted(wanted, key=lambda item: (item[0].name != "upcast", not item[0].name.startswith("rotary_table")))
-    return [_helper(printer, one.name, op) for one, op in order]
+    return [_helper(printer, need.name, op) for need, op in order]
 
 
 def _helper(printer: Printer, name: str, op: Op) -> Definition:
-    """A template that is one of several with the same function says its name."""
+    """Where several templates define the same function, each says its name."""
     module = printer.templates.get_template(f"helpers/{name}.py.jinja").make_module({"op": op})
     return Definition(getattr(module, "name", name), str(module))
 
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    return kernels_among(one.name for one in requirements(graph))
+    return kernels_among(need.name for need in requirements(graph))
 
 
 def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
-    """Those of some requirements that are functions of kernels/: (module, name)."""
+    """The requirements that are functions of kernels/: (module, name)."""
     wanted = sorted({name.removeprefix(KERNELS) for name in required if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
-    """The functions of other files that the graph's lines call: (module, name), from where root and train are those."""
-    recompute = {one.name.removeprefix(RECOMPUTE) for one in requirements(graph) if one.name.startswith(RECOMPUTE)}
+    """The functions of other files that the graph's lines call: (module, name); `root` and `train` are prefixes."""
+    recompute = {need.name.removeprefix(RECOMPUTE) for need in requirements(graph) if need.name.startswith(RECOMPUTE)}
     kernels = [(f"{root}kernels.{module}", name) for module, name in kernel_functions(graph)]
     return [*kernels, *((f"{train}recompute", name) for name in sorted(recompute))]
 

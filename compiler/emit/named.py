@@ -42,7 +42,7 @@ class NamedInt(_Named, int):
         return NamedInt.of(int(self) * times, f"{self._operand()} * {times!r}") if times != 1 else self
 
     def __rmul__(self, items: object) -> Any:
-        """So many times a list; of anything else, what a plain number gives."""
+        """A list repeated this many times; with anything else, what a plain number gives."""
         if not isinstance(items, list):
             return NotImplemented
         return NamedList.of(items * int(self), f"{items!r} * {self._operand()}")

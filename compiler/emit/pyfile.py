@@ -34,7 +34,7 @@ FIELD = re.compile(r"\{([^{}]*)")
 
 
 def names(code: str) -> set[str]:
-    """Every identifier of some Python that is no attribute."""
+    """Every identifier in Python code, attributes excepted."""
     found: set[str] = set()
     for token in TOKEN.finditer(code):
         if token["name"]:

@@ -33,7 +33,7 @@ class Written:
 
     changes: Changes
     edits: Edits
-    """Nothing where edits were overwritten."""
+    """Empty where edits were overwritten."""
 
 
 def write(files: Mapping[str, str], folder: Path, force: bool = False, emit_again: EmitAgain = forgotten) -> Written:
@@ -88,7 +88,7 @@ def _lock_last(names: Iterable[str]) -> list[str]:
 
 
 def _settle(staged: Path | None, path: Path) -> None:
-    """A file to its place; without one, what stands there goes."""
+    """Moves a staged file to its path; without one, deletes what is there."""
     if staged is None:
         path.unlink()
     else:
@@ -98,7 +98,7 @@ def _settle(staged: Path | None, path: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder itself as a lock, which the system lets go of when a process ends."""
+    """Locks the folder itself; the system releases the lock when the process ends."""
     if sys.platform == "win32":
         yield
         return

@@ -51,7 +51,7 @@ class Break:
     code: str
     message: str
     key: str = ""
-    """The key of the spec that did it, where it is one."""
+    """The key of the spec that caused it, where it is a single key."""
 
     @property
     def rule(self) -> Rule:
@@ -63,7 +63,7 @@ def breaks(old: Side, new: Side) -> list[Break]:
     changes = spec_changes(old.spec, new.spec)
     tensors = [*_tensors(old, new), *_names_on_disk(old, new)]
     found = [*tensors, *_meaning(old, new, changes, loads=not tensors), *_python(old, new), *_plan(old, new, changes)]
-    return sorted(found, key=lambda one: one.code)
+    return sorted(found, key=lambda breach: breach.code)
 
 
 def _tensors(old: Side, new: Side) -> Iterator[Break]:
@@ -82,7 +82,9 @@ def _tensors(old: Side, new: Side) -> Iterator[Break]:
 
 def _shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Of all that a checkpoint holds: parameters, and the selection biases, which no gradient trains."""
-    shapes = {name: tuple(dim.value() for dim in one.type.shape) for name, one in graph.parameters().items()}
+    shapes = {
+        name: tuple(dim.value() for dim in parameter.type.shape) for name, parameter in graph.parameters().items()
+    }
     for method in graph.methods(graph.root):
         for path, node, _ in graph.walk(method.key):
             if isinstance(node.op, BiasedSelectionScores):
@@ -107,7 +109,7 @@ def _grouped(code: str, tensors: Mapping[str, str]) -> Iterator[Break]:
 
 def _names_on_disk(old: Side, new: Side) -> Iterator[Break]:
     for part, name in old.names.items():
-        if name != new.names[part] and any(".experts" in one or ".gate." in one for one in old.graph.parameters()):
+        if name != new.names[part] and any(".experts" in path or ".gate." in path for path in old.graph.parameters()):
             yield Break("BRK104", f"{part}: {name} -> {new.names[part]}")
 
 
@@ -118,7 +120,7 @@ def _meaning(old: Side, new: Side, changes: list[Changed], loads: bool) -> Itera
         return
     matters = {change.name: change for change in spec_changes(before, after)}
     left = []
-    for change in (one for one in changes if one.name in matters):
+    for change in (change for change in changes if change.name in matters):
         code = next((code for code, keys in MEANINGS.items() if keys.search(change.name)), None)
         if code is None:
             left.append(change)
@@ -172,11 +174,13 @@ def _plan(old: Side, new: Side, changes: list[Changed]) -> Iterator[Break]:
     if (before := _rows(old.graph)) != (after := _rows(new.graph)):
         yield Break("BRK401", f"a token keeps {_kept(before)} -> {_kept(after)}")
     if new.spec.max_position_embeddings < old.spec.max_position_embeddings:
-        yield from (_changed("BRK402", one) for one in changes if one.name == "max_position_embeddings")
+        yield from (_changed("BRK402", change) for change in changes if change.name == "max_position_embeddings")
     for change in changes:
         if PLANNED.search(change.name):
             yield _changed("BRK403", change)
-    weights = [sum(one.type.bytes.value() for one in side.graph.parameters().values()) for side in (old, new)]
+    weights = [
+        sum(parameter.type.bytes.value() for parameter in side.graph.parameters().values()) for side in (old, new)
+    ]
     if weights[1] > weights[0]:
         yield Break("BRK403", f"weights of {weights[0]:,} -> {weights[1]:,} bytes")
 

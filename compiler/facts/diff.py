@@ -57,7 +57,7 @@ def file_changes(first: Mapping[str, str], second: Mapping[str, str]) -> list[Fi
 
 
 def unified(old: str, new: str, path: str) -> str:
-    """As git shows it; a last line without a break gets one."""
+    """As git shows it; a missing final line break is added."""
     lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{path}", f"b/{path}")
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 

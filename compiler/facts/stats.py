@@ -40,7 +40,7 @@ class Stats:
     parameters: Parameters
     flops_per_token: FlopsPerToken
     kv_cache_bytes_per_token: int
-    """By which the cache of a sequence that is longer than every window grows with each token."""
+    """Growth of the cache per token, once the sequence is longer than every window."""
     kv_cache_bytes_per_token_mtp: int
     kv_cache_bytes: int
     """Of a sequence of sequence_length tokens, windows included."""

@@ -54,8 +54,8 @@ def _public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Signature 
 
 
 def _signature(given: ast.arguments) -> Signature:
-    positional = [one.arg for one in (*given.posonlyargs, *given.args)]
+    positional = [argument.arg for argument in (*given.posonlyargs, *given.args)]
     without = positional[: len(positional) - len(given.defaults)]
-    only = [one.arg for one in given.kwonlyargs]
+    only = [argument.arg for argument in given.kwonlyargs]
     needed = [name for name, default in zip(only, given.kw_defaults, strict=True) if default is None]
     return Signature(tuple(positional), frozenset(only), frozenset([*without, *needed]))

@@ -97,7 +97,7 @@ class Block:
         return self._by_id[name]
 
     def producer(self, value: Value) -> Node | None:
-        """The node that makes a value; none for an input."""
+        """The node that makes a value; None for an input."""
         return self._by_id.get(value.producer)
 
     def consumers(self, value: Value) -> tuple[Node, ...]:

@@ -39,12 +39,12 @@ class CacheRow:
         return numbers * self.dtype.bytes + scales
 
     def kept(self, tokens: int) -> int:
-        """Rows after so many tokens of one sequence."""
+        """Rows kept after `tokens` tokens of a sequence."""
         last = tokens if self.window is None else min(tokens, self.window)
         return -(-last // self.tokens)
 
     def bytes_of(self, tokens: int) -> int:
-        """Of one sequence with so many tokens."""
+        """Bytes kept after `tokens` tokens of a sequence."""
         return self.kept(tokens) * self.bytes
 
     def in_fp8_cache(self) -> CacheRow:

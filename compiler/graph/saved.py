@@ -58,7 +58,7 @@ def saved_bytes(graph: Graph, key: str) -> Dim:
 
 
 def _stored(place: str, type: ValueType | None, sizes: Mapping[str, Dim]) -> Storage | None:
-    """None for what is no tensor."""
+    """None where it is not a tensor."""
     if not isinstance(type, TensorType):
         return None
     return Storage(place, TensorType(tuple(dim.substitute(sizes) for dim in type.shape), type.dtype))

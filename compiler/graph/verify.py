@@ -80,5 +80,5 @@ def _check_call(graph: Graph, where: str, op: Call, bound: Collection[str]) -> N
 
 
 def _form(block: Block) -> tuple[list[str], int]:
-    """What one call must find alike in all blocks that it runs."""
+    """What all blocks of one call must have in common."""
     return [value.name for value in block.inputs], len(block.outputs)

@@ -32,7 +32,7 @@ class Launch:
     dims: Callable[[ModelSpec, Target], Numbers] = lambda spec, target: {}
     """Sizes by which the table distinguishes its rows."""
     shared_memory: Callable[[Numbers, ModelSpec, Target], int] = lambda tile, spec, target: 0
-    """Bytes that a program takes at most. 0: nothing worth counting."""
+    """Upper bound on the bytes of a program. 0: negligible."""
 
     def tiles(self, kernel: str, spec: ModelSpec, target: Target) -> tuple[Tile, ...]:
         """By rising number of rows. Raises NoTile, TileTooLarge."""

@@ -1,4 +1,4 @@
-"""Every kernel that has something to say for itself, by name."""
+"""The record of every kernel that needs one, by name."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ KERNELS = {
 
 
 def kernel_named(name: str) -> Kernel:
-    """The record of a kernel; one that calls only other kernels has nothing to say and no entry."""
+    """The record of a kernel; a kernel that only calls others has the default."""
     return KERNELS.get(name, Kernel(name))

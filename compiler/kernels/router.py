@@ -18,7 +18,9 @@ def values(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object
     """The tiles, in tokens: the table counts logits, which a program pads to powers of two."""
     experts, groups = spec.moe().n_routed_experts, spec.moe().router.n_group
     padded = {"forward": _power(groups) * _power(experts // groups), "backward": _power(experts)}
-    return {one.name: _in_tokens(one.tiles("router", spec, target)[0], padded[one.name]) for one in LAUNCHES}
+    return {
+        launch.name: _in_tokens(launch.tiles("router", spec, target)[0], padded[launch.name]) for launch in LAUNCHES
+    }
 
 
 def _in_tokens(tile: Tile, padded: int) -> Tile:
@@ -26,7 +28,7 @@ def _in_tokens(tile: Tile, padded: int) -> Tile:
 
 
 def _power(size: int) -> int:
-    """The power of two that holds it."""
+    """The least power of two that is not below it."""
     return 1 << (size - 1).bit_length()
 
 

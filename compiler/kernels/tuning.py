@@ -108,7 +108,7 @@ def asked(kernel: str, render: Callable[[], object]) -> dict[str, Asked]:
     _asked = {}
     try:
         render()
-        return {launch: one for (name, launch), one in _asked.items() if name == kernel}
+        return {launch: tile for (name, launch), tile in _asked.items() if name == kernel}
     finally:
         _asked = None
 

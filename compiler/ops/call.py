@@ -130,7 +130,7 @@ class CallMethod(_Call):
 
 @record
 class LayerLoop(_Call):
-    """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in turn, the whole turn `count` times.
+    """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in a cycle, repeated `count` times.
 
     They have one signature, that of the first. `slice` selects them, [a:b] or empty for all.
     """

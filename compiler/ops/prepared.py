@@ -8,7 +8,7 @@ from dsc.compiler.ops.projection import Linear
 
 @register
 class StackedWeight(Op):
-    """The weights of layers that read the same x, one above the other: [sum of outs, in]."""
+    """The weights of layers that read the same x, stacked: [sum of outs, in]."""
 
     kind = "stacked_weight"
     linears: tuple[Linear, ...]
@@ -23,13 +23,13 @@ class StackedWeight(Op):
 
     def infer(self, inputs: Types) -> Types:
         first = self.linears[0]
-        return (TensorType((total([one.out_features for one in self.linears]), first.in_features), first.dtype),)
+        return (TensorType((total([linear.out_features for linear in self.linears]), first.in_features), first.dtype),)
 
     def holders(self) -> tuple[Op, ...]:
         return self.linears
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(parameter for one in self.linears for parameter in one.parameters())
+        return tuple(parameter for linear in self.linears for parameter in linear.parameters())
 
 
 @register

@@ -7,7 +7,7 @@ from dsc.compiler.ops.call import CallMethod
 
 @register
 class CallAgain(CallMethod):
-    """again(self.method, ...): of what the method makes nothing is kept, backward runs it once more."""
+    """again(self.method, ...): nothing that the method makes is kept; backward runs it once more."""
 
     kind = "call_again"
 

@@ -112,7 +112,7 @@ class GroupExperts(Op):
 
 @register
 class GroupScoreMax(Op):
-    """The score of a group is its best expert's (DeepSeek-V2)."""
+    """The score of a group is that of its best expert (DeepSeek-V2)."""
 
     kind = "group_score_max"
 
@@ -123,7 +123,7 @@ class GroupScoreMax(Op):
 
 @register
 class GroupScoreTop2Sum(GroupScoreMax):
-    """The score of a group is the sum of its two best experts' (DeepSeek-V3)."""
+    """The score of a group is the sum of the scores of its two best experts (DeepSeek-V3)."""
 
     kind = "group_score_top2_sum"
 

@@ -75,7 +75,7 @@ def _run(folder: Path, full: str, small: str) -> list[Check]:
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
         return [Check("the emitted packages run", 0, None, last)]
-    return [Check(**one) for one in json.loads(finished.stdout.splitlines()[-1])]
+    return [Check(**fields) for fields in json.loads(finished.stdout.splitlines()[-1])]
 
 
 def _determinism(spec: ModelSpec, files: Mapping[str, str]) -> Check:

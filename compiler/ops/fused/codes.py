@@ -90,8 +90,8 @@ class Fp8LinearsByCodes(Op):
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
         codes = [tensor(type) for type in inputs[-2 * self.weights :: 2]]
-        assert all(one.shape[-1].same(x.shape[-1]) for one in codes), inputs
-        return tuple(retyped(x, *x.shape[:-1], one.shape[0]) for one in codes)
+        assert all(code.shape[-1].same(x.shape[-1]) for code in codes), inputs
+        return tuple(retyped(x, *x.shape[:-1], code.shape[0]) for code in codes)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         width = tensor(inputs[0]).shape[-1]

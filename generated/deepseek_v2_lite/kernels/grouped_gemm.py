@@ -155,7 +155,7 @@ def grouped_gemm_product_kernel(
 
 
 def tile_for(table: dict[Any, dict[str, int]], rows: int, num_experts: int, itemsize: int) -> dict[str, int]:
-    """The tile for so many rows over all experts; half the depth for elements of four bytes."""
+    """The tile for `rows` rows over all experts; half the depth for elements of four bytes."""
     tile = next(tile for limit, tile in table.items() if limit is None or rows <= limit * num_experts)
     return tile if itemsize <= 2 else {**tile, "BLOCK_K": tile["BLOCK_K"] // 2}
 
