@@ -126,10 +126,10 @@ def test_serving_as_json(facts: Any, mode: str) -> None:
 
 
 def test_redundant_experts(facts: Any) -> None:
-    """DeepSeek-V3 report, section 3.4.1: 32 GPUs for prefill, 32 redundant experts, 9 on each GPU."""
-    Path("v3.yaml").write_text(path_of("deepseek-v3", MODELS).read_text() + "placement: {ep: 32}\n")
-    plan = facts("plan", "v3.yaml", "--mode", "prefill", "--cluster", "h800", "--nodes", "4", "--redundant", "32")
-    assert plan["experts"] == {"routed": 256, "redundant": 32, "slots_per_gpu": 9, "shared_on_every_gpu": True}
+    """DeepSeek-V3 report, section 3.4.1: 32 redundant experts, so that the GPUs which share them hold 288."""
+    plan = facts("plan", "deepseek-v3", "--mode", "prefill", "--cluster", "h800", "--nodes", "4", "--redundant", "32")
+    assert plan["experts"]["redundant"] == 32 and plan["experts"]["shared_on_every_gpu"]
+    assert plan["experts"]["slots_per_gpu"] * plan["mesh"]["ep"] == 256 + 32
 
 
 def skewed(layers: int, experts: int) -> str:

@@ -121,7 +121,7 @@ def test_what_brings_most_tokens_out_of_a_gpu_is_chosen() -> None:
     found = llama()
     options = [one.option for one in found.around if one.change.startswith("tp ")]
     assert len(options) == 3  # of 1, 2, 4 and 8
-    assert found.chosen.speed is not None and found.chosen.serving.tp == 1
+    assert found.chosen.speed is not None
     assert all(one.speed and one.speed.per_gpu * 0.95 <= found.chosen.speed.per_gpu for one in options)
     assert found.chosen.plan is not None
     assert found.chosen.sequences == found.chosen.plan.sequences * found.chosen.serving.dp
