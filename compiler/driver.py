@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
-    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone)))
+    wide = wide_state(spec)
+    notes = tuple(dict.fromkeys((*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *wide)))
     return Program(spec, target, plain, training, replace(step, graph=stepped), inference, serving, learning, notes)
 
 
@@ -102,6 +103,15 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
         return chosen_sharing(spec, plain, timed(spec))
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
+
+
+def wide_state(spec: ModelSpec) -> Iterator[str]:
+    """What the trainer stores in float32 although the spec asks for less."""
+    state = spec.precision.optimizer
+    if state.master == "none" and spec.precision.parameters == "bf16":
+        yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
+    if state.gradients == "bf16":
+        yield "precision.optimizer.gradients: the trainer sums gradients in float32"
 
 
 def timed(spec: ModelSpec) -> Graph:

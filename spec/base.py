@@ -1,16 +1,44 @@
 """The base of every section of the language: no unknown keys, immutable, strictly typed."""
 
+import ast
+import inspect
+from collections.abc import Iterator
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Section(BaseModel):
-    """One mapping of a spec file. Unknown keys, wrong types, NaN and infinities are errors."""
+    """One mapping of a spec file. Unknown keys, wrong types, NaN and infinities are errors.
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    The string below a key is its description in the JSON Schema. It is read from the source when a schema is asked for:
+    pydantic's own option reads it whenever the language is imported.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for owner in reversed(cls.__mro__[: cls.__mro__.index(Section)]):
+            for name, text in _descriptions(owner):
+                properties.get(name, {})["description"] = text
+        return schema
+
+
+def _descriptions(section: type) -> Iterator[tuple[str, str]]:
+    """The attributes of a class below which a string stands, and the strings."""
+    body = ast.parse(dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for first, second in pairwise(body.body):
+        match first, second:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, inspect.cleandoc(text)
 
 
 # The upper bound keeps products of several sizes within what later arithmetic can handle.

@@ -22,6 +22,18 @@ TokenIds = Annotated[
 ]
 
 
+Mark = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class Reasoning(Section):
+    """What stands around the reasoning in an answer, as text; DeepSeek-R1 has <think> and </think>."""
+
+    begin: Mark
+    """Before it. The prompt may end with it already: then the answer begins inside."""
+    end: Mark
+    """Behind it; the answer proper follows."""
+
+
 class Tokens(Section):
     """Special tokens of the vocabulary; null where a tokenizer has none."""
 
@@ -31,6 +43,8 @@ class Tokens(Section):
     """Ends a text: generation stops there. One id or a list of them."""
     pad: TokenId | None = None
     """Fills up shorter sequences of a batch."""
+    reasoning: Reasoning | None = None
+    """Sets reasoning apart: the server answers it as reasoning_content; null: an answer is one text."""
 
     def ids(self) -> dict[str, int]:
         """Each id by the name of its key: bos, eos[0], eos[1], ..., pad."""

@@ -60,6 +60,27 @@ def test_a_step_is_adamw_of_the_report(package: Any) -> None:
             torch.testing.assert_close(weight.data, expected[name], rtol=1e-12, atol=1e-12)
 
 
+def test_moments_lie_in_bfloat16_where_the_spec_says_so(emitted: Any, shrunk: Any) -> None:
+    """Section 3.3.3 of the report: each step as wide as the weights, from moments that were rounded to the nearest."""
+    module = emitted(emit(build(shrunk(load("deepseek-v3")))))("train.optimizer")
+    drawn = torch.Generator().manual_seed(0)
+    start = torch.randn(16, 16, generator=drawn).double()
+    weight = nn.Parameter(start.clone())
+    optimizer = module.make_optimizer([("matrix", weight)], 0.1)
+    optimizer.param_groups[0]["lr"] = 0.01
+    expected, first, second = start, torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(1, 6):
+        weight.grad = torch.randn(weight.shape, generator=drawn).double()
+        first = 0.9 * first + 0.1 * weight.grad
+        second = 0.95 * second + 0.05 * weight.grad**2
+        change = (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        expected = expected - 0.01 * (change + 0.1 * expected)
+        first, second = (moment.bfloat16().double() for moment in (first, second))
+        optimizer.step()
+        torch.testing.assert_close(weight.data, expected, rtol=1e-9, atol=1e-9)
+    assert {optimizer.state[weight][name].dtype for name in module.MOMENTS} == {torch.bfloat16}
+
+
 def test_the_rate_rises_stays_and_falls(package: Any) -> None:
     """Ten steps: up in three, down along half a cosine in the last four, to a tenth at the very last."""
     rate = package("train.optimizer").learning_rate

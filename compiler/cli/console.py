@@ -38,7 +38,10 @@ def console(stderr: bool = False) -> Console:
 
 def say(text: str | Text, stderr: bool = False, end: str = "\n") -> None:
     """One line or more, never wrapped."""
-    console(stderr).print(text, soft_wrap=True, end=end)
+    if isinstance(text, str):
+        click.echo(text + end, nl=False, err=stderr)  # rich takes long to import
+    else:
+        console(stderr).print(text, soft_wrap=True, end=end)
 
 
 def tell(text: str, indent: str = "") -> None:

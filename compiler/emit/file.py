@@ -11,6 +11,8 @@ from dsc.compiler.emit.pyfile import import_line, names
 from dsc.compiler.graph.constants import Constants
 from dsc.spec.model import ModelSpec
 
+DIMS = "\0"  # where the import of the constants goes: which they are is known once the text is printed
+
 
 @dataclass(frozen=True)
 class File:
@@ -39,16 +41,13 @@ class FilePrinter:
 
     def file(self, path: str, template: str, **values: object) -> File:
         """What a template prints; it is given the import of the constants that the text reads as `dims`."""
-        printed = self.templates.get_template(f"{template}.jinja")
-        values = {"header": self.header(template), "spec": self.spec, **values}
-        module = printed.make_module({**values, "dims": ""})
-        purpose, text = getattr(module, "purpose", ""), str(module)
+        values = {"header": self.header(template), "spec": self.spec, "dims": DIMS, **values}
+        module = self.templates.get_template(f"{template}.jinja").make_module(values)
+        text = str(module)
         read = names(text)
         dims = tuple(constant.name for constant in self.constants if constant.name in read)
-        if dims:
-            source = "." * (path.count("/") + 1) + "dims"
-            text = printed.render(values, dims=import_line(source, dims) + "\n")
-        return File(path, template, purpose, dims, text)
+        line = import_line("." * (path.count("/") + 1) + "dims", dims) + "\n" if dims else ""
+        return File(path, template, getattr(module, "purpose", ""), dims, text.replace(DIMS, line))
 
     def header(self, template: str) -> str:
         """The two fixed lines of every Python file. A version or a count here would churn every diff."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -41,6 +42,8 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     guesses = DRAFT in serving.blocks
     kernel = [module for module, _ in kernel_functions(serving) if module == "latent_cache"]
     recorded = _recorded(serving)
+    marks = files.spec.tokens.reasoning
+    optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
     values = {
         "guesses": guesses,
         "windows": any(windows := _windows(serving)),
@@ -50,13 +53,14 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
         "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,
+        "reasons": marks is not None,
+        "begin": json.dumps(marks and marks.begin, ensure_ascii=False),
+        "end": json.dumps(marks and marks.end, ensure_ascii=False),
         "kernel": bool(kernel),
         "page_size": 64 if kernel else PAGE_SIZE,
     }
-    plain = [
-        f"infer/{name}.py"
-        for name in (*FILES, *(["speculation"] if guesses else []), *(["routes"] if recorded else []))
-    ]
+    chosen = [name for name, wanted in optional.items() if wanted]
+    plain = [f"infer/{name}.py" for name in (*FILES, *chosen)]
     return [
         prepare_file(files, serving, prepared, model, SIZES),
         decode_file(files, serving, training, model, prepared),

@@ -183,7 +183,7 @@ def sharing_files(
     moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
     values = {**values, "pipeline": pipeline, "experts": experts}
     printed = [
-        files.file("train/plan.py", "train/plan.py", **values),
+        files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
         files.file(
             "train/parallel.py",
             "train/parallel.py",
@@ -196,6 +196,16 @@ def sharing_files(
         ),
     ]
     return [*printed, experts_file(files, step.graph, plain, model)] if experts else printed
+
+
+def _rank_of_stage(sharing: Sharing) -> str:
+    """As an expression of PP."""
+    once = tuple(range(sharing.pp))
+    if sharing.rank_of_stage == (*once, *reversed(once)):
+        return "(*range(PP), *reversed(range(PP)))"
+    turns = len(sharing.rank_of_stage) // sharing.pp
+    assert sharing.rank_of_stage == once * turns, sharing.rank_of_stage
+    return f"tuple(range(PP)){f' * {turns}' if turns > 1 else ''}"
 
 
 def _reads_embedding(stage: Stage) -> bool:

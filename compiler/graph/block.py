@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import heapify, heappop, heappush
+from operator import is_
 
 from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.graph.op import Op, Parameter, Types
@@ -20,6 +21,9 @@ class Value:
     index: int
     name: str
     type: ValueType
+
+    def __hash__(self) -> int:
+        return hash((self.producer, self.index, self.name))  # types take long to hash, and seldom tell two apart
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,11 @@ class Block:
         return frozenset(value for node in self.once for value in node.outputs)
 
     def with_nodes(self, nodes: Iterable[Node], outputs: tuple[Value, ...] | None = None) -> Block:
-        """The same method with another body."""
-        return replace(self, body=in_order(tuple(nodes)), outputs=self.outputs if outputs is None else outputs)
+        """The same method with another body; the block itself, which was verified, where that changes nothing."""
+        body, outputs = in_order(tuple(nodes)), self.outputs if outputs is None else outputs
+        if len(body) == len(self.body) and all(map(is_, body, self.body)) and outputs == self.outputs:
+            return self
+        return replace(self, body=body, outputs=outputs)
 
     def without(self, node_id: str, replacements: Mapping[Value, Value]) -> Block:
         """The body without one node; `replacements` says what its users read instead of its outputs."""
@@ -136,11 +143,16 @@ class Block:
         for node in body:
             inputs = tuple(read(value, node.id) for value in node.inputs)
             types = node.op.infer(tuple(value.type for value in inputs))
+            if types == node.output_types and all(map(is_, inputs, node.inputs)):
+                nodes.append(node)
+                continue
             outputs = tuple(replace(v, type=t) for v, t in zip(node.outputs, types, strict=True))
             current.update(zip(node.outputs, outputs, strict=True))
             nodes.append(replace(node, inputs=inputs, outputs=outputs))
+        outputs = tuple(read(value) for value in self.outputs)
         cached = tuple(replace(kept, value=read(kept.value)) for kept in self.cached)
-        return replace(self, cached=cached).with_nodes(nodes, tuple(read(value) for value in self.outputs))
+        block = self if cached == self.cached else replace(self, cached=cached)
+        return block.with_nodes(nodes, outputs)
 
 
 def in_order(nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -1,16 +1,15 @@
 """The contract of an op kind: everything that the rest of the compiler may ask of one line of the model.
 
-An op kind is a frozen dataclass derived from `Op`, registered with `@register`, and one template
-`ops/<kind>.py.jinja` that prints it. Nothing else in the compiler names op kinds, except passes that rewrite them.
+An op kind is a dataclass derived from `Op`, registered with `@register`, and one template `ops/<kind>.py.jinja` that
+prints it. Nothing else in the compiler names op kinds, except passes that rewrite them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 from dsc.compiler.graph.dim import Dim, Int, total
 from dsc.compiler.graph.types import DType, TensorType, ValueType
@@ -39,9 +38,9 @@ class Parameter:
     active: tuple[Dim, Dim] = (Int(1), Int(1))
 
     def substitute(self, sizes: Mapping[str, Dim]) -> Parameter:
-        """The same tensor with symbols of its shape replaced."""
+        """The same tensor with symbols of its shape replaced; itself where it has none of them."""
         shape = tuple(dim.substitute(sizes) for dim in self.type.shape)
-        return replace(self, type=replace(self.type, shape=shape))
+        return self if shape == self.type.shape else replace(self, type=replace(self.type, shape=shape))
 
     @property
     def is_routed(self) -> bool:
@@ -58,9 +57,22 @@ class Saved:
     type: TensorType | None = None
 
 
-@dataclass(frozen=True)
-class Op(ABC):
-    """One operation. Fields are its attributes; sizes among them are `Dim`s."""
+R = TypeVar("R")
+
+
+@dataclass_transform(frozen_default=True)
+def record(cls: type[R]) -> type[R]:
+    """A class of ops as a dataclass. For mypy it is frozen.
+
+    A frozen dataclass generates six methods where this one generates `__init__`; `Op` has the others for all. Each
+    start of dsc makes 160 such classes.
+    """
+    return dataclass(repr=False, eq=False)(cls)
+
+
+@record
+class Op:
+    """One operation. Fields are its attributes; sizes among them are `Dim`s. Never changed, equal by value."""
 
     kind: ClassVar[str]
     op_class: ClassVar[OpClass] = OpClass.MEMORY
@@ -82,6 +94,15 @@ class Op(ABC):
     ops have one, because they are cheap. Choices that span products follow from the graph (parts/recompute.py of
     the planner)."""
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     @property
     def operands(self) -> tuple[str, ...]:
         """Names of the inputs, as the template writes them."""
@@ -92,9 +113,9 @@ class Op(ABC):
         """Helper functions (templates/helpers) that the printed line calls."""
         return ()
 
-    @abstractmethod
     def infer(self, inputs: Types) -> Types:
         """Output types. Asserts what the builder must have got right."""
+        raise TypeError(type(self))
 
     def parameters(self) -> tuple[Parameter, ...]:
         return ()
@@ -143,13 +164,12 @@ class Op(ABC):
 OPS: dict[str, type[Op]] = {}
 
 
-OpKind = TypeVar("OpKind", bound=type[Op])
-
-
-def register(cls: OpKind) -> OpKind:
-    """Make an op kind known; its template is looked up by its kind."""
+@dataclass_transform(frozen_default=True)
+def register(cls: type[R]) -> type[R]:
+    """Make a record that is an op kind known; its template is looked up by its kind."""
+    assert issubclass(cls, Op), cls
     assert cls.kind not in OPS or OPS[cls.kind].__qualname__ == cls.__qualname__, f"two op kinds named {cls.kind}"
-    OPS[cls.kind] = cls
+    OPS[cls.kind] = record(cls)
     return cls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from dsc.compiler.graph.dim import Axis, Dim, product
 
@@ -33,11 +34,11 @@ class TensorType:
 
     annotation = "Tensor"
 
-    @property
+    @cached_property
     def numel(self) -> Dim:
         return product(self.shape)
 
-    @property
+    @cached_property
     def bytes(self) -> Dim:
         return self.numel * self.dtype.bytes
 

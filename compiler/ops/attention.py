@@ -1,6 +1,6 @@
 """Scaled dot-product attention over heads, causal."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dsc.compiler.graph.dim import Beyond, Dim
 from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
@@ -8,7 +8,6 @@ from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class CausalAttention(Op):
     """Causal attention: q [B, S, H, N], k [B, S, J, N], v [B, S, J, V] -> [B, S, H, V].
 
@@ -59,7 +58,6 @@ class CausalAttention(Op):
 
 
 @register
-@dataclass(frozen=True)
 class WindowedAttention(CausalAttention):
     """The same where a token sees the last `window` tokens only, itself included."""
 
@@ -83,7 +81,6 @@ class WindowedAttention(CausalAttention):
 
 
 @register
-@dataclass(frozen=True)
 class CachedAttention(Op):
     """The same for S new tokens against all C that the cache holds; query s sees the keys up to its own position."""
 
@@ -111,7 +108,6 @@ class CachedAttention(Op):
 
 
 @register
-@dataclass(frozen=True)
 class CachedWindowedAttention(CachedAttention):
     """The same in a window, against what the ring gave: the plain helper, which counts positions from the last."""
 

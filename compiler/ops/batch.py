@@ -4,8 +4,6 @@
 main one first, and last how many micro-batches there are.
 """
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Int
 from dsc.compiler.graph.op import Op, Types, register
 from dsc.compiler.graph.types import DType, TensorType
@@ -13,7 +11,6 @@ from dsc.compiler.ops.loss import SCALAR, LossParts
 
 
 @register
-@dataclass(frozen=True)
 class ShareOfLabels(Op):
     """A mean over the labels of a micro-batch, as its share of the mean over those of the batch."""
 
@@ -30,7 +27,6 @@ class ShareOfLabels(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ShareOfMicroBatches(Op):
     """A mean over the sequences of a micro-batch, as its share of the mean over those of the batch."""
 
@@ -45,7 +41,6 @@ class ShareOfMicroBatches(Op):
 
 
 @register
-@dataclass(frozen=True)
 class StackLosses(LossParts):
     """The loss and its parts as one tensor, which a pipeline can hand on: [1 + parts]."""
 

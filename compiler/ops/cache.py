@@ -1,14 +1,11 @@
 """The cache of a layer at inference."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Beyond, C, Dim, S, Symbol
 from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
 from dsc.compiler.graph.types import CacheType
 
 
 @register
-@dataclass(frozen=True)
 class CacheAppend(Op):
     """Append the new tokens' rows and return all: [B, S, ...] -> [B, C, ...]."""
 
@@ -31,7 +28,6 @@ class CacheAppend(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RingAppend(Op):
     """Keep the rows of the last `window` tokens and read those that the new tokens see: [B, S, ...] -> [B, P, ...]."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.dim import Dim, Int, Symbol
 from dsc.compiler.graph.graph import ROOT_CLASS, Call
-from dsc.compiler.graph.op import Types, register, tensor
+from dsc.compiler.graph.op import Types, record, register, tensor
 from dsc.compiler.graph.types import TensorType, ValueType
 
 
@@ -51,7 +51,7 @@ def _substitute(value: ValueType, bindings: Mapping[str, Dim]) -> ValueType:
     return TensorType(tuple(dim.substitute(bindings) for dim in value.shape), value.dtype)
 
 
-@dataclass(frozen=True)
+@record
 class _Call(Call):
     signature: Signature
 
@@ -88,7 +88,6 @@ class _Call(Call):
 
 
 @register
-@dataclass(frozen=True)
 class CallModule(_Call):
     """self.name(...), a submodule made with the given sizes."""
 
@@ -107,7 +106,6 @@ class CallModule(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class CallListed(_Call):
     """self.name[index](...), one of `count` submodules in a list."""
 
@@ -124,14 +122,13 @@ class CallListed(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class CallMethod(_Call):
     """self.method(...), of the same class."""
 
     kind = "call_method"
 
 
-@dataclass(frozen=True)
+@record
 class LayerLoop(_Call):
     """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in turn, the whole turn `count` times.
 
@@ -175,13 +172,11 @@ class LayerLoop(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class RepeatLayers(LayerLoop):
     kind = "repeat_layers"
 
 
 @register
-@dataclass(frozen=True)
 class RepeatLayersSum(LayerLoop):
     """Layers that also return a loss, which is added up: the last operand is the sum so far."""
 
@@ -209,7 +204,6 @@ class RepeatLayersSum(LayerLoop):
 
 
 @register
-@dataclass(frozen=True)
 class RepeatLayersCached(LayerLoop):
     """Layers as functions, each with its own part of the caches, which are the last operand."""
 
@@ -225,7 +219,6 @@ class RepeatLayersCached(LayerLoop):
 
 
 @register
-@dataclass(frozen=True)
 class CycleLayersCached(RepeatLayersCached):
     """The same for layers of several classes in turn."""
 
@@ -233,7 +226,6 @@ class CycleLayersCached(RepeatLayersCached):
 
 
 @register
-@dataclass(frozen=True)
 class CallFunction(_Call):
     """function(self.name, ...): a block printed as a function of the module that holds its parameters."""
 
@@ -259,7 +251,6 @@ class CallFunction(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class CallListedFunction(_Call):
     """function(self.name[index], ...): the same for one of a list of modules."""
 
@@ -276,7 +267,6 @@ class CallListedFunction(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class RepeatFunctions(RepeatLayersCached):
     """Layers as functions, each with its own pages of the cache, which are the last operand."""
 
@@ -290,7 +280,6 @@ class RepeatFunctions(RepeatLayersCached):
 
 
 @register
-@dataclass(frozen=True)
 class CycleFunctions(RepeatFunctions):
     """The same for layers of several classes in turn."""
 

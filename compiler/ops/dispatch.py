@@ -4,15 +4,12 @@ Rows are in the order of their expert, so in that of the rank which has the expe
 each in the order of experts; the products want them expert by expert.
 """
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, SplitsType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class CountRows(Op):
     """Slots that chose each expert: [B, S, K] -> [E]."""
 
@@ -28,7 +25,6 @@ class CountRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RecordSent(Op):
     """In training, add what this rank sends to each expert to the router's `expert_load`."""
 
@@ -45,7 +41,6 @@ class RecordSent(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ExchangeCounts(Op):
     """What each rank has for each of our experts: [E] -> [ranks, experts of a rank]."""
 
@@ -62,7 +57,6 @@ class ExchangeCounts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Splits(Op):
     """Rows to each rank and from each rank, as the collectives want them: on the host."""
 
@@ -78,7 +72,6 @@ class Splits(Op):
 
 
 @register
-@dataclass(frozen=True)
 class AllToAll(Op):
     """Rows to the ranks that `to` says, started but not waited for; backward sends the gradients back."""
 
@@ -95,7 +88,6 @@ class AllToAll(Op):
 
 
 @register
-@dataclass(frozen=True)
 class OrderByExpert(Op):
     """Received rows in the order of experts: [ranks, experts of a rank] counts -> [rows]."""
 
@@ -115,7 +107,6 @@ class OrderByExpert(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ReceivedEnds(Op):
     """Where the rows of each of this rank's experts end: [ranks, experts of a rank] counts -> [experts of a rank]."""
 
@@ -130,7 +121,6 @@ class ReceivedEnds(Op):
 
 
 @register
-@dataclass(frozen=True)
 class TakeRows(Op):
     """Rows in another order: [R, ...], [R'] -> [R', ...]."""
 
@@ -148,7 +138,6 @@ class TakeRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class PutRows(Op):
     """Rows back to where they were taken from: [R, ...], [R] -> [R, ...]."""
 

@@ -1,7 +1,5 @@
 """Routed experts one after the other, for CPUs: the weights of experts that nobody chose are never read."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
 from dsc.compiler.graph.types import ObjectType
@@ -11,7 +9,6 @@ COUNTS = ObjectType("list[int]")
 
 
 @register
-@dataclass(frozen=True)
 class CountPerExpert(Op):
     """How many tokens chose each expert, as Python's numbers: [T, K] ids -> E."""
 
@@ -27,7 +24,6 @@ class CountPerExpert(Op):
 
 
 @register
-@dataclass(frozen=True)
 class TokenOfSlot(SlotSource):
     """The token that each slot reads and adds to: [T * K]."""
 
@@ -38,7 +34,6 @@ class TokenOfSlot(SlotSource):
 
 
 @register
-@dataclass(frozen=True)
 class SelectTokens(Op):
     """A copy of its token for every slot: [T, D] by [T * K] -> [T * K, D]."""
 
@@ -53,7 +48,6 @@ class SelectTokens(Op):
 
 
 @register
-@dataclass(frozen=True)
 class EachExpert(GroupedLinear):
     """Each expert's rows times its own weight.T, expert after expert: [T * K, in] -> [T * K, out]."""
 
@@ -69,7 +63,6 @@ class EachExpert(GroupedLinear):
 
 
 @register
-@dataclass(frozen=True)
 class SumSlots(ScatterSum):
     """The sum of each token's slots: [T * K, D] -> [T, D]."""
 

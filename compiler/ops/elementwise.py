@@ -1,12 +1,9 @@
 """Arithmetic on single elements."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.op import Op, Saved, Types, register, tensor
 
 
 @register
-@dataclass(frozen=True)
 class Add(Op):
     kind = "add"
 
@@ -20,7 +17,6 @@ class Add(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Scale(Op):
     """Times a constant of the model."""
 
@@ -33,7 +29,6 @@ class Scale(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Swiglu(Op):
     """silu(gate) * up (arXiv 2002.05202)."""
 
@@ -54,7 +49,6 @@ class Swiglu(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ClampedSwiglu(Swiglu):
     """silu(min(gate, limit)) * clamp(up, -limit, limit), the limit a constant of the model."""
 

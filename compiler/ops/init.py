@@ -1,12 +1,9 @@
 """Initial weights."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.op import Op, Types, register
 
 
 @register
-@dataclass(frozen=True)
 class InitWeights(Op):
     """Matrices from a normal distribution, norms (the only vectors) to one, buffers (biases and counts) to zero."""
 

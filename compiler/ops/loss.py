@@ -1,7 +1,5 @@
 """From logits to the numbers that training minimizes and reports."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Saved, Types, register, tensor
 from dsc.compiler.graph.types import DType, PartsType, TensorType
@@ -10,7 +8,6 @@ SCALAR = TensorType((), DType.FP32)
 
 
 @register
-@dataclass(frozen=True)
 class CrossEntropy(Op):
     """Mean over the labels that are not -100, in float32 or wider: [B, S, W], [B, S] -> []."""
 
@@ -36,7 +33,6 @@ class CrossEntropy(Op):
 
 
 @register
-@dataclass(frozen=True)
 class CrossEntropyAndZLoss(CrossEntropy):
     """The same, with the square of the log-sum-exp of every token (PaLM, arXiv 2204.02311, section 5)."""
 
@@ -59,7 +55,6 @@ class CrossEntropyAndZLoss(CrossEntropy):
 
 
 @register
-@dataclass(frozen=True)
 class ZeroLoss(Op):
     """A zero in float32, to which layers add their losses."""
 
@@ -70,7 +65,6 @@ class ZeroLoss(Op):
 
 
 @register
-@dataclass(frozen=True)
 class WeighMtpLoss(Op):
     """lambda / depth of multi-token prediction's loss (DeepSeek-V3, equation 25)."""
 
@@ -83,7 +77,6 @@ class WeighMtpLoss(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SumLosses(Op):
     """The loss that is trained on: all parts added."""
 
@@ -99,7 +92,6 @@ class SumLosses(Op):
 
 
 @register
-@dataclass(frozen=True)
 class LossParts(Op):
     """A dict of the named losses."""
 

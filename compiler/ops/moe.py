@@ -1,14 +1,11 @@
 """Routed experts: sort the tokens by expert, multiply group by group, sum the results of each token."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 
 @register
-@dataclass(frozen=True)
 class SortByExpert(Op):
     """[B, S, K] expert ids -> the ids in order and the slot that each came from, [T * K] each; stable."""
 
@@ -25,7 +22,6 @@ class SortByExpert(Op):
 
 
 @register
-@dataclass(frozen=True)
 class EveryExpert(Op):
     """0, 1, ... E - 1, where x lives: [E]."""
 
@@ -37,7 +33,6 @@ class EveryExpert(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GroupEnds(Op):
     """Where each expert's rows end: [T * K] sorted ids -> [E]."""
 
@@ -53,7 +48,6 @@ class GroupEnds(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RecordLoad(Op):
     """In training, add each expert's number of rows to the router's `expert_load`, which its bias update reads."""
 
@@ -70,7 +64,6 @@ class RecordLoad(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SlotSource(Op):
     """The token that each slot reads and adds to, expanded over the components: [T * K] -> [T * K, D], no copy."""
 
@@ -91,7 +84,6 @@ class SlotSource(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SlotWeights(Op):
     """The routing weight of each slot, in the type of the hidden state: [B, S, K] -> [T * K, 1]."""
 
@@ -109,7 +101,6 @@ class SlotWeights(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GatherRows(Op):
     """A copy of its token for every chosen expert, in expert order: [T, D] -> [T * K, D]."""
 
@@ -129,7 +120,6 @@ class GatherRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class WeighSlots(Op):
     """Each slot times its routing weight, before the last product, which is linear: [T * K, I] by [T * K, 1]."""
 
@@ -148,7 +138,6 @@ class WeighSlots(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GroupedLinear(Op):
     """Each expert's rows times its own weight.T: [T * K, in] -> [T * K, out]."""
 
@@ -196,7 +185,6 @@ class GroupedLinear(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SplitGateUp(Op):
     """[T * K, 2 * I] -> [T * K, I] twice."""
 
@@ -212,7 +200,6 @@ class SplitGateUp(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ScatterSum(Op):
     """The sum of each token's slots: [T * K, D] -> [T, D]."""
 

@@ -1,14 +1,11 @@
 """RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight, over the last dim."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class RmsNorm(Op):
     kind = "rms_norm"
     recompute = "norms"

@@ -1,7 +1,7 @@
 """Attention of packed tokens against pages of a cache: rows in, rows out, and a call for each group of texts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dsc.compiler.graph.dim import C, Dim, Int, Symbol
 from dsc.compiler.graph.op import Op, OpClass, Types, register, retyped, tensor
@@ -16,7 +16,6 @@ ROWS = Symbol("rows")
 
 
 @register
-@dataclass(frozen=True)
 class WriteRows(Op):
     """What is kept of each new token, side by side, into its slot: [T, ...] each -> [pages, page, row]."""
 
@@ -36,7 +35,6 @@ class WriteRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ReadRows(Op):
     """The rows of a group's texts, in the type of x: [pages, page, row] -> [B, C, row]."""
 
@@ -52,7 +50,6 @@ class ReadRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class VisibleAttention(CausalAttention):
     """softmax(q k^T * scale) v of S new tokens over those of all C that each may see."""
 
@@ -76,7 +73,6 @@ class VisibleAttention(CausalAttention):
 
 
 @register
-@dataclass(frozen=True)
 class VisibleInWindow(VisibleAttention):
     """The same where each token sees the last `window` tokens only."""
 
@@ -85,7 +81,6 @@ class VisibleInWindow(VisibleAttention):
 
 
 @register
-@dataclass(frozen=True)
 class SharedAttention(Op):
     """The same where all heads share keys and values: [B, S, H, E], [B, C, E], [B, C, L] -> [B, S, H, L]."""
 
@@ -114,7 +109,6 @@ class SharedAttention(Op):
 
 
 @register
-@dataclass(frozen=True)
 class AttendGroups(_Call):
     """A block that attends for one group of texts with equally many new tokens, called for each group of the batch."""
 
@@ -144,7 +138,6 @@ class AttendGroups(_Call):
 
 
 @register
-@dataclass(frozen=True)
 class AttendGroupsEitherWay(AttendGroups):
     """The same where two blocks compute it, and which takes fewer operations depends on the group."""
 
@@ -163,7 +156,6 @@ class AttendGroupsEitherWay(AttendGroups):
 
 
 @register
-@dataclass(frozen=True)
 class SelectRows(Op):
     """The positions that somebody asks for: [T, D] -> [rows, D]."""
 
@@ -178,7 +170,6 @@ class SelectRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RotaryTableOnce(RotaryTable):
     """cos and sin of every position there can be: [2, positions, R / 2]."""
 
@@ -196,7 +187,6 @@ class RotaryTableOnce(RotaryTable):
 
 
 @register
-@dataclass(frozen=True)
 class GatherRope(Op):
     """The rows of the new tokens' positions: [2, positions, R] -> [2, T, R]."""
 

@@ -1,7 +1,5 @@
 """What reinforcement learning asks of the model: log-probabilities of tokens, and the experts of a rollout again."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, tensor
 from dsc.compiler.graph.types import DType, ObjectType, TensorType
@@ -13,7 +11,6 @@ REPLAY = ObjectType("Replay")
 
 
 @register
-@dataclass(frozen=True)
 class LogProbabilities(Op):
     """Of each label, zero where it is -100; logits are made where there is one: [B, S, D], [B, S] -> [B, S]."""
 
@@ -60,7 +57,6 @@ class LogProbabilities(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RecordExperts(Op):
     """The experts that a router of the engine chose, added to the batch's: [T, K]."""
 
@@ -75,7 +71,6 @@ class RecordExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ReplayExperts(Op):
     """The experts that the engine chose, in place of the router's own choice, which is compared: [B, S, K]."""
 
@@ -90,7 +85,6 @@ class ReplayExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class LoopFunctions(LayerLoop):
     """Layers as functions of their modules: x = layer(module, x, ...) for each."""
 
@@ -102,7 +96,6 @@ class LoopFunctions(LayerLoop):
 
 
 @register
-@dataclass(frozen=True)
 class CycleLoopFunctions(LoopFunctions):
     """The same for layers of several classes in turn."""
 

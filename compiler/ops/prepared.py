@@ -1,7 +1,5 @@
 """Weights as inference reads them, made once of the model's parameters."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import TensorType
@@ -9,7 +7,6 @@ from dsc.compiler.ops.projection import Linear
 
 
 @register
-@dataclass(frozen=True)
 class StackedWeight(Op):
     """The weights of layers that read the same x, one above the other: [sum of outs, in]."""
 
@@ -36,7 +33,6 @@ class StackedWeight(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Multiply(Op):
     """x @ weight.T by a weight that was prepared: [..., in] -> [..., out]."""
 

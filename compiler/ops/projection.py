@@ -1,6 +1,5 @@
 """Products with a weight: projections and the head."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim
@@ -9,7 +8,6 @@ from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class Linear(Op):
     """x @ weight.T, [..., in] -> [..., out]."""
 
@@ -46,7 +44,6 @@ class Linear(Op):
 
 
 @register
-@dataclass(frozen=True)
 class TiedHead(Op):
     """Logits from the embedding's own weight, [..., D] -> [..., W]."""
 
@@ -70,7 +67,6 @@ class TiedHead(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Embedding(Op):
     """Rows of a table by token, [B, S] -> [B, S, D]. A look-up, so no FLOPs."""
 

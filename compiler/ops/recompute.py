@@ -1,14 +1,11 @@
 """What a training step does not keep for backward: the lines that say so."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Parameter, Saved, Types, register
+from dsc.compiler.graph.op import Op, Parameter, Saved, Types, record, register
 from dsc.compiler.ops.call import CallMethod
 
 
 @register
-@dataclass(frozen=True)
 class CallAgain(CallMethod):
     """again(self.method, ...): of what the method makes nothing is kept, backward runs it once more."""
 
@@ -19,7 +16,7 @@ class CallAgain(CallMethod):
         return ("train.recompute.again",)
 
 
-@dataclass(frozen=True)
+@record
 class _Dropping(Op):
     """The line of an op in another, for backward to run again."""
 
@@ -31,7 +28,6 @@ class _Dropping(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Remade(_Dropping):
     """remade(lambda ...: ..., ...): an op whose result is not kept."""
 
@@ -58,7 +54,6 @@ class Remade(_Dropping):
 
 
 @register
-@dataclass(frozen=True)
 class Drop(_Dropping):
     """A result that was made beside others is not kept; the op that makes it alone reads what is."""
 

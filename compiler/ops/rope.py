@@ -1,6 +1,5 @@
 """Rotary position embedding (arXiv 2104.09864): the table of one call, and the rotation by it."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
@@ -9,7 +8,6 @@ from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class RotaryTable(Op):
     """cos and sin by position and rotated pair: [2, S, R / 2], float32 or wider."""
 
@@ -32,7 +30,6 @@ class RotaryTable(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RotaryTableAfter(RotaryTable):
     """The same for tokens that follow those in the caches."""
 
@@ -44,7 +41,6 @@ class RotaryTableAfter(RotaryTable):
 
 
 @register
-@dataclass(frozen=True)
 class SpreadPairs(Op):
     """cos and sin for both components of each pair, sin with the sign it enters with: [2, S, R / 2] -> [2, S, R]."""
 
@@ -62,7 +58,6 @@ class SpreadPairs(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Rotate(Op):
     """Rotate the pairs of [B, S, heads, R] by their position's angles."""
 

@@ -1,6 +1,5 @@
 """The router: scores, the choice of experts, their weights, and what balances their load."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from dsc.compiler.graph.dim import Dim, Int
@@ -9,7 +8,6 @@ from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class RouterLogits(Op):
     """x @ weight.T in float32 or wider: [B, S, D] -> [B, S, E]."""
 
@@ -46,7 +44,6 @@ class RouterLogits(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RouterLogitsModelDtype(RouterLogits):
     """The same product in the model's own type, widened afterwards."""
 
@@ -57,7 +54,6 @@ class RouterLogitsModelDtype(RouterLogits):
 
 
 @register
-@dataclass(frozen=True)
 class Score(Op):
     """Softmax or sigmoid over the experts."""
 
@@ -76,7 +72,6 @@ class Score(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SelectionScores(Op):
     """Scores for the choice of experts, detached: no gradient flows through it."""
 
@@ -88,7 +83,6 @@ class SelectionScores(Op):
 
 
 @register
-@dataclass(frozen=True)
 class BiasedSelectionScores(Op):
     """The same with the selection bias, which takes part in the choice only (DeepSeek-V3, equation 16)."""
 
@@ -103,7 +97,6 @@ class BiasedSelectionScores(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GroupExperts(Op):
     """[B, S, E] -> [B, S, G, E / G]."""
 
@@ -118,7 +111,6 @@ class GroupExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GroupScoreMax(Op):
     """The score of a group is its best expert's (DeepSeek-V2)."""
 
@@ -130,7 +122,6 @@ class GroupScoreMax(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GroupScoreTop2Sum(GroupScoreMax):
     """The score of a group is the sum of its two best experts' (DeepSeek-V3)."""
 
@@ -138,7 +129,6 @@ class GroupScoreTop2Sum(GroupScoreMax):
 
 
 @register
-@dataclass(frozen=True)
 class ClosedGroups(Op):
     """True for every group that is not among the best: [B, S, G]."""
 
@@ -150,7 +140,6 @@ class ClosedGroups(Op):
 
 
 @register
-@dataclass(frozen=True)
 class MaskGroups(Op):
     """-inf for experts of other groups: [B, S, G, E / G] -> [B, S, E]. Not zero: biased scores may be negative."""
 
@@ -167,7 +156,6 @@ class MaskGroups(Op):
 
 
 @register
-@dataclass(frozen=True)
 class TopExperts(Op):
     """Ids of the K best, [B, S, E] -> [B, S, K]."""
 
@@ -180,7 +168,6 @@ class TopExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class GatherWeights(Op):
     """The chosen experts' own scores, without the bias: [B, S, K]."""
 
@@ -200,7 +187,6 @@ class GatherWeights(Op):
 
 
 @register
-@dataclass(frozen=True)
 class NormalizeWeights(Op):
     """Divide by the sum over the chosen experts."""
 
@@ -215,7 +201,6 @@ class NormalizeWeights(Op):
 
 
 @register
-@dataclass(frozen=True)
 class NormalizeWeightsGuarded(NormalizeWeights):
     """The same where all chosen scores may underflow (sigmoid): the sum has 1e-20 added."""
 
@@ -223,7 +208,6 @@ class NormalizeWeightsGuarded(NormalizeWeights):
 
 
 @register
-@dataclass(frozen=True)
 class ZeroInEvaluation(Op):
     """Returns a zero loss unless the module trains; x gives its type and device."""
 
@@ -234,7 +218,6 @@ class ZeroInEvaluation(Op):
 
 
 @register
-@dataclass(frozen=True)
 class FlattenSlots(Op):
     """The choices of each sequence in a row: [B, S, K] -> [B, S * K]."""
 
@@ -251,7 +234,6 @@ class FlattenSlots(Op):
 
 
 @register
-@dataclass(frozen=True)
 class CountExperts(Op):
     """How many tokens of each sequence chose each expert: [B, S * K] -> [B, E].
 
@@ -269,7 +251,6 @@ class CountExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RelativeLoad(Op):
     """f of the sequence-wise loss, 1 at an even load: f_e = count_e E / (K S), [B, E] (DeepSeek-V3, equation 18)."""
 
@@ -286,7 +267,6 @@ class RelativeLoad(Op):
 
 
 @register
-@dataclass(frozen=True)
 class MeanProbability(Op):
     """P of the sequence-wise loss: scores that sum to one, mean over the sequence, [B, S, E] -> [B, E]."""
 
@@ -298,7 +278,6 @@ class MeanProbability(Op):
 
 
 @register
-@dataclass(frozen=True)
 class MeanNormalizedScore(MeanProbability):
     """The same for scores that do not sum to one (sigmoid): divided by their sum first (equations 19 and 20)."""
 
@@ -310,7 +289,6 @@ class MeanNormalizedScore(MeanProbability):
 
 
 @register
-@dataclass(frozen=True)
 class SequenceBalanceLoss(Op):
     """alpha * sum over experts of f_e P_e, mean over sequences: [B, E], [B, E] -> [] (DeepSeek-V3, equation 17)."""
 
@@ -330,7 +308,6 @@ class SequenceBalanceLoss(Op):
 
 
 @register
-@dataclass(frozen=True)
 class UpdateSelectionBias(Op):
     """b += rate * sign(mean load - load), then the load is reset (DeepSeek-V3, section 2.1.2)."""
 
@@ -351,7 +328,6 @@ class UpdateSelectionBias(Op):
 
 
 @register
-@dataclass(frozen=True)
 class UpdateEveryRouter(Op):
     """The bias update of each router of the model."""
 

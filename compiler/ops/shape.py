@@ -1,13 +1,10 @@
 """Views and copies: the same numbers under another shape."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim, product, total
 from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
 
 
 @register
-@dataclass(frozen=True)
 class Unflatten(Op):
     """[..., a * b] -> [..., a, b]."""
 
@@ -22,7 +19,6 @@ class Unflatten(Op):
 
 
 @register
-@dataclass(frozen=True)
 class FlattenHeads(Op):
     """[..., a, b] -> [..., a * b]."""
 
@@ -35,7 +31,6 @@ class FlattenHeads(Op):
 
 
 @register
-@dataclass(frozen=True)
 class FlattenTokens(Op):
     """[B, S, D] -> [T, D]."""
 
@@ -49,7 +44,6 @@ class FlattenTokens(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ViewAs(Op):
     """The shape of another tensor: [T, D] -> [B, S, D]."""
 
@@ -67,7 +61,6 @@ class ViewAs(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Split(Op):
     """[..., a + b] -> [..., a], [..., b]."""
 
@@ -82,7 +75,6 @@ class Split(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Concat(Op):
     """[..., a], [..., b] -> [..., a + b]."""
 
@@ -98,7 +90,6 @@ class Concat(Op):
 
 
 @register
-@dataclass(frozen=True)
 class AddHeadDim(Op):
     """[B, S, R] -> [B, S, 1, R]: one head that all share."""
 
@@ -111,7 +102,6 @@ class AddHeadDim(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ExpandHeads(Op):
     """[B, S, 1, R] -> [B, S, H, R], without a copy."""
 
@@ -125,7 +115,6 @@ class ExpandHeads(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SkipFirst(Op):
     """[B, S, ...] -> [B, S - n, ...] without the first n positions."""
 
@@ -139,7 +128,6 @@ class SkipFirst(Op):
 
 
 @register
-@dataclass(frozen=True)
 class LastPosition(Op):
     """[B, S, D] -> [B, 1, D]."""
 
@@ -152,7 +140,6 @@ class LastPosition(Op):
 
 
 @register
-@dataclass(frozen=True)
 class SkipLast(Op):
     """[B, S, ...] -> [B, S - n, ...] without the last n positions."""
 

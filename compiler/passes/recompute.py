@@ -17,7 +17,7 @@ from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.ops.call import Signature
 from dsc.compiler.ops.elementwise import Add
-from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
+from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts
 from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
 from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
 from dsc.compiler.passes.fuse.pattern import used_outside
@@ -60,7 +60,7 @@ def _without_shared(node: Node) -> Iterator[Node]:
     *routed, shared = node.inputs
     (result,) = node.outputs
     inner = replace(result, producer=f"{node.id}.routed")
-    yield Node(inner.producer, RoutedExperts(**vars(node.op)), tuple(routed), (inner,), node.paragraph)
+    yield Node(inner.producer, node.op.routed(**vars(node.op)), tuple(routed), (inner,), node.paragraph)
     yield Node(node.id, Add(), (inner, shared), (result,))
 
 

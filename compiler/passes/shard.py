@@ -67,6 +67,7 @@ class Sharing:
     schedule: str
     """A class of torch.distributed.pipelining."""
     rank_of_stage: tuple[int, ...]
+    """Once around for each of a rank's stages: always forwards, or there and back."""
     micro_batch: int
     """Sequences."""
     batch: int

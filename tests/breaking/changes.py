@@ -250,6 +250,7 @@ CHANGES = (
     Change("mla", "tokens.bos", 1, ""),
     Change("mla", "tokens.eos", [2], ""),
     Change("mla", "tokens.pad", 3, ""),
+    Change("mla", "tokens.reasoning", {"begin": "<think>", "end": "</think>"}, "python"),
     Change("mla", "vocab_size", 72, "checkpoint plan"),
     Change("mla", "hidden_size", 40, "checkpoint plan"),
     Change("mla", "max_position_embeddings", 32, "plan"),

@@ -5,7 +5,6 @@ Its class and its one template are all there is of it; a pass puts it into a blo
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import ndiff
 from types import ModuleType
 
@@ -17,7 +16,7 @@ from dsc.compiler.driver import build, emit
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import OPS, Op, Saved, Types, register, tensor
+from dsc.compiler.graph.op import OPS, Op, Saved, Types, record, register, tensor
 from dsc.compiler.graph.saved import saved_bytes, saved_storages
 from dsc.compiler.graph.verify import VerifyError, verify
 from dsc.spec.loader import load
@@ -32,7 +31,7 @@ TEMPLATES = DictLoader(
 )
 
 
-@dataclass(frozen=True)
+@record
 class SoftCap(Op):
     """cap * tanh(x / cap)."""
 

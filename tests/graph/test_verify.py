@@ -1,14 +1,14 @@
 """verify() finds what a faulty pass would do to a graph. Each fault is planted in a graph that was fine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from dsc.compiler.driver import build
 from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import OPS, Types, tensor
+from dsc.compiler.graph.op import OPS, Types, record, tensor
 from dsc.compiler.graph.types import DType, ValueType
 from dsc.compiler.graph.verify import VerifyError, verify
 from dsc.compiler.ops.elementwise import Add
@@ -32,12 +32,12 @@ def as_bf16(type: ValueType) -> ValueType:
     return replace(tensor(type), dtype=DType.BF16)
 
 
-@dataclass(frozen=True)
+@record
 class Impostor(Add):
     """An op that claims the kind of another."""
 
 
-@dataclass(frozen=True)
+@record
 class Unknown(Add):
     kind = "unknown"
 

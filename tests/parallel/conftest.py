@@ -88,7 +88,7 @@ PLACEMENT = {
 }
 
 
-def placed(model: str, placement: dict[str, Any]) -> dict[str, Any]:
+def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict[str, Any]:
     """A spec, as plain values, on as many CPU ranks as its placement has."""
     ranks = placement.get("pp", 1) * placement.get("dp", 1)
     return {
@@ -98,7 +98,7 @@ def placed(model: str, placement: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": 256,
         "norm": {"eps": 1e-6},
         **MODELS[model],
-        "precision": {"parameters": "fp32", "kv_cache": "fp32"},
+        "precision": {"parameters": "fp32", "kv_cache": "fp32", "optimizer": {"moments": moments}},
         "workload": {"sequence_length": 32, "global_batch": 16},
         "cluster": {"kind": "cpu", "nodes": ranks},
         "placement": {**PLACEMENT, **placement},

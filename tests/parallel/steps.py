@@ -31,8 +31,10 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], labels
 
 
-def steps(layout: Any) -> dict[str, Any]:
-    optimizer = torch.optim.AdamW([weight for _, weight in layout.named_parameters()], lr=1e-3)
+def steps(layout: Any, make_optimizer: Any) -> dict[str, Any]:
+    optimizer = make_optimizer(layout.named_parameters(), 0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
     rows = []
     for step in range(STEPS):
         tokens, labels = (tensor[layout.rows] for tensor in batch(step))
@@ -48,11 +50,15 @@ def steps(layout: Any) -> dict[str, Any]:
     return {"rows": rows, "biases": biases}
 
 
+def optimizer_of(package: str) -> Any:
+    return importlib.import_module(f"{package}.train.optimizer").make_optimizer
+
+
 def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     parallel = importlib.import_module(f"{package}.train.parallel")
-    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH))
+    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH), optimizer_of(package))
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -66,7 +72,7 @@ def main(folder: str, package: str, dtype_name: str) -> None:
         mp.start_processes(rank_main, (world, results, package, dtype), nprocs=world, start_method="fork")
         ranks = [json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]
     single = importlib.import_module(f"{package}.train.single").Single(torch.device("cpu"), dtype, 0, BATCH, 4)
-    print(json.dumps({"one": steps(single), "ranks": ranks}))
+    print(json.dumps({"one": steps(single, optimizer_of(package)), "ranks": ranks}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 import torch
 from numerics.harness import Compile, random_model
 from numerics.specs import MTP, spec_text
-from openai import APIStatusError, AsyncOpenAI, BadRequestError, OpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI, BadRequestError, OpenAI
 
 CONTEXT = 512
 TEMPLATE = (
@@ -79,11 +79,11 @@ class Served:
         assert self.metric("texts_running") + self.metric("texts_waiting") == 0
 
 
-def start(compiled: Compile, folder: Path) -> Served:
-    package = compiled(spec_text(vocab_size=300, max_position_embeddings=CONTEXT, mtp=MTP))
+def start(compiled: Compile, folder: Path, template: str = TEMPLATE, **changes: Any) -> Served:
+    package = compiled(spec_text(vocab_size=300, max_position_embeddings=CONTEXT, mtp=MTP, **changes))
     model = random_model(package, torch.float32)
     package.checkpoint.save_hf(model, folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "bos_token": "^"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "bos_token": "^"}))
     return Served(package.folder.parent, package.folder.name, folder)
 
 
@@ -236,16 +236,39 @@ def test_clients_that_vanish_leave_nothing(served: Served, stream: str) -> None:
 
 
 def test_half_a_body_and_a_half_closed_socket(served: Served) -> None:
+    """Whoever says that nothing more will come gets no half answer: all of it, or none."""
     body = b'{"prompt": "abc", "max_tokens": 3}'
-    for _ in range(5):
-        with socket.create_connection(("127.0.0.1", served.port)) as connection:
-            connection.sendall(head(len(body)) + body[:7])
+    for sent in (b"", head(len(body)), head(len(body)) + body[:7], head(len(body)) + body):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda open=connection: open.recv(1 << 16), b""))
+        assert not answer or json.loads(answer.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 3
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(head(len(body)) + body)
         assert b"200" in connection.recv(100)
 
 
-def test_many_streams_are_each_the_lone_answer(served: Served) -> None:
+@pytest.mark.slow
+def test_a_trickling_body_is_cut_off_and_holds_up_nobody(served: Served) -> None:
+    """The time limit is for the whole body: a byte now and then does not extend it."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(head(1000))
+        connection.settimeout(0.5)
+        answer = b""
+        while not answer:
+            connection.sendall(b" ")
+            assert served.post(b'{"prompt": "abc", "max_tokens": 1}')[0] == 200
+            try:
+                answer = connection.recv(1 << 16)
+            except TimeoutError:
+                assert time.monotonic() - began < 60
+    assert b" 408 " in answer.splitlines()[0] and b"connection: close" in answer
+
+
+@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_streams_are_each_the_lone_answer(served: Served, number: int) -> None:
     lone = served.client().completions.create(prompt="def f(", **OPTIONS).choices[0].text
 
     async def one(client: AsyncOpenAI) -> str:
@@ -258,7 +281,57 @@ def test_many_streams_are_each_the_lone_answer(served: Served) -> None:
         async with AsyncOpenAI(base_url=f"{served.base}/v1", api_key=KEY, max_retries=0, timeout=600) as client:
             return await asyncio.gather(*(one(client) for _ in range(number)))
 
-    assert asyncio.run(all_of_them(200)) == [lone] * 200
+    assert asyncio.run(all_of_them(number)) == [lone] * number
+
+
+def test_reasoning_is_answered_apart(compiled: Compile, tmp_path: Path) -> None:
+    """Answers of random weights are full of bytes that are no characters: the first one ends the reasoning here."""
+    marks = {"begin": "<think>", "end": "\ufffd"}
+    served = start(compiled, tmp_path, f"{TEMPLATE}<think>", tokens={"reasoning": marks})
+    try:
+        client = served.client()
+        options = {**OPTIONS, "max_tokens": 40}
+        text = client.completions.create(prompt="^<user>Hi\n<assistant><think>", **options).choices[0].text
+        thought, mark, said = text.partition("\ufffd")
+        assert mark and said, text
+        chat: Any = client.chat.completions.create
+        messages = [{"role": "user", "content": "Hi"}]
+        whole = chat(messages=messages, **options).choices[0].message
+        assert (whole.reasoning_content, whole.content) == (thought, said)
+        deltas = [piece.choices[0].delta for piece in chat(messages=messages, stream=True, **options)]
+        for part in ("reasoning_content", "content"):
+            streamed = "".join(getattr(delta, part, None) or "" for delta in deltas)
+            assert streamed == getattr(whole, part), part
+    finally:
+        served.process.terminate()
+        served.process.wait(30)
+
+
+def test_a_server_that_is_stopped_under_load_ends_every_stream(compiled: Compile, tmp_path: Path) -> None:
+    """Those that run end whole, or with an error that says so; none is left hanging, and the process leaves with 0."""
+    served = start(compiled, tmp_path)
+    options = {**OPTIONS, "max_tokens": 60}
+    lone = served.client().completions.create(prompt="abc", **options).choices[0].text
+
+    async def one(client: AsyncOpenAI, started: asyncio.Event) -> str:
+        text = ""
+        async for piece in await client.completions.create(prompt="abc", stream=True, **options):
+            started.set()
+            text += piece.choices[0].text
+        return text
+
+    async def all_of_them() -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{served.base}/v1", api_key=KEY, max_retries=0, timeout=120) as client:
+            started = asyncio.Event()
+            tasks = [asyncio.create_task(one(client, started)) for _ in range(60)]
+            await started.wait()
+            served.process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    ended = asyncio.run(all_of_them())
+    assert served.process.wait(60) == 0
+    assert all(isinstance(end, APIError) or end == lone for end in ended), ended
+    assert any(end == lone for end in ended)
 
 
 def test_a_stopped_server_finishes_its_streams(compiled: Compile, tmp_path: Path) -> None:

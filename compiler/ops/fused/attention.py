@@ -1,14 +1,11 @@
 """Multi-head latent attention as kernels/mla_attention.py computes it."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 
 
 @register
-@dataclass(frozen=True)
 class FusedLatentAttention(Op):
     """q [B, S, H, N + R] before its rotation, k_nope | v [B, S, H, N + V], k_rope [B, S, 1, R] rotated.
 

@@ -1,7 +1,5 @@
 """Products in FP8 for generation: weights become codes once, when they are prepared, and products read the codes."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Blocks, Dim, Int
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
@@ -10,7 +8,6 @@ from dsc.compiler.ops.projection import Linear
 
 
 @register
-@dataclass(frozen=True)
 class WeightCodes(Op):
     """FP8 codes of a layer's weight, [out, in], and a scale for each block of it."""
 
@@ -45,7 +42,6 @@ class WeightCodes(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ExpertCodes(WeightCodes):
     """The same of the weights of all experts: [E, out, in]."""
 
@@ -53,7 +49,6 @@ class ExpertCodes(WeightCodes):
 
 
 @register
-@dataclass(frozen=True)
 class GateUpCodes(WeightCodes):
     """The same where gate and up are stacked, each with blocks of its own: [E, 2 * I, in] -> [2 * E, I, in]."""
 
@@ -72,7 +67,6 @@ class GateUpCodes(WeightCodes):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8LinearsByCodes(Op):
     """x @ weight.T by the codes of several weights, x quantized once: [..., in] -> [..., out] each."""
 
@@ -108,7 +102,6 @@ class Fp8LinearsByCodes(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8LinearByCodes(Fp8LinearsByCodes):
     """The same by one weight."""
 
@@ -120,7 +113,6 @@ class Fp8LinearByCodes(Fp8LinearsByCodes):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8SwigluLinearByCodes(Fp8LinearsByCodes):
     """swiglu(gate, up) @ weight.T by the weight's codes: [..., F] twice -> [..., out]."""
 
@@ -136,7 +128,6 @@ class Fp8SwigluLinearByCodes(Fp8LinearsByCodes):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8RoutedExpertsByCodes(Op):
     """Each token through its experts, weighted and summed, by the experts' codes: [T, D] -> [T, D]."""
 
@@ -165,7 +156,6 @@ class Fp8RoutedExpertsByCodes(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8RoutedAndSharedExpertsByCodes(Fp8RoutedExpertsByCodes):
     """The same, with the shared experts' result added in the same sum."""
 

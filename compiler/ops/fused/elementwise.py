@@ -1,14 +1,11 @@
 """Element-wise work as kernels/swiglu.py and kernels/rope.py do it."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.op import Saved, Types, register
 from dsc.compiler.ops.elementwise import Swiglu
 from dsc.compiler.ops.rope import Rotate
 
 
 @register
-@dataclass(frozen=True)
 class FusedSwiglu(Swiglu):
     """silu(gate) * up, written once."""
 
@@ -23,7 +20,6 @@ class FusedSwiglu(Swiglu):
 
 
 @register
-@dataclass(frozen=True)
 class FusedRotate(Rotate):
     """Rotate pairs in one pass over x."""
 

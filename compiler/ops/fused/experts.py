@@ -1,6 +1,6 @@
 """Routed experts as kernels/expert_dispatch.py and kernels/experts.py compute them."""
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
@@ -9,7 +9,6 @@ from dsc.compiler.ops.moe import GroupedLinear
 
 
 @register
-@dataclass(frozen=True)
 class FusedSort(Op):
     """Slots to rows in expert order, rows back to slots, and where each expert's rows end.
 
@@ -35,7 +34,6 @@ class FusedSort(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RoutedExperts(Op):
     """Each token through its experts, weighted and summed: [B, S, D] -> [B, S, D].
 
@@ -76,11 +74,12 @@ class RoutedExperts(Op):
 
 
 @register
-@dataclass(frozen=True)
 class RoutedAndSharedExperts(RoutedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "routed_and_shared_experts"
+    routed: ClassVar[type[RoutedExperts]] = RoutedExperts
+    """What is left without it."""
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """Products in FP8: linear layers as in kernels/fp8_linear.py, routed experts as in kernels/fp8_experts.py."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Blocks, Dim, Int, product, total
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
@@ -10,7 +8,6 @@ from dsc.compiler.ops.projection import Linear
 
 
 @register
-@dataclass(frozen=True)
 class Fp8Linears(Op):
     """x @ weight.T for several weights, x quantized once: [..., in] -> [..., out] each."""
 
@@ -48,7 +45,6 @@ class Fp8Linears(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8Linear(Fp8Linears):
     """The same for one weight."""
 
@@ -60,7 +56,6 @@ class Fp8Linear(Fp8Linears):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8SwigluLinear(Fp8Linears):
     """swiglu(gate, up) @ weight.T, with SwiGLU fused into the quantization: [..., F] twice -> [..., out]."""
 
@@ -85,7 +80,6 @@ class Fp8SwigluLinear(Fp8Linears):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8RoutedExperts(RoutedExperts):
     """Each token through its experts in FP8; what is saved is what experts in bfloat16 save."""
 
@@ -99,11 +93,11 @@ class Fp8RoutedExperts(RoutedExperts):
 
 
 @register
-@dataclass(frozen=True)
 class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
+    routed = Fp8RoutedExperts
     block: Int
     """Elements that share a scale."""
 

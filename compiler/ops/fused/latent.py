@@ -1,7 +1,5 @@
 """Absorbed latent attention over pages: kernels/latent_cache.py, kernels/mla_decode.py, the products around them."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import C, Dim
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import CacheType
@@ -10,7 +8,6 @@ from dsc.compiler.ops.projection import Linear
 
 
 @register
-@dataclass(frozen=True)
 class WriteLatent(Op):
     """The new tokens' rows, kv [B, S, L + R] normed and rotated, into the layer's pages."""
 
@@ -38,7 +35,6 @@ class WriteLatent(Op):
 
 
 @register
-@dataclass(frozen=True)
 class WriteLatentAndNorm(WriteLatent):
     """The same, and the norm of the queries' latent [B, S, Q] in one launch with it."""
 
@@ -61,7 +57,6 @@ class WriteLatentAndNorm(WriteLatent):
 
 
 @register
-@dataclass(frozen=True)
 class UpProjections(Op):
     """kv_b_proj's weight by head: W_UK [H, N, L], which maps a latent to k_nope, and W_UV [H, V, L], to v."""
 
@@ -92,7 +87,6 @@ class UpProjections(Op):
 
 
 @register
-@dataclass(frozen=True)
 class AbsorbUp(Op):
     """Queries mapped to the latent's dims: q_nope W_UK, [B, S, H, N] by [H, N, L] -> [B, S, H, L]."""
 
@@ -113,7 +107,6 @@ class AbsorbUp(Op):
 
 
 @register
-@dataclass(frozen=True)
 class AbsorbValue(AbsorbUp):
     """Values of the attended latents: W_UV latent, [B, S, H, L] by [H, V, L] -> [B, S, H, V]."""
 
@@ -133,7 +126,6 @@ class AbsorbValue(AbsorbUp):
 
 
 @register
-@dataclass(frozen=True)
 class LatentDecode(Op):
     """Attention of the new tokens over the latents of their pages: [B, S, H, L], [B, S, H, R] -> [B, S, H, L]."""
 

@@ -1,7 +1,5 @@
 """The head and its cross-entropy as kernels/linear_cross_entropy.py computes them: logits are never written."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
@@ -10,7 +8,6 @@ from dsc.compiler.ops.projection import Linear, TiedHead
 
 
 @register
-@dataclass(frozen=True)
 class LinearCrossEntropy(Op):
     """Mean cross-entropy of x @ weight.T over the labels that are not -100: [B, S, D], [B, S] -> []."""
 
@@ -54,7 +51,6 @@ class LinearCrossEntropy(Op):
 
 
 @register
-@dataclass(frozen=True)
 class TiedLinearCrossEntropy(Op):
     """The same with the embedding's own weight."""
 

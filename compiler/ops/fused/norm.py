@@ -1,14 +1,11 @@
 """RMSNorm as kernels/rms_norm.py computes it, alone and fused with the residual add before it."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.op import Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.norm import RmsNorm
 
 
 @register
-@dataclass(frozen=True)
 class FusedRmsNorm(RmsNorm):
     kind = "fused_rms_norm"
 
@@ -21,7 +18,6 @@ class FusedRmsNorm(RmsNorm):
 
 
 @register
-@dataclass(frozen=True)
 class AddRmsNorm(RmsNorm):
     """x + y, and its norm: the sum is written once and read once."""
 

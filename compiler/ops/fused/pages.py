@@ -1,7 +1,5 @@
 """Latents in pages as kernels/latent_cache.py writes them and kernels/mla_decode.py attends to them."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import C, Dim
 from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
 from dsc.compiler.ops.norm import RmsNorm
@@ -9,7 +7,6 @@ from dsc.compiler.ops.paged import ReadRows
 
 
 @register
-@dataclass(frozen=True)
 class WriteLatentRows(Op):
     """The new tokens' rows, kv [T, L + R] normed and rotated, into their slots."""
 
@@ -35,7 +32,6 @@ class WriteLatentRows(Op):
 
 
 @register
-@dataclass(frozen=True)
 class WriteLatentRowsAndNorm(WriteLatentRows):
     """The same, and the norm of the queries' latent [T, Q] in one launch with it."""
 
@@ -57,7 +53,6 @@ class WriteLatentRowsAndNorm(WriteLatentRows):
 
 
 @register
-@dataclass(frozen=True)
 class AttendLatents(Op):
     """Attention of a group over the latents of its pages: [B, S, H, L], [B, S, H, R] -> [B, S, H, L]."""
 
@@ -81,7 +76,6 @@ class AttendLatents(Op):
 
 
 @register
-@dataclass(frozen=True)
 class ReadFp8Latents(ReadRows):
     """Latents and rotary keys of rows of FP8 codes, decoded: [B, C, L], [B, C, R]."""
 

@@ -1,7 +1,5 @@
 """The router as kernels/router_logits.py and kernels/router.py compute it."""
 
-from dataclasses import dataclass
-
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
@@ -9,7 +7,6 @@ from dsc.compiler.ops.router import BiasedSelectionScores, RouterLogits
 
 
 @register
-@dataclass(frozen=True)
 class FusedRouterLogits(Op):
     """x @ weight.T in float32 or wider, from x and weight in any dtype: [B, S, D] -> [B, S, E]."""
 
@@ -38,7 +35,6 @@ class FusedRouterLogits(Op):
 
 
 @register
-@dataclass(frozen=True)
 class Route(Op):
     """Score, limit to groups, choose, weight: logits [B, S, E] -> ids and weights [B, S, K]."""
 
@@ -63,7 +59,6 @@ class Route(Op):
 
 
 @register
-@dataclass(frozen=True)
 class BiasedRoute(Route):
     """The same with the selection bias, which takes part in the choice only (DeepSeek-V3, equation 16)."""
 

@@ -93,8 +93,9 @@ def fused(
     """The graphs with the kernels of each pass; plain ops in all, and a note, where one has no tile for the model."""
     notes = []
     for one in passes:
-        tried = [verify(one(graph), graph) for graph in graphs]
-        wanted = [(kernel, graph) for graph in tried for kernel in called(graph)]
+        changed = {id(graph): verify(one(graph), graph) for graph in graphs}  # two may be one graph
+        tried = [changed[id(graph)] for graph in graphs]
+        wanted = [(kernel, graph) for graph in changed.values() for kernel in called(graph)]
         reasons = [reason for kernel, graph in wanted if (reason := _without_tile(kernel, graph, spec, target))]
         notes += [f"plain PyTorch in place of {reason}" for reason in dict.fromkeys(reasons)]
         graphs = graphs if reasons else tried

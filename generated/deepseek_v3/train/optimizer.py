@@ -12,6 +12,30 @@ BETAS = (0.9, 0.95)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, with moments that lie in bfloat16 between steps (DeepSeek-V3, section 3.3.3)."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    update(weight, weight.grad, self.state[weight], group["lr"], group["weight_decay"], group["eps"])
+
+
+def update(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float, decay: float, eps: float) -> None:
+    """AdamW (arXiv 1711.05101, algorithm 2), as wide as the weight."""
+    state["step"] += 1
+    step = state["step"].item()
+    first, second = (state[moment].to(weight.dtype) for moment in MOMENTS)
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    for moment, wide in zip(MOMENTS, (first, second), strict=True):
+        state[moment].copy_(wide)
+    scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(eps)
+    weight.mul_(1 - rate * decay).addcdiv_(first, scale, value=-rate / (1 - BETAS[0] ** step))
+
+
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> torch.optim.AdamW:
     """Matrices decay, vectors do not. Every moment exists from the start, so that a checkpoint can be read into it."""
     named = list(parameters)
@@ -19,9 +43,9 @@ def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay:
         {"params": [pair for pair in named if pair[1].ndim >= 2], "weight_decay": weight_decay},
         {"params": [pair for pair in named if pair[1].ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS)
+    optimizer = AdamW([group for group in groups if group["params"]], betas=BETAS)
     for _, weight in named:
-        moments = {name: torch.zeros_like(weight) for name in MOMENTS}
+        moments = {name: torch.zeros_like(weight, dtype=torch.bfloat16) for name in MOMENTS}
         optimizer.state[weight] = {"step": torch.zeros((), dtype=torch.float32), **moments}
     return optimizer
 

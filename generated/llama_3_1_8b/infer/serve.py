@@ -114,10 +114,11 @@ class Server:
         conversation = Conversation(self.template)
         conversation.messages = messages_of(body)
         try:
-            prompt = self.codec.encode(conversation.prompt(), special=False)  # the template has special tokens already
+            prompt = conversation.prompt()
         except ValueError as error:
             raise Refused(400, str(error), "messages") from None
-        return chat_call(body, prompt, self.room)
+        tokens = self.codec.encode(prompt, special=False)  # the template has special tokens already
+        return chat_call(body, tokens, self.room)
 
     async def _complete(self, call: Call, receive: Receive, send: Send) -> None:
         if self.draining() or self.loop.failed:

@@ -137,13 +137,15 @@ class Writer:
         if ends:
             self.stopped, self._held = True, ""
             return text[: min(ends)]
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        kept = next((n for n in range(min(longest, len(text)), 0, -1) if self._may_stop(text[-n:])), 0)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        sure = len(text) - begun(text, self._stops)
+        self._held = text[sure:]
+        return text[:sure]
 
-    def _may_stop(self, end: str) -> bool:
-        return any(stop.startswith(end) for stop in self._stops)
+
+def begun(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a mark."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
 
 
 def load_codec(path: Path | None) -> Codec:

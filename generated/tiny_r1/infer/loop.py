@@ -43,6 +43,8 @@ class EngineLoop:
         """Raises ValueError at once for a text that could not be written."""
         self.engine.scheduler.check(text)
         self._inbox.put(lambda: self._add(text, sink))
+        if self.failed:
+            sink([], "error")  # nobody reads the inbox any more
 
     def cancel(self, text: Text) -> None:
         """Its sink hears nothing more."""
@@ -66,6 +68,7 @@ class EngineLoop:
         except Exception:  # whatever it was, nobody may wait for a thread that is gone
             traceback.print_exc()
             self.failed = True
+            self._take(wait=False)
             for sink in self.sinks.values():
                 sink([], "error")
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ..dims import VOCAB_SIZE
 from .chat import Message
+from .reasoning import Reasoning
 from .sampling import Sampling
 from .text import Codec
 
@@ -44,6 +45,8 @@ class Call:
     stream: bool
     usage: bool
     """Whether a stream ends with the count of tokens."""
+    reasoning: bool = False
+    """Whether the prompt ended where reasoning begins."""
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -181,13 +184,16 @@ def answer(call: Call, choices: list[Body], completion_tokens: int) -> Body:
 
 
 def choice(call: Call, index: int, text: str, reason: str | None, logprobs: Body | None) -> Body:
-    content: Body = {"message": {"role": "assistant", "content": text}} if call.chat else {"text": text}
+    thought, said = Reasoning(call.reasoning).split(text, last=True)
+    message = {"role": "assistant", "reasoning_content": thought or None, "content": said}
+    content: Body = {"message": message} if call.chat else {"text": text}
     return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
-def chunk(call: Call, index: int, text: str, reason: str | None, logprobs: Body | None) -> Body:
+def chunk(call: Call, index: int, thought: str, text: str, reason: str | None, logprobs: Body | None) -> Body:
     """A piece of one text of a stream."""
-    content: Body = {"delta": {"content": text} if text else {}} if call.chat else {"text": text}
+    delta = {name: part for name, part in (("reasoning_content", thought), ("content", text)) if part}
+    content: Body = {"delta": delta} if call.chat else {"text": text}
     one = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
     return {**_head(call, "chat.completion.chunk"), "choices": [one]}
 

@@ -14,6 +14,7 @@ import hmac
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from .protocol import (
     messages_of,
     parse_json,
 )
+from .reasoning import BEGIN, Reasoning
 from .scheduler import Text
 from .text import Codec, Writer, load_codec
 
@@ -114,10 +116,11 @@ class Server:
         conversation = Conversation(self.template)
         conversation.messages = messages_of(body)
         try:
-            prompt = self.codec.encode(conversation.prompt(), special=False)  # the template has special tokens already
+            prompt = conversation.prompt()
         except ValueError as error:
             raise Refused(400, str(error), "messages") from None
-        return chat_call(body, prompt, self.room)
+        tokens = self.codec.encode(prompt, special=False)  # the template has special tokens already
+        return replace(chat_call(body, tokens, self.room), reasoning=prompt.rstrip().endswith(BEGIN))
 
     async def _complete(self, call: Call, receive: Receive, send: Send) -> None:
         if self.draining() or self.loop.failed:
@@ -150,12 +153,15 @@ class Server:
         for index in range(len(answers.texts) if call.chat else 0):
             await send_event(send, first_chunk(call, index))
         given = [0 for _ in answers.texts]
+        reasoning = [Reasoning(call.reasoning) for _ in answers.texts]
         try:
             async for index, piece, reason in answers.pieces(gone):
                 logs = answers.texts[index].logprobs[given[index] :]
                 given[index] += len(logs)
-                if piece or reason or logs:
-                    await send_event(send, chunk(call, index, piece, reason, logprobs_of(call, self.codec, logs)))
+                thought, said = reasoning[index].split(piece, last=reason is not None) if call.chat else ("", piece)
+                if thought or said or reason or logs:
+                    found = logprobs_of(call, self.codec, logs)
+                    await send_event(send, chunk(call, index, thought, said, reason, found))
         except Refused as refused:  # the answer has begun: the error is its last event
             await send_event(send, refused.body)
         if call.usage:
