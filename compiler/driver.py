@@ -124,6 +124,14 @@ def timed(spec: ModelSpec) -> Graph:
     return run(verify(build_graph(spec)), TIMED)
 
 
+def prompted(spec: ModelSpec) -> Graph:
+    """The inference graph of a prompt, whose many new tokens the engine attends to with keys and values of heads."""
+    target = target_of(spec)
+    plain = verify(build_graph(spec))
+    graphs = [plain, run(plain, INFERENCE_PASSES)]
+    return fused(graphs, choose_kernels(spec, target).passes, spec, target)[0][1]
+
+
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)

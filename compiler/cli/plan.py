@@ -14,14 +14,19 @@ from dsc.compiler.cli.exits import Exit
 if TYPE_CHECKING:
     from dsc.compiler.planner.serving.memory import Phase
 
-FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
+MILLISECONDS = click.FloatRange(min=0, min_open=True)
+FOR_CLUSTERS = ("output", "report", "trace")
 """Options that ask for more than is known where no cluster is named."""
 
 
 @click.command("plan")
 @spec_argument
 @click.option(
-    "--mode", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True, help="What for."
+    "--mode",
+    type=click.Choice(["train", "prefill", "decode", "serve"]),
+    default="train",
+    show_default=True,
+    help="What for; serve: a pool of nodes for prompts and one for answers.",
 )
 @click.option(
     "--cluster",
@@ -34,6 +39,11 @@ FOR_CLUSTERS = ("context", "redundant", "loads", "output", "report", "trace")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of each sequence served; else workload's length.")
 @click.option("--redundant", type=click.IntRange(min=0), help="Serve at least this many experts of a layer twice.")
 @click.option("--loads", type=PATH, help="Place experts by these loads: JSON, for each layer of experts a list.")
+@click.option("--answer", type=click.IntRange(min=1), help="Tokens of an answer, for --mode serve.")
+@click.option("--target-ttft", type=MILLISECONDS, help="Milliseconds that may pass until a prompt's first token.")
+@click.option("--target-tpot", type=MILLISECONDS, help="Milliseconds that each token of an answer may take.")
+@click.option("--acceptance", type=click.FloatRange(0, 1), help="Share of multi-token prediction's guesses that hold.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars for an hour of a GPU: what a million tokens cost.")
 @click.option("-o", "--output", type=PATH, help="Write the plan to this file, as YAML.")
 @click.option("--report", type=PATH, help="Write one page of HTML, with all tables and pictures, to this file.")
 @click.option("--trace", type=PATH, help="Write the training step to this file, for ui.perfetto.dev.")
@@ -49,6 +59,11 @@ def plan_command(
     context: int | None,
     redundant: int | None,
     loads: str | None,
+    answer: int | None,
+    target_ttft: float | None,
+    target_tpot: float | None,
+    acceptance: float | None,
+    price: float | None,
     output: str | None,
     report: str | None,
     trace: str | None,
@@ -56,30 +71,36 @@ def plan_command(
 ) -> None:
     """Does it fit, on which GPUs, how fast, and why not otherwise?
 
-    For training, the fastest of all legal layouts that fit; for prefill and decode, the deployment that holds most
-    sequences at once. `placement` in the spec pins parts of it. Exits with 1 if none fits.
+    For training, the fastest of all legal layouts that fit; for prefill and decode, the deployment that brings most
+    tokens a second out of a GPU, where nobody waits longer than the targets say. `placement` in the spec pins parts of
+    it. Exits with 1 if none fits, or is fast enough.
     Of a spec without a cluster, what training takes on one device that holds it all.
     """
-    from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, serving, training
+    from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
+    from dsc.compiler.cli.planned_serving import Asked, serving, two_pools
     from dsc.spec.loader import load
 
     model = load(spec)
+    asked = Asked(context, redundant, loads, target_ttft, target_tpot, price, acceptance, answer)
     if nodes and gpus:
         raise click.UsageError("--nodes and --gpus both say how many: give one of them")
+    asked.only_for(mode)
     if mode == "train" and model.cluster is None and not (cluster or nodes or gpus):
         if given := [f"--{name}" for name in FOR_CLUSTERS if ctx.params[name]]:
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         nowhere(model, as_json)
         return
     model, machines = placed(model, cluster, nodes, gpus)
+    if trace is not None and mode != "train":
+        raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
+    if report is not None and mode == "serve":
+        raise click.UsageError("--report is of one pool: ask with --mode prefill or decode and that pool's --nodes")
     if mode == "train":
-        if context is not None or redundant is not None or loads is not None:
-            raise click.UsageError("--context, --redundant and --loads are for --mode prefill and --mode decode")
         planned = training(model, machines)
+    elif mode == "serve":
+        planned = two_pools(model, machines, asked)
     else:
-        if trace is not None:
-            raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
-        planned = serving(model, machines, cast("Phase", mode), context, redundant, loads)
+        planned = serving(model, machines, cast("Phase", mode), asked)
     for path, text in ((output, planned.yaml), (report, planned.report), (trace, planned.trace)):
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")
@@ -88,6 +109,6 @@ def plan_command(
         print_json(planned.record)
     elif not (output or report or trace):
         planned.show()
-    if planned.too_small is not None:
-        say(planned.too_small(), stderr=True)
+    if planned.refused is not None:
+        say(planned.refused(), stderr=True)
         ctx.exit(Exit.SAID_NO)

@@ -10,10 +10,9 @@ from rich.table import Table
 from dsc.compiler.cli.console import give_verdict, say, show, tell
 from dsc.compiler.planner.memory.lines import Role
 from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
-from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.trivial import TrivialPlan
 from dsc.compiler.planner.search.explain import Neighbour
-from dsc.compiler.planner.serving.deployment import Alternative, ServingFound
+from dsc.compiler.planner.serving.deployment import Alternative
 
 GIB = 2**30
 MOST_ROLES = 8
@@ -22,7 +21,8 @@ INDENT = "  "
 
 def show_plan(plan: Plan) -> None:
     layout, time, problem = plan.layout, plan.time, plan.problem
-    _verdict(plan.fits, f"{problem.spec.name}, training on {where(problem.hardware)}")
+    what = f"{problem.spec.name}, training on {where(problem.hardware)}"
+    give_verdict("fits" if plan.fits else "does not fit", plan.fits, what)
     sizes = " x ".join(f"{name} {getattr(layout, name)}" for name in ("pp", "dp", "cp", "tp"))
     tell(f"{sizes}; experts: ep {layout.ep} x etp {layout.etp} x edp {layout.edp}", INDENT)
     tokens = f"{layout.micro_batch} x {problem.spec.workload.sequence_length:,} tokens"
@@ -40,7 +40,7 @@ def show_plan(plan: Plan) -> None:
         f"step {time.seconds:.2f} s (+-{time.uncertainty:.0%}), bubble {time.bubble_fraction:.1%}, MFU {time.mfu:.1%}, "
         f"{time.gpu_hours_per_trillion_tokens:,.0f} {problem.hardware.device} hours per trillion tokens"
     )
-    show(_rejected(plan.around))
+    show(rejected(plan.around))
     if plan.saving is not None and plan.saving.bytes is not None:
         freed = plan.chosen.bytes - plan.saving.bytes
         say(f"frees most memory: {plan.saving.change}, {freed / GIB:.1f} GiB")
@@ -50,10 +50,6 @@ def show_plan(plan: Plan) -> None:
         device, better = problem.hardware.device, ", ".join(choices(plan))
         tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
     say(f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} were simulated")
-
-
-def _verdict(fits: bool, what: str) -> None:
-    give_verdict("fits" if fits else "does not fit", fits, what)
 
 
 def show_trivial(plan: TrivialPlan) -> None:
@@ -102,54 +98,10 @@ def _time(plan: Plan) -> Table:
     return table
 
 
-def _rejected(around: Sequence[Neighbour | Alternative]) -> Table:
+def rejected(around: Sequence[Neighbour | Alternative]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("one choice away", "binds", "because"):
         table.add_column(column)
     for choice in around:
         table.add_row(choice.change, choice.binds, choice.reason)
-    return table
-
-
-def show_serving(found: ServingFound) -> None:
-    problem, chosen, facts = found.problem, found.chosen, serving_record(found)
-    serving, cache, experts = chosen.serving, facts["cache"], facts["experts"]
-    _verdict(found.fits, f"{problem.spec.name}, {problem.phase} on {where(problem.hardware)}")
-    groups = f"dp {serving.dp} x tp {serving.tp}"
-    if experts:
-        groups += (
-            f"; experts: ep {serving.ep}, {experts['slots_per_gpu']} on a GPU, "
-            f"{experts['routed']} routed and {experts['redundant']} redundant ones"
-        )
-    tell(groups, INDENT)
-    tell(
-        f"weights in {facts['weights']}; cache of {cache['bytes_per_token']:,} bytes a token in pages of "
-        f"{cache['page_tokens']}; sequences of {problem.context:,} tokens",
-        INDENT,
-    )
-    show(_ledger(found))
-    if chosen.plan is not None:
-        group, everywhere = facts["sequences"]["of_a_group"], facts["sequences"]["of_all"]
-        tell(f"{group:,} sequences at once in a group, {everywhere:,} in all; {cache['pages']:,} pages on a GPU")
-    if found.placed:
-        worst = max(found.placed, key=lambda placed: placed.imbalance)
-        blocks = f", {worst.of_blocks:.2f} in blocks" if worst.of_blocks is not None else ""
-        tell(
-            f"experts by load: the busiest GPU carries {worst.imbalance:.2f} times the mean at most, in layer "
-            f"{worst.layer}{blocks}; -o and --json have the experts of each GPU"
-        )
-    show(_rejected(found.around))
-
-
-def _ledger(found: ServingFound) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"of one {found.problem.hardware.device}")
-    table.add_column("GiB", justify="right")
-    table.add_column("")
-    table.add_column("")
-    for line in found.chosen.lines:
-        table.add_row(line.name, f"{line.bytes / GIB:.2f}", line.provenance, line.source)
-    table.add_section()
-    table.add_row("total", f"{found.chosen.bytes / GIB:.2f}", style="bold")
-    table.add_row("capacity", f"{found.problem.capacity / GIB:.2f}")
     return table

@@ -7,31 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from dsc.compiler.cli.console import console, print_json, tell
-from dsc.compiler.cli.plan_tables import show_plan, show_serving, show_trivial
+from dsc.compiler.cli.plan_tables import show_plan, show_trivial
 from dsc.compiler.driver import build, timed
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
-from dsc.compiler.planner.report.page import plan_html, serving_html
+from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
 from dsc.compiler.planner.report.plan import Plan, make_plan
 from dsc.compiler.planner.report.record import record
-from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.trivial import trivial_plan, trivial_record
-from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
+from dsc.compiler.planner.report.write import plan_yaml
 from dsc.compiler.planner.search.capacity import smallest_cluster
 from dsc.compiler.planner.search.problem import Problem
-from dsc.compiler.planner.serving.deployment import (
-    ServingFound,
-    ServingProblem,
-    gib,
-    make_serving_plan,
-    smallest_deployment,
-)
-from dsc.compiler.planner.serving.expert_loads import Loads, read_loads
-from dsc.compiler.planner.serving.experts import PlacementError
-from dsc.compiler.planner.serving.memory import Phase
+from dsc.compiler.planner.serving.deployment import gib
 from dsc.spec.cluster import Machines, is_file
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.loader import load_machine
@@ -46,11 +34,11 @@ class Planned:
 
     record: dict[str, Any]
     yaml: Callable[[], str]
-    report: Callable[[], str]
+    report: Callable[[], str] | None
     trace: Callable[[], str] | None
     show: Callable[[], None]
-    too_small: Callable[[], str] | None
-    """What to say where nothing fits."""
+    refused: Callable[[], str] | None
+    """What to say where nothing fits, or is as fast as was asked for."""
 
 
 def nowhere(spec: ModelSpec, as_json: bool) -> None:
@@ -89,46 +77,12 @@ def training(spec: ModelSpec, machines: Hardware) -> Planned:
     )
 
 
-def serving(
-    spec: ModelSpec, machines: Hardware, phase: Phase, context: int | None, redundant: int | None, loads: str | None
-) -> Planned:
-    program = build(spec)
-    tokens = context or spec.workload.sequence_length
-    graphs, measured = (program.training, program.inference), _loads(spec, loads)
-    problem = ServingProblem(spec, *graphs, machines, phase, tokens, redundant or 0, measured)
-    with console(stderr=True).status("planning"):
-        found = make_serving_plan(problem)
-    return Planned(
-        serving_record(found),
-        lambda: serving_yaml(found),
-        lambda: serving_html(found),
-        None,
-        lambda: show_serving(found),
-        None if found.fits else lambda: _too_small_to_serve(found),
-    )
-
-
-def _loads(spec: ModelSpec, path: str | None) -> Loads:
-    if path is None:
-        return ()
-    try:
-        return read_loads(Path(path).read_text(encoding="utf-8"), spec)
-    except (PlacementError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}", param_hint="--loads") from error
-
-
 def _too_small(plan: Plan) -> str:
     problem = plan.problem
-    return _refusal("", plan.chosen.bytes, problem.capacity, problem.hardware, smallest_cluster(problem))
+    return refusal("", plan.chosen.bytes, problem.capacity, problem.hardware, smallest_cluster(problem))
 
 
-def _too_small_to_serve(found: ServingFound) -> str:
-    problem = found.problem
-    what = f" for one sequence of {problem.context:,} tokens"
-    return _refusal(what, found.chosen.bytes, problem.capacity, problem.hardware, smallest_deployment(problem))
-
-
-def _refusal(what: str, needed: int, capacity: int, machines: Hardware, nodes: int | None) -> str:
+def refusal(what: str, needed: int, capacity: int, machines: Hardware, nodes: int | None) -> str:
     kind = machines.cluster.name
     enough = (
         f"no number of {kind} nodes would do"

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from dsc.compiler.cli.plan_tables import shown_roles
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
-from dsc.spec.zoo import CLUSTERS, MODELS, names
+from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
 
 CPU = ("--cluster", "cpu", "--nodes", "4")
 DECODE = ("llama-3.1-8b", "--mode", "decode", "--cluster", "h100")
@@ -126,9 +126,10 @@ def test_serving_as_json(facts: Any, mode: str) -> None:
 
 
 def test_redundant_experts(facts: Any) -> None:
-    """DeepSeek-V3 report, section 3.4.1: 32 GPUs for prefill, 32 redundant experts, 9 on each GPU."""
+    """DeepSeek-V3 report, section 3.4.1: 32 redundant experts, so that the GPUs which share them hold 288."""
     plan = facts("plan", "deepseek-v3", "--mode", "prefill", "--cluster", "h800", "--nodes", "4", "--redundant", "32")
-    assert plan["experts"] == {"routed": 256, "redundant": 32, "slots_per_gpu": 9, "shared_on_every_gpu": True}
+    assert plan["experts"]["redundant"] == 32 and plan["experts"]["shared_on_every_gpu"]
+    assert plan["experts"]["slots_per_gpu"] * plan["mesh"]["ep"] == 256 + 32
 
 
 def skewed(layers: int, experts: int) -> str:
@@ -139,7 +140,8 @@ def skewed(layers: int, experts: int) -> str:
 def test_experts_are_placed_by_load(run: Any, facts: Any) -> None:
     """The balancer itself is held to EPLB's example in tests/planner/test_experts.py."""
     Path("loads.json").write_text(skewed(58, 256))
-    arguments = ("deepseek-v3", "--mode", "decode", "--cluster", "h800", "--nodes", "40", "--loads", "loads.json")
+    Path("v3.yaml").write_text(path_of("deepseek-v3", MODELS).read_text() + "placement: {ep: 320}\n")
+    arguments = ("v3.yaml", "--mode", "decode", "--cluster", "h800", "--nodes", "40", "--loads", "loads.json")
     plan = facts("plan", *arguments)
     placed = plan["expert_placement"]
     assert [one["layer"] for one in placed] == list(range(3, 61))
@@ -156,7 +158,8 @@ def test_experts_are_placed_by_load(run: Any, facts: Any) -> None:
 
 def test_loads_lower_the_imbalance(facts: Any) -> None:
     Path("loads.json").write_text(skewed(4, 16))
-    arguments = ("tiny", "--mode", "decode", "--cluster", "h100", "--redundant", "8", "--loads", "loads.json")
+    Path("shared.yaml").write_text(path_of("tiny", MODELS).read_text() + "placement: {ep: 8}\n")
+    arguments = ("shared.yaml", "--mode", "decode", "--cluster", "h100", "--redundant", "8", "--loads", "loads.json")
     for one in facts("plan", *arguments)["expert_placement"]:
         assert 1 <= one["imbalance"] < one["imbalance_of_blocks"]
 
@@ -292,8 +295,20 @@ def test_a_machine_that_lacks_what_the_spec_needs(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--context", "4096"), "--context, --redundant and --loads are for --mode prefill and --mode decode"),
-        (("--redundant", "32"), "--context, --redundant and --loads are for --mode prefill and --mode decode"),
+        (("--context", "4096"), "--context is for --mode prefill, --mode decode and --mode serve"),
+        (("--redundant", "32"), "--redundant is for --mode prefill, --mode decode and --mode serve"),
+        (("--mode", "decode", "--target-ttft", "9"), "--target-ttft is for --mode prefill and --mode serve"),
+        (("--mode", "prefill", "--acceptance", "0.8"), "--acceptance is for --mode decode and --mode serve"),
+        (("--mode", "prefill", "--answer", "8"), "--answer is for --mode serve"),
+        (
+            (
+                "--mode",
+                "serve",
+            ),
+            "--mode serve needs --answer",
+        ),
+        (("--mode", "serve", "--answer", "8", "--report", "x"), "--report is of one pool"),
+        (("--mode", "serve", "--answer", "8", "--nodes", "1"), "there is one: see --mode decode"),
         (("--mode", "decode", "--trace", "x"), "--trace shows the pipeline of a training step"),
         (("--mode", "dream"), "'dream' is not one of"),
         (("--nodes", "0"), "0 is not in the range"),

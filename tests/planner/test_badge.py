@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from planner import test_memory_facts as of_memory
+from planner import test_serving_time as of_serving
 from planner import test_time_facts as of_time
 
 README = Path(__file__).parents[2] / "README.md"
@@ -46,6 +47,8 @@ def facts() -> Iterator[Fact]:
     for ranks, published in of_time.DEEPEP:
         found = of_time.logical_bandwidth(ranks)
         yield Fact(f"dispatch over {ranks} GPUs", published, found, ONE_COLLECTIVE, False)
+    for served in of_serving.SERVED:
+        yield Fact(served.name, served.published, served.found, served.tolerance, served.source == of_serving.DAY_6)
     for row, layout, measured in of_memory.HELD_OUT:
         found = of_memory.fullest_of_four(layout).allocated / of_memory.GIB
         yield Fact(row, measured, found, MEASURED_MEMORY, True)

@@ -16,11 +16,11 @@ from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import (
     ServingFound,
-    ServingProblem,
     make_serving_plan,
-    servings,
     smallest_deployment,
 )
+from dsc.compiler.planner.serving.legal import servings
+from dsc.compiler.planner.serving.problem import ServingProblem
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
@@ -116,12 +116,13 @@ def test_texts() -> None:
 # Deployments.
 
 
-def test_what_holds_most_sequences_is_chosen() -> None:
-    """Llama 8B on eight H100: whatever the group, no other one holds more."""
+def test_what_brings_most_tokens_out_of_a_gpu_is_chosen() -> None:
+    """Llama 8B on eight H100: whatever the group, no other one brings more than the model can tell."""
     found = llama()
     options = [one.option for one in found.around if one.change.startswith("tp ")]
     assert len(options) == 3  # of 1, 2, 4 and 8
-    assert all(one.sequences <= found.chosen.sequences for one in options)
+    assert found.chosen.speed is not None
+    assert all(one.speed and one.speed.per_gpu * 0.95 <= found.chosen.speed.per_gpu for one in options)
     assert found.chosen.plan is not None
     assert found.chosen.sequences == found.chosen.plan.sequences * found.chosen.serving.dp
 
@@ -152,13 +153,13 @@ def test_groups_keep_to_the_pins(pins: Placement, sizes: list[tuple[int, int]]) 
 def test_experts_share_as_many_gpus_as_is_pinned() -> None:
     """64 experts on 8 GPUs are 8 on each; on groups of 4, 16; 8 more in all make 9, with as many redundant."""
     problem = serving("deepseek-v2-lite", "h200", 1)
-    (free, *_) = servings(problem)
-    assert (free.slots, free.ep, free.redundant(64)) == (8, 8, 0)
+    free = [(one.slots, one.ep, one.redundant(64)) for one in servings(problem) if one.tp == 1]
+    assert free == [(64, 1, 0), (32, 2, 0), (16, 4, 0), (8, 8, 0)]
     pinned = replace(problem, spec=problem.spec.model_copy(update={"placement": Placement(ep=4)}))
     (four, *_) = servings(pinned)
     assert (four.slots, four.ep, four.redundant(64)) == (16, 4, 0)
-    (more, *_) = servings(replace(problem, redundant=1))
-    assert (more.slots, more.redundant(64)) == (9, 8)
+    more = [(one.slots, one.redundant(64)) for one in servings(replace(problem, redundant=1)) if one.tp == 1]
+    assert more == [(65, 1), (33, 2), (17, 4), (9, 8)]
 
 
 def test_redundant_experts_need_experts() -> None:

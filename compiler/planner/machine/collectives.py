@@ -131,3 +131,13 @@ def expert_all_to_all(
     remote = distinct_domains(experts, domains) * (domains - 1) / domains if domains > 1 else 0.0
     row = tokens * hidden * element
     return AllToAll(row * remote, row * experts.top_k * (local - 1) / local, domains, local)
+
+
+def direct_all_to_all(
+    tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
+) -> AllToAll:
+    """The same with every token sent to each of its experts by itself, as few tokens are in decode: nothing is copied
+    on the way, so that the network has all that leaves the domain (DeepSeek-V3 report, section 3.4.2)."""
+    local = members(group, hardware)
+    row = tokens * experts.top_k * hidden * element / group.size
+    return AllToAll(row * (group.size - local), row * (local - 1), -(-group.size // local), local)

@@ -17,8 +17,8 @@ from dsc.compiler.planner.report.pictures.memory_svg import memory_svg
 from dsc.compiler.planner.report.pictures.schedule_svg import schedule_svg
 from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, runs, where
 from dsc.compiler.planner.report.record import record
-from dsc.compiler.planner.report.serving_record import serving_record
-from dsc.compiler.planner.serving.deployment import ServingFound
+from dsc.compiler.planner.report.serving_record import serving_record, speed_text
+from dsc.compiler.planner.serving.deployment import WAITED, ServingFound
 from dsc.spec.model import ModelSpec
 
 GIB = 2**30
@@ -64,6 +64,8 @@ def serving_html(found: ServingFound) -> str:
         device=problem.hardware.device,
         facts=serving_record(found),
         ledgers=[Ledger(f"each {problem.hardware.device}", found.chosen.lines)],
+        waited=WAITED[problem.phase],
+        said=speed_text(found),
         arena=arena_svg(plan.arena, f"one step of {problem.phase}, op by op") if plan else None,
         known=_known(problem.spec, problem.training, problem.hardware),
     )

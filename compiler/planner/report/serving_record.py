@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 from dsc.compiler.planner.memory.lines import MemoryLine
 from dsc.compiler.planner.report.record import memory_line, sha256
-from dsc.compiler.planner.serving.deployment import Alternative, ServingFound
+from dsc.compiler.planner.serving.deployment import WAITED, Alternative, ServingFound
 from dsc.compiler.planner.serving.expert_loads import PlacedLayer
 
+WAITED_KEY = {"prefill": "seconds_to_the_first_token", "decode": "seconds_per_output_token"}
 GROUPS = {
     "cache": "cache",
     "arena": "activations",
@@ -49,6 +50,9 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
         "weights": "fp8_block" if chosen.storing.fp8_weights else problem.spec.precision.parameters,
         "cache": _cache(found),
         "arena": _arena(found),
+        "time": _time(found),
+        "acceptance": problem.acceptance,
+        "not_emitted": list(not_emitted(found)),
         "memory": [
             {
                 "ranks": [0],
@@ -113,6 +117,55 @@ def _arena(found: ServingFound) -> dict[str, int] | None:
     return {"bytes": plan.arena.bytes, "least_bytes": plan.arena.least, "values": len(plan.arena.intervals)}
 
 
+def _time(found: ServingFound) -> dict[str, Any] | None:
+    """Of a step, and what follows for who asks and for who pays."""
+    problem, chosen, speed = found.problem, found.chosen, found.chosen.speed
+    if speed is None:
+        return None
+    target = None if problem.target is None else {"seconds": problem.target, "met": found.meets}
+    return {
+        "step_seconds": speed.seconds,
+        "sequences_of_a_step": chosen.batch,
+        "tokens_of_a_sequence": speed.tokens,
+        WAITED_KEY[problem.phase]: speed.waited,
+        "target": target,
+        "tokens_per_second_of_a_gpu": speed.per_gpu,
+        "tokens_per_second": speed.of_all,
+        "dollars_per_gpu_hour": problem.price,
+        "dollars_per_million_tokens": None if problem.price is None else speed.dollars(problem.price),
+        "uncertainty": speed.uncertainty,
+        "lines": [asdict(line) for line in speed.lines],
+    }
+
+
+def speed_text(found: ServingFound) -> str:
+    """42.0 ms for each token, 1,742 tokens/s a GPU, 557,440 in all, 0.319 dollars for a million of them."""
+    speed, problem = found.chosen.speed, found.problem
+    if speed is None:
+        return "does not fit"
+    parts = [
+        f"{1e3 * speed.waited:,.1f} ms {WAITED[problem.phase]}",
+        f"{speed.per_gpu:,.0f} tokens/s a {problem.hardware.device}",
+        f"{speed.of_all:,.0f} in all",
+    ]
+    if problem.price is not None:
+        parts.append(f"{speed.dollars(problem.price):,.3f} dollars for a million of them")
+    return ", ".join(parts)
+
+
+def not_emitted(found: ServingFound) -> Iterator[str]:
+    """What of the deployment the package has no code for yet."""
+    serving, problem = found.chosen.serving, found.problem
+    if serving.gpus > 1:
+        shared = [f"{name} {size}" for name, size in (("tp", serving.tp), ("ep", serving.ep or 1)) if size > 1]
+        if serving.slots == 0:
+            shared = shared[: serving.tp > 1]
+        if shared:
+            yield f"{' and '.join(shared)}: the package's engine has its whole model on one {problem.hardware.device}"
+    if problem.redundant or found.placed:
+        yield "redundant experts: the package's engine has each expert once"
+
+
 def _alternative(one: Alternative, capacity: int) -> dict[str, Any]:
     option = one.option
     return {
@@ -120,5 +173,6 @@ def _alternative(one: Alternative, capacity: int) -> dict[str, Any]:
         "binds": one.binds,
         "reason": one.reason,
         "sequences": option.sequences,
+        "tokens_per_second_of_a_gpu": option.speed.per_gpu if option.speed else None,
         "missing_bytes": None if option.plan else option.bytes - capacity,
     }

@@ -14,6 +14,7 @@ from dsc.compiler.planner.report.plan import Plan, runs, where
 from dsc.compiler.planner.report.record import placement, record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
+from dsc.compiler.planner.serving.problem import ServingProblem
 
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
 DIGITS = 6  # of a figure that was computed
@@ -52,49 +53,91 @@ def plan_yaml(plan: Plan) -> str:
     )
     _say(body, "rejected", "one choice away, and what speaks against it")
     _say(body, "sensitivity", f"the next better plan, and the memory that a {device} lacks for it")
-    return _text(body)
+    return text_of(body)
 
 
 def serving_yaml(found: ServingFound) -> str:
     """Of prefill or decode; as deterministic."""
+    body = serving_body(found)
+    body.yaml_set_start_comment(_title(serving_record(found), found.problem.hardware, f"{asked(found.problem)} "))
+    return text_of(body)
+
+
+def serving_body(found: ServingFound, indent: int = 0) -> CommentedMap:
     facts = serving_record(found)
+    placed, time = facts["expert_placement"], facts["time"]
     body = CommentedMap(
         **_heading(facts),
         context_length=facts["context_length"],
         sequences=_flow(facts["sequences"]),
         placement=_flow({name: facts["mesh"][name] for name in ("tp", "dp", "ep")}),
         experts=facts["experts"] and _flow(facts["experts"]),
-        **({"expert_placement": CommentedSeq(map(_flow, placed))} if (placed := facts["expert_placement"]) else {}),
+        **({"expert_placement": CommentedSeq(map(_flow, placed))} if placed else {}),
         weights=facts["weights"],
         cache=_flow(facts["cache"]),
         arena=facts["arena"] and _flow(facts["arena"]),
+        **({"acceptance": facts["acceptance"]} if facts["acceptance"] is not None else {}),
+        **({"not_emitted": CommentedSeq(facts["not_emitted"])} if facts["not_emitted"] else {}),
+        **({"time": _serving_time(time)} if time else {}),
         memory=_memory(facts),
         sources=_sources(facts),
         rejected=_flows(facts["rejected"], CHOICES),
     )
-    asked = f"--mode {facts['mode']} --context {facts['context_length']} "
-    if found.problem.redundant:
-        asked += f"--redundant {found.problem.redundant} "
-    if placed:
-        asked += "--loads LOADS "
-    body.yaml_set_start_comment(_title(facts, found.problem.hardware, asked))
-    _say(body, "sequences", "at once, at this context length: in the cache of a group of tp GPUs, and of them all")
-    _say(body, "placement", "under this key in the spec, it is pinned")
-    _say(body, "experts", "of each layer; which are doubled is decided by their load")
-    if placed:
-        _say(body, "expert_placement", "by load: the busiest GPU over the mean, and the experts on each GPU")
-    _say(body, "cache", "of one GPU; a sequence has its pages on every GPU of its group")
-    _say(body, "arena", "of one step: every intermediate value at a fixed offset")
-    _say(body, "memory", "bytes of one GPU; all are alike; sums, then what they are made of")
-    _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
-    _say(body, "rejected", "one choice away, and what comes of it")
-    return _text(body)
+    for key, text in SERVING_SAYS.items():
+        if key in body:
+            _say(body, key, text, indent)
+    return body
 
 
-def _title(facts: Mapping[str, Any], machines: Hardware, asked: str = "") -> str:
+SERVING_SAYS = {
+    "sequences": "at once, at this context length: in the cache of a group of tp GPUs, and of them all",
+    "placement": "under this key in the spec, it is pinned",
+    "experts": "of each layer; which are doubled is decided by their load",
+    "expert_placement": "by load: the busiest GPU over the mean, and the experts on each GPU",
+    "cache": "of one GPU; a sequence has its pages on every GPU of its group",
+    "arena": "of one step: every intermediate value at a fixed offset",
+    "acceptance": "of the first guess of multi-token prediction, as was given",
+    "not_emitted": "what the package has no code for yet",
+    "time": "of a step, and what follows; dollars at the price that was given",
+    "memory": "bytes of one GPU; all are alike; sums, then what they are made of",
+    "sources": "of the lines: derived from the graph, measured or assumed",
+    "rejected": "one choice away, and what comes of it",
+}
+
+
+def _serving_time(time: Mapping[str, Any]) -> CommentedMap:
+    said = {key: value for key, value in time.items() if key != "lines" and value is not None}
+    return CommentedMap(
+        **{key: inner(value) for key, value in said.items()},
+        lines=_flows(time["lines"], LINES),
+    )
+
+
+TARGETS = {"prefill": "--target-ttft", "decode": "--target-tpot"}
+
+
+def asked(problem: ServingProblem, *others: ServingProblem) -> str:
+    """The options of `dsc plan` that ask for this; of others, for their targets and prompts too."""
+    context = others[0].context if others else problem.context
+    given = [f"--mode {problem.phase} --context {context}"]
+    if problem.redundant:
+        given.append(f"--redundant {problem.redundant}")
+    if problem.loads:
+        given.append("--loads LOADS")
+    for one in (*others, problem):
+        if one.target is not None:
+            given.append(f"{TARGETS[one.phase]} {1e3 * one.target:g}")
+    if problem.acceptance is not None:
+        given.append(f"--acceptance {problem.acceptance:g}")
+    if problem.price is not None:
+        given.append(f"--price {problem.price:g}")
+    return " ".join(given)
+
+
+def _title(facts: Mapping[str, Any], machines: Hardware, options: str = "") -> str:
     whole = machines.gpus == machines.of_nodes(machines.nodes).gpus
     count = f"--nodes {machines.nodes}" if whole else f"--gpus {machines.gpus}"
-    command = f"dsc plan {facts['name']} {asked}--cluster {facts['cluster']} {count} -o FILE"
+    command = f"dsc plan {facts['name']} {options}--cluster {facts['cluster']} {count} -o FILE"
     return f"Plan of {facts['name']} on {where(machines)}. Regenerate: {command}"
 
 
@@ -139,7 +182,7 @@ def _flows(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Comment
     return CommentedSeq(_flow({key: one[key] for key in keys if key in one}) for one in entries)
 
 
-def _text(body: CommentedMap) -> str:
+def text_of(body: CommentedMap) -> str:
     stream = io.StringIO()
     yaml = YAML()
     yaml.width = WIDTH
@@ -148,22 +191,22 @@ def _text(body: CommentedMap) -> str:
     return stream.getvalue()
 
 
-def _say(body: CommentedMap, key: str, text: str) -> None:
-    body.yaml_set_comment_before_after_key(key, before=f"\n{text}")
+def _say(body: CommentedMap, key: str, text: str, indent: int = 0) -> None:
+    body.yaml_set_comment_before_after_key(key, before=f"\n{text}", indent=indent)
 
 
 def _flow(value: Mapping[str, Any] | Sequence[Any]) -> CommentedMap | CommentedSeq:
     """On one line."""
     made: CommentedMap | CommentedSeq
     if isinstance(value, Mapping):
-        made = CommentedMap((key, _inner(item)) for key, item in value.items())
+        made = CommentedMap((key, inner(item)) for key, item in value.items())
     else:
-        made = CommentedSeq(_inner(item) for item in value)
+        made = CommentedSeq(inner(item) for item in value)
     made.fa.set_flow_style()
     return made
 
 
-def _inner(item: Any) -> Any:
+def inner(item: Any) -> Any:
     return _flow(item) if isinstance(item, Mapping | list | tuple) else _rounded(item)
 
 

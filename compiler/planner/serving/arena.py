@@ -6,9 +6,10 @@ into the smallest gap that holds it among those alive with it (best fit by size,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import TensorType
@@ -33,6 +34,14 @@ class Interval:
         return -(-self.bytes // ALIGNMENT) * ALIGNMENT
 
 
+class Life(NamedTuple):
+    """A value, the op that makes it and the last that reads it."""
+
+    storage: Storage
+    first: int
+    last: int
+
+
 @dataclass(frozen=True)
 class Arena:
     intervals: tuple[Interval, ...]
@@ -50,11 +59,17 @@ class Arena:
 
 
 def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
-    """From the op that makes a value to the last that reads it.
+    """From the op that makes a value to the last that reads it."""
+    return sized(lives(steps), size)
 
-    What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls,
-    and what is appended to the cache lies in the cache's pages.
-    """
+
+def sized(spans: Iterable[Life], size: Size) -> tuple[Interval, ...]:
+    return tuple(Interval(one.storage.place, size(one.storage.type), one.first, one.last) for one in spans)
+
+
+def lives(steps: Sequence[Step]) -> tuple[Life, ...]:
+    """What an op keeps to itself while it runs is there for that op only. Arguments of the run belong to whoever calls,
+    and what is appended to the cache lies in the cache's pages."""
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     given: set[Storage] = set()
@@ -67,7 +82,7 @@ def lifetimes(steps: Sequence[Step], size: Size) -> tuple[Interval, ...]:
             if one is not None and one not in given:
                 first.setdefault(one, index)
                 last[one] = index
-    return tuple(Interval(one.place, size(one.type), first[one], last[one]) for one in first)
+    return tuple(Life(one, first[one], last[one]) for one in first)
 
 
 def place(intervals: Sequence[Interval]) -> Arena:

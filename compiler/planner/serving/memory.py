@@ -7,25 +7,28 @@ them, a fixed number of slots a GPU (DeepSeek-V3 report, section 3.4). Nothing i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from functools import cache, cached_property
+from typing import Literal, NamedTuple
 
 from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
 from dsc.compiler.graph.dim import Axis, B, C, S, product
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
-from dsc.compiler.graph.saved import trace
+from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.planner.machine.calibration import Figure
 from dsc.compiler.planner.memory.lines import CONTEXT, EXPERT_BUFFER, NCCL, MemoryLine
+from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import share
-from dsc.compiler.planner.serving.arena import Arena, Interval, lifetimes, place
+from dsc.compiler.planner.serving.arena import Arena, Interval, Life, lives, place, sized
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
 ROOT = "Model.forward"
+MTP = "mtp."  # paths of the modules of multi-token prediction
 STRAIGHT = 4  # tries along a line
 
 CUDA_GRAPHS = Figure(
@@ -118,13 +121,31 @@ class ServingPlan:
         return sum(line.bytes for line in self.lines)
 
 
-class ServingMemory:
-    """The graphs of a spec, read once."""
+class Weight(NamedTuple):
+    """Parameters that are alike in all layers."""
 
-    def __init__(self, spec: ModelSpec, training: Graph, inference: Graph) -> None:
+    name: str
+    type: TensorType
+    is_routed: bool
+    bytes: int
+    """Of one, whole."""
+    fp8_bytes: int
+    """The same as a checkpoint in FP8 has it."""
+
+
+class ServingMemory:
+    """The graphs of a spec, read once. With `drafts`, the modules of multi-token prediction guess ahead."""
+
+    def __init__(self, spec: ModelSpec, training: Graph, inference: Graph, drafts: bool = False) -> None:
         self.spec = spec
         self.steps = trace(inference, ROOT)
-        self.rows = tuple(row for rows in cache_rows(training, ROOT).values() for row in rows)
+        self.modules = tuple(part for part in parts_of(training) if part.name.startswith(MTP)) if drafts else ()
+        self.rows_of = cache_rows(training, ROOT)
+        """By the path of the module that attends."""
+        of_layers = list(self.rows_of.values())
+        of_layers += of_layers[-1:] * len(self.modules)
+        self.rows = tuple(row for rows in of_layers for row in rows)
+        self._arena = cache(self._arena_of)
 
     def plan(self, serving: Serving, request: Request, storing: Storing, capacity: int) -> ServingPlan:
         """With as many sequences as fit. Raises DoesNotFit."""
@@ -155,40 +176,78 @@ class ServingMemory:
 
     def arena(self, serving: Serving, request: Request, sequences: int) -> Arena:
         """Of a step with so many sequences in the cache."""
-        return place(self.values(serving, request, request.stepping(sequences)))
+        return self._arena(serving.tp, request.new_tokens, request.context, request.stepping(sequences))
+
+    def _arena_of(self, tp: int, new_tokens: int, context: int, sequences: int) -> Arena:
+        return place(self.values(Serving(tp, 1), Request("decode", context, new_tokens), sequences))
 
     def weights(self, serving: Serving, storing: Storing) -> Iterator[MemoryLine]:
         """Of one GPU, by what divides them."""
-        block = self._block() if storing.fp8_weights else None
-        small = self._fp8() if block else frozenset()
         sums: dict[str, int] = {}
         names: dict[str, dict[str, None]] = {}
-        for name, parameter in self.parameters().items():
-            kind, held = _held(parameter.type, parameter.is_routed, serving)
-            whole = _fp8_bytes(parameter.type, block) if block and name in small else parameter.type.bytes.value()
-            sums[kind] = sums.get(kind, 0) + share(whole * held[0], held[1])
-            names.setdefault(kind, {})[re.sub(r"\.\d+\.", ".*.", name)] = None
+        for one, count in self._weights.items():
+            kind, (part, of) = held(one.type, one.is_routed, serving)
+            whole = one.fp8_bytes if storing.fp8_weights else one.bytes
+            sums[kind] = sums.get(kind, 0) + count * share(whole * part, of)
+            names.setdefault(kind, {})[one.name] = None
         for kind, size in sums.items():
             if size:
                 yield MemoryLine(f"{kind} weights", size, "derived", "parameters of the model", tuple(names[kind]))
 
+    @cached_property
+    def _weights(self) -> dict[Weight, int]:
+        """How many there are of each."""
+        block, counts = self._block(), Counter[Weight]()
+        for name, parameter in self.parameters().items():
+            size, short = parameter.type.bytes.value(), re.sub(r"\.\d+\.", ".*.", name)
+            fp8 = _fp8_bytes(parameter.type, block) if block and name in self._fp8 else size
+            counts[Weight(short, parameter.type, parameter.is_routed, size, fp8)] += 1
+        return counts
+
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter that inference reads, by full name."""
+        return self._parameters
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
         return {
-            step.path + one.name: one.substitute(step.sizes) for step in self.steps for one in step.node.op.parameters()
+            step.path + one.name: one.substitute(step.sizes)
+            for step in self._reading
+            for one in step.node.op.parameters()
         }
+
+    @property
+    def _reading(self) -> tuple[Step, ...]:
+        """Steps that read parameters: the main model's, and those of modules beside its embedding and head."""
+        return (*self.steps, *(step for part in self.modules for step in part.steps if step.path.startswith(MTP)))
+
+    @cached_property
+    def _lives(self) -> tuple[Life, ...]:
+        return lives(self.steps)
+
+    def draft(self) -> tuple[Step, ...]:
+        """What one guess runs: a module's own ops as they are in training, a layer like the last one, the head."""
+        last = max(index for index, step in enumerate(self.steps) if step.path)
+        layer = ".".join(self.steps[last].path.split(".")[:2]) + "."
+        own = [step for part in self.modules[:1] for step in part.steps if step.path == f"{part.name}."]
+        return (
+            *own,
+            *(step for step in self.steps[: last + 1] if step.path.startswith(layer)),
+            *self.steps[last + 1 :],
+        )
 
     def _block(self) -> tuple[int, int] | None:
         """Rows and columns of a checkpoint's weights that share a scale."""
         linear = self.spec.precision.linear
         return (linear.weight_block[0], linear.weight_block[1]) if isinstance(linear, Fp8BlockLinear) else None
 
+    @cached_property
     def _fp8(self) -> frozenset[str]:
         """Names of the parameters that an fp8_block checkpoint has in FP8."""
         in_fp8 = self.spec.precision.fp8_products()
         return frozenset(
             step.path + one.name
-            for step in self.steps
+            for step in self._reading
             for op in step.node.op.holders()
             for one in op.parameters()
             if op.product in in_fp8
@@ -196,14 +255,14 @@ class ServingMemory:
 
     def token_bytes(self, serving: Serving, storing: Storing) -> int:
         """What one token leaves on one GPU in the caches that keep all tokens."""
-        return sum(self._held_bytes(row, serving, storing) for row in self.rows if row.window is None)
+        return sum(self.row_bytes(row, serving, storing) for row in self.rows if row.window is None)
 
     def window_bytes(self, serving: Serving, storing: Storing, context: int) -> int:
         """What one sequence of so many tokens has on one GPU in the caches of windows, which it fills once."""
         windowed = [row for row in self.rows if row.window is not None]
-        return sum(row.kept(context) * self._held_bytes(row, serving, storing) for row in windowed)
+        return sum(row.kept(context) * self.row_bytes(row, serving, storing) for row in windowed)
 
-    def _held_bytes(self, row: CacheRow, serving: Serving, storing: Storing) -> int:
+    def row_bytes(self, row: CacheRow, serving: Serving, storing: Storing) -> int:
         """Of one row on one GPU. Tensor parallelism divides heads; what has none, such as a latent, is on each rank."""
         stored = row.in_fp8_cache() if storing.rows == "fp8" else row
         return share(stored.bytes, serving.tp if Axis.HEADS in row.axes else 1)
@@ -219,11 +278,9 @@ class ServingMemory:
 
         @cache  # layers have the same types
         def size(type: TensorType) -> int:
-            axes = type.axes
-            divided = Axis.BATCH in axes and (Axis.SEQUENCE in axes or Axis.HEADS in axes)
-            return share(type.bytes.value(sizes), serving.tp if divided else 1)
+            return share(type.bytes.value(sizes), serving.tp if divided(type) else 1)
 
-        return lifetimes(self.steps, size)
+        return sized(self._lives, size)
 
     def _beside(
         self, serving: Serving, request: Request, arena: Arena, sequences: int, pages_each: int
@@ -266,7 +323,12 @@ def low_latency_bytes(tokens: int, hidden: int, experts: int) -> int:
     return 2 * (sent + received + signals)
 
 
-def _held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[int, int]]:
+def divided(type: TensorType) -> bool:
+    """Whether tensor parallelism divides a value: by its heads, or by its tokens between the layers' products."""
+    return Axis.BATCH in type.axes and (Axis.SEQUENCE in type.axes or Axis.HEADS in type.axes)
+
+
+def held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[int, int]]:
     """What a parameter is called in the ledger, and the part of it on one GPU as (numerator, denominator)."""
     axes = type.axes
     if routed:

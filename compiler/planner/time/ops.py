@@ -88,7 +88,7 @@ def _op_costs(steps: tuple[Step, ...], fp8_products: AbstractSet[str]) -> Iterat
     for index, step in enumerate(steps):
         if all(storage is None or storage in step.inputs for storage in step.outputs):
             continue  # a view
-        kernel_class = _class_of(step, fp8_products)
+        kernel_class = class_of(step, fp8_products)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
         if step.node.op.recompute == "swiglu" and _is_expert_row(step):
             recompute = (*recompute, ALWAYS)
@@ -145,8 +145,8 @@ CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
 """Kernels whose operands are cast to FP8 first."""
 
 
-def _class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
-    """A product is FP8 where the spec says so of its kind, and one of float32 where its rows are float32."""
+def class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
+    """How an op is limited: a product is FP8 where the spec says so of its kind, of float32 where its rows are."""
     op = step.node.op
     match op.op_class:
         case OpClass.MEMORY | OpClass.LOOKUP:
@@ -155,7 +155,7 @@ def _class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
             return "attention"
     if any(isinstance(t, TensorType) and t.shape and t.dtype is DType.FP32 for t in step.node.output_types):
         return "fp32_gemm"
-    if op.product in fp8_products:
+    if any(one.product in fp8_products for one in op.holders()):
         return "fp8_grouped" if op.op_class is OpClass.GROUPED_PRODUCT else "fp8_gemm"
     return "gemm"
 

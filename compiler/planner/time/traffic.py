@@ -42,7 +42,7 @@ class Communication:
     """Of one model on one machine. Between layers goes `stream`; within a layer, its sublayers read hidden states."""
 
     def __init__(self, spec: ModelSpec, stream: TensorType, hardware: Hardware) -> None:
-        self.experts = _experts(spec)
+        self.experts = experts_of(spec)
         self._hardware = hardware
         self._hidden = spec.hidden_size
         self._length = spec.workload.sequence_length
@@ -147,7 +147,8 @@ class Communication:
         return collectives.send(bytes, layout.dp * layout.cp * layout.tp, self._hardware)
 
 
-def _experts(spec: ModelSpec) -> Experts | None:
+def experts_of(spec: ModelSpec) -> Experts | None:
+    """Of the router of its mixtures; None without any."""
     if "moe" not in spec.ffn_kinds:
         return None
     moe = spec.moe()

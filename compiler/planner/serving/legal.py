@@ -1,0 +1,93 @@
+"""Which ways there are to share the GPUs of a deployment: tensor parallelism of attention, and who shares experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dsc.compiler.planner.layout.layout import TRIVIAL
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.parts.shard import share
+from dsc.compiler.planner.serving.memory import Serving
+from dsc.compiler.planner.serving.problem import ServingProblem
+from dsc.spec.errors import DscError, Finding
+from dsc.spec.placement import Placement
+
+UNUSED = ("pp", "cp", "etp")
+"""Axes that a deployment has no use for here. Pins of micro-batches, schedule, ZeRO and recompute are training's."""
+
+MOST_REDUNDANT = 4
+"""One redundant expert for so many routed ones, at most: DeepSeek-V3's decode has 64 for 256 (report, 3.4.2)."""
+
+
+def servings(problem: ServingProblem) -> Iterator[Serving]:
+    """Every legal deployment that keeps to the pins, smaller groups first. Raises DscError where none does."""
+    check_pins(problem)
+    pins = problem.spec.placement or Placement()
+    reasons = {}
+    for tp in _group_sizes(problem) if pins.tp is None else (pins.tp,):
+        reasons[tp] = _why_not(problem, tp)
+        if not reasons[tp]:
+            yield from (_serving(problem, tp, ep) for ep in _expert_groups(problem, tp))
+    if all(reasons.values()):
+        raise DscError([Finding("DSC070", reason, ("placement",)) for reason in next(iter(reasons.values()))])
+
+
+def check_pins(problem: ServingProblem) -> None:
+    """Raises what no deployment can keep to."""
+    pins, world = problem.spec.placement or Placement(), problem.world
+    wrong = []
+    for name in UNUSED:
+        if (getattr(pins, name) or 1) > 1:
+            wrong.append(f"{name} = {getattr(pins, name)}, but GPUs that serve are shared by tp, dp and ep only")
+    if pins.tp and pins.dp and pins.tp * pins.dp != world:
+        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there are {world} GPUs")
+    for name in ("tp", "dp", "ep"):
+        size = getattr(pins, name)
+        if size and world % size:
+            wrong.append(f"{name} = {size} does not divide {world} GPUs: {_division(world, size)}")
+    if problem.redundant and not problem.experts:
+        wrong.append(f"{problem.redundant} redundant experts, but the model has no experts")
+    if wrong:
+        raise DscError([Finding("DSC070", reason, ("placement",)) for reason in wrong])
+
+
+def _group_sizes(problem: ServingProblem) -> tuple[int, ...]:
+    """Tensor parallelism talks inside every layer, so NVLink joins its GPUs."""
+    dp = (problem.spec.placement or Placement()).dp
+    if dp is not None:
+        return (problem.world // dp,)
+    largest = min(problem.world, problem.hardware.cluster.scale_up_domain)
+    return tuple(size for size in range(1, largest + 1) if problem.world % size == 0)
+
+
+def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
+    """How many GPUs may share the experts: whole groups of tensor parallelism, parts of a node or whole nodes, and no
+    more than have a use."""
+    pinned, world = (problem.spec.placement or Placement()).ep, problem.world
+    if pinned or not problem.experts:
+        return (pinned or world,)
+    wanted = problem.experts + problem.redundant
+    most = wanted + problem.experts // MOST_REDUNDANT
+    node = problem.hardware.cluster.gpus_per_node
+    sizes = [size for size in range(tp, world + 1, tp) if world % size == 0 and 0 in (size % node, node % size)]
+    return tuple(size for size in sizes if size * share(wanted, size) <= most) or (world,)
+
+
+def _serving(problem: ServingProblem, tp: int, ep: int) -> Serving:
+    slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
+    dense_tp = 1 if problem.experts else tp  # beside experts, dense layers are few (DeepSeek-V3 report, section 3.4.1)
+    return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)
+
+
+def _why_not(problem: ServingProblem, tp: int) -> list[str]:
+    """Sizes of the model that the group does not divide; experts are in slots, so nothing has to divide them."""
+    dp = problem.world // tp
+    layout = replace(TRIVIAL, tp=tp, dp=dp)
+    workload = problem.spec.workload.model_copy(update={"sequence_length": tp})  # no length is ruled out
+    spec = problem.spec.model_copy(update={"workload": workload})
+    return list(problems(layout, spec, problem.world, dp))
+
+
+def _division(count: int, divisor: int) -> str:
+    return f"{count} = {count // divisor} x {divisor} + {count % divisor}"
