@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,15 @@ def importer(folder: Path) -> Importer:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     return lambda module: importlib.import_module(f"{name}.{module}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_git: skipped where there is no git")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_git") and shutil.which("git") is None:
+        pytest.skip("needs git")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,9 @@ tests/test_errors.py` writes the expectations anew; the diff of the stderr.txt f
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -323,11 +326,27 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         unreadable(source)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_without_permission(tmp_path: Path) -> None:
-    (tmp_path / "spec.yaml").write_text(VALID)
-    (tmp_path / "spec.yaml").chmod(0)
-    assert "permission denied" in unreadable(tmp_path / "spec.yaml").message
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root reads every file: be nobody for a while."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_file_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder, "spec.yaml")
+        path.write_text(VALID)
+        with unprivileged():
+            assert load(path).name == "valid"
+        path.chmod(0)
+        with unprivileged():
+            assert "permission denied" in unreadable(path).message
 
 
 # Reports.

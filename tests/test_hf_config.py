@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
+import torch
+import transformers
 
 from dsc.compiler.hf import checkpoint_names, export_config, family, import_config, import_path
 from dsc.compiler.hf.importer import spec_name
@@ -251,7 +254,6 @@ def test_exported_keys_are_sorted(name: str) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_autoconfig_takes_the_export(name: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     config = export_config(load(name))
     (tmp_path / "config.json").write_text(json.dumps(config))
     accepted = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -279,7 +281,6 @@ PARAMETERS = {
 
 
 def meta_model(spec: ModelSpec) -> Any:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config = export_config(spec)
     config.pop("quantization_config", None)
     config = transformers.AutoConfig.for_model(**config)
@@ -349,7 +350,6 @@ TYPES = {
 @pytest.mark.parametrize("model_type", TYPES)
 def test_what_save_pretrained_writes_is_read_alike(model_type: str, tmp_path: Path) -> None:
     """transformers 5 renames keys on the way out: dtype, rope_parameters, num_local_experts."""
-    transformers = pytest.importorskip("transformers")
     config = small(TYPES[model_type])
     transformers.AutoConfig.for_model(**copy.deepcopy(config)).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -359,7 +359,6 @@ def test_what_save_pretrained_writes_is_read_alike(model_type: str, tmp_path: Pa
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_checkpoint_names_are_those_on_disk(model_type: str, tmp_path: Path) -> None:
-    transformers, safetensors = pytest.importorskip("transformers"), pytest.importorskip("safetensors")
     config = small(TYPES[model_type])
     spec = imported(config)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
@@ -422,7 +421,6 @@ def magnitude(factor: float, mscale: float) -> float:
 @pytest.mark.parametrize("parameters", YARN_VARIANTS, ids=str)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_yarn_means_what_transformers_computes(model_type: str, parameters: Config, layout: str) -> None:
-    transformers = pytest.importorskip("transformers")
     config = with_yarn(TYPES[model_type], parameters, layout)
     try:
         spec = imported(config)

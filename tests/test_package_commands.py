@@ -117,3 +117,8 @@ def test_without_triton_a_package_says_what_to_install(shrunk: Any, tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode and "need triton" in done.stderr.splitlines()[-1]
     assert "pip install triton" in done.stderr.splitlines()[-1]
+    command = "import runpy, sys; sys.modules['triton'] = None; "  # as python -m does
+    command += "runpy.run_module('kernels_here.infer.generate', run_name='__main__', alter_sys=True)"
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "pip install triton" in done.stderr and done.stderr.count("\n") == 1

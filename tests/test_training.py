@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,47 @@ def test_killed_run_resumes_into_its_decay(trainer: Trainer, text: Path, tmp_pat
     assert rates[-1] == pytest.approx(1e-3) and rates[6:] == sorted(rates[6:], reverse=True)
 
 
+def test_resume_takes_the_flags_of_the_run(trainer: Trainer, text: Path, tmp_path: Path) -> None:
+    """Those that the command line leaves out; one that it gives holds, unless step k would see another batch."""
+    recipe = (
+        *SMALL,
+        "--learning-rate",
+        3e-3,
+        "--weight-decay",
+        0,
+        "--warmup-steps",
+        3,
+        "--micro-batch",
+        2,
+        "--seed",
+        5,
+    )
+    common = ("--data", text, "--checkpoint", tmp_path / "run")
+    trainer.here("--data", text, *recipe, "--steps", 4, "--metrics", tmp_path / "whole.jsonl")
+    trainer.here(*common, *recipe, "--steps", 2, "--metrics", tmp_path / "parts.jsonl")
+    trainer.here(*common, "--steps", 4, "--metrics", tmp_path / "parts.jsonl", "--resume")
+    assert losses(tmp_path / "parts.jsonl") == losses(tmp_path / "whole.jsonl")
+    trainer.here(*common, "--steps", 5, "--metrics", tmp_path / "parts.jsonl", "--resume", "--learning-rate", 1e-4)
+    assert records(tmp_path / "parts.jsonl")[-1]["learning_rate"] == 1e-4
+    again = (*common, "--steps", 6, "--metrics", tmp_path / "parts.jsonl", "--resume")
+    assert "trained with batch_size 4, not 8" in trainer.refuse(*again, "--batch-size", 8)
+    other = text.parent / "other"
+    shutil.copytree(text, other, dirs_exist_ok=True)
+    changed = (other / "a.py").read_text(encoding="utf-8").replace("x + y", "x - y", 1)
+    (other / "a.py").write_text(changed, encoding="utf-8")  # one token among thousands, and as many as before
+    assert "trained with data " in trainer.refuse(*again, "--data", other)
+
+
+def test_weights_that_are_not_finite_do_not_become_the_newest(trainer: Trainer, text: Path, tmp_path: Path) -> None:
+    """A rate that ruins the weights in the last step, whose loss was fine."""
+    run = tmp_path / "run"
+    common = ("--data", text, *SMALL, "--metrics", tmp_path / "m.jsonl", "--checkpoint", run, "--warmup-steps", 0)
+    trainer.here(*common, "--steps", 1, "--learning-rate", 1e-3)
+    rate = ("--learning-rate", 1e30, "--weight-decay", 1e30, "--steps", 2)
+    assert "is not finite" in trainer.refuse(*common, *rate, "--resume")
+    assert (run / "latest").read_text() == "step_000001\n" and not (run / "step_000002").exists()
+
+
 def test_token_files(trainer: Trainer, text: Path, tmp_path: Path) -> None:
     """A folder of text, and the same ids as .npy and as .bin, train to the same losses."""
     files = sorted(path for path in text.rglob("*") if path.is_file() and path.suffix != ".png")
@@ -249,7 +291,7 @@ def test_user_errors(trainer: Trainer, text: Path, tmp_path: Path) -> None:
         (["--data", text, "--resume", "--checkpoint", tmp_path / "used", "--seed", 1], "trained with seed 0, not 1"),
         (["--data", text, "--metrics", tmp_path / "notes.jsonl"], "holds something other than metrics"),
         (["--data", text, "--tokenizer", tmp_path / "none.json"], "--tokenizer"),
-        (["--data", text, "--device", "abacus"], "--device abacus"),
+        (["--data", text, "--device", "abacus"], "--device: abacus: "),
         (["--data", text, "--learning-rate", 1e30, "--steps", 20, "--warmup-steps", 0], "lower --learning-rate"),
         (["--data", text, "--steps", 0], "must be at least 1"),
         (["--data", text, "--seed", -1], "must not be negative"),

@@ -7,7 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
@@ -77,9 +79,7 @@ def test_batches_do_not_depend_on_how_tokens_are_stored(data: ModuleType, shards
 
 
 def test_parquet_holds_the_same(data: ModuleType, shards: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pytest.importorskip("pyarrow").table({"body": TEXTS})
-    parquet.write_table(table, tmp_path / "texts.parquet")
+    parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "texts.parquet")
     run(data, "prepare", tmp_path / "texts.parquet", "--out", tmp_path / "other", "--field", "body")
     assert (data.load_tokens(tmp_path / "other", None).read(0, 221) == np.concatenate(IDS)).all()
     assert "no readable texts in a column 'text'" in refusal(

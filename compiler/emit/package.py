@@ -24,7 +24,7 @@ from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.spec.model import ModelSpec
 
-STORAGE = "package/storage.py"
+STORAGE, COMMAND = "package/storage.py", "package/command.py"
 INIT = "__init__.py"
 
 
@@ -67,6 +67,7 @@ def python_files(
         model_file(printer, training, model),
         checkpoint_file(printer, training),
         printer.file("storage.py", STORAGE),
+        printer.file("command.py", COMMAND),
         *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
         *(posttraining_files(printer, policy, training, serving, model) if policy is not None else ()),

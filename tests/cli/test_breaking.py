@@ -46,7 +46,7 @@ def test_github_points_at_the_key(run: Any, specs: tuple[str, str]) -> None:
     assert said.startswith(f"::error file=new.yaml,line={line},col=5,title=BRK201::positions are encoded otherwise: ")
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.needs_git
 def test_against_a_revision(run: Any, specs: tuple[str, str]) -> None:
     Path("models").mkdir()
     shutil.copy(specs[0], "models/spec.yaml")

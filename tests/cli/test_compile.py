@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dsc.compiler.driver import compile_spec
 
 FILES = compile_spec("tiny")[1]
@@ -50,6 +52,7 @@ def test_edits_are_kept_until_forced(run: Any) -> None:
     assert contents(Path("tiny")) == FILES
 
 
+@pytest.mark.needs_git
 def test_edits_meet_a_changed_spec(run: Any) -> None:
     """One is merged, one clashes; the clash is told by file and line, and gone once its file is."""
     spec, dims, model = Path("spec.yaml"), Path("p/dims.py"), Path("p/model.py")

@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.needs_git
 @pytest.mark.parametrize("edit", ["first = 0\n" + BEFORE, BEFORE + "last = 10\n", BEFORE.replace("line_7 = 7\n", "")])
 def test_an_edit_is_kept_then_merged(folder: Path, edit: str) -> None:
     path = folder / "m.py"
@@ -61,6 +62,7 @@ def test_an_edit_is_kept_then_merged(folder: Path, edit: str) -> None:
     assert [path.name for path in folder.iterdir() if path.name not in ("m.py", LOCK)] == []
 
 
+@pytest.mark.needs_git
 def test_a_clash_is_shown_beside_the_file_and_stops_the_next_write(folder: Path) -> None:
     mine = BEFORE.replace("line_1 = 1", "line_1 = 7").replace("line_8 = 8", "line_8 = 80")
     (folder / "m.py").write_text(mine)
@@ -91,6 +93,7 @@ def test_a_clash_is_shown_beside_the_file_and_stops_the_next_write(folder: Path)
     assert (folder / "m.py").read_text() == resolved + "more = 1\n"
 
 
+@pytest.mark.needs_git
 def test_force_takes_what_is_emitted_and_leaves_no_clash(folder: Path) -> None:
     (folder / "m.py").write_text(BEFORE.replace("line_1 = 1", "line_1 = 7"))
     emitted_again(folder, NOW)
@@ -106,6 +109,7 @@ def test_an_edited_file_that_is_not_emitted_any_more_stays(folder: Path) -> None
     assert (folder / "m.py").read_text() == BEFORE + "mine = 1\n"
 
 
+@pytest.mark.needs_git
 def test_bytes_that_are_no_text_are_left_alone(folder: Path) -> None:
     (folder / "m.py").write_bytes(b"\x00\xff" + BEFORE.encode())
     with pytest.raises(DscError, match="DSC040"):
@@ -123,6 +127,7 @@ def test_without_git_an_edit_is_refused(folder: Path, monkeypatch: pytest.Monkey
     assert emitted_again(folder, BEFORE).kept == ["m.py"], "where nothing is to merge, git is not needed"
 
 
+@pytest.mark.needs_git
 def test_another_version_of_the_compiler_finds_the_original_in_git(folder: Path) -> None:
     def other_version(spec: str, command: str) -> dict[str, str]:
         return {"m.py": "printed otherwise\n"}
@@ -142,6 +147,7 @@ def test_another_version_of_the_compiler_finds_the_original_in_git(folder: Path)
     assert (folder / "m.py").read_text() == NOW + "mine = 1\n"
 
 
+@pytest.mark.needs_git
 @pytest.mark.parametrize("moved", [0, 1])
 @pytest.mark.parametrize("mine", [BEFORE + "mine = 1\n", BEFORE.replace("line_1 = 1", "line_1 = 7")])
 def test_a_merge_that_was_killed_is_finished_by_the_next(folder: Path, mine: str, moved: int) -> None:
@@ -174,6 +180,7 @@ def lines(words: str) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from([f"{word}\n" for word in words]), max_size=12)
 
 
+@pytest.mark.needs_git
 @settings(max_examples=150, deadline=None)
 @given(before=lines("abcdef"), mine=lines("abcdefxyz"), now=lines("abcdefpqr"))
 def test_no_line_of_an_edit_is_lost(before: list[str], mine: list[str], now: list[str]) -> None:

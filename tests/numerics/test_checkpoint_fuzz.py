@@ -168,7 +168,9 @@ def mix(folder: Folder, dice: random.Random) -> None:
     """A shard of another save: the same names and shapes."""
     name = dice.choice(sorted(folder.files))
     folder.files[name] = {
-        tensor: value + 1 for tensor, value in folder.files[name].items() if value.is_floating_point()
+        tensor: (value.float() + 1).to(value.dtype)
+        for tensor, value in folder.files[name].items()
+        if value.is_floating_point()
     }
     if folder.index is not None:
         folder.metadata[name] = {"format": "pt", "save": "another"}

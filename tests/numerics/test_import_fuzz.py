@@ -164,13 +164,12 @@ def theirs(config: Config, tokens: Tensor, folder: Path) -> Tensor | None:
 
 
 class Fuzz:
-    """Packages by their spec, and what came of each config."""
+    """Packages by their spec."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packages: dict[str, Package] = {}
         self.numbers = itertools.count()
-        self.outcomes: Counter[str] = Counter()
 
     def attempt(self, model_type: str, seed: int) -> str:
         config, changed = drawn(model_type, seed)
@@ -199,20 +198,28 @@ class Fuzz:
         return self.packages[text]
 
 
-def fuzz(folder: Path, cases: int) -> Counter[str]:
+def fuzz(folder: Path, cases: int) -> dict[str, Counter[str]]:
+    """What came of the configs of each type."""
     fuzz = Fuzz(folder)
-    for seed, model_type in zip(range(cases), itertools.cycle(sorted(BASE))):
-        fuzz.outcomes[fuzz.attempt(model_type, seed)] += 1
-    print(dict(fuzz.outcomes))
-    return fuzz.outcomes
+    outcomes: dict[str, Counter[str]] = {model_type: Counter() for model_type in sorted(BASE)}
+    for seed, model_type in zip(range(cases), itertools.cycle(outcomes)):
+        outcomes[model_type][fuzz.attempt(model_type, seed)] += 1
+    for model_type, counts in outcomes.items():
+        print(f"{model_type:<14}", *(f"{count:>4} {outcome}" for outcome, count in sorted(counts.items())))
+    return outcomes
+
+
+def test_every_type_is_drawn() -> None:
+    assert BASE.keys() == MODEL_TYPES.keys() - {"kimi_k2"}  # DeepSeek-V3 by another name, unknown to transformers
 
 
 def test_what_is_imported_computes_the_same(tmp_path: Path) -> None:
     outcomes = fuzz(tmp_path, 16)
-    assert outcomes["equal"] >= 3
+    assert sum(outcomes.values(), Counter())["equal"] >= 3
 
 
 @pytest.mark.slow
 def test_five_hundred_configs(tmp_path: Path) -> None:
     outcomes = fuzz(tmp_path, 500)
-    assert outcomes["equal"] >= 100 and outcomes["refused"] >= 100
+    for model_type, counts in outcomes.items():
+        assert counts["equal"] >= 5 and counts["refused"] >= 5, (model_type, counts)

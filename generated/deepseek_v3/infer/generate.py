@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_hf
+from ..command import in_a_line
 from ..model import Model
 from .chat import Conversation, load_template, stop_tokens
 from .engine import Engine
@@ -25,13 +26,27 @@ from .text import Codec, Writer, load_codec
 def newest(folder: Path) -> Path:
     """The trainer's folder names its newest checkpoint in a file; any other folder is a checkpoint itself."""
     latest = folder / "latest"
-    return folder / latest.read_text().strip() if latest.exists() else folder
+    try:
+        name = latest.read_text(encoding="utf-8").strip() if latest.exists() else "."
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if not (name and (folder / name).is_dir()):
+        raise SystemExit(f"{latest if latest.exists() else folder}: no such checkpoint")
+    return folder / name
+
+
+def start_from(model: Model, folder: Path) -> None:
+    """The weights of a checkpoint, in the model."""
+    try:
+        load_hf(model, newest(folder))
+    except (OSError, ValueError) as error:  # what a file is not, or does not hold
+        raise SystemExit(f"{folder}: {error}") from None
 
 
 def load_engine(folder: Path) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
     model = Model().eval()
-    load_hf(model, newest(folder))
+    start_from(model, folder)
     return Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -88,10 +103,9 @@ def main() -> None:
     if (arguments.prompt is None) != arguments.chat:
         parser.error("give a prompt, or --chat")
     try:
-        generate(arguments)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # 128 and SIGINT, as shells count it
-    except (OSError, ValueError) as error:  # what was asked for cannot be, or a file does not hold it
+        with in_a_line():
+            generate(arguments)
+    except ValueError as error:  # what was asked for cannot be, or a file does not hold it
         raise SystemExit(f"error: {error}") from None
 
 

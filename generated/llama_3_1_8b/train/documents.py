@@ -38,6 +38,8 @@ class Documents:
                     yield self.encode(text)
             except UnicodeDecodeError:
                 self.left_out += 1
+            except UnicodeEncodeError as error:  # JSON can spell it
+                raise SystemExit(f"{file}, document {self.read}: half a character: {error}") from None
 
     def texts(self, file: Path) -> Iterator[str]:
         if file.suffix == ".jsonl":
@@ -52,7 +54,7 @@ class Documents:
             for number, line in enumerate(lines, 1):
                 try:
                     yield self.text_of(json.loads(line))
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     raise SystemExit(f"{file}, line {number}: no JSON object with a text as {self.key!r}") from None
 
     def rows(self, file: Path) -> Iterator[str]:

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import save_hf
+from ..command import amount, device, in_a_line, natural, positive
 from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, held
 from .data import Batches, load_tokens, split
 from .log import Log, Silent, traced
 from .optimizer import learning_rate, make_optimizer, moments_of
@@ -35,6 +36,10 @@ from .single import Single
 
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 RUN = ("seed", "batch_size", "sequence_length")  # with these and the data, step k sees the same batch in every run
+FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
+    *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "min_learning_rate_ratio", "weight_decay",
+    "grad_clip", "dtype",
+)  # fmt: skip
 
 
 class Stop:
@@ -79,13 +84,11 @@ def resume(
     run: dict[str, object],
 ) -> int:
     """The step that the newest checkpoint stands at, its weights in the model and its moments in the optimizer."""
+    checkpoints.compare(run)
     state = state_of(layout, optimizer, run, 0)
     checkpoints.load(state)
-    saved, step = state["run"], state["step"]
-    assert isinstance(saved, dict) and isinstance(step, Tensor)
-    changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
-    if changed:
-        raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
+    step = state["step"]
+    assert isinstance(step, Tensor)
     for moments in optimizer.state.values():
         moments["step"].fill_(step.item())
     return int(step.item())
@@ -114,7 +117,8 @@ class Run:
 
     def state(self, step: int) -> dict[str, object]:
         """What a checkpoint holds."""
-        return state_of(self.layout, self.optimizer, self.settings, step)
+        flags = {name: getattr(self.args, name) for name in FLAGS}
+        return {**state_of(self.layout, self.optimizer, self.settings, step), "flags": flags}
 
     def resume(self, checkpoints: Checkpoints) -> int:
         """The step that the newest checkpoint stands at, and all as it was then."""
@@ -185,6 +189,7 @@ def to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tens
     return tokens, labels
 
 
+@in_a_line()
 def train(args: argparse.Namespace) -> None:
     run = Run(args)
     if args.evaluate:
@@ -204,24 +209,6 @@ def train(args: argparse.Namespace) -> None:
         raise SystemExit(halted)
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return int(text)
-
-
-def amount(text: str) -> float:
-    if not 0 <= float(text) <= 1e30:
-        raise argparse.ArgumentTypeError("must be a number from 0 to 1e30")
-    return float(text)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.train", description="Train llama-3.1-8b.")
     add = parser.add_argument
@@ -236,7 +223,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="keep DIR/step_NNNNNN and DIR/latest; load_hf reads one process's",
     )
-    add("--resume", action="store_true", help="go on from DIR/latest")
+    add("--resume", action="store_true", help="go on from DIR/latest, with the flags that it was trained with")
     add("--save-every", type=positive, default=500, metavar="STEPS", help="and at the last step; default: %(default)s")
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--eval-every", type=positive, metavar="STEPS", help="loss on the held-out end of the data; default: never")
@@ -253,7 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=natural, default=0, help="of the weights and of the order of the data; default: %(default)s")
     cuda = torch.cuda.is_available()
     local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
-    add("--device", default=local, help="default: %(default)s")
+    add("--device", type=device, default=local, help="default: %(default)s")
     types = ("float32", "bfloat16", "float64")
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
@@ -264,12 +251,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--resume needs --checkpoint DIR")
     if args.checkpoint and not args.resume and (args.checkpoint / "latest").exists():
         parser.error(f"{args.checkpoint} already holds a run: add --resume, or name another folder")
-    if args.checkpoint and args.checkpoint.exists() and not args.checkpoint.is_dir():
-        parser.error(f"--checkpoint {args.checkpoint}: a file, not a folder")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if args.resume:
+        parser.set_defaults(resume=True, **held(args.checkpoint, "flags"))
+        args = parser.parse_args()
     if not 0 < args.sequence_length <= MAX_POSITION_EMBEDDINGS:
         parser.error(f"--sequence-length {args.sequence_length}: from 1 to {MAX_POSITION_EMBEDDINGS} tokens")
     return args

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from .chat import Conversation, Template, load_template, stop_tokens
+from ..command import in_a_line
+from .chat import Conversation, NoTemplate, Template, load_template, stop_tokens
 from .engine import Engine
 from .generate import load_engine, newest
 from .loop import EngineLoop
@@ -278,6 +279,20 @@ async def send_event(send: Send, event: Body) -> None:
     await send({"type": "http.response.body", "body": f"data: {json.dumps(event)}\n\n".encode(), "more_body": True})
 
 
+def load_server(folder: Path, tokenizer: Path | None, key: str | None) -> Server:
+    """Of a checkpoint. Raises SystemExit where a file is not what it should be."""
+    codec = load_codec(tokenizer or folder)
+    template = None
+    try:
+        stops = stop_tokens(folder) | codec.ends
+        template = load_template(folder)
+    except NoTemplate:
+        pass
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    return Server(load_engine(folder), codec, template, stops, key)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a model by OpenAI's protocol.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="safetensors, or the trainer's folder")
@@ -293,17 +308,8 @@ def main() -> None:
     except ImportError:
         raise SystemExit("serving needs uvicorn: pip install uvicorn") from None
 
-    folder = newest(arguments.checkpoint)
-    try:
-        template = load_template(folder)
-    except ValueError:
-        template = None
-    codec = load_codec(arguments.tokenizer or folder)
-    try:
-        engine, stops = load_engine(folder), stop_tokens(folder) | codec.ends
-    except (OSError, ValueError) as error:  # what a file is not, or does not hold
-        raise SystemExit(f"--checkpoint {arguments.checkpoint}: {error}") from None
-    app = Server(engine, codec, template, stops, arguments.key)
+    with in_a_line():
+        app = load_server(newest(arguments.checkpoint), arguments.tokenizer, arguments.key)
     config = uvicorn.Config(
         app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", backlog=MAX_TEXTS,
         timeout_graceful_shutdown=GRACE_SECONDS,

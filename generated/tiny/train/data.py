@@ -24,10 +24,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..command import in_a_line, positive
 from ..dims import VOCAB_SIZE
 from .documents import Documents, byte_encoder, tokenizer_encoder
 from .shards import INDEX, Corpus, Tokens, check_sums, open_shards, write_shards
 
+DIGESTED = 2**24  # tokens that are read to tell data apart
 HELD_OUT = 0.05  # the last part of the tokens, never trained on
 ID = np.uint16 if VOCAB_SIZE <= 2**16 else np.uint32  # the type in files that have no header to say so
 
@@ -51,10 +53,11 @@ class Batches:
         return (len(self.tokens) - 1) // self.sequence_length
 
     def digest(self) -> str:
-        """Tells data apart: of its length and of a thousand tokens spread over all of it."""
+        """Tells data apart: of the first DIGESTED tokens, and a thousand spread over all of it."""
         places = np.linspace(0, len(self.tokens) - 1, min(len(self.tokens), 1000)).astype(np.int64)
-        spread = np.concatenate([self.tokens.read(place, place + 1) for place in places])
-        return f"{len(self.tokens)}-{zlib.crc32(spread.astype(np.int64).tobytes()):08x}"
+        spread = [self.tokens.read(place, place + 1) for place in places]
+        seen = np.concatenate([self.tokens.read(0, min(len(self.tokens), DIGESTED)), *spread])
+        return f"{len(self.tokens)}-{zlib.crc32(seen.astype(np.int64).tobytes()):08x}"
 
     def batch(self, k: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Some rows of batch k: tokens and the labels that follow them, [rows, S] each."""
@@ -119,6 +122,8 @@ def open_token_file(path: Path) -> Tokens:
 
 
 def prepare(args: argparse.Namespace) -> None:
+    if not args.source.exists():
+        raise SystemExit(f"{args.source}: no such file or folder")
     if (args.out / INDEX).exists():
         raise SystemExit(f"--out {args.out} holds shards already: name another folder")
     documents = read_documents(args.source, args.tokenizer, args.field)
@@ -142,12 +147,13 @@ def main() -> None:
     one.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     one.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: one token per byte")
     one.add_argument("--field", default="text", help="of JSONL and parquet; default: %(default)s")
-    one.add_argument("--shard-tokens", type=int, default=2**27, help="of one shard, about; default: %(default)s")
+    one.add_argument("--shard-tokens", type=positive, default=2**27, help="of one shard, about; default: %(default)s")
     two = commands.add_parser("check", help="read them all and compare with their checksums")
     two.set_defaults(run=check)
     two.add_argument("folder", type=Path)
     args = parser.parse_args()
-    args.run(args)
+    with in_a_line():
+        args.run(args)
 
 
 if __name__ == "__main__":

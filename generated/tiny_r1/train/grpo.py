@@ -21,26 +21,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint import save_hf
+from ..command import amount, device, in_a_line, natural, positive
 from ..dims import EPOCHS, GROUP_SIZE, MAX_NEW_TOKENS, MAX_POSITION_EMBEDDINGS, REFERENCE_REFRESH
 from ..infer.generate import newest
 from ..model import Model
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, held
 from .experience import Experience
 from .grpo_loss import advantages, token_weights
 from .learner import Learner
 from .log import Log
 from .optimizer import learning_rate
-from .questions import Question, Reader, fitting, turn
+from .questions import Question, Reader, digest, fitting, turn
 from .rewards import Judges, Sample, load_reward
 from .rollout import Rollout, rollout
-from .train import Stop, amount, natural, positive
+from .train import Stop
 
 SAMPLES_SHOWN = 4  # of each step, in --samples
 RUN = ("seed", "questions")  # with these, the data and the weights, step k is the same in every run
+FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
+    *RUN, "micro_batch", "learning_rate", "warmup_steps", "weight_decay", "grad_clip", "reward_seconds", "dtype",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,15 @@ def experience(learner: Learner, model: Model, judged: Judged) -> tuple[Experien
     }
 
 
+@in_a_line()
 def learn(args: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(args.device == "cpu", warn_only=True)  # indexing adds in thread order otherwise
     reader = Reader(args.tokenizer or newest(args.checkpoint))
     questions = fitting(reader, reader.questions(args.prompts), MAX_POSITION_EMBEDDINGS - MAX_NEW_TOKENS)
     learner = Learner(args)
     run: dict[str, object] = {name: getattr(args, name) for name in RUN}
-    run |= {"prompts": len(questions), "reward": args.reward}
+    run |= {"prompts": digest(questions), "reward": args.reward}
+    flags = {name: getattr(args, name) for name in FLAGS}
     checkpoints = Checkpoints(args.checkpoint / "grpo", args.keep)
     start = learner.resume(checkpoints, run) if args.resume else 0
     judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
@@ -107,7 +114,9 @@ def learn(args: argparse.Namespace) -> None:
         for step in range(start + 1, args.steps + 1):
             began = time.perf_counter()
             asked = turn(questions, args.questions, step, args.seed)
-            seed = (args.seed << 40) + (step - 1) * args.questions * GROUP_SIZE
+            seed = int(
+                np.random.default_rng((args.seed, step)).integers(2**62)
+            )  # of the first answer, the next has the next
             model = learner.in_dtype(learner.model)
             judged = answered(model, reader, asked, judges, seed)
             taken, agreement = experience(learner, model, judged)
@@ -122,7 +131,8 @@ def learn(args: argparse.Namespace) -> None:
             log.write({**record, "seconds": time.perf_counter() - began})
             show(args.samples, step, asked, judged)
             if stop.asked or step == args.steps or step % args.save_every == 0:
-                checkpoints.save(step, learner.state(run, step), lambda folder: save_hf(learner.model, folder))
+                state = {**learner.state(run, step), "flags": flags}
+                checkpoints.save(step, state, lambda folder: save_hf(learner.model, folder))
             if stop.asked:
                 break
     checkpoints.finish()
@@ -169,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
     add("--samples", type=Path, metavar="FILE.jsonl", help="some answers of each step with their rewards")
     add("--tokenizer", type=Path, metavar="DIR", help="of tokenizer.json; default: that of --checkpoint, or bytes")
-    add("--resume", action="store_true", help="go on from DIR/grpo/latest")
+    add("--resume", action="store_true", help="go on from DIR/grpo/latest, with the flags that it was trained with")
     add("--save-every", type=positive, default=100, metavar="STEPS", help="and at the last step; default: %(default)s")
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--questions", type=positive, default=32, help="of a step, GROUP_SIZE answers to each; default: %(default)s")
@@ -184,15 +194,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--judges", type=positive, default=2, help="processes that run rewards; default: %(default)s")
     add("--seed", type=natural, default=0, help="of the questions' order and of the answers; default: %(default)s")
     cuda = torch.cuda.is_available()
-    add("--device", default="cuda" if cuda else "cpu", help="default: %(default)s")
+    add("--device", type=device, default="cuda" if cuda else "cpu", help="default: %(default)s")
     types = ("float32", "bfloat16", "float64")
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
 
     if not args.resume and (args.checkpoint / "grpo" / "latest").exists():
         parser.error(f"{args.checkpoint / 'grpo'} already holds a run: add --resume, or move it away")
-    if not newest(args.checkpoint).is_dir():
-        parser.error(f"--checkpoint {args.checkpoint}: no such folder")
+    if args.resume:
+        parser.set_defaults(**held(args.checkpoint / "grpo", "flags"))
+        args = parser.parse_args()
     try:
         for name in (*args.reward, *args.watch):
             load_reward(name)

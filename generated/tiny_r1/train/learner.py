@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..checkpoint import load_hf
 from ..dims import EPOCHS, GROUP_SIZE
-from ..infer.generate import newest
+from ..infer.generate import start_from
 from ..model import Model
 from .checkpoint import Checkpoints
 from .experience import Experience
@@ -52,7 +51,7 @@ class Learner:
         self.micro_batch: int = args.micro_batch or args.questions * GROUP_SIZE
         wide = torch.promote_types(self.dtype, torch.float32)
         self.model = Model().to(wide)
-        load_hf(self.model, newest(args.checkpoint))
+        start_from(self.model, args.checkpoint)
         self.model.to(self.device).eval()  # nobody counts experts, and their selection bias stays
         self.reference = copy.deepcopy(self.model).requires_grad_(False)
         self.gradient = PolicyGradient(self.model)
@@ -106,13 +105,11 @@ class Learner:
 
     def resume(self, checkpoints: Checkpoints, run: dict[str, object]) -> int:
         """The step of the newest checkpoint, its weights and moments here."""
+        checkpoints.compare(run)
         state = self.state(dict(run), 0)
         checkpoints.load(state)
-        saved, step = state["run"], state["step"]
-        assert isinstance(saved, dict) and isinstance(step, Tensor)
-        changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
-        if changed:
-            raise SystemExit(f"--resume: {checkpoints.folder} was trained with {'; '.join(changed)}")
+        step = state["step"]
+        assert isinstance(step, Tensor)
         for moments in self.optimizer.state.values():
             moments["step"].fill_(step.item() * EPOCHS)
         return int(step.item())

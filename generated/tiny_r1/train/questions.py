@@ -9,6 +9,7 @@ training needs it.
 
 import json
 import sys
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,10 @@ class Reader:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.codec = load_codec(folder)
-        known = stop_tokens(folder) if folder is not None else frozenset()
+        try:
+            known = stop_tokens(folder) if folder is not None else frozenset()
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         bytewise = isinstance(self.codec, ByteCodec) and NUM_BYTES < VOCAB_SIZE
         self.ends = known or frozenset({NUM_BYTES} if bytewise else ())
         if not self.ends:
@@ -66,8 +70,8 @@ class Reader:
     def _question(self, place: str, line: str) -> Question:
         try:
             row = json.loads(line)
-            prompt, answer = row["prompt"], row.get("answer", "")
-        except (ValueError, TypeError, KeyError, AttributeError):
+            prompt, answer = row["prompt"], str(row.get("answer", ""))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise SystemExit(f"{place}: not {LINE}") from None
         special = isinstance(prompt, str)
         if isinstance(prompt, list):
@@ -77,7 +81,11 @@ class Reader:
                 raise SystemExit(f"{place}: {error}") from None
         if not isinstance(prompt, str) or not prompt:
             raise SystemExit(f"{place}: prompt has to be a text or messages")
-        return Question(prompt, str(answer), special)
+        try:
+            f"{prompt}{answer}".encode()
+        except UnicodeEncodeError as error:
+            raise SystemExit(f"{place}: half a character: {error}") from None
+        return Question(prompt, answer, special)
 
     def prompt(self, question: Question) -> list[int]:
         return self.codec.encode(question.prompt, question.special)
@@ -89,6 +97,12 @@ class Reader:
     def text(self, answer: list[int]) -> str:
         """What was written, without the token that ends it."""
         return self.codec.decode([token for token in answer if token not in self.ends])
+
+
+def digest(questions: list[Question]) -> str:
+    """Tells files of questions apart."""
+    texts = json.dumps([(question.prompt, question.answer) for question in questions])
+    return f"{len(questions)}-{zlib.crc32(texts.encode()):08x}"
 
 
 def turn(questions: list[Question], size: int, step: int, seed: int) -> list[Question]:

@@ -132,13 +132,14 @@ def load_reward(name: str) -> Callable[[Sample], float]:
     if colon:
         try:
             reward = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"--reward {name}: {error}") from None
+            wanted = len(inspect.signature(reward).parameters)
+        except Exception as error:  # of somebody else's module
+            raise ValueError(f"--reward {name}: {type(error).__name__}: {error}") from None
     elif name in REWARDS:
         reward = REWARDS[name]
+        wanted = len(inspect.signature(reward).parameters)
     else:
         raise ValueError(f"--reward {name}: neither module:function nor one of {', '.join(REWARDS)}")
-    wanted = len(inspect.signature(reward).parameters)
     return lambda sample: reward(*sample[:wanted])
 
 

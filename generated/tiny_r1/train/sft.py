@@ -18,15 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_hf, save_hf
+from ..checkpoint import save_hf
+from ..command import amount, device, in_a_line, natural, positive
 from ..dims import SEQUENCE_LENGTH
-from ..infer.generate import newest
-from .checkpoint import Checkpoints
+from ..infer.generate import newest, start_from
+from .checkpoint import Checkpoints, held
 from .log import Log
 from .optimizer import learning_rate, make_optimizer
-from .questions import Reader, turn
+from .questions import Reader, digest, turn
 from .single import Single
-from .train import Stop, amount, natural, positive, resume, state_of
+from .train import Stop, resume, state_of
+
+FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
+    "seed", "batch_size", "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip",
+    "dtype",
+)  # fmt: skip
 
 Row = tuple[list[int], list[int]]  # tokens of a prompt, tokens of its answer
 
@@ -44,17 +50,18 @@ def batch_of(rows: list[Row]) -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
+@in_a_line()
 def learn(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)  # indexing adds in thread order otherwise
+    place = torch.device(args.device)
+    torch.use_deterministic_algorithms(place.type == "cpu", warn_only=True)  # indexing adds in thread order otherwise
     reader = Reader(args.tokenizer or (newest(args.start) if args.start else None))
     questions = reader.questions(args.data)
     micro_batch = args.micro_batch or args.batch_size
-    layout = Single(device, getattr(torch, args.dtype), args.seed, args.batch_size, micro_batch)
+    layout = Single(place, getattr(torch, args.dtype), args.seed, args.batch_size, micro_batch)
     if args.start:
-        load_hf(layout.model, newest(args.start))
+        start_from(layout.model, args.start)
     optimizer = make_optimizer(layout.named_parameters(), args.weight_decay)
-    run: dict[str, object] = {"seed": args.seed, "batch_size": args.batch_size, "answers": len(questions)}
+    run: dict[str, object] = {"seed": args.seed, "batch_size": args.batch_size, "answers": digest(questions)}
     checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
     start = resume(checkpoints, layout, optimizer, run) if checkpoints and args.resume else 0
     with Stop() as stop, Log(args.metrics, start, args.steps) as log:
@@ -62,7 +69,7 @@ def learn(args: argparse.Namespace) -> None:
             began = time.perf_counter()
             asked = turn(questions, args.batch_size, step, args.seed)
             tokens, labels = batch_of([(reader.prompt(question), reader.answer(question)) for question in asked])
-            losses = layout.step(tokens.to(device), labels.to(device))
+            losses = layout.step(tokens.to(place), labels.to(place))
             grad_norm = layout.clip(args.grad_clip or math.inf)
             values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
             if not math.isfinite(values["loss"] + values["grad_norm"]):
@@ -77,7 +84,8 @@ def learn(args: argparse.Namespace) -> None:
             record = {"step": step, **values, "learning_rate": rate, "tokens": answered}
             log.write({**record, "tokens_per_second": answered / seconds, "seconds": seconds})
             if checkpoints and (stop.asked or step == args.steps or step % args.save_every == 0):
-                state = state_of(layout, optimizer, run, step)
+                flags = {name: getattr(args, name) for name in FLAGS}
+                state = {**state_of(layout, optimizer, run, step), "flags": flags}
                 checkpoints.save(step, state, lambda folder: save_hf(layout.model, folder))
             if stop.asked:
                 break
@@ -94,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
     add("--checkpoint", type=Path, metavar="DIR", help="keep DIR/step_NNNNNN and DIR/latest")
-    add("--resume", action="store_true", help="go on from DIR/latest")
+    add("--resume", action="store_true", help="go on from DIR/latest, with the flags that it was trained with")
     add("--save-every", type=positive, default=500, metavar="STEPS", help="and at the last step; default: %(default)s")
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--batch-size", type=positive, default=32, help="answers of a step; default: %(default)s")
@@ -106,13 +114,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for any; default: %(default)s")
     add("--seed", type=natural, default=0, help="of the weights and of the order of the data; default: %(default)s")
     cuda = torch.cuda.is_available()
-    add("--device", default="cuda" if cuda else "cpu", help="default: %(default)s")
+    add("--device", type=device, default="cuda" if cuda else "cpu", help="default: %(default)s")
     types = ("float32", "bfloat16", "float64")
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
 
     if args.resume and not args.checkpoint:
         parser.error("--resume needs --checkpoint DIR")
+    if args.resume:
+        parser.set_defaults(**held(args.checkpoint, "flags"))
+        args = parser.parse_args()
     if args.checkpoint and not args.resume and (args.checkpoint / "latest").exists():
         parser.error(f"{args.checkpoint} already holds a run: add --resume, or name another folder")
     return args

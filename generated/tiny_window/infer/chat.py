@@ -29,21 +29,23 @@ class Template:
     def __init__(self, source: str, tokens: dict[str, Any]) -> None:
         """`tokens`: the special tokens that templates name, such as bos_token. Raises SystemExit without jinja2."""
         try:
+            from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
             raise SystemExit("chat templates need jinja2: pip install jinja2") from None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"the chat template is none: {error}") from None
         self._tokens = tokens
 
     def render(self, messages: list[Message]) -> str:
         """The prompt for the assistant's next message, with its special tokens as text. Raises ValueError."""
-        from jinja2 import TemplateError
-
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
-        except TemplateError as error:
+        except Exception as error:  # of somebody else's template
             raise ValueError(f"the chat template refuses these messages: {error}") from None
 
 
@@ -54,13 +56,17 @@ def refuse(message: str) -> None:
     raise TemplateError(message)
 
 
+class NoTemplate(ValueError):
+    """The folder has none."""
+
+
 def load_template(folder: Path) -> Template:
-    """Of tokenizer_config.json, or chat_template.jinja beside it. Raises ValueError where there is none."""
+    """Of tokenizer_config.json, or chat_template.jinja beside it. Raises ValueError where it is none, or not there."""
     config = read_json(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
     source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
     if not isinstance(source, str):
-        raise ValueError(f"{folder} has no chat template")
+        raise NoTemplate(f"{folder} has no chat template")
     tokens = {name: value for name, value in config.items() if name.endswith("_token")}
     return Template(source, {name: v["content"] if isinstance(v, dict) else v for name, v in tokens.items()})
 
@@ -69,10 +75,20 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     """Tokens that end a text: eos_token_id of generation_config.json, or else of config.json."""
     for name in ("generation_config.json", "config.json"):
         ends = read_json(folder / name).get("eos_token_id")
-        if ends is not None:
-            return frozenset(ends if isinstance(ends, list) else [ends])
+        if ends is None:
+            continue
+        ids = ends if isinstance(ends, list) else [ends]
+        if not all(isinstance(one, int) for one in ids):
+            raise ValueError(f"{folder / name}: eos_token_id is {ends!r}, neither an id nor a list of them")
+        return frozenset(ids)
     return frozenset()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not an object of JSON")
+    return content

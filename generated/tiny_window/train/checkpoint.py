@@ -11,13 +11,17 @@ A checkpoint is written as step_000010.partial, renamed when every rank is done,
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -40,10 +44,14 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any], besides: Callable[[Path], None] | None = None) -> None:
         """Returns once the tensors are copied; they are on disk at the next call, or after finish().
 
-        `besides` puts more into the checkpoint's folder, on the first rank.
+        `besides` puts more into the checkpoint's folder, on the first rank. Weights that are not finite end the run.
         """
         self.finish()
         name = f"step_{step:06d}"
+        broken = [key for key, value in state.items() if isinstance(value, Tensor) and not is_finite(value)]
+        if self.any(bool(broken)):
+            said = f"{broken[0]} is not finite" if broken else "another rank's weights are not finite"
+            raise SystemExit(f"{self.folder / name} is not written: {said}; lower --learning-rate")
         partial = self.folder / f"{name}.partial"
         if self.first:
             for cut_short in self.folder.glob("step_*.partial"):  # by the end of a run that was killed
@@ -79,9 +87,25 @@ class Checkpoints:
                 shutil.rmtree(old)
         self.wait()
 
+    def compare(self, run: dict[str, object]) -> None:
+        """Raises SystemExit where the newest checkpoint is of another run than this."""
+        saved = held(self.folder, "run")
+        changed = [f"{name} {saved.get(name)}, not {value}" for name, value in run.items() if saved.get(name) != value]
+        if changed:
+            raise SystemExit(f"--resume: {self.folder} was trained with {'; '.join(changed)}")
+
     def load(self, state: dict[str, Any]) -> None:
         """Fills the tensors of `state` in place from the newest checkpoint, and replaces what else it holds."""
-        load(state, checkpoint_id=newest(self.folder), no_dist=self.alone)
+        path = newest(self.folder)
+        with readable(path):
+            load(state, checkpoint_id=path, no_dist=self.alone)
+
+    def any(self, flag: bool) -> bool:
+        """Of the flags of all ranks."""
+        flags = torch.tensor([flag], dtype=torch.int32)
+        if not self.alone:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
+        return bool(flags.item())
 
     def wait(self) -> None:
         """For all ranks."""
@@ -93,9 +117,43 @@ def not_written(path: Path, causes: list[str]) -> SystemExit:
     return SystemExit(f"{path} was not written: {'; '.join(causes)}; those before it are whole")
 
 
+def is_finite(value: Tensor) -> bool:
+    local: Tensor = getattr(value, "_local_tensor", value)  # this rank's part of a sharded one
+    return bool(local.isfinite().all())
+
+
 def newest(folder: Path) -> Path:
     """The checkpoint that a run in this folder has finished last."""
+    latest = folder / "latest"
     try:
-        return folder / (folder / "latest").read_text().strip()
+        name = latest.read_text().strip()
     except OSError as error:
         raise SystemExit(f"{folder} holds no checkpoint to resume from: {error.filename} is missing") from None
+    except UnicodeDecodeError:
+        name = ""
+    if not (name and (folder / name).is_dir()):
+        raise SystemExit(f"{latest} does not name a checkpoint of that folder")
+    return folder / name
+
+
+def held(folder: Path, name: str) -> dict[str, Any]:
+    """What the newest checkpoint has under `name`, values that are no tensors; nothing where a run saved none."""
+    path = newest(folder)
+    with readable(path):
+        keys = FileSystemReader(path).read_metadata().state_dict_metadata
+        found = {key.removeprefix(f"{name}."): None for key in keys if key.startswith(f"{name}.")}
+        state: dict[str, Any] = {name: found}
+        if found:
+            load(state, checkpoint_id=path, no_dist=True)
+        values: dict[str, Any] = state[name]
+        return values
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # a broken pickle raises anything; the other is no Exception
+        causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        said = next(iter(str(causes[0]).splitlines()), type(causes[0]).__name__)
+        raise SystemExit(f"{path} cannot be read: {said}") from None

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from ..checkpoint import CONFIG, configs, on_disk
+from ..command import in_a_line, positive
 from ..model import Model
 from ..storage import SAVE_ID, STAGING, publish, shard_names, write_file, write_index
-from .checkpoint import newest
+from .checkpoint import newest, readable
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -53,13 +54,15 @@ def read(checkpoint: Path, names: dict[str, str], model: Model) -> dict[str, Ten
     state = model.state_dict()
     for name in dict.fromkeys(names.values()):
         whole = {f"model.{name}": torch.empty(state[name].shape)}
-        load(whole, checkpoint_id=checkpoint, no_dist=True)
+        with readable(checkpoint):
+            load(whole, checkpoint_id=checkpoint, no_dist=True)
         for hf_name, part in pieces(name, whole[f"model.{name}"]):
             if hf_name in names:
                 tensors[hf_name] = part.to(state[name].dtype, copy=True)  # what is left of the stack can go
     return tensors
 
 
+@in_a_line()
 def export(checkpoint: Path, out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
     """Write this process's files; the first process writes what stands beside them, and moves all to their place."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,7 +105,7 @@ def main() -> None:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="the trainer's; its newest checkpoint is read")
     add("--out", type=Path, required=True, metavar="FOLDER", help="an earlier checkpoint there is replaced")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of the weights; default: %(default)s")
-    add("--shard-bytes", type=int, default=5_000_000_000, help="of a file, at most; default: %(default)s")
+    add("--shard-bytes", type=positive, default=5_000_000_000, help="of a file, at most; default: %(default)s")
     args = parser.parse_args()
 
     if "RANK" in os.environ:
