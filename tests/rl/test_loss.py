@@ -29,9 +29,10 @@ def experience(module: Any, rewards: Tensor, **given: Tensor) -> Any:
     """With the tensors that this package's rl has."""
     loss = module("train.grpo_loss")
     experience_of = module("train.experience").Experience
-    values = {**given, "advantage": loss.advantages(rewards).flatten(), "weight": loss.token_weights(given["mask"])}
-    values["share"] = given["mask"] / given["mask"].sum()
-    absent = torch.zeros(len(given["mask"]), 1)
+    mask = given["mask"]
+    values = {**given, "advantage": loss.advantages(rewards).flatten(), "share": mask / mask.sum()}
+    values["weight"] = loss.token_weights(mask, mask.sum(1))
+    absent = torch.zeros(len(mask), 1)
     return experience_of(**{field.name: values.get(field.name, absent) for field in fields(experience_of)})
 
 
@@ -110,7 +111,7 @@ def test_a_mean_over_a_micro_batch_would_be_seen(learning: Any, given: dict[str,
     module = learning(denominator="tokens", clip_low=0.2, clip_high=0.28)
     taken = experience(module, torch.rand(2, GROUP, dtype=torch.float64), **given)
     weights = module("train.grpo_loss").token_weights
-    local = [replace(part, weight=weights(part.mask)) for part in taken.split(4)]
+    local = [replace(part, weight=weights(part.mask, part.mask.sum(1))) for part in taken.split(4)]
     losses = [module("train.grpo_loss").grpo_loss(part.old, part)[0] / 2 for part in local]
     exact = module("train.grpo_loss").grpo_loss(taken.old, taken)[0]
     assert abs((sum(losses) - exact).item()) > 1e-6
