@@ -16,7 +16,7 @@ from dsc.compiler.passes.policy import functions_of
 from dsc.compiler.passes.serve import DRAFT
 
 POLICY = "train/policy.py"
-PLAIN = ("head", "questions", "rewards", "rollout", "experience", "grpo_loss", "learner", "grpo", "sft")
+PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "learner", "grpo", "sft")
 REPLAY = "train/replay.py"
 
 

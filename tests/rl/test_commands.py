@@ -111,12 +111,38 @@ def test_a_killed_run_goes_on_bit_by_bit(package: Path, start: Path, questions: 
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
 
 
+def test_two_ranks_take_the_steps_of_one(package: Path, start: Path, questions: Path, tmp_path: Path) -> None:
+    """The same answers, and gradients that are sums: only rounding differs."""
+    more = ("--steps", 3, "--dtype", "float64")
+    run(package, "grpo", *grpo(start, questions, tmp_path / "one", *more))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    ranks = [*launch, *command(package, "grpo", *grpo(start, questions, tmp_path / "two", *more))[1:]]
+    done = subprocess.run(ranks, cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (records(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row.keys() for row in one] == [row.keys() for row in two] and len(one) == 3
+    for row, other in zip(one, two, strict=True):
+        assert row == pytest.approx(other, rel=1e-12, abs=1e-13)
+    ends = [
+        load_file(next((tmp_path / name / "grpo" / "step_000003").glob("*.safetensors"))) for name in ("one", "two")
+    ]
+    assert max((ends[0][name] - ends[1][name]).abs().max().item() for name in ends[0]) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (("--reward", "nothing"), "neither module:function nor one of"),
         (("--prompts", "nowhere.jsonl"), "No such file"),
         (("--checkpoint", "nowhere"), "no such folder"),
+        (("--tokenizer", "nowhere"), "nowhere"),
+        (("--samples", "/"), "--samples /"),
+        (("--metrics", "/"), "--metrics /"),
+        (("--device", "abacus"), "--device abacus"),
+        (("--seed", 2**23), "has to be less than 8388608"),
+        (("--reward-seconds", 0), "no answer could be judged"),
+        (("--watch", "math:pi"), "--watch math:pi"),
+        (("--reward", "math:sqrt"), "(prompt, completion)"),
     ],
 )
 def test_what_is_missing_is_said(

@@ -1,13 +1,17 @@
 """The emitted loss against the formulas of the papers, written out answer by answer, in float64."""
 
+import json
 import math
 from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+TRL = json.loads(Path(__file__).with_name("trl_1_16.json").read_text())
 LENGTHS = (5, 3, 7, 1, 7, 2, 4, 6)
 GROUP, LONGEST = 4, 8
 CASES: list[dict[str, Any]] = [
@@ -25,9 +29,10 @@ def experience(module: Any, rewards: Tensor, **given: Tensor) -> Any:
     """With the tensors that this package's rl has."""
     loss = module("train.grpo_loss")
     experience_of = module("train.experience").Experience
-    values = {**given, "advantage": loss.advantages(rewards).flatten(), "weight": loss.token_weights(given["mask"])}
-    values["share"] = given["mask"] / given["mask"].sum()
-    absent = torch.zeros(len(given["mask"]), 1)
+    mask = given["mask"]
+    values = {**given, "advantage": loss.advantages(rewards).flatten(), "share": mask / mask.sum()}
+    values["weight"] = loss.token_weights(mask, mask.sum(1))
+    absent = torch.zeros(len(mask), 1)
     return experience_of(**{field.name: values.get(field.name, absent) for field in fields(experience_of)})
 
 
@@ -106,30 +111,31 @@ def test_a_mean_over_a_micro_batch_would_be_seen(learning: Any, given: dict[str,
     module = learning(denominator="tokens", clip_low=0.2, clip_high=0.28)
     taken = experience(module, torch.rand(2, GROUP, dtype=torch.float64), **given)
     weights = module("train.grpo_loss").token_weights
-    local = [replace(part, weight=weights(part.mask)) for part in taken.split(4)]
+    local = [replace(part, weight=weights(part.mask, part.mask.sum(1))) for part in taken.split(4)]
     losses = [module("train.grpo_loss").grpo_loss(part.old, part)[0] / 2 for part in local]
     exact = module("train.grpo_loss").grpo_loss(taken.old, taken)[0]
     assert abs((sum(losses) - exact).item()) > 1e-6
 
 
-@pytest.mark.parametrize(("name", "denominator"), [("grpo", "sequences"), ("dapo", "tokens"), ("dr_grpo", "constant")])
-def test_loss_is_trl_s(learning: Any, given: dict[str, Tensor], name: str, denominator: str) -> None:
-    """The lines of GRPOTrainer._compute_loss of TRL 1.16 for each loss_type, with use_bias_correction_kl=False."""
-    module = learning(clip_low=0.2, clip_high=0.28, kl=0.04, denominator=denominator)
-    rewards, mask = torch.rand(2, GROUP, dtype=torch.float64), given["mask"]
-    logp = given["old"] + torch.randn_like(given["old"]) * 0.3
-    taken = experience(module, rewards, **given)
-    ratio, a = torch.exp(logp - given["old"]), taken.advantage.unsqueeze(1)
-    per_token = -torch.min(ratio * a, torch.clamp(ratio, 1 - 0.2, 1 + 0.28) * a)
-    delta = given["reference"] - logp
-    per_token = per_token + 0.04 * (torch.exp(delta) - delta - 1)
-    expected = {
-        "grpo": ((per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean(),
-        "dapo": (per_token * mask).sum() / mask.sum(),
-        "dr_grpo": (per_token * mask).sum() / (per_token.size(0) * LONGEST),
-    }[name]
+@pytest.mark.parametrize("name", TRL["cases"])
+def test_advantages_loss_and_gradient_are_trl_s(learning: Any, name: str) -> None:
+    """As TRL 1.16 computed them: see record_trl.py. With use_bias_correction_kl=False, as the papers have the KL."""
+    case = TRL["cases"][name]
+    known = {key: torch.tensor(value, dtype=torch.float64) for key, value in TRL["given"].items()}
+    logp, rewards = known.pop("logp").requires_grad_(), known.pop("rewards")
+    module = learning(**case["rl"])
+    taken = experience(module, rewards, **known)
+    torch.testing.assert_close(taken.advantage.tolist(), case["advantages"], rtol=1e-14, atol=1e-15)
     loss, _ = module("train.grpo_loss").grpo_loss(logp, taken)
-    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=1e-15)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    torch.testing.assert_close(loss.item(), case["loss"], rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(gradient.tolist(), case["gradient"], rtol=1e-13, atol=1e-16)
+
+
+def test_no_two_of_trl_s_cases_are_alike() -> None:
+    """So that an option that is ignored shows."""
+    losses = sorted(case["loss"] for case in TRL["cases"].values())
+    assert min(b - a for a, b in pairwise(losses)) > 1e-4
 
 
 def test_equal_rewards_teach_nothing(learning: Any) -> None:

@@ -106,5 +106,5 @@ def test_a_faulty_reward_harms_its_own_answer_alone(
 
 def test_an_unknown_reward_is_refused_by_name(rewards: ModuleType) -> None:
     for name in ("nothing", "no_module:f", "math:nothing"):
-        with pytest.raises(ValueError, match=f"--reward {name}"):
+        with pytest.raises(ValueError, match=f"{name}: "):
             rewards.load_reward(name)

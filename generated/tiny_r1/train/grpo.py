@@ -4,6 +4,7 @@
 
     python -m tiny_r1.train.grpo --reward module:function --prompts FILE.jsonl --checkpoint DIR
         --steps N --metrics FILE.jsonl
+    torchrun --nproc-per-node N -m tiny_r1.train.grpo ...
 
 Of each question the policy writes GROUP_SIZE answers; rewards above their mean make an answer likelier, those below it
 less likely (DeepSeekMath, arXiv 2402.03300, section 4.1; DeepSeek-R1, arXiv 2501.12948).
@@ -11,17 +12,20 @@ less likely (DeepSeekMath, arXiv 2402.03300, section 4.1; DeepSeek-R1, arXiv 250
 - weights begin as --checkpoint has them, safetensors or a run of train.py or sft.py; this run is kept in its grpo/
 - answers come from the engine, their probabilities from the training forward: `mismatch` says how far both agree
 - questions, draws and so the whole run depend on nothing but --seed: --resume goes on exactly where it stopped
+- processes share the questions, each with all weights; how many there are changes no answer
 """
 
 import argparse
 import json
 import math
+import os
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,14 +38,16 @@ from .checkpoint import Checkpoints, held
 from .experience import Experience
 from .grpo_loss import advantages, token_weights
 from .learner import Learner
-from .log import Log
+from .log import Log, Silent, opened_after
 from .optimizer import learning_rate
 from .questions import Question, Reader, digest, fitting, turn
+from .ranks import Ranks
 from .rewards import Judges, Sample, load_reward
 from .rollout import Rollout, rollout
 from .train import Stop
 
 SAMPLES_SHOWN = 4  # of each step, in --samples
+SEEDS = 2**23  # each has 2**40 answers before the next one's begin, in the 63 bits of an answer's seed
 RUN = ("seed", "questions")  # with these, the data and the weights, step k is the same in every run
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
     *RUN, "micro_batch", "learning_rate", "warmup_steps", "weight_decay", "grad_clip", "reward_seconds", "dtype",
@@ -52,113 +58,11 @@ FLAGS = (  # that --resume takes from the checkpoint where the command line leav
 class Judged:
     """Answers and what they were worth."""
 
+    asked: Sequence[Question]
     answers: Rollout
     samples: list[Sample]
     rewards: Tensor  # [questions, GROUP_SIZE]
     failures: int
-
-
-def answered(model: Model, reader: Reader, questions: list[Question], judges: Judges, seed: int) -> Judged:
-    """GROUP_SIZE answers to each question, judged."""
-    asked = [question for question in questions for _ in range(GROUP_SIZE)]
-    answers = rollout(model, [reader.prompt(question) for question in asked], reader.ends, seed)
-    texts = [reader.text(answer) for answer in answers.answers]
-    samples: list[Sample] = [(q.prompt, text, q.answer) for q, text in zip(asked, texts, strict=True)]
-    before = judges.failures
-    worth = torch.tensor(judges.judge(samples), device=answers.tokens.device)
-    return Judged(answers, samples, worth.view(-1, GROUP_SIZE), judges.failures - before)
-
-
-def experience(learner: Learner, model: Model, judged: Judged) -> tuple[Experience, dict[str, float]]:
-    """What is learned from the answers of `model`, and how far the engine's view of them is the trainer's."""
-    answers = judged.answers
-    said = answers.labels != -100
-    old, differing = learner.log_probabilities(model, answers)
-    reference, _ = learner.log_probabilities(learner.in_dtype(learner.reference), answers)
-    rewards = judged.rewards
-    mask = said.to(old.dtype)
-    log_ratio = (old - answers.sampled)[said]
-    mismatch = (log_ratio.exp() - 1 - log_ratio).mean().item()
-    taken = Experience(
-        answers.tokens,
-        answers.labels,
-        answers.sampled.to(old.dtype),
-        answers.experts,
-        old,
-        reference,
-        advantages(rewards).flatten().to(old.dtype),
-        mask,
-        token_weights(mask),
-        mask / mask.sum().clamp(min=1),
-    )
-    return taken, {
-        "mismatch": mismatch,
-        "mismatch_max": log_ratio.abs().max().item(),
-        "routers_differing": (differing[said].sum() / (said.sum() * answers.experts.shape[1])).item(),
-    }
-
-
-@in_a_line()
-def learn(args: argparse.Namespace) -> None:
-    torch.use_deterministic_algorithms(args.device == "cpu", warn_only=True)  # indexing adds in thread order otherwise
-    reader = Reader(args.tokenizer or newest(args.checkpoint))
-    questions = fitting(reader, reader.questions(args.prompts), MAX_POSITION_EMBEDDINGS - MAX_NEW_TOKENS)
-    learner = Learner(args)
-    run: dict[str, object] = {name: getattr(args, name) for name in RUN}
-    run |= {"prompts": digest(questions), "reward": args.reward}
-    flags = {name: getattr(args, name) for name in FLAGS}
-    checkpoints = Checkpoints(args.checkpoint / "grpo", args.keep)
-    start = learner.resume(checkpoints, run) if args.resume else 0
-    judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
-    with Stop() as stop, judging as judges, watching as watchers, RewardLog(args.metrics, start, args.steps) as log:
-        for step in range(start + 1, args.steps + 1):
-            began = time.perf_counter()
-            asked = turn(questions, args.questions, step, args.seed)
-            seed = int(
-                np.random.default_rng((args.seed, step)).integers(2**62)
-            )  # of the first answer, the next has the next
-            model = learner.in_dtype(learner.model)
-            judged = answered(model, reader, asked, judges, seed)
-            taken, agreement = experience(learner, model, judged)
-            rate = learning_rate(step, args.steps, args.learning_rate, args.warmup_steps, 0, 1.0)
-            for _ in range(EPOCHS):
-                values = learner.step(taken, rate, args.grad_clip or math.inf)
-            if step % REFERENCE_REFRESH == 0:
-                learner.reference.load_state_dict(learner.model.state_dict())
-            record = {"step": step, **told(judged), **values, **agreement, "learning_rate": rate}
-            if args.watch:
-                record["watched"] = fmean(watchers.judge(judged.samples))
-            log.write({**record, "seconds": time.perf_counter() - began})
-            show(args.samples, step, asked, judged)
-            if stop.asked or step == args.steps or step % args.save_every == 0:
-                state = {**learner.state(run, step), "flags": flags}
-                checkpoints.save(step, state, lambda folder: save_hf(learner.model, folder))
-            if stop.asked:
-                break
-    checkpoints.finish()
-
-
-def told(judged: Judged) -> dict[str, float]:
-    """Of a step: rewards, before any penalty; lengths in tokens; the share of questions whose answers are not alike."""
-    rewards, length = judged.rewards, (judged.answers.labels != -100).sum(1).float()
-    return {
-        "reward": rewards.mean().item(),
-        "reward_std": rewards.std().item(),
-        "useful": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
-        "length": length.mean().item(),
-        "cut_off": judged.answers.cut_off.float().mean().item(),
-        "reward_failures": judged.failures,
-    }
-
-
-def show(path: Path | None, step: int, asked: list[Question], judged: Judged) -> None:
-    """An answer to each of the first questions, with its reward."""
-    if path is None:
-        return
-    with path.open("a", encoding="utf-8") as file:
-        for index, question in enumerate(asked[:SAMPLES_SHOWN]):
-            row = {"step": step, "prompt": question.prompt, "completion": judged.samples[index * GROUP_SIZE][1]}
-            file.write(json.dumps({**row, "reward": judged.rewards[index, 0].item()}) + "\n")
 
 
 class RewardLog(Log):
@@ -166,6 +70,145 @@ class RewardLog(Log):
 
     def status(self, record: dict[str, float]) -> str:
         return f"reward {record['reward']:.4f}  length {record['length']:.1f}  mismatch {record['mismatch']:.1e}"
+
+
+class Samples:
+    """A file with an answer to each of the first questions of each step, and its reward."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Opened after `start` steps; what is of later ones goes."""
+        self.file = opened_after(path, start, "samples")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, step: int, judged: Judged) -> None:
+        for index, question in enumerate(judged.asked[:SAMPLES_SHOWN]):
+            row = {"step": step, "prompt": question.prompt, "completion": judged.samples[index * GROUP_SIZE][1]}
+            self.file.write(json.dumps({**row, "reward": judged.rewards[index, 0].item()}) + "\n")
+        self.file.flush()
+
+
+class Run:
+    """What a run consists of. Each rank makes its own, and all call its methods together."""
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
+        # without it, indexing adds in the order of the threads
+        torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
+        self.args, self.ranks = args, ranks
+        self.reader = Reader(args.tokenizer or newest(args.checkpoint))
+        self.questions = fitting(
+            self.reader, self.reader.questions(args.prompts), MAX_POSITION_EMBEDDINGS - MAX_NEW_TOKENS
+        )
+        self.learner = Learner(args, ranks)
+        self.settings: dict[str, object] = {name: getattr(args, name) for name in RUN}
+        self.settings |= {"prompts": digest(self.questions), "reward": args.reward}
+        self.flags = {name: getattr(args, name) for name in FLAGS}
+        self.checkpoints = Checkpoints(args.checkpoint / "grpo", args.keep)
+        self.start = self.learner.resume(self.checkpoints, self.settings) if args.resume else 0
+
+    def loop(self, stop: Stop, judges: Judges, watchers: Judges, log: Log | Silent, samples: Samples | None) -> None:
+        """Steps up to the last, or until one rank is asked to stop."""
+        args, learner = self.args, self.learner
+        for step in range(self.start + 1, args.steps + 1):
+            began = time.perf_counter()
+            model = learner.in_dtype(learner.model)
+            judged = self.answered(step, model, judges)
+            taken, agreement = self.experience(model, judged)
+            rate = learning_rate(step, args.steps, args.learning_rate, args.warmup_steps, 0, 1.0)
+            for _ in range(EPOCHS):
+                values = learner.step(taken, rate, args.grad_clip or math.inf)
+            if step % REFERENCE_REFRESH == 0:
+                learner.reference.load_state_dict(learner.model.state_dict())
+            record = {"step": step, **self.told(judged), **values, **agreement, "learning_rate": rate}
+            if args.watch:
+                watched = torch.tensor(watchers.judge(judged.samples), device=self.ranks.device)
+                record["watched"] = self.ranks.gather(watched).mean().item()
+            log.write({**record, "seconds": time.perf_counter() - began})
+            if samples:
+                samples.write(step, judged)
+            leaving = self.ranks.any(stop.asked)
+            if leaving or step == args.steps or step % args.save_every == 0:
+                state = {**learner.state(self.settings, step), "flags": self.flags}
+                self.checkpoints.save(step, state, lambda folder: save_hf(learner.model, folder))
+            if leaving:
+                break
+
+    def answered(self, step: int, model: Model, judges: Judges) -> Judged:
+        """GROUP_SIZE answers to each of this rank's questions of a step, judged. Ranks change no answer's seed."""
+        args = self.args
+        questions = self.ranks.share(turn(self.questions, args.questions, step, args.seed))
+        asked = [question for question in questions for _ in range(GROUP_SIZE)]
+        before = (step - 1) * args.questions * GROUP_SIZE + self.ranks.rank * len(asked)
+        prompts = [self.reader.prompt(question) for question in asked]
+        answers = rollout(model, prompts, self.reader.ends, (args.seed << 40) + before)
+        texts = [self.reader.text(answer) for answer in answers.answers]
+        samples: list[Sample] = [(q.prompt, text, q.answer) for q, text in zip(asked, texts, strict=True)]
+        failures = judges.failures
+        worth = torch.tensor(judges.judge(samples), device=self.ranks.device)
+        return Judged(questions, answers, samples, worth.view(-1, GROUP_SIZE), judges.failures - failures)
+
+    def experience(self, model: Model, judged: Judged) -> tuple[Experience, dict[str, float]]:
+        """What is learned from the answers of `model`, and how far the engine's view of them is the trainer's."""
+        answers, rewards, learner = judged.answers, judged.rewards, self.learner
+        said = answers.labels != -100
+        old, differing = learner.log_probabilities(model, answers)
+        reference, _ = learner.log_probabilities(learner.in_dtype(learner.reference), answers)
+        mask = said.to(old.dtype)
+        counts = self.ranks.gather(mask.sum(1))  # tokens that count, by answer
+        taken = Experience(
+            answers.tokens,
+            answers.labels,
+            answers.sampled.to(old.dtype),
+            answers.experts,
+            old,
+            reference,
+            advantages(rewards).flatten().to(old.dtype),
+            mask,
+            token_weights(mask, counts),
+            mask / counts.sum().clamp(min=1),
+        )
+        return taken, self.agreement(said, old - answers.sampled, differing * said / answers.experts.shape[1])
+
+    def agreement(self, said: Tensor, log_ratio: Tensor, differing: Tensor) -> dict[str, float]:
+        """Of trainer and engine in log-probabilities and in routers, where something was said; [B, T] each."""
+        distance = log_ratio.expm1() - log_ratio  # k3
+        each = (said.sum(1), log_ratio.abs().amax(1), distance.sum(1), differing.sum(1))
+        tokens, largest, distances, differ = self.ranks.gather(torch.stack([one.double() for one in each], 1)).unbind(1)
+        return {
+            "mismatch": (distances.sum() / tokens.sum()).item(),
+            "mismatch_max": largest.max().item(),
+            "routers_differing": (differ.sum() / tokens.sum()).item(),
+        }
+
+    def told(self, judged: Judged) -> dict[str, float]:
+        """Of a step: rewards, before any penalty; lengths in tokens; how many questions have answers of unlike worth."""
+        length, cut_off = (judged.answers.labels != -100).sum(1).float(), judged.answers.cut_off.float()
+        each = self.ranks.gather(torch.stack((judged.rewards.flatten(), length, cut_off), 1))
+        rewards, failures = each[:, 0].view(-1, GROUP_SIZE), torch.tensor([judged.failures], device=self.ranks.device)
+        return {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std().item(),
+            "useful": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
+            "length": each[:, 1].mean().item(),
+            "cut_off": each[:, 2].mean().item(),
+            "reward_failures": int(self.ranks.gather(failures).sum()),
+        }
+
+
+@in_a_line()
+def learn(args: argparse.Namespace) -> None:
+    with Ranks(torch.device(args.device)) as ranks:
+        run = Run(args, ranks)
+        log = RewardLog(args.metrics, run.start, args.steps) if ranks.first else Silent()
+        samples = Samples(args.samples, run.start) if ranks.first and args.samples else None
+        judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
+        with Stop() as stop, judging as judges, watching as watchers, log, samples or nullcontext():
+            run.loop(stop, judges, watchers, log, samples)
+            run.checkpoints.finish()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -177,7 +220,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="where to begin; the run is kept in DIR/grpo")
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
-    add("--samples", type=Path, metavar="FILE.jsonl", help="some answers of each step with their rewards")
+    add(
+        "--samples",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="some answers of each step with their rewards; anew as metrics",
+    )
     add("--tokenizer", type=Path, metavar="DIR", help="of tokenizer.json; default: that of --checkpoint, or bytes")
     add("--resume", action="store_true", help="go on from DIR/grpo/latest, with the flags that it was trained with")
     add("--save-every", type=positive, default=100, metavar="STEPS", help="and at the last step; default: %(default)s")
@@ -192,23 +240,32 @@ def parse_arguments() -> argparse.Namespace:
         "--reward-seconds", type=amount, default=10.0, help="until an answer counts as not judged; default: %(default)s"
     )
     add("--judges", type=positive, default=2, help="processes that run rewards; default: %(default)s")
-    add("--seed", type=natural, default=0, help="of the questions' order and of the answers; default: %(default)s")
+    add("--seed", type=natural, default=0, help=f"of questions and answers, less than {SEEDS}; default: %(default)s")
     cuda = torch.cuda.is_available()
-    add("--device", type=device, default="cuda" if cuda else "cpu", help="default: %(default)s")
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    add("--device", type=device, default=local, help="default: %(default)s")
     types = ("float32", "bfloat16", "float64")
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
 
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.questions % ranks:
+        parser.error(f"--questions {args.questions}: not a multiple of the {ranks} processes that share them")
+    if args.seed >= SEEDS:
+        parser.error(f"--seed {args.seed}: has to be less than {SEEDS}")
+    if not args.reward_seconds:
+        parser.error("--reward-seconds 0: no answer could be judged in that time")
     if not args.resume and (args.checkpoint / "grpo" / "latest").exists():
         parser.error(f"{args.checkpoint / 'grpo'} already holds a run: add --resume, or move it away")
     if args.resume:
         parser.set_defaults(**held(args.checkpoint / "grpo", "flags"))
         args = parser.parse_args()
-    try:
-        for name in (*args.reward, *args.watch):
-            load_reward(name)
-    except ValueError as error:
-        parser.error(str(error))
+    for flag, names in {"--reward": args.reward, "--watch": args.watch}.items():
+        try:
+            for name in names:
+                load_reward(name)
+        except ValueError as error:
+            parser.error(f"{flag} {error}")
     return args
 
 

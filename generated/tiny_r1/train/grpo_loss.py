@@ -28,9 +28,9 @@ def advantages(rewards: Tensor) -> Tensor:
     return above / (rewards.std(1, keepdim=True) + EPS)
 
 
-def token_weights(mask: Tensor) -> Tensor:
-    """What each token's loss is multiplied by, from the mask [B, T] of all answers of a step."""
-    return mask / mask.sum().clamp(min=1)
+def token_weights(mask: Tensor, counts: Tensor) -> Tensor:
+    """What multiplies each token's loss: from the mask [B, T], and the tokens of each answer of a step on all ranks."""
+    return mask / counts.sum().clamp(min=1)
 
 
 def grpo_loss(logp: Tensor, taken: Experience) -> tuple[Tensor, Tensor]:

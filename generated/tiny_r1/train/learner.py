@@ -20,6 +20,7 @@ from .experience import Experience
 from .grpo_loss import PARTS, grpo_loss
 from .optimizer import make_optimizer, moments_of
 from .policy import model_log_probabilities
+from .ranks import Ranks
 from .replay import Replay
 from .rollout import Rollout
 
@@ -46,9 +47,9 @@ class Learner:
     Weights are float32, or float64 with that --dtype; a step computes on copies in `dtype`.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
-        self.micro_batch: int = args.micro_batch or args.questions * GROUP_SIZE
+    def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
+        self.ranks, self.device, self.dtype = ranks, ranks.device, getattr(torch, args.dtype)
+        self.micro_batch: int = args.micro_batch or args.questions * GROUP_SIZE // ranks.size
         wide = torch.promote_types(self.dtype, torch.float32)
         self.model = Model().to(wide)
         start_from(self.model, args.checkpoint)
@@ -79,11 +80,13 @@ class Learner:
         return torch.cat(found), torch.cat(differing)
 
     def step(self, taken: Experience, rate: float, largest: float) -> dict[str, float]:
-        """One optimizer step over all answers; the parts of the loss, and the gradient's norm."""
+        """One optimizer step over the answers of all ranks; the parts of the loss, and the gradient's norm."""
         total = torch.zeros(len(PARTS), dtype=taken.old.dtype, device=self.device)
         for part in taken.split(self.micro_batch):
             weights = {name: weight.to(self.dtype) for name, weight in self.gradient.named_parameters()}
             total += functional_call(self.gradient, weights, part)
+        gradients = [weight.grad for _, weight in self.trained() if weight.grad is not None]
+        self.ranks.add_up((total, *gradients))
         norm = nn.utils.clip_grad_norm_([weight for _, weight in self.trained()], largest)
         values = {**dict(zip(PARTS, total.tolist(), strict=True)), "grad_norm": norm.item()}
         if not math.isfinite(values["loss"] + values["grad_norm"]):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 from torch.profiler import profile, schedule
 
@@ -22,15 +22,10 @@ PRINT_EVERY = 10  # steps between lines where stderr is no terminal or rich is n
 
 
 class Log:
-    """Opened after `start` steps of `total`; metrics lines of later steps, left by a run that was killed, go."""
+    """Opened after `start` steps of `total`; metrics of later steps, left by a run that was killed, go."""
 
     def __init__(self, path: Path, start: int, total: int) -> None:
-        kept = lines_until(path, start)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rewritten = path.with_name(path.name + ".tmp")
-        rewritten.write_text("".join(kept))
-        os.replace(rewritten, path)
-        self.file = path.open("a")
+        self.file = opened_after(path, start, "metrics")
         self.start, self.total = start, total
         self.bar = progress_bar()
         self.task = self.bar.add_task("", total=total, completed=start, status="") if self.bar else None
@@ -93,8 +88,18 @@ def traced(path: Path, steps: int | None) -> Iterator[Callable[[], None]]:
         yield profiler.step
 
 
-def lines_until(path: Path, step: int) -> list[str]:
-    """The metrics lines up to a step; the last line of a killed run may be torn."""
+def opened_after(path: Path, step: int, contents: str) -> TextIO:
+    """A file of lines that begin with FIRST, to add to; those of later steps than this one go."""
+    kept = lines_until(path, step, contents)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rewritten = path.with_name(path.name + ".tmp")
+    rewritten.write_text("".join(kept))
+    os.replace(rewritten, path)
+    return path.open("a")
+
+
+def lines_until(path: Path, step: int, contents: str) -> list[str]:
+    """The lines up to a step; the last line of a killed run may be torn."""
     if not path.exists():
         return []
     try:
@@ -104,7 +109,7 @@ def lines_until(path: Path, step: int) -> list[str]:
         whole = [*lines, last] if last.endswith("\n") else lines
         return [line for line in whole if json.loads(line)["step"] <= step]
     except (OSError, ValueError, KeyError, TypeError):
-        raise SystemExit(f"--metrics {path}: holds something other than metrics; name another file") from None
+        raise SystemExit(f"--{contents} {path}: holds something other than {contents}; name another file") from None
 
 
 def progress_bar() -> "Progress | None":

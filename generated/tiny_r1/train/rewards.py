@@ -132,15 +132,26 @@ def load_reward(name: str) -> Callable[[Sample], float]:
     if colon:
         try:
             reward = getattr(importlib.import_module(module), function)
-            wanted = len(inspect.signature(reward).parameters)
         except Exception as error:  # of somebody else's module
-            raise ValueError(f"--reward {name}: {type(error).__name__}: {error}") from None
+            raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
     elif name in REWARDS:
         reward = REWARDS[name]
-        wanted = len(inspect.signature(reward).parameters)
     else:
-        raise ValueError(f"--reward {name}: neither module:function nor one of {', '.join(REWARDS)}")
-    return lambda sample: reward(*sample[:wanted])
+        raise ValueError(f"{name}: neither module:function nor one of {', '.join(REWARDS)}")
+    if takes(reward, "prompt", "completion", "answer"):
+        return lambda sample: reward(*sample)
+    if takes(reward, "prompt", "completion"):
+        return lambda sample: reward(*sample[:2])
+    raise ValueError(f"{name}: no function of (prompt, completion) or (prompt, completion, answer)")
+
+
+def takes(function: Any, *arguments: str) -> bool:
+    """Whether it can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):  # no function, or none that says what it takes
+        return False
+    return True
 
 
 class Judge:
