@@ -185,7 +185,7 @@ class Run:
         }
 
     def told(self, judged: Judged) -> dict[str, float]:
-        """Of a step: rewards, before any penalty; lengths in tokens; how many questions have answers of unlike worth."""
+        """Of a step: rewards, before any penalty; lengths in tokens; questions whose answers differ in worth."""
         length, cut_off = (judged.answers.labels != -100).sum(1).float(), judged.answers.cut_off.float()
         each = self.ranks.gather(torch.stack((judged.rewards.flatten(), length, cut_off), 1))
         rewards, failures = each[:, 0].view(-1, GROUP_SIZE), torch.tensor([judged.failures], device=self.ranks.device)
