@@ -142,6 +142,8 @@ FP8 = {"kind": "fp8_block"}
 FP8_WEIGHTS: Sections = {**MLA, "precision": {**MLA["precision"], "linear": FP8}}
 CLUSTER = {"kind": "h800", "nodes": 1}
 SPIKE = {"action": "skip"}
+MARKS = {"begin": "<think>", "end": "</think>"}
+THINKS: Sections = {**MLA, "tokens": {"reasoning": MARKS}}
 SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
 SPIKE_CHANGES = {"deviations": (3.0, ""), "window": (16, ""), "action": ("count", "python")}
 
@@ -201,6 +203,7 @@ BASES = {
     "cycle": CYCLE,
     "fp8": FP8_WEIGHTS,
     "spike": SPIKES,
+    "thinks": THINKS,
     "rewards": REWARDS,
 }
 
@@ -250,7 +253,8 @@ CHANGES = (
     Change("mla", "tokens.bos", 1, ""),
     Change("mla", "tokens.eos", [2], ""),
     Change("mla", "tokens.pad", 3, ""),
-    Change("mla", "tokens.reasoning", {"begin": "<think>", "end": "</think>"}, "python"),
+    Change("mla", "tokens.reasoning", MARKS, "python"),
+    *(Change("thinks", f"tokens.reasoning.{key}", "<other>", "") for key in MARKS),
     Change("mla", "vocab_size", 72, "checkpoint plan"),
     Change("mla", "hidden_size", 40, "checkpoint plan"),
     Change("mla", "max_position_embeddings", 32, "plan"),
