@@ -134,11 +134,11 @@ def test_two_ranks_take_the_steps_of_one(package: Path, start: Path, questions: 
     [
         (("--reward", "nothing"), "neither module:function nor one of"),
         (("--prompts", "nowhere.jsonl"), "No such file"),
-        (("--checkpoint", "nowhere"), "no such folder"),
+        (("--checkpoint", "nowhere"), "nowhere: no such checkpoint"),
         (("--tokenizer", "nowhere"), "nowhere"),
         (("--samples", "/"), "--samples /"),
         (("--metrics", "/"), "--metrics /"),
-        (("--device", "abacus"), "--device abacus"),
+        (("--device", "abacus"), "argument --device: "),
         (("--seed", 2**23), "has to be less than 8388608"),
         (("--reward-seconds", 0), "no answer could be judged"),
         (("--watch", "math:pi"), "--watch math:pi"),
