@@ -23,31 +23,29 @@ class Definition(NamedTuple):
     text: str
 
 
-class Requirement(NamedTuple):
+class Helper(NamedTuple):
     """A helper, with the prefix that its name and its constants get."""
 
     prefix: str
     name: str
 
 
-def requirements(graph: Graph) -> dict[Requirement, Op]:
+def requirements(graph: Graph) -> dict[Helper, Op]:
     """Every helper that some line calls, with the op that wants it first, in order of need."""
-    found: dict[Requirement, Op] = {}
+    found: dict[Helper, Op] = {}
     for block in graph.blocks.values():
         for node in block.nodes():
             for name in node.op.requires:
-                found.setdefault(Requirement(node.op.prefix, name), node.op)
+                found.setdefault(Helper(node.op.prefix, name), node.op)
     return found
 
 
-def helpers(graph: Graph, printer: Printer, besides: Collection[Requirement] = ()) -> list[Definition]:
+def helpers(graph: Graph, printer: Printer, besides: Collection[Helper] = ()) -> list[Definition]:
     """The printed helpers, less those that stand elsewhere; those that others build on first."""
     return helpers_of(requirements(graph), printer, besides)
 
 
-def helpers_of(
-    needed: Mapping[Requirement, Op], printer: Printer, besides: Collection[Requirement] = ()
-) -> list[Definition]:
+def helpers_of(needed: Mapping[Helper, Op], printer: Printer, besides: Collection[Helper] = ()) -> list[Definition]:
     """The same for these requirements."""
     wanted = [(need, op) for need, op in needed.items() if "." not in need.name and need not in besides]
     order = sorted(wanted, key=lambda item: (item[0].name != "upcast", not item[0].name.startswith("rotary_table")))

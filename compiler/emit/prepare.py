@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, Requirement, helpers_of, kernels_among, module_body, requirements
+from dsc.compiler.emit.model import Definition, Helper, helpers_of, kernels_among, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block, Node
@@ -19,7 +19,7 @@ PREPARE = "infer/prepare.py"
 def prepared_definitions(files: FilePrinter, serving: Graph, training: Graph) -> list[Definition]:
     """What prepare.py defines: the helpers that make weights, and a class for each class of the model."""
     printer = Printer(files.templates, owner="module")
-    needed = {Requirement(op.prefix, name): op for op in _makers(serving) for name in op.requires}
+    needed = {Helper(op.prefix, name): op for op in _makers(serving) for name in op.requires}
     classes = dict.fromkeys(block.class_name for block in serving.blocks.values())
     helpers = helpers_of(needed, printer, besides=set(requirements(training)))
     return [*helpers, *(Definition(name, _class(name, serving, printer)) for name in classes)]

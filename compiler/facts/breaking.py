@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.facts.breaking_rules import RULES, Rule
 from dsc.compiler.facts.diff import Changed, spec_changes
-from dsc.compiler.facts.surface import Signature, surface
+from dsc.compiler.facts.surface import CallSignature, surface
 from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
@@ -166,7 +166,7 @@ def _python(old: Side, new: Side) -> Iterator[Break]:
             yield Break("BRK302", name)
     for name in sorted(before.keys() & after.keys()):
         was, becomes = before[name], after[name]
-        if isinstance(was, Signature) and isinstance(becomes, Signature) and not becomes.accepts_calls_of(was):
+        if isinstance(was, CallSignature) and isinstance(becomes, CallSignature) and not becomes.accepts_calls_of(was):
             yield Break("BRK303", f"{name}({', '.join(was.positional)}) -> ({', '.join(becomes.positional)})")
 
 

@@ -19,23 +19,23 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
-class Signature:
+class CallSignature:
     """Parameters by name; `self` of methods is one like the others."""
 
     positional: tuple[str, ...]
     keyword_only: frozenset[str]
     required: frozenset[str]
 
-    def accepts_calls_of(self, older: Signature) -> bool:
+    def accepts_calls_of(self, older: CallSignature) -> bool:
         """Whether what was a right call of the older one still is."""
         same_order = self.positional[: len(older.positional)] == older.positional
         names = {*self.positional, *self.keyword_only}
         return same_order and older.keyword_only <= names and self.required <= older.required
 
 
-def surface(files: Mapping[str, str]) -> dict[str, Signature | None]:
+def surface(files: Mapping[str, str]) -> dict[str, CallSignature | None]:
     """Every public name by its path, "infer.engine.Engine.generate", and the signature of what is called."""
-    found: dict[str, Signature | None] = {}
+    found: dict[str, CallSignature | None] = {}
     for path, text in files.items():
         if path.endswith(".py") and not path.startswith(INTERNAL):
             module = path.removesuffix(".py").replace("/", ".").removesuffix("__init__").rstrip(".")
@@ -45,7 +45,7 @@ def surface(files: Mapping[str, str]) -> dict[str, Signature | None]:
     return found
 
 
-def _public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Signature | None]]:
+def _public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, CallSignature | None]]:
     for node in body:
         if isinstance(node, Function | ast.ClassDef) and not (node.name.startswith("_") and node.name != "__init__"):
             yield f"{prefix}{node.name}", _signature(node.args) if isinstance(node, Function) else None
@@ -53,9 +53,9 @@ def _public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Signature 
             yield from _public(node.body, f"{prefix}{node.name}.")
 
 
-def _signature(given: ast.arguments) -> Signature:
+def _signature(given: ast.arguments) -> CallSignature:
     positional = [argument.arg for argument in (*given.posonlyargs, *given.args)]
     without = positional[: len(positional) - len(given.defaults)]
     only = [argument.arg for argument in given.kwonlyargs]
     needed = [name for name, default in zip(only, given.kw_defaults, strict=True) if default is None]
-    return Signature(tuple(positional), frozenset(only), frozenset([*without, *needed]))
+    return CallSignature(tuple(positional), frozenset(only), frozenset([*without, *needed]))

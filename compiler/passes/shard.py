@@ -40,7 +40,7 @@ EXPERT_PARALLEL = "ExpertParallel"
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedStep:
     """What the plan expects of a step, for a run to be held against."""
 
     seconds: float
@@ -74,7 +74,7 @@ class Sharing:
     """Sequences of a step, over all ranks."""
     stages: tuple[tuple[str, ...], ...]
     """The parts of the model in each stage of the pipeline."""
-    planned: Planned
+    planned: PlannedStep
     recompute: tuple[str, ...] = ()
     """What backward makes again."""
 

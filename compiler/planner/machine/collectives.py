@@ -98,7 +98,7 @@ def distinct_domains(experts: Experts, domains: int) -> float:
 
 
 @dataclass(frozen=True)
-class AllToAll:
+class ExpertTraffic:
     """Bytes that one rank sends in one expert all-to-all, by network and within its domain."""
 
     network: float
@@ -118,7 +118,7 @@ class AllToAll:
 
 def expert_all_to_all(
     tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
-) -> AllToAll:
+) -> ExpertTraffic:
     """`tokens` of `hidden` elements, `element` bytes each, to the ranks of their experts, or back.
 
     A token crosses the network once for each other domain that it goes to, and is copied within it (DeepSeek-V3
@@ -127,17 +127,17 @@ def expert_all_to_all(
     local = members(group, hardware)
     domains = -(-group.size // local)
     if group.size == 1:
-        return AllToAll(0.0, 0.0, 1, 1)
+        return ExpertTraffic(0.0, 0.0, 1, 1)
     remote = distinct_domains(experts, domains) * (domains - 1) / domains if domains > 1 else 0.0
     row = tokens * hidden * element
-    return AllToAll(row * remote, row * experts.top_k * (local - 1) / local, domains, local)
+    return ExpertTraffic(row * remote, row * experts.top_k * (local - 1) / local, domains, local)
 
 
 def direct_all_to_all(
     tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
-) -> AllToAll:
+) -> ExpertTraffic:
     """The same with every token sent to each of its experts by itself, as few tokens are in decode: nothing is copied
     on the way, so that the network has all that leaves the domain (DeepSeek-V3 report, section 3.4.2)."""
     local = members(group, hardware)
     row = tokens * experts.top_k * hidden * element / group.size
-    return AllToAll(row * (group.size - local), row * (local - 1), -(-group.size // local), local)
+    return ExpertTraffic(row * (group.size - local), row * (local - 1), -(-group.size // local), local)

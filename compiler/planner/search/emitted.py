@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes.shard import MOE, Planned, Sharing
+from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
@@ -61,10 +61,10 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     )
 
 
-def planned(problem: Problem, layout: Layout) -> Planned:
+def planned(problem: Problem, layout: Layout) -> PlannedStep:
     """What the plan expects of a step of this layout."""
     roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
-    return Planned(
+    return PlannedStep(
         seconds=problem.step(layout).seconds,
         bytes=max(role.bytes for role in roles),
         flops_per_token=compute_stats(problem.spec, problem.timed).flops_per_token.training,

@@ -58,7 +58,7 @@ TRANSPOSE = 2 * (1 + 4 / 128)
 ACCUMULATE = 8
 
 
-class Kernel(NamedTuple):
+class KernelTime(NamedTuple):
     """One kernel for all tokens of a micro-batch and whole weights, in seconds."""
 
     kernel_class: int
@@ -73,11 +73,11 @@ class Kernel(NamedTuple):
 class Kernels(NamedTuple):
     """Of one part."""
 
-    forward: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    forward: tuple[tuple[KernelTime, tuple[str, ...]], ...]
     """With what asks for each of them once more in backward."""
-    input_gradient: tuple[Kernel, ...]
-    weight_gradient: tuple[Kernel, ...]
-    recast: tuple[tuple[Kernel, tuple[str, ...]], ...]
+    input_gradient: tuple[KernelTime, ...]
+    weight_gradient: tuple[KernelTime, ...]
+    recast: tuple[tuple[KernelTime, tuple[str, ...]], ...]
     """Of backward alone, and what asks for them."""
 
 
@@ -91,7 +91,7 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     floor = hardware.calibration.kernel_floor.value
     tokens, dense, experts = share
 
-    def time(kernel: Kernel) -> float:
+    def time(kernel: KernelTime) -> float:
         moving = kernel.moving / tokens + kernel.weights / (experts if kernel.routed else dense)
         return max(kernel.computing / tokens, moving, floor)
 
@@ -136,13 +136,15 @@ def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int
     return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
 
 
-def _passes(op: OpCost, hardware: Hardware, batch: int, length: int) -> tuple[list[Kernel], list[Kernel], list[Kernel]]:
+def _passes(
+    op: OpCost, hardware: Hardware, batch: int, length: int
+) -> tuple[list[KernelTime], list[KernelTime], list[KernelTime]]:
     """Kernels of forward, of the input's gradient and of the weights'."""
     calibration = hardware.calibration
     flops, backward = op.flops.at(batch, length), op.backward_flops.at(batch, length)
     moved, moved_back = op.forward_bytes.at(batch, length), op.backward_bytes.at(batch, length)
 
-    def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> Kernel:
+    def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> KernelTime:
         return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed)
 
     if op.kernel_class == "memory":
@@ -177,9 +179,9 @@ def _kernel(
     moved: float = 0.0,
     weights: float = 0.0,
     routed: bool = False,
-) -> Kernel:
+) -> KernelTime:
     """`moved` and `weights` in bytes."""
     computing, bandwidth = hardware.rates(of, kernel_class)
-    return Kernel(
+    return KernelTime(
         POSITION[kernel_class], flops / computing if flops else 0.0, moved / bandwidth, weights / bandwidth, routed
     )

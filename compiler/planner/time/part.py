@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.time.kernels import CLASSES, Kernels, Seconds, Share, Vector, add, kernels, on_rank, scaled
 from dsc.compiler.planner.time.ops import OpCost
-from dsc.compiler.planner.time.sharing import Sharing, StageSharing
+from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.compiler.planner.time.traffic import Communication, Traffic
 
 UNSHARED = ("cast", "memory")  # classes that wait for memory: fewer multiprocessors do not slow them down
@@ -94,11 +94,11 @@ class PartTimes:
         self._computing = cache(self._computing_of)
         self.sums = cache(self._sums_of)
 
-    def sharing(self, kind: str, of_stage: StageSharing) -> Sharing:
+    def sharing(self, kind: str, of_stage: StageSharing) -> PartSharing:
         """What has no experts is the same whatever shares them."""
         return of_stage.sharing if kind in self._routed else of_stage.sharing._replace(ep=1, etp=1)
 
-    def passes(self, kind: str, sharing: Sharing, recompute: tuple[str, ...]) -> tuple[Pass, Pass, Pass]:
+    def passes(self, kind: str, sharing: PartSharing, recompute: tuple[str, ...]) -> tuple[Pass, Pass, Pass]:
         """Forward, backward of its input with what is recomputed, backward of its weights."""
         work, traffic = self._of_part(kind, sharing, recompute)
         left = self._left if traffic.exchange else 1.0
@@ -115,7 +115,7 @@ class PartTimes:
             a_pass(weight, 0, 0.0),
         )
 
-    def _sums_of(self, kind: str, sharing: Sharing, recompute: tuple[str, ...], exchanges: bool = True) -> Sums:
+    def _sums_of(self, kind: str, sharing: PartSharing, recompute: tuple[str, ...], exchanges: bool = True) -> Sums:
         work, traffic = self._of_part(kind, sharing, recompute, exchanges)
         forward, backward, weight = (traffic.slower * seconds for seconds in work.seconds)
         slowed = forward + backward + weight
@@ -133,7 +133,7 @@ class PartTimes:
         )
 
     def _of_part(
-        self, kind: str, sharing: Sharing, recompute: tuple[str, ...], exchanges: bool = True
+        self, kind: str, sharing: PartSharing, recompute: tuple[str, ...], exchanges: bool = True
     ) -> tuple[Computing, Traffic]:
         share = sharing.share
         work = self._computing(kind, sharing.micro_batch, share, recompute)

@@ -14,7 +14,7 @@ Counts = tuple[tuple[str, int], ...]
 """How many parts of each kind a stage has."""
 
 
-class Sharing(NamedTuple):
+class PartSharing(NamedTuple):
     """Of a part."""
 
     micro_batch: int
@@ -32,7 +32,7 @@ class Sharing(NamedTuple):
 class StageSharing(NamedTuple):
     """Of a stage, whose weights may be sharded."""
 
-    sharing: Sharing
+    sharing: PartSharing
     dense_ranks: int
     """Ranks that share a dense parameter."""
     expert_ranks: int
@@ -41,7 +41,7 @@ class StageSharing(NamedTuple):
 
 def stage_sharing(layout: Layout) -> StageSharing:
     """ZeRO-1 shards nothing that a stage reads, so it is as good as none."""
-    sharing = Sharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
+    sharing = PartSharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
     if layout.zero > 1:
         return StageSharing(sharing, layout.dp * layout.cp, layout.edp, layout.zero)
     return StageSharing(sharing, 1, 1, 0)

@@ -16,7 +16,7 @@ from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.time.kernels import CLASSES, Seconds
 from dsc.compiler.planner.time.ops import OpCost
-from dsc.compiler.planner.time.sharing import Sharing, StageSharing
+from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.spec.model import ModelSpec
 
 FEED_FORWARD = frozenset((Axis.FEED_FORWARD, Axis.SHARED_EXPERTS))
@@ -53,7 +53,7 @@ class Communication:
         self._exchange = cache(self._exchange_of)
 
     def of_part(
-        self, kind: str, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds, full: bool, exchanges: bool
+        self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing, compute: Seconds, full: bool, exchanges: bool
     ) -> Traffic:
         """`full`: all of forward runs again in backward. `exchanges`: its experts' tokens go to other ranks."""
         exchange, hidden = self._exchange(sharing) if exchanges else (0.0, 0.0)
@@ -69,11 +69,11 @@ class Communication:
             self._hardware.calibration.imbalance.value if exchange else 1.0,
         )
 
-    def _rows(self, sharing: Sharing) -> float:
+    def _rows(self, sharing: PartSharing) -> float:
         """Tokens of a micro-batch on one rank."""
         return sharing.micro_batch * self._length / (sharing.cp * sharing.tp)
 
-    def _exchange_of(self, sharing: Sharing) -> tuple[float, float]:
+    def _exchange_of(self, sharing: PartSharing) -> tuple[float, float]:
         """Dispatch and combine of a layer, alone and beside compute; backward mirrors them, dispatch in FP8 as well."""
         if self.experts is None:
             return 0.0, 0.0
@@ -91,7 +91,7 @@ class Communication:
                 alone, beside = alone + gathered, beside + gathered
         return alone, beside
 
-    def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: Sharing) -> float:
+    def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """All-gather and reduce-scatter around attention and around a feed-forward (arXiv 2205.05198); forward's."""
         if sharing.tp == 1:
             return 0.0
@@ -103,7 +103,7 @@ class Communication:
         widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
 
-    def _context_parallel(self, ops: tuple[OpCost, ...], sharing: Sharing, compute: Seconds) -> tuple[float, float]:
+    def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing, compute: Seconds) -> tuple[float, float]:
         """Keys and values around a ring beside attention, forward and backward (with their gradients): what shows.
 
         A rank attends to what it has while the next arrives, so nothing arrives beside the last of cp equal steps
