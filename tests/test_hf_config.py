@@ -212,7 +212,7 @@ def without_training(spec: ModelSpec) -> ModelSpec:
 def carried(spec: ModelSpec) -> ModelSpec:
     """The spec without what a config has no room for: bias update rate, MTP's loss weight, optimizer, training, ..."""
     left_out = dict.fromkeys(("workload", "training", "rl", "cluster"), True)
-    data = spec.model_dump(exclude={**left_out, "precision": {"optimizer"}})
+    data = spec.model_dump(exclude={**left_out, "precision": {"optimizer"}, "tokens": {"reasoning"}})
     if data["ffn"]["moe"]:
         data["ffn"]["moe"]["router"]["balance"]["bias_update_rate"] = None
     if data["mtp"]:

@@ -48,7 +48,7 @@ class Checkpoints:
         """
         self.finish()
         name = f"step_{step:06d}"
-        broken = [key for key, value in state.items() if isinstance(value, Tensor) and not is_finite(value)]
+        broken = [key for key, value in state.items() if key.startswith("model.") and not is_finite(value)]
         if self.any(bool(broken)):
             said = f"{broken[0]} is not finite" if broken else "another rank's weights are not finite"
             raise SystemExit(f"{self.folder / name} is not written: {said}; lower --learning-rate")
