@@ -17,17 +17,19 @@ from dsc.compiler.kernels.registry import KERNELS
 CASES = "dsc.compiler.bench.cases"
 NAMES = [name for name in KERNELS if find_spec(f"{CASES}.{name}")]
 KEYS = {"precision__linear__kind": "fp8_block"}
+MODELS = {"gqa_decode": "llama-3.1-8b"}
+"""Where it is not tiny that has the kernel."""
 IN_PLACE = {"latent_cache": 2}
 """Leading arguments of a case that stay: its function, and the cache that it writes to."""
 
 
 def functions(name: str, tokens: int) -> Iterator[Case]:
     """A case for each function that is measured."""
-    (module,) = kernels((name,), **KEYS)
+    model = MODELS.get(name, "tiny")
+    (module,) = kernels((name,), model, **KEYS)
+    sizes = KERNELS[name].sizes(dims(model, **KEYS))
     seen = set()
-    for case in islice(
-        import_module(f"{CASES}.{name}").cases(module, KERNELS[name].sizes(dims("tiny", **KEYS)), tokens, "cpu"), 12
-    ):
+    for case in islice(import_module(f"{CASES}.{name}").cases(module, sizes, tokens, "cpu"), 12):
         function = case.name.split(" ")[0] + str(len(case.run.args))  # type: ignore[attr-defined]
         if function not in seen:
             seen.add(function)
