@@ -96,7 +96,7 @@ def plan_command(
     if report is not None and mode == "serve":
         raise click.UsageError("--report is of one pool: ask with --mode prefill or decode and that pool's --nodes")
     if mode == "train":
-        planned = training(model, machines)
+        planned = training(model)
     elif mode == "serve":
         planned = two_pools(model, machines, asked)
     else:

@@ -9,16 +9,16 @@ from typing import Any
 
 from dsc.compiler.cli.console import console, print_json, tell
 from dsc.compiler.cli.plan_tables import show_plan, show_trivial
-from dsc.compiler.driver import build, timed
+from dsc.compiler.driver import build, problem_of
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
+from dsc.compiler.planner.report.package import found_plan
 from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
-from dsc.compiler.planner.report.plan import Plan, make_plan
+from dsc.compiler.planner.report.plan import Plan
 from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.trivial import trivial_plan, trivial_record
 from dsc.compiler.planner.report.write import plan_yaml
 from dsc.compiler.planner.search.capacity import smallest_cluster
-from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import gib
 from dsc.spec.cluster import Machines, is_file
 from dsc.spec.errors import DscError, Finding
@@ -64,9 +64,9 @@ def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | Non
     return spec.model_copy(update={"cluster": machines}), hardware(machines)
 
 
-def training(spec: ModelSpec, machines: Hardware) -> Planned:
+def training(spec: ModelSpec) -> Planned:
     with console(stderr=True).status("planning"):
-        plan = make_plan(Problem(spec, build(spec).training, timed(spec), machines))
+        plan = found_plan(problem_of(spec))
     return Planned(
         record(plan),
         lambda: plan_yaml(plan),

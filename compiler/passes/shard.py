@@ -77,6 +77,12 @@ class Sharing:
     planned: PlannedStep
     recompute: tuple[str, ...] = ()
     """What backward makes again."""
+    nodes: int = 1
+    """Machines that the ranks are on."""
+    node_ranks: int = 1
+    """Of each machine; the last one may have fewer."""
+    on_gpus: bool = True
+    """Of the machines; else ranks are processes on CPUs."""
 
     @property
     def world(self) -> int:

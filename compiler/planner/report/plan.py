@@ -80,7 +80,18 @@ class Plan:
 def make_plan(problem: Problem) -> Plan:
     """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
     found = search(problem)
-    chosen = climb(problem, found.best) if found.best else found.smallest
+    return plan_of(problem, found, climb(problem, found.best) if found.best else found.smallest)
+
+
+def given_plan(problem: Problem, layout: Layout) -> Plan:
+    """Of a layout that somebody chose, without a search."""
+    chosen = Candidate(layout, problem.bytes(layout), problem.step(layout).seconds)
+    fits = chosen.bytes <= problem.capacity
+    return plan_of(problem, Found(chosen if fits else None, chosen, faster=None, legal=0, simulated=1), chosen)
+
+
+def plan_of(problem: Problem, found: Found, chosen: Candidate) -> Plan:
+    """What a layout takes, and what stands around it."""
     layout = chosen.layout
     time = problem.step(layout)
     around = neighbours(problem, layout, time.seconds)
