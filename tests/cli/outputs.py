@@ -56,6 +56,7 @@ COMMANDS = {
     "init-again": "init small.yaml",
     "plan": "plan llama-3.1-8b --cluster h100 --nodes 1",
     "plan-decode": "plan deepseek-v2-lite --mode decode --cluster h800 --nodes 1",
+    "plan-explain": "plan tiny --cluster cpu --nodes 4 --explain recompute",
     "plan-nowhere": "plan tiny",
     "plan-too-large": "plan llama-3.1-70b --cluster h100 --nodes 1",
     "shrink": "shrink tiny",

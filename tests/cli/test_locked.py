@@ -23,7 +23,9 @@ def written(spec: str, path: str = "tiny.yaml") -> str:
 
 def package_in(folder: str) -> dict[str, str]:
     """Less where the folder was emitted to."""
-    files = {path.relative_to(folder).as_posix(): path.read_text() for path in Path(folder).rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path.read_text() for path in Path(folder).rglob("*") if path.is_file()
+    }
     return {name: text for name, text in files.items() if not name.endswith(".pyc")}
 
 

@@ -33,6 +33,7 @@ def emitted_search(problem: Problem) -> Found:
     """Among the layouts that there is code for, under the pins of a spec that has some."""
     pins = problem.spec.placement
     assert pins is not None
+    check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     sets = emitted_sets(problem.spec, problem.timed) if pins.recompute is None else None
     pinned = problem.pinned(pins.model_copy(update=free))
