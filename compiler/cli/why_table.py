@@ -32,6 +32,6 @@ def _row(other: Other, seconds: float) -> tuple[str, ...]:
     size = "" if one.bytes is None else f"{one.bytes / GIB:.2f}"
     if one.seconds is None:
         return one.change, size, "", one.binds, one.reason
-    more = round(one.seconds / seconds - 1, 3) + 0.0  # -0.0 is 0
+    more = round(one.seconds / seconds - 1, 3) + 0.0  # which has no sign where it is nothing
     lines = ", ".join(f"{name} {change:+.3f} s" for name, change in other.differs)
     return one.change, size, f"{one.seconds:.3f}", one.binds, f"{more:+.1%}{': ' if lines else ''}{lines}"

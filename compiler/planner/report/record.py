@@ -34,7 +34,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "stages": [[plan.problem.memory.parts[part].name for part in stage] for stage in plan.problem.stages(layout)],
         "memory": [_of_role(role, plan.problem.capacity) for role in plan.roles],
         "time": _time(plan.time),
-        "rejected": [_neighbour(one) for one in plan.around],
+        "rejected": [_neighbour(one) for one in plan.shown],
         "largest_saving": None if plan.saving is None else plan.saving.change,
         "sensitivity": _sensitivity(plan),
         "searched": {"legal": plan.found.legal, "simulated": plan.found.simulated},
@@ -85,7 +85,7 @@ def _neighbour(one: Neighbour) -> dict[str, Any]:
 
 def _sensitivity(plan: Plan) -> dict[str, Any] | None:
     """The next better plan, and how much more memory a GPU would need for it."""
-    faster = plan.found.faster
+    faster = plan.faster
     if faster is None:
         return None
     return {

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.report.plan import Plan, runs, where
+from dsc.compiler.planner.report.plan import Plan, runs, searched_text, where
 from dsc.compiler.planner.report.record import placement, record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
@@ -18,6 +18,7 @@ from dsc.compiler.planner.serving.problem import ServingProblem
 
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
 VERSION = 1  # of the file: of its keys and what they mean
+NOTHING = 1e-12  # seconds
 DIGITS = 6  # of a figure that was computed
 CHOICES = ("change", "binds", "reason")
 LINES = ("name", "seconds", "provenance", "source")
@@ -146,7 +147,7 @@ def _origin(plan: Plan) -> str:
     found = plan.found
     if not found.legal:
         return "Its placement was given, and not searched for."
-    return f"Ways to share the model that are legal: {found.legal:,}; simulated: {found.simulated}."
+    return f"{searched_text(found)}."
 
 
 def _heading(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,4 +222,7 @@ def inner(item: Any) -> Any:
 
 
 def _rounded(item: Any) -> Any:
-    return float(f"{item:.{DIGITS}g}") if isinstance(item, float) else item
+    """What sums leave of a difference of equals is nothing."""
+    if not isinstance(item, float):
+        return item
+    return 0.0 if abs(item) < NOTHING else float(f"{item:.{DIGITS}g}")
