@@ -103,7 +103,7 @@ def _time(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("of a step, busiest rank", "seconds", "share", ""):
         table.add_column(column, justify="right" if column in ("seconds", "share") else "left")
-    for line in plan.time.lines:
+    for line in plan.lines:
         share = line.seconds / plan.time.seconds
         table.add_row(line.name, fixed(line.seconds, 3), percent(share), line.provenance)
     return table

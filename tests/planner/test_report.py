@@ -76,7 +76,7 @@ def test_every_line_of_the_ledger_and_of_the_step_is_there() -> None:
             assert {line.name, f"{line.bytes:,}", line.provenance, line.source} <= texts, line.name
             named = ", ".join(line.tensors[:TENSORS])
             assert any(text.startswith(named) for text in texts), line.name
-    for step in plan.time.lines:
+    for step in plan.lines:
         assert {step.name, f"{step.seconds:.3f}", step.provenance, step.source} <= texts, step.name
     for one in plan.shown:
         assert {one.change, one.binds, one.reason} <= texts, one.change
@@ -200,6 +200,8 @@ def test_rows_that_do_not_apply_are_left_out() -> None:
     """A model without experts has no line of them; one rank schedules nothing; groups that are empty are none."""
     plan = dense()
     said = words(plan_html(plan))
+    assert "bubble" not in said and "between ranks" not in said  # of one pipeline rank
+    assert sum(line.seconds for line in plan.lines) == pytest.approx(plan.time.seconds)
     assert "experts" not in said and "needs at least 2 pipeline ranks" not in said
     assert "has no experts" in " ".join(one.reason for one in plan.around)  # the planner knows, and has been asked
     groups = [name for name in MEMORY if any(memory(role, 0)[name] for role in plan.roles)]

@@ -31,6 +31,7 @@ from dsc.compiler.planner.report.cited import cited
 from dsc.compiler.planner.search.explain import Neighbour, climb, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
+from dsc.compiler.planner.time.lines import TimeLine
 from dsc.compiler.planner.time.step import StepTime
 
 # The lines of a ledger under the names of the contract.
@@ -48,6 +49,8 @@ GROUPS = {
     CUDA: "workspace",
     ALLOCATOR: "reserve",
 }
+NOTHING = 1e-12
+"""Seconds, of what a sum leaves of a difference of equals."""
 WORTH = 0.995
 """Of a step: what takes more than this share of it is as fast, as far as anybody can tell."""
 MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "communication", "workspace", "reserve")
@@ -77,6 +80,11 @@ class Plan:
     def shown(self) -> tuple[Neighbour, ...]:
         """Of what stands around, what is worth a line."""
         return worth_a_line(self.around, self.layout, self.problem.spec)
+
+    @property
+    def lines(self) -> tuple[TimeLine, ...]:
+        """Of the step, less those that take no time: one rank waits for nobody."""
+        return tuple(line for line in self.time.lines if abs(line.seconds) > NOTHING)
 
     @property
     def faster(self) -> Candidate | None:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.report.plan import Plan, runs, searched_text, where
+from dsc.compiler.planner.report.plan import NOTHING, Plan, runs, searched_text, where
 from dsc.compiler.planner.report.record import placement, record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
@@ -18,7 +18,6 @@ from dsc.compiler.planner.serving.problem import ServingProblem
 
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
 VERSION = 1  # of the file: of its keys and what they mean
-NOTHING = 1e-12  # seconds
 DIGITS = 6  # of a figure that was computed
 CHOICES = ("change", "binds", "reason")
 LINES = ("name", "seconds", "provenance", "source")
