@@ -31,6 +31,12 @@ class RecordSent(Op):
     kind = "record_sent"
     router: str
     """The attribute that holds the router."""
+    once: bool = False
+    """The method that holds it runs again in backward, which does not count."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train.recompute.running_again",) if self.once else ()
 
     @property
     def operands(self) -> tuple[str, ...]:

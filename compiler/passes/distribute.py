@@ -20,17 +20,16 @@ class TrainingStep:
     """Of the pipeline; empty without one."""
     sharing: Sharing | None
     """None where nothing is shared."""
+    recompute: tuple[str, ...]
+    """What backward makes again."""
     turns: Graph | None = None
     """Stages as generators, where a schedule pairs a forward with a backward and the experts have all-to-alls."""
-
-    @property
-    def recompute(self) -> tuple[str, ...]:
-        """What backward makes again."""
-        return self.sharing.recompute if self.sharing is not None else ()
 
 
 def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     """From the plain graph; kernels come after."""
+    recompute = sharing.recompute if sharing is not None else ()
+    sharing = sharing if sharing is not None and sharing.world > 1 else None
     step = step_block(plain)
     (whole,) = cut(step, (part_names(step),))
     stages = cut(step, sharing.stages) if sharing is not None and sharing.pp > 1 else ()
@@ -38,4 +37,4 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     if sharing is not None and sharing.ep > 1:
         blocks.append(share_experts(plain.blocks[MOE], sharing.ep))
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
-    return TrainingStep(graph, whole, stages, sharing)
+    return TrainingStep(graph, whole, stages, sharing, recompute)
