@@ -206,7 +206,7 @@ def sharing_files(
         ),
     ]
     if experts:
-        printed.append(experts_file(files, step.graph, plain, model))
+        printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
     return [*printed, *overlap_files(files, step, model)]
 
 
@@ -228,7 +228,7 @@ def _callees(graph: Graph, key: str) -> set[str]:
     return {block.key for _, block in graph.executions(key)}
 
 
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
     """The class of the block that the sharding pass made, less what it inherits."""
     printer = Printer(files.templates)
     described = describe(graph, graph, printer, EXPERT_PARALLEL)
@@ -243,11 +243,12 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
         | names(" ".join(one.expression for one in shared))
         | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = [*imported(only, "..", "."), (".plan", "EP")]
+    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
     return files.file(
         "train/experts.py",
         "train/experts.py",
         described=described,
+        two_hops=two_hops,
         declarations=shared,
         legend=legend(graph.constants.symbols(), lines),
         imports=imports(used),

@@ -8,6 +8,7 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes.shard import MOE, Sharing, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
+from dsc.compiler.passes.two_hops import share_experts_over_nodes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     stages = cut(step, sharing.stages) if sharing is not None and sharing.pp > 1 else ()
     blocks: list[Block] = [stage.block for stage in (whole, *stages)]
     if sharing is not None and sharing.ep > 1:
-        blocks.append(share_experts(plain.blocks[MOE], sharing.ep))
+        blocks.append(_shared(plain.blocks[MOE], sharing))
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
     return TrainingStep(graph, whole, stages, sharing, recompute)
+
+
+def _shared(moe: Block, sharing: Sharing) -> Block:
+    if sharing.nodes > 1:
+        return share_experts_over_nodes(moe, sharing.ep, sharing.nodes)
+    return share_experts(moe, sharing.ep)

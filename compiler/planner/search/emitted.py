@@ -10,7 +10,7 @@ from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
-from dsc.compiler.planner.machine.hardware import hardware
+from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import search
 from dsc.spec.model import ModelSpec
@@ -56,7 +56,14 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
+        nodes=nodes(layout, problem.hardware),
     )
+
+
+def nodes(layout: Layout, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
+    local = hardware.cluster.scale_up_domain
+    return layout.ep // local if local > 1 and layout.ep % local == 0 else 1
 
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
