@@ -59,7 +59,7 @@ class Program:
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     plan: str = ""
-    """plan.yaml, where several ranks share a step."""
+    """plan.yaml; empty where there is no plan."""
     policy: Graph | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
     notes: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
     a string says what there is no code for."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None

@@ -17,14 +17,14 @@ def plan_file(text: str) -> File:
 
 
 def launch_files(printer: FilePrinter, sharing: Sharing, graph: Graph) -> list[File]:
-    """run.sh, and run.slurm where there are several machines. Their numbers are the plan's."""
-    full = min(sharing.node_ranks, sharing.world)
+    """run.sh, and run.slurm where there are several machines; their numbers are the plan's."""
+    full = min(sharing.machine_ranks, sharing.world)
     values = {
         "sharing": sharing,
         "full": full,
-        "last": sharing.world - full * (sharing.nodes - 1),
+        "last": sharing.world - full * (sharing.machines - 1),
         "gpu": sharing.on_gpus,
         "experts": MOE in graph.blocks,
     }
-    paths = ["run.sh", *(["run.slurm"] if sharing.nodes > 1 else [])]
+    paths = ["run.sh", *(["run.slurm"] if sharing.machines > 1 else [])]
     return [printer.file(path, f"package/{path}", **values) for path in paths]

@@ -42,7 +42,8 @@ def emit_package(
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
     files = python_files(printer, target, plain, training, step, serving, policy)
-    files += [] if step.sharing is None else [plan_file(plan), *launch_files(printer, step.sharing, plain)]
+    files += [plan_file(plan)] if plan else []
+    files += launch_files(printer, step.sharing, plain) if step.sharing is not None else []
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)

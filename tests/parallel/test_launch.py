@@ -147,3 +147,9 @@ def test_scripts_hold_what_their_machines_need(twelve: Path, two: Path) -> None:
     assert "OMP_WAIT_POLICY" in cpu and "GLOO_SOCKET_IFNAME" in cpu and "CUDA" not in cpu and "NCCL" not in cpu
     for text in (gpu, cpu):
         assert all(len(line) <= 120 for line in text.splitlines()) and "\n\n\n" not in text
+
+
+def test_one_process_has_a_plan_and_nothing_to_start_it(placed_spec: Any, package_of: Any, tmp_path: Path) -> None:
+    package = tmp_path / package_of(placed_spec("llama", {"recompute": ["swiglu"]}), tmp_path)
+    assert "recompute: [swiglu]" in (package / "plan.yaml").read_text()
+    assert not (package / "run.sh").exists() and not (package / "run.slurm").exists()

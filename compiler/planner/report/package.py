@@ -38,12 +38,12 @@ def found_plan(problem: Problem) -> Plan:
     return plan_of(problem, found, found.best or found.smallest)
 
 
-def package_plan(problem: Problem, locked: LockedPlan | None) -> PackagePlan | str | None:
-    """None on one rank; where the layout has no code, the reason. Nothing is searched where a plan is given."""
+def package_plan(problem: Problem, locked: LockedPlan | None) -> PackagePlan | str:
+    """Where the layout has no code, the reason. Nothing is searched where a plan is given."""
     plan = None if locked else found_plan(problem)
     layout = locked.layout if locked else plan.layout  # type: ignore[union-attr]
     sharing = sharing_of(problem, layout)
-    if sharing is None or isinstance(sharing, str):
+    if isinstance(sharing, str):
         return sharing
     if locked and _says(locked.text) == _says_of(problem, layout):
         text = locked.text

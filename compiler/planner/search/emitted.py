@@ -10,6 +10,7 @@ from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
+from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Found, search
 from dsc.spec.model import ModelSpec
@@ -40,10 +41,8 @@ def emitted_search(problem: Problem) -> Found:
     return search(pinned, emitted_families(pinned) if pins.schedule is None else None, sets)
 
 
-def sharing_of(problem: Problem, layout: Layout) -> Sharing | str | None:
-    """None on one rank; where a layout has no code, the reason."""
-    if layout.world == 1:
-        return None
+def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
+    """Where a layout has no code, the reason."""
     if reason := next(missing(layout, problem.graph, problem.timed), None):
         return reason
     stages = problem.stages(layout)
@@ -60,10 +59,17 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str | None:
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
-        nodes=problem.hardware.nodes,
-        node_ranks=problem.hardware.cluster.gpus_per_node,
+        nodes=nodes(layout, problem.hardware),
+        machines=problem.hardware.nodes,
+        machine_ranks=problem.hardware.cluster.gpus_per_node,
         on_gpus=problem.hardware.is_gpu,
     )
+
+
+def nodes(layout: Layout, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
+    local = hardware.cluster.scale_up_domain
+    return layout.ep // local if local > 1 and layout.ep % local == 0 else 1
 
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
@@ -87,7 +93,7 @@ def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
 
 def emitted_sets(spec: ModelSpec, timed: Graph) -> tuple[tuple[str, ...], ...]:
     """What there is code to recompute, the smallest set first."""
-    without = {"full", *(ELEMENTWISE if _keeps_codes(timed) else ())}
+    without = frozenset(ELEMENTWISE if _keeps_codes(timed) else ())
     return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
 
 
@@ -98,8 +104,6 @@ def _keeps_codes(timed: Graph) -> bool:
 def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
-    if "full" in layout.recompute:
-        yield "recompute full"
     if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
