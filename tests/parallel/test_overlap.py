@@ -62,7 +62,7 @@ def _check_hidden(events: list[str]) -> int:
 
 @pytest.mark.parametrize("exchange", [0.25, 0.5, 1.0, 2.0, 4.0])
 def test_a_pair_takes_the_longer_of_compute_and_exchanges_and_not_their_sum(exchange: float, pairs: Any) -> None:
-    """What was noted, on a clock where a turn's compute takes 1 and an all-to-all `exchange`, one at a time on the wire.
+    """What was noted, on a clock: a turn computes for 1, an all-to-all takes `exchange`, one at a time on the wire.
 
     A stage has one mixture here, or two: beside a side's first turn and its last there is nothing on its way.
     """
