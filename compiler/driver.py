@@ -29,6 +29,7 @@ from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -77,9 +78,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    (served,), gathered = fused(
-        [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
-    )
+    sharing_experts, idling = _on_ranks(spec)
+    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
@@ -94,6 +95,13 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(dict.fromkeys(spoken))
     return Program(spec, target, plain, training, step, inference, serving, learning, notes)
+
+
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
+    if spec.serving_ranks == 1:
+        return (), ()
+    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:

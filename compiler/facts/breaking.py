@@ -135,7 +135,7 @@ def bare(spec: ModelSpec) -> ModelSpec:
     fields = type(spec).model_fields
     trained = {name: _without_balance(ffn) for name, ffn in spec.ffns.items() if isinstance(ffn, MoeFfn)}
     trainers = ("training", "mtp", "z_loss", "rl")
-    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", *trainers)
+    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", "serving", *trainers)
     return spec.model_copy(
         update={
             **{key: fields[key].get_default(call_default_factory=True) for key in defaults},

@@ -113,6 +113,8 @@ class AttendGroups(_Call):
     """A block that attends for one group of texts with equally many new tokens, called for each group of the batch."""
 
     kind = "attend_groups"
+    idles: bool = field(default=False, kw_only=True)
+    """Whether a batch may have no groups: a rank without texts takes part in a step of the others."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -121,6 +123,11 @@ class AttendGroups(_Call):
     @property
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
+
+    @property
+    def heads(self) -> str:
+        """Heads and the width of a result of each."""
+        return ", ".join(str(dim) for dim in tensor(self.signature.outputs[0]).shape[2:])
 
     def prefixes(self) -> tuple[str, ...]:
         return ("",)
