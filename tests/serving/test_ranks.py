@@ -128,7 +128,7 @@ FAULTS = {
         "torch.empty_like(h).index_copy(0, by_expert, h)",
         "h.index_select(0, by_expert)",
     ),
-    "an error stays where it was": ("infer/ranks.py", "        dist.destroy_process_group()\n", ""),
+    "an error is not told": ("infer/ranks.py", 'compare_set(FAILED, "", mine)', 'compare_set(f"{self.rank}", "", mine)'),
 }
 
 
@@ -141,7 +141,7 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
         assert name != file or source.count(text) == 1, f"{file} has no {text!r}"
         return source.replace(text, planted) if name == file else source
 
-    scenes = ("failing",) if fault.startswith("an error") else ("uneven",)
+    scenes = ("failing",) if fault == "an error is not told" else ("uneven",)
     found = played("deepseek", 2, scenes, tmp_path, plant, patience=15)
     caught = wrong(found, scenes[0])
     assert caught if scenes == ("uneven",) else "planted" not in found["failing"][0]
@@ -160,7 +160,7 @@ def test_each_rank_reads_its_experts_and_all_that_is_not_one(tmp_path: Path, pac
         loaded = share.load_share(tmp_path, rank)
         read.append(dict(checkpoint.named_tensors(loaded, rank)))
         assert all(tensor.equal(expected[name]) for name, tensor in read[-1].items())
-        assert sum(weight.numel() for weight in loaded.parameters()) == sum(t.numel() for t in read[-1].values())
+        assert sum(weight.numel() for weight in loaded.state_dict().values()) == sum(t.numel() for t in read[-1].values())
     experts = [name for rank in read for name in rank if ".experts." in name]
     assert sorted(experts) == sorted(name for name in expected if ".experts." in name)
     assert all({name for name in expected if ".experts." not in name} <= rank.keys() for rank in read)
