@@ -93,7 +93,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys(spoken))
+    notes = tuple(dict.fromkeys((*spoken, *wide_experts(spec, target))))
     return Program(spec, target, plain, training, step, inference, serving, learning, notes)
 
 
@@ -116,6 +116,13 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
         return chosen_sharing(spec, plain, timed(spec))
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
+
+
+def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
+    """What the engine multiplies in more than the spec asks for."""
+    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    if shared and "experts" in chosen and target is not None and target.fp8:
+        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
 
 def wide_state(spec: ModelSpec) -> Iterator[str]:

@@ -30,7 +30,7 @@ MEANINGS = {
     "BRK204": re.compile(r"multiplier$|\bswiglu_limit$"),
 }
 # Keys that a plan of the old spec assumes to be the same.
-PLANNED = re.compile(r"^(cluster|placement|workload|precision\.optimizer|precision\.parameters)\b")
+PLANNED = re.compile(r"^(cluster|placement|serving|workload|precision\.optimizer|precision\.parameters)\b")
 
 
 @dataclass(frozen=True)
