@@ -128,7 +128,11 @@ FAULTS = {
         "torch.empty_like(h).index_copy(0, by_expert, h)",
         "h.index_select(0, by_expert)",
     ),
-    "an error is not told": ("infer/ranks.py", 'compare_set(FAILED, "", mine)', 'compare_set(f"{self.rank}", "", mine)'),
+    "an error is not told": (
+        "infer/ranks.py",
+        'compare_set(FAILED, "", mine)',
+        'compare_set(f"{self.rank}", "", mine)',
+    ),
 }
 
 
@@ -160,10 +164,30 @@ def test_each_rank_reads_its_experts_and_all_that_is_not_one(tmp_path: Path, pac
         loaded = share.load_share(tmp_path, rank)
         read.append(dict(checkpoint.named_tensors(loaded, rank)))
         assert all(tensor.equal(expected[name]) for name, tensor in read[-1].items())
-        assert sum(weight.numel() for weight in loaded.state_dict().values()) == sum(t.numel() for t in read[-1].values())
+        assert sum(weight.numel() for weight in loaded.state_dict().values()) == sum(
+            t.numel() for t in read[-1].values()
+        )
     experts = [name for rank in read for name in rank if ".experts." in name]
     assert sorted(experts) == sorted(name for name in expected if ".experts." in name)
     assert all({name for name in expected if ".experts." not in name} <= rank.keys() for rank in read)
+
+
+@pytest.mark.slow
+def test_what_is_emitted_is_typed_linted_and_formatted(tmp_path: Path) -> None:
+    """As tests/golden/test_static.py has it of packages for one rank."""
+    root, names = Path(__file__).parents[2], []
+    for model in ("deepseek", "mixtral"):
+        names.append(f"shared_{model}")
+        write_package({**MODELS[model], "serving": {"ep": 2}}, names[-1], tmp_path)
+    cache = f"--cache-dir={root / '.mypy_cache' / 'generated'}"
+    typed = ("mypy", f"--config-file={root / 'tests/golden/mypy.ini'}", cache, *(f"--package={name}" for name in names))
+    ruff = ("--isolated", "--no-cache", "--line-length=120", "--target-version=py311")
+    linted = ("ruff", "check", *ruff, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".")
+    for command in (typed, linted, ("ruff", "format", *ruff, "--check", ".")):
+        result = subprocess.run(
+            (sys.executable, "-m", *command), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{result.stdout}{result.stderr}"
 
 
 def test_a_checkpoint_with_other_experts_is_refused(tmp_path: Path, package_at: Any) -> None:
