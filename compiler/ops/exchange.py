@@ -29,7 +29,7 @@ class SendRows(AllToAll):
 
 @register
 class CountReceived(Op):
-    """How many rows came for each of this rank's experts, as Python's numbers: [ranks, experts of a rank] -> experts."""
+    """Rows that came for each of this rank's experts, as Python's numbers: [ranks, experts of a rank] -> experts."""
 
     kind = "count_received"
 

@@ -32,7 +32,7 @@ def drawn(vocabulary: int) -> Drawn:
     """Nine texts: greedy and sampled ones, short and longer than a page, two with a beginning of others."""
     numbers = random.Random(3)
     prompts = [[numbers.randrange(vocabulary) for _ in range(size)] for size in (1, 5, 40, 17, 33, 3, 20)]
-    prompts += [prompts[2][:32] + [7, 8], prompts[4][:]]
+    prompts += [[*prompts[2][:32], 7, 8], prompts[4][:]]
     return [
         (prompt, {"max_new_tokens": 6 + 4 * (index % 4), "temperature": 0.8 * (index % 2), "seed": index})
         for index, prompt in enumerate(prompts)
@@ -96,7 +96,7 @@ class Rank:
 
 
 def uneven(rank: Rank, **options: Any) -> Any:
-    """Rank 0 has most texts, the last one none at first; one text begins as an earlier one did, whose pages are there."""
+    """Rank 0 has most texts, the last one none at first; later ones begin as others did, whose pages are there."""
     engine = rank.engine(**options)
     mine = list(range(5)) if rank.rank == 0 else [5 + (rank.rank - 1) % 2] if rank.rank < rank.last else []
     texts = {index: engine.submit(*rank.texts[index]) for index in mine}

@@ -164,9 +164,8 @@ def test_each_rank_reads_its_experts_and_all_that_is_not_one(tmp_path: Path, pac
         loaded = share.load_share(tmp_path, rank)
         read.append(dict(checkpoint.named_tensors(loaded, rank)))
         assert all(tensor.equal(expected[name]) for name, tensor in read[-1].items())
-        assert sum(weight.numel() for weight in loaded.state_dict().values()) == sum(
-            t.numel() for t in read[-1].values()
-        )
+        held = loaded.state_dict().values()
+        assert sum(weight.numel() for weight in held) == sum(tensor.numel() for tensor in read[-1].values())
     experts = [name for rank in read for name in rank if ".experts." in name]
     assert sorted(experts) == sorted(name for name in expected if ".experts." in name)
     assert all({name for name in expected if ".experts." not in name} <= rank.keys() for rank in read)
