@@ -45,7 +45,8 @@ def start_from(model: Model, folder: Path) -> None:
 
 def load_engine(folder: Path) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
-    model = Model().eval()
+    with torch.device("meta"):  # nothing is drawn that the checkpoint has
+        model = Model().eval()
     start_from(model, folder)
     return Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
