@@ -45,8 +45,7 @@ def start_from(model: Model, folder: Path) -> None:
 
 def load_engine(folder: Path) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
-    with torch.device("meta"):  # nothing is drawn that the checkpoint has
-        model = Model().eval()
+    model = Model().eval()
     start_from(model, folder)
     return Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
