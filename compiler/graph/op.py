@@ -7,7 +7,7 @@ prints it. Nothing else in the compiler names op kinds, except passes that rewri
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -60,7 +60,7 @@ class Saved:
 R = TypeVar("R")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@dataclass_transform(frozen_default=True)
 def record(cls: type[R]) -> type[R]:
     """A class of ops as a dataclass. For mypy it is frozen.
 
@@ -164,7 +164,7 @@ class Op:
 OPS: dict[str, type[Op]] = {}
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@dataclass_transform(frozen_default=True)
 def register(cls: type[R]) -> type[R]:
     """Make a record that is an op kind known; its template is looked up by its kind."""
     assert issubclass(cls, Op), cls

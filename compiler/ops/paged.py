@@ -113,8 +113,6 @@ class AttendGroups(_Call):
     """A block that attends for one group of texts with equally many new tokens, called for each group of the batch."""
 
     kind = "attend_groups"
-    idles: bool = field(default=False, kw_only=True)
-    """Whether a batch may have no groups: a rank without texts takes part in a step of the others."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -160,6 +158,20 @@ class AttendGroupsEitherWay(AttendGroups):
     @property
     def other_function(self) -> str:
         return function_name(self.other.class_name, self.other.method)
+
+
+@register
+class AttendAnyGroups(AttendGroups):
+    """The same for a batch that may have no groups: of a rank without texts, in a step of the others."""
+
+    kind = "attend_any_groups"
+
+
+@register
+class AttendAnyGroupsEitherWay(AttendGroupsEitherWay):
+    """The same for a batch that may have no groups."""
+
+    kind = "attend_any_groups_either_way"
 
 
 @register

@@ -12,6 +12,7 @@ from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.call import CallModule
 from dsc.compiler.ops.dispatch import CountRows, OrderByExpert, PutRows, ReceivedEnds, Splits, TakeRows
 from dsc.compiler.ops.elementwise import Add, Swiglu
@@ -27,9 +28,19 @@ from dsc.compiler.ops.moe import (
     SplitGateUp,
     WeighSlots,
 )
-from dsc.compiler.ops.paged import AttendGroups
+from dsc.compiler.ops.paged import (
+    AttendAnyGroups,
+    AttendAnyGroupsEitherWay,
+    AttendGroups,
+    AttendGroupsEitherWay,
+)
 from dsc.compiler.ops.shape import FlattenTokens, ViewAs
 from dsc.compiler.passes.fuse.pattern import find
+
+OF_ANY: dict[type[Op], type[AttendGroups]] = {
+    AttendGroups: AttendAnyGroups,
+    AttendGroupsEitherWay: AttendAnyGroupsEitherWay,
+}
 
 
 def share_served_experts(graph: Graph, ranks: int) -> Graph:
@@ -44,7 +55,8 @@ def may_idle(graph: Graph) -> Graph:
 
 
 def _idling(node: Node) -> Node:
-    return replace(node, op=replace(node.op, idles=True)) if isinstance(node.op, AttendGroups) else node
+    kind = OF_ANY.get(type(node.op))
+    return node if kind is None else replace(node, op=kind(**vars(node.op)))
 
 
 def _is_mixture(block: Block) -> bool:
