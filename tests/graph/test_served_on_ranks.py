@@ -49,14 +49,14 @@ def held(graph: Graph) -> dict[str, int]:
 @pytest.mark.parametrize("name", MODELS)
 def test_other_blocks_are_those_of_one_rank(name: str) -> None:
     """But for attention, of a batch that may be empty."""
-    one, several = (served(name, ranks).serving for ranks in (1, 4))
-    for key in one.blocks.keys() - {MIXTURE}:
+    alone, several = (served(name, ranks).serving for ranks in (1, 4))
+    for key in alone.blocks.keys() - {MIXTURE}:
         ours, theirs = (
             [node.op.kind for node in graph.blocks[key].nodes() if not isinstance(node.op, AttendGroups)]
-            for graph in (one, several)
+            for graph in (alone, several)
         )
         assert ours == theirs
-        assert [tensor(v.type).shape_text() for v in one.blocks[key].outputs] == [
+        assert [tensor(v.type).shape_text() for v in alone.blocks[key].outputs] == [
             tensor(v.type).shape_text() for v in several.blocks[key].outputs
         ]
 

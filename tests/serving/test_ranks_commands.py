@@ -55,9 +55,9 @@ def test_prompts_are_dealt_out_and_printed_in_order(folder: Path) -> None:
     together = run(*TORCHRUN, str(free_port()), "-m", "shared.infer.generate", *HOW, *prompts, folder=folder)
     assert together.returncode == 0, together.stderr
     alone = [run(sys.executable, "-m", "alone.infer.generate", *HOW, prompt, folder=folder) for prompt in prompts]
-    texts = [one.stdout.rpartition("\n\n")[0] for one in alone]
-    *found, rate = together.stdout.split("\n\n")
-    assert found == texts and rate.startswith(f"{12 * len(prompts)} tokens, ")
+    texts = [found.stdout.rpartition("\n\n")[0] for found in alone]
+    *shared, rate = together.stdout.split("\n\n")
+    assert shared == texts and rate.startswith(f"{12 * len(prompts)} tokens, ")
 
 
 @pytest.mark.slow
