@@ -29,6 +29,7 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -93,9 +94,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    (served,), gathered = fused(
-        [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
-    )
+    sharing_experts, idling = _on_ranks(spec)
+    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
@@ -107,8 +108,15 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys(spoken))
+    notes = tuple(dict.fromkeys((*spoken, *wide_experts(spec, target))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
+
+
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
+    if spec.serving_ranks == 1:
+        return (), ()
+    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -122,6 +130,13 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return package_plan(problem_of(spec), locked)
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
+
+
+def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
+    """What the engine multiplies in more than the spec asks for."""
+    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    if shared and "experts" in chosen and target is not None and target.fp8:
+        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
 
 def wide_state(spec: ModelSpec) -> Iterator[str]:
