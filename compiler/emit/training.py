@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
+from dsc.compiler.emit.context import context_file
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.overlap import overlap_files
@@ -102,10 +103,11 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     kinds = {stage.block.class_name: stage for stage in step.stages}
     template = files.templates.get_template("train/stage.py.jinja")
     graph = step.graph
-    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False)]
+    pipeline, context = len(step.stages) > 1, step.sharing is not None and step.sharing.cp > 1
+    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False, context=False)]
     for stage in kinds.values():
         described = _stage_class(graph, stage, printer, owners)
-        texts.append(template.render({"class": described}, pipeline=True))
+        texts.append(template.render({"class": described}, pipeline=pipeline, context=context))
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"}
@@ -113,7 +115,8 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     return files.file(
         "train/stages.py",
         "train/stages.py",
-        pipeline=bool(step.stages),
+        pipeline=pipeline,
+        context=context,
         depths=depths + 1,
         counts=_counts_text(depths),
         legend=legend(graph.constants.symbols(), body),
@@ -179,10 +182,11 @@ def sharing_files(
     values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py, and experts.py where ranks share them."""
-    experts, pipeline = sharing.ep > 1, sharing.pp > 1
+    experts, pipeline, context = sharing.ep > 1, sharing.pp > 1, sharing.cp > 1
     layers = step.whole.layer_kinds
     moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
-    values = {**values, "pipeline": pipeline, "experts": experts, "overlap": step.turns is not None}
+    overlap = step.turns is not None
+    values = {**values, "pipeline": pipeline, "experts": experts, "context": context, "overlap": overlap}
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
         files.file(
@@ -191,6 +195,7 @@ def sharing_files(
             **values,
             readers=_readers(step),
             stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
+            whole=step.stages[0].block.class_name if context else step.whole.block.class_name,
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
@@ -198,6 +203,8 @@ def sharing_files(
     ]
     if experts:
         printed.append(experts_file(files, step.graph, plain, model))
+    if context:
+        printed.append(context_file(files, step.graph, plain, model))
     return [*printed, *overlap_files(files, step, model)]
 
 

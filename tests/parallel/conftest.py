@@ -90,7 +90,7 @@ PLACEMENT = {
 
 def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict[str, Any]:
     """A spec, as plain values, on as many CPU ranks as its placement has."""
-    ranks = placement.get("pp", 1) * placement.get("dp", 1)
+    ranks = placement.get("pp", 1) * placement.get("dp", 1) * placement.get("cp", 1)
     return {
         "name": f"small-{model}",
         "vocab_size": 256,

@@ -49,6 +49,7 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     return Sharing(
         pp=layout.pp,
         dp=layout.dp,
+        cp=layout.cp,
         ep=layout.ep,
         zero=max(layout.zero, 1),
         schedule=SCHEDULES[layout.schedule],
@@ -92,7 +93,7 @@ def _keeps_codes(timed: Graph) -> bool:
 
 def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
-    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
+    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "etp") if getattr(layout, name) > 1)
     if "full" in layout.recompute:
         yield "recompute full"
     if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
