@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
@@ -92,7 +93,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys(spoken))
+    notes = tuple(dict.fromkeys((*spoken, *_plain_attention(kernels.passes, step.sharing))))
     return Program(spec, target, plain, training, step, inference, serving, learning, notes)
 
 
@@ -103,9 +104,8 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
 
-    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
     try:
-        return chosen_sharing(spec, plain, timed(spec))
+        return chosen_sharing(spec, *planned(spec))
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
 
@@ -119,9 +119,35 @@ def wide_state(spec: ModelSpec) -> Iterator[str]:
         yield "precision.optimizer.gradients: the trainer sums gradients in float32"
 
 
+def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The training graphs that the planner reads: whose tensors fill the memory, and whose ops take the time."""
+    kernels = choose_kernels(spec, target_of(spec)).passes
+    return _with_kernels(spec, kernels), timed(spec)
+
+
 def timed(spec: ModelSpec) -> Graph:
     """The training graph that the planner times."""
-    return run(verify(build_graph(spec)), TIMED)
+    return _with_kernels(spec, TIMED)
+
+
+def _with_kernels(spec: ModelSpec, passes: tuple[Pass, ...]) -> Graph:
+    """The training graph with kernels, but for one of attention where ranks are to share sequences."""
+    shared = shares_sequences(spec)
+    return run(verify(build_graph(spec)), tuple(one for one in passes if one not in CAUSAL or not shared))
+
+
+def shares_sequences(spec: ModelSpec) -> bool:
+    """Whether the spec says that ranks do."""
+    return spec.placement is not None and (spec.placement.cp or 1) > 1
+
+
+CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)
+"""Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
+
+
+def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Iterator[str]:
+    if sharing is not None and sharing.cp > 1 and not set(CAUSAL).isdisjoint(passes):
+        yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
 def prompted(spec: ModelSpec) -> Graph:

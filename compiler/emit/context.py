@@ -14,6 +14,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.context import LeaveOut
 from dsc.compiler.passes.context import OF_CONTEXT, PREFIX
 
+OF_RANK = {"B": "B batch", "S": "S tokens of a sequence that are this rank's", "T": "T = B * S"}
 COLLECTIVES = "from torch.distributed._functional_collectives import all_gather_single_autograd"
 IMPORTS = (
     ("", "from collections.abc import Callable\n"),
@@ -53,7 +54,7 @@ def context_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
         "train/context.py",
         "train/context.py",
         shared=shared,
-        legend=legend(graph.constants.symbols(), f"{body}\n{lines}"),
+        legend=legend(graph.constants.symbols(), f"{body}\n{lines}", OF_RANK),
         imports=_imports(used),
         local=local_imports(used, offered),
         body=body,

@@ -117,6 +117,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
         "train/stages.py",
         pipeline=pipeline,
         context=context,
+        whole=step.stages[0].block.class_name if context else "",
         depths=depths + 1,
         counts=_counts_text(depths),
         legend=legend(graph.constants.symbols(), body),

@@ -5,9 +5,11 @@ has; the whole sequence has CP * S. What generation would cache of a token is wh
 MLA, the keys and values of grouped queries. Each collective is an op, with the bytes that it sends.
 """
 
+from dataclasses import field
+
 from dsc.compiler.graph.dim import Dim, Product, total
-from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
-from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.ops.attention import CausalAttention
 
 FUNCTIONS = "train.context."
 
@@ -73,42 +75,24 @@ class GatherContext(Op):
 
 
 @register
-class ContextAttention(Op):
+class ContextAttention(CausalAttention):
     """Each half of this rank's queries over all keys up to its own: q [B, S, H, N], k and v [B, CP * S, ...].
 
     Of 2 * CP chunks, rank r has chunk r, with r + 1 chunks of keys, and chunk 2 * CP - 1 - r, with 2 * CP - r.
     """
 
     kind = "context_attention"
-    op_class = OpClass.ATTENTION
-    over: str
+    over: str = field(kw_only=True)
     """The helper of a half: the last of some positions over all up to their own, or over a window."""
-    variant: str
-    prefix: str = ""
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        return ("q", "k", "v")
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return (f"{self.over}_{self.variant}", "context_attention")
-
-    def infer(self, inputs: Types) -> Types:
-        q, k, v = (tensor(t) for t in inputs)
-        assert q.shape[-1].same(k.shape[-1]) and k.shape[-2].same(v.shape[-2]), (q, k, v)
-        return (retyped(q, *q.shape[:-1], v.shape[-1]),)
+        return (f"{self.over}_{self.variant}", self.kind)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
-        """Two products of this rank's share of the half square, the same for every rank: S * CP S H (qk + v)."""
+        """Two products of this rank's part of half a square, the same for every rank: S * CP S H (qk + v)."""
         q, k, v = (tensor(t) for t in inputs)
         return q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3])
-
-    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """What PyTorch's fused attention keeps of both halves."""
-        q = tensor(inputs[0])
-        logsumexp = TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32)
-        return (*(Saved("input", index) for index in range(3)), Saved("output", 0), Saved("own", 0, logsumexp))
 
 
 @register
@@ -144,7 +128,7 @@ class SumOverContext(Op):
 
 @register
 class ShareOfMean(Op):
-    """A sum over this rank's tokens as its share of the mean over the sequence, each of whose tokens counted K times."""
+    """A sum over this rank's tokens as its share of the mean over the sequence, each of whose tokens counts K times."""
 
     kind = "share_of_mean"
     top_k: Dim

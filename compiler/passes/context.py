@@ -96,7 +96,7 @@ def _over_context(node: Node) -> Node:
     if not isinstance(op, CausalAttention):
         return node
     over = "windowed_attention" if isinstance(op, WindowedAttention) else "prefix_attention"
-    return replace(node, op=ContextAttention(over, op.variant, op.prefix))
+    return replace(node, op=ContextAttention(op.variant, op.prefix, over=over))
 
 
 def share_balance(block: Block, ranks: Dim) -> Block:
@@ -131,8 +131,8 @@ BALANCE_DOC = "A router whose balance loss is this rank's share of that of the w
 def _routed_mtp_layers(graph: Graph) -> Iterator[Block]:
     """The layer of multi-token prediction, if it routes."""
     ops = [node.op for block in graph.methods(graph.root) for node in block.nodes()]
-    modules = {key for op in ops if isinstance(op, CallListed) for key in op.callees()}
-    layers = {key for module in modules for node in graph.blocks[module].nodes() for key in _called(node)}
+    modules = dict.fromkeys(key for op in ops if isinstance(op, CallListed) for key in op.callees())
+    layers = dict.fromkeys(key for module in modules for node in graph.blocks[module].nodes() for key in _called(node))
     yield from (graph.blocks[key] for key in layers if _routed_call(graph, graph.blocks[key]) is not None)
 
 

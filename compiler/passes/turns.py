@@ -44,15 +44,17 @@ def pairs(sharing: Sharing | None) -> bool:
     return sharing is not None and sharing.schedule == PAIRING and sharing.ep > 1
 
 
-def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, ...]:
+def one_by_one(sharing: Sharing | None, stages: Sequence[Stage]) -> tuple[str, ...]:
     """A note where pairs run one half after the other, for what cannot be cut yet."""
     if sharing is None or not pairs(sharing):
         return ()
     loops = (node.op for stage in stages for node in stage.block.nodes() if isinstance(node.op, LayerLoop))
     mixed = any(len(loop.callees()) > 1 for loop in loops)
+    predicts = any(isinstance(node.op, CallListed) for stage in stages for node in stage.block.nodes())
     reasons = [
         *(["what recompute makes again"] if sharing.recompute else []),
         *(["layers in a cycle"] if mixed else []),
+        *(["multi-token prediction of a part of a sequence"] if predicts and sharing.cp > 1 else []),
     ]
     return (f"train: {PAIRING} without overlap, for there is no code yet that cuts {reasons[0]}",) if reasons else ()
 

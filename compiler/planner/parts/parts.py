@@ -12,6 +12,7 @@ from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.graph.types import TensorType
+from dsc.compiler.planner.parts.context import Whole, rows_of, whole
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
@@ -31,6 +32,8 @@ class Part:
     """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
     steps: tuple[Step, ...]
     """Every op that runs in training, in order."""
+    whole: Whole
+    """What is of whole sequences where ranks share them."""
 
 
 def parts_of(graph: Graph) -> tuple[Part, ...]:
@@ -93,6 +96,7 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
     every = graph.parameters()
     owner: dict[str, str] = {}
     used = {name: tuple(_used(run)) for name, run in steps.items()}
+    rows = rows_of(graph)
     for name, parameters in used.items():
         for parameter in parameters:
             owner.setdefault(parameter, name)
@@ -100,7 +104,7 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
     for name, parameters in used.items():
         own = {parameter: every[parameter] for parameter in parameters if owner[parameter] == name}
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
-        yield Part(name, kinds.get(name, name), own, borrowed, steps[name])
+        yield Part(name, kinds.get(name, name), own, borrowed, steps[name], whole(steps[name], rows))
 
 
 def _used(steps: tuple[Step, ...]) -> Iterator[str]:
