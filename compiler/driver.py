@@ -19,6 +19,7 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
+from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
@@ -131,9 +132,11 @@ def timed(spec: ModelSpec) -> Graph:
 
 
 def _with_kernels(spec: ModelSpec, passes: tuple[Pass, ...]) -> Graph:
-    """The training graph with kernels, but for one of attention where ranks are to share sequences."""
-    shared = shares_sequences(spec)
-    return run(verify(build_graph(spec)), tuple(one for one in passes if one not in CAUSAL or not shared))
+    """The training graph with kernels; where ranks are to share sequences, as those run it."""
+    graph = verify(build_graph(spec))
+    if not shares_sequences(spec):
+        return run(graph, passes)
+    return run(graph, (predict_at_all_positions, *(one for one in passes if one not in CAUSAL)))
 
 
 def shares_sequences(spec: ModelSpec) -> bool:

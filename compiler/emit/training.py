@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dsc.compiler.emit.classes import Method, describe, holders, method
-from dsc.compiler.emit.context import context_file
+from dsc.compiler.emit.classes import Method, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
+from dsc.compiler.emit.model import Definition, imported
 from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.emit.shares import context_file, experts_file
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.graph import Graph
@@ -22,7 +22,7 @@ from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.compiler.passes.shard import MOE, Sharing
 from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
 
@@ -225,31 +225,3 @@ def _reads_embedding(stage: Stage) -> bool:
 
 def _callees(graph: Graph, key: str) -> set[str]:
     return {block.key for _, block in graph.executions(key)}
-
-
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
-    """The class of the block that the sharding pass made, less what it inherits."""
-    printer = Printer(files.templates)
-    described = describe(graph, graph, printer, EXPERT_PARALLEL)
-    stacked = {op.name for op in holders(graph.methods(EXPERT_PARALLEL)) if isinstance(op, GroupedLinear)}
-    shared = [declaration for declaration in described.declarations if declaration.name in stacked]
-    only = Graph({block.key: block for block in graph.methods(EXPERT_PARALLEL)}, graph.constants)
-    parts = helpers(only, printer, besides=set(requirements(plain)))
-    body = module_body(parts)
-    lines = "\n".join(line for one in described.methods for line in one.lines)
-    used = (
-        names(f"{body}\n{lines}")
-        | names(" ".join(one.expression for one in shared))
-        | {"Tensor", "MixtureOfExperts", "EP"}
-    )
-    offered = [*imported(only, "..", "."), (".plan", "EP")]
-    return files.file(
-        "train/experts.py",
-        "train/experts.py",
-        described=described,
-        declarations=shared,
-        legend=legend(graph.constants.symbols(), lines),
-        imports=imports(used),
-        local=local_imports(used, [*offered, *(("..model", part.name) for part in model)]),
-        body=body,
-    )

@@ -36,13 +36,15 @@ from dsc.compiler.ops.router import (
     SequenceBalanceLoss,
 )
 from dsc.compiler.ops.shape import SkipFirst, SkipLast
-from dsc.compiler.passes.fuse.pattern import find, made_by
+from dsc.compiler.passes.fuse.pattern import find
 
 PREFIX = "ContextParallel"
 """Of the classes that stand in for the model's own."""
 OF_CONTEXT = f"{PREFIX}Model"
 """The one stage where there is no pipeline."""
-WHOLE_SEQUENCES = ("tokens", "labels")
+TOKENS, LABELS = "tokens", "labels"
+LOSS = "Model.loss"
+WHOLE_SEQUENCES = (TOKENS, LABELS)
 """What a step is given of all ranks' parts."""
 
 
@@ -173,64 +175,62 @@ def leave_out_beyond(layer: Block) -> Block:
 MTP_DOC = "A layer of multi-token prediction: positions beyond the end of the sequence choose no experts."
 
 
-def share_step(step: Block, count: int) -> Block:
-    """A step over this rank's part of every sequence; tokens and labels come whole, and what is ahead is cut from them.
+def predict_at_all_positions(graph: Graph) -> Graph:
+    return replace(graph, blocks={**graph.blocks, LOSS: at_all_positions(graph.blocks[LOSS])})
 
-    Multi-token prediction keeps all positions, so that they divide: its last ones have no labels.
+
+def at_all_positions(block: Block) -> Block:
+    """Multi-token prediction at all positions of a sequence, so that they divide: the last ones have no labels.
+
+    Tokens and labels further ahead are cut from the whole, so that no rank asks another for its first ones.
     """
-    return _StepSharing(step, context_ranks(count)).shared()
-
-
-class _StepSharing:
-    def __init__(self, step: Block, ranks: Dim) -> None:
-        self.step = step
-        self.ranks = ranks
-        self.whole = {value: self._widened(value) for value in step.inputs if value.name in WHOLE_SEQUENCES}
-        self.now: dict[Value, Value] = {}
-        """By value of the step what stands for it: this rank's part."""
-
-    def _widened(self, value: Value) -> Value:
-        batch, sequence = tensor(value.type).shape
-        return replace(value, type=TensorType((batch, Product(self.ranks, sequence)), tensor(value.type).dtype))
-
-    def shared(self) -> Block:
-        inputs = tuple(self.whole.get(value, value) for value in self.step.inputs)
-        first = [self._own(whole, value, f"own_{value.name}") for value, whole in self.whole.items()]
-        body = [*first, *(new for node in self.step.nodes() for new in self._node(node))]
-        outputs = tuple(self.now.get(value, value) for value in self.step.outputs)
-        return replace(self.step, inputs=inputs).with_nodes(body, outputs).reinfer({})
-
-    def _own(self, whole: Value, value: Value, name: str) -> Node:
-        """This rank's part of what is whole, which stands for `value` from here on."""
-        op = OwnPart(self.ranks)
-        own = Value(f"{value.producer}{name}.own", 0, name, op.infer((whole.type,))[0])
-        self.now[value] = own
-        return Node(own.producer, op, (whole,), (own,))
-
-    def _node(self, node: Node) -> Iterator[Node]:
-        op, read = node.op, node.inputs
-        if isinstance(op, SkipFirst) and (found := self._ahead_of(node)) is not None:
-            (value,), (source, count) = node.outputs, found
-            ahead = LabelsAhead(count) if source.name == "labels" else Ahead(count)
-            whole = replace(value, type=source.type)
-            yield Node(node.id, ahead, (source,), (whole,), node.paragraph)
-            yield self._own(whole, value, value.name)
-        elif isinstance(op, SkipLast):
-            self.now[node.outputs[0]] = self.now.get(read[0], read[0])
-        elif isinstance(op, RotaryTable):
-            (table,) = node.outputs
-            inputs = tuple(self.whole.get(value, self.now.get(value, value)) for value in read)
-            whole = replace(table, type=op.infer(tuple(value.type for value in inputs))[0])
-            yield replace(node, inputs=inputs, outputs=(whole,))
-            yield self._own(whole, table, table.name)
+    found: dict[Value, tuple[Value, int]] = {value: (value, 0) for value in block.inputs}
+    same: dict[Value, Value] = {}
+    nodes = []
+    for node in block.nodes():
+        if isinstance(node.op, SkipLast):
+            same[node.outputs[0]] = same.get(node.inputs[0], node.inputs[0])
+        elif isinstance(node.op, SkipFirst):
+            source, before = found[node.inputs[0]]
+            ahead = before + node.op.count
+            found[node.outputs[0]] = source, ahead
+            op = LabelsAhead(ahead) if source.name == LABELS else Ahead(ahead)
+            nodes.append(replace(node, op=op, inputs=(source,)))
         else:
-            yield replace(node, inputs=tuple(self.now.get(value, value) for value in read))
+            nodes.append(node)
+    return block.with_nodes(nodes).reinfer(same)
 
-    def _ahead_of(self, node: Node) -> tuple[Value, int] | None:
-        """The tokens or labels that a node is cut from, and how far ahead it is."""
-        value, count = node.inputs[0], 0
-        skipped: tuple[Node, SkipFirst] | None = (node, node.op) if isinstance(node.op, SkipFirst) else None
-        while skipped is not None:
-            value, count = skipped[0].inputs[0], count + skipped[1].count
-            skipped = made_by(self.step, value, SkipFirst)
-        return (self.whole[value], count) if value in self.whole else None
+
+def share_step(step: Block, count: int) -> Block:
+    """A step over this rank's part of every sequence; tokens and labels come whole."""
+    ranks = context_ranks(count)
+    step = at_all_positions(step)
+    whole = {value: _widened(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
+    own: dict[Value, Value] = {}
+    body = [_own(value, wide, f"own_{value.name}", ranks, own) for value, wide in whole.items()]
+    for node in step.nodes():
+        cut = isinstance(node.op, Ahead | RotaryTable)
+        inputs = tuple(whole[v] if cut and v in whole else own.get(v, v) for v in node.inputs)
+        if not cut:
+            body.append(replace(node, inputs=inputs))
+            continue
+        (value,) = node.outputs
+        (type,) = node.op.infer(tuple(one.type for one in inputs))
+        wide = replace(value, type=type)
+        body += [replace(node, inputs=inputs, outputs=(wide,)), _own(value, wide, value.name, ranks, own)]
+    outputs = tuple(own.get(value, value) for value in step.outputs)
+    given = tuple(whole.get(value, value) for value in step.inputs)
+    return replace(step, inputs=given).with_nodes(body, outputs).reinfer({})
+
+
+def _widened(value: Value, ranks: Dim) -> Value:
+    batch, sequence = tensor(value.type).shape
+    return replace(value, type=TensorType((batch, Product(ranks, sequence)), tensor(value.type).dtype))
+
+
+def _own(value: Value, whole: Value, name: str, ranks: Dim, own: dict[Value, Value]) -> Node:
+    """This rank's part of what is whole, which is to stand for `value`."""
+    op = OwnPart(ranks)
+    part = Value(f"{value.producer}{name}.own", 0, name, op.infer((whole.type,))[0])
+    own[value] = part
+    return Node(part.producer, op, (whole,), (part,))

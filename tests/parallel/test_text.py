@@ -16,6 +16,14 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**V, "schedule": "zbv", "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
     ),
     "data parallel": ("mixtral", {"dp": 2, "zero": 3}),
+    "sequences, pipeline, experts, recompute": (
+        "deepseek",
+        {
+            **{"cp": 2, "pp": 2, "vpp": 2, "ep": 2, "schedule": "zbv"},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
+    "sequences": ("window", {"cp": 2, "zero": 1}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
 

@@ -13,6 +13,7 @@ from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.passes.context import rows_sent
+from dsc.compiler.passes.recompute import made_in
 
 Rows = Mapping[int, tuple[int, ...]]
 """By the identity of a node, which of its results ranks send each other."""
@@ -54,7 +55,7 @@ def whole(steps: tuple[Step, ...], rows: Rows) -> Whole:
             behind.add(step.path)
         elif id(step.node) not in rows and step.path not in behind and storages & set(step.inputs):
             again.add(index)
-            storages.update(one for one in step.outputs if one is not None)
+            storages |= made_in(step)
     return Whole(sent, frozenset(storages), frozenset(again))
 
 

@@ -1,18 +1,20 @@
-"""train/context.py of a package: the classes of the blocks that read what other ranks have of a sequence."""
+"""Of train/, the classes of what a rank has of a module: experts.py its experts, context.py its part of sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsc.compiler.emit.classes import Method, describe
+from dsc.compiler.emit.classes import Method, describe, holders
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
-from dsc.compiler.emit.pyfile import legend, local_imports, names
+from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.context import LeaveOut
+from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.passes.context import OF_CONTEXT, PREFIX
+from dsc.compiler.passes.shard import EXPERT_PARALLEL
 
 OF_RANK = {"B": "B batch", "S": "S tokens of a sequence that are this rank's", "T": "T = B * S"}
 COLLECTIVES = "from torch.distributed._functional_collectives import all_gather_single_autograd"
@@ -70,3 +72,31 @@ def _share(graph: Graph, printer: Printer, name: str) -> _Share:
 def _imports(used: set[str]) -> str:
     lines = (COLLECTIVES if name == "all_reduce" and name not in used else line for name, line in IMPORTS)
     return "\n".join(line for (name, _), line in zip(IMPORTS, lines, strict=True) if name in {"", "all_reduce", *used})
+
+
+def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+    """The class of the block that the sharding pass made, less what it inherits."""
+    printer = Printer(files.templates)
+    described = describe(graph, graph, printer, EXPERT_PARALLEL)
+    stacked = {op.name for op in holders(graph.methods(EXPERT_PARALLEL)) if isinstance(op, GroupedLinear)}
+    shared = [declaration for declaration in described.declarations if declaration.name in stacked]
+    only = Graph({block.key: block for block in graph.methods(EXPERT_PARALLEL)}, graph.constants)
+    parts = helpers(only, printer, besides=set(requirements(plain)))
+    body = module_body(parts)
+    lines = "\n".join(line for one in described.methods for line in one.lines)
+    used = (
+        names(f"{body}\n{lines}")
+        | names(" ".join(one.expression for one in shared))
+        | {"Tensor", "MixtureOfExperts", "EP"}
+    )
+    offered = [*imported(only, "..", "."), (".plan", "EP")]
+    return files.file(
+        "train/experts.py",
+        "train/experts.py",
+        described=described,
+        declarations=shared,
+        legend=legend(graph.constants.symbols(), lines),
+        imports=imports(used),
+        local=local_imports(used, [*offered, *(("..model", part.name) for part in model)]),
+        body=body,
+    )
