@@ -105,8 +105,9 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
 
+    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
     try:
-        return chosen_sharing(spec, *planned(spec))
+        return chosen_sharing(spec, plain, timed(spec), in_context(spec))
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
 
@@ -120,28 +121,18 @@ def wide_state(spec: ModelSpec) -> Iterator[str]:
         yield "precision.optimizer.gradients: the trainer sums gradients in float32"
 
 
-def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
-    """The training graphs that the planner reads: whose tensors fill the memory, and whose ops take the time."""
-    kernels = choose_kernels(spec, target_of(spec)).passes
-    return _with_kernels(spec, kernels), timed(spec)
-
-
 def timed(spec: ModelSpec) -> Graph:
     """The training graph that the planner times."""
-    return _with_kernels(spec, TIMED)
+    return run(verify(build_graph(spec)), TIMED)
 
 
-def _with_kernels(spec: ModelSpec, passes: tuple[Pass, ...]) -> Graph:
-    """The training graph with kernels; where ranks are to share sequences, as those run it."""
-    graph = verify(build_graph(spec))
-    if not shares_sequences(spec):
-        return run(graph, passes)
-    return run(graph, (predict_at_all_positions, *(one for one in passes if one not in CAUSAL)))
-
-
-def shares_sequences(spec: ModelSpec) -> bool:
-    """Whether the spec says that ranks do."""
-    return spec.placement is not None and (spec.placement.cp or 1) > 1
+def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The training graphs that the planner reads where ranks share sequences: whose tensors fill the memory, and whose
+    ops take the time."""
+    plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
+    kernels = choose_kernels(spec, target_of(spec)).passes
+    held, clock = (run(plain, tuple(one for one in passes if one not in CAUSAL)) for passes in (kernels, TIMED))
+    return held, clock
 
 
 CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)

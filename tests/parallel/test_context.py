@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.driver import build, planned
+from dsc.compiler.driver import build, in_context
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OpClass
@@ -39,7 +39,7 @@ def planned_bytes(spec: ModelSpec) -> float:
     """Of a step on one rank: what all attention of all its micro-batches gathers."""
     sharing = build(spec).step.sharing
     assert sharing is not None and spec.cluster is not None
-    cost = Problem(spec, *planned(spec), hardware(spec.cluster)).cost
+    cost = Problem(spec, *in_context(spec), hardware(spec.cluster)).cost
     of_part = PartSharing(sharing.micro_batch, tp=1, cp=sharing.cp, ep=sharing.ep, etp=1)
     micro_batches = sharing.batch // (sharing.dp * sharing.micro_batch)
     gathered = sum(cost.communication.context_bytes(cost.ops[part.kind], of_part) for part in cost.parts)
@@ -50,7 +50,7 @@ def planned_bytes(spec: ModelSpec) -> float:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_plan_counts_what_the_pass_makes(name: str, ranks: int) -> None:
     """The plan marks in the plain graph what is of whole sequences; the pass makes it so."""
-    plain = planned(pinned(name, ranks))[0]
+    plain = in_context(pinned(name, ranks))[0]
     own = {B.name: 1, S.name: LENGTH // ranks}
     for block in [block for block in plain.blocks.values() if attends(block)]:
         shared = share_attention(block, context_ranks(ranks))

@@ -76,7 +76,7 @@ def memory_picture(plan: Plan) -> str:
     problem, layout = plan.problem, plan.layout
     stages = problem.stages(layout)
     kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
-    held = [problem.memory.stages.of(one, layout).kept for one in kinds]
+    held = [problem.of(layout).memory.stages.of(one, layout).kept for one in kinds]
     static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
     title = f"memory of one {problem.hardware.device} over the step"
     return memory_svg(plan.timeline, static, held, problem.capacity, title)

@@ -30,14 +30,16 @@ ELEMENTWISE = ("norms", "swiglu")
 """What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str | None:
+def chosen_sharing(
+    spec: ModelSpec, graph: Graph, timed: Graph, in_context: tuple[Graph, Graph]
+) -> Sharing | str | None:
     """None on one rank; where the choice has no code, the reason."""
     assert spec.cluster is not None and spec.placement is not None
     free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
     machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
     sets = emitted_sets(spec, timed) if spec.placement.recompute is None else None
     spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
-    problem = Problem(spec, graph, timed, machines)
+    problem = Problem(spec, graph, timed, machines, in_context)
     found = search(problem, emitted_families(problem) if any_schedule else None, sets)
     layout = (found.best or found.smallest).layout
     if layout.world == 1:
@@ -64,7 +66,7 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
     """What the plan expects of a step of this layout."""
-    roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
+    roles = problem.of(layout).memory.ledger(layout, problem.batch, problem.stages(layout))
     return PlannedStep(
         seconds=problem.step(layout).seconds,
         bytes=max(role.bytes for role in roles),
