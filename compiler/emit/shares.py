@@ -41,13 +41,14 @@ class _Share:
     of_mtp: bool
 
 
-def context_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition]) -> File:
     """The classes that the pass made, less what they inherit."""
     printer = Printer(files.templates)
     blocks = {key: block for key, block in graph.blocks.items() if block.class_name.startswith(PREFIX)}
     only = Graph({key: one for key, one in blocks.items() if one.class_name != OF_CONTEXT}, graph.constants)
     shared = [_share(only, printer, name) for name in dict.fromkeys(one.class_name for one in only.blocks.values())]
-    body = module_body(helpers(only, printer, besides=set(requirements(plain))))
+    defined = {part.name for part in model}
+    body = module_body([part for part in helpers(only, printer) if part.name not in defined])
     lines = "\n".join(line for one in shared for method in one.methods for line in method.lines)
     used = names(f"{body}\n{lines}") | {one.base for one in shared} | {"CP", "Model"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()

@@ -205,7 +205,7 @@ def sharing_files(
     if experts:
         printed.append(experts_file(files, step.graph, plain, model))
     if context:
-        printed.append(context_file(files, step.graph, plain, model))
+        printed.append(context_file(files, step.graph, model))
     return [*printed, *overlap_files(files, step, model)]
 
 

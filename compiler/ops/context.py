@@ -158,7 +158,7 @@ class RelativeLoadOfSequence(Op):
 
 @register
 class LeaveOut(Op):
-    """[B, S, D] less the positions that are beyond the end of the sequence, on the rank that has them."""
+    """[B, S, D] less the positions that are beyond the end of the sequence, on the rank that has them; contiguous."""
 
     kind = "leave_out"
 
