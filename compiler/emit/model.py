@@ -14,6 +14,7 @@ from dsc.compiler.graph.op import Op
 
 KERNELS = "kernels."  # a requirement of this kind, kernels.<module>.<function>, is no helper in the file
 TRAIN = "train."  # nor is one of this kind, train.<module>.<function>
+RECOMPUTE = f"{TRAIN}recompute."
 
 
 class Definition(NamedTuple):
@@ -67,6 +68,13 @@ def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
     """The requirements that are functions of kernels/: (module, name)."""
     wanted = sorted({name.removeprefix(KERNELS) for name in required if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
+
+
+def recompute_functions(graph: Graph) -> list[str]:
+    """The functions of train/recompute.py that the graph's lines call."""
+    return sorted(
+        {need.name.removeprefix(RECOMPUTE) for need in requirements(graph) if need.name.startswith(RECOMPUTE)}
+    )
 
 
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:

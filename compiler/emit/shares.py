@@ -75,7 +75,7 @@ def _imports(used: set[str]) -> str:
     return "\n".join(line for (name, _), line in zip(IMPORTS, lines, strict=True) if name in {"", "all_reduce", *used})
 
 
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
     """The class of the block that the sharding pass made, less what it inherits."""
     printer = Printer(files.templates)
     described = describe(graph, graph, printer, EXPERT_PARALLEL)
@@ -90,11 +90,12 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
         | names(" ".join(one.expression for one in shared))
         | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = [*imported(only, "..", "."), (".plan", "EP")]
+    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
     return files.file(
         "train/experts.py",
         "train/experts.py",
         described=described,
+        two_hops=two_hops,
         declarations=shared,
         legend=legend(graph.constants.symbols(), lines),
         imports=imports(used),

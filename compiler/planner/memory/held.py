@@ -86,9 +86,10 @@ class PartMemory:
         away: bool,
         context: int,
     ) -> Held:
-        steps, whole = self.examples[kind].steps, self.examples[kind].whole.storages
+        part = self.examples[kind]
+        steps, whole = part.steps, part.whole.storages
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
-        found = kept(steps, recompute, narrow=twelve)
+        found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
         if "full" in recompute:
             found = replace(found, remade=(*found.remade, *received))

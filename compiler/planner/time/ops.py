@@ -84,10 +84,10 @@ def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str,
 
 
 def _op_costs(part: Part, fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
-    steps = part.steps
     cast: set[Storage] = set()
-    runs = {choice: again(steps, choice) for choice in RECOMPUTE}
-    made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
+    steps = part.steps
+    runs = {choice: again(steps, choice, part.layer) for choice in RECOMPUTE}
+    made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         if all(storage is None or storage in step.inputs for storage in step.outputs):
             continue  # a view
