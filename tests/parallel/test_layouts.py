@@ -74,6 +74,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "mixtral",
         {"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "dualpipe-v"},
     ),
+    "deepseek, cp 2 x ep 2, full recompute": ("deepseek", {"cp": 2, "ep": 2, "recompute": ["full"]}),
     "window, cp 2 x dp 2": ("window", {"cp": 2, "dp": 2}),
     "window, pp 2": ("window", {"pp": 2}),
     "window, pp 2 x dp 2, dualpipe-v": ("window", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v"}),
