@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,9 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
+from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
@@ -29,6 +31,7 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.shard import Sharing
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
@@ -108,7 +111,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys((*spoken, *wide_experts(spec, target))))
+    notes = tuple(
+        dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
+    )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
 
 
@@ -156,12 +161,30 @@ def problem_of(spec: ModelSpec) -> Problem:
     assert spec.cluster is not None
     target = target_of(spec)
     (emitted,), _ = fused([verify(build_graph(spec))], choose_kernels(spec, target).passes, spec, target)
-    return Problem(spec, emitted, timed(spec), hardware(spec.cluster))
+    return Problem(spec, emitted, timed(spec), hardware(spec.cluster), in_context(spec))
 
 
 def timed(spec: ModelSpec) -> Graph:
     """The training graph that the planner times."""
     return run(verify(build_graph(spec)), TIMED)
+
+
+def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The training graphs that the planner reads where ranks share sequences: whose tensors fill the memory, and whose
+    ops take the time."""
+    plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
+    kernels = choose_kernels(spec, target_of(spec)).passes
+    held, clock = (run(plain, tuple(one for one in passes if one not in CAUSAL)) for passes in (kernels, TIMED))
+    return held, clock
+
+
+CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)
+"""Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
+
+
+def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Iterator[str]:
+    if sharing is not None and sharing.cp > 1 and not set(CAUSAL).isdisjoint(passes):
+        yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
 def prompted(spec: ModelSpec) -> Graph:
