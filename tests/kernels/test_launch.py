@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.lab import kernels, randn, spec_with
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsc.compiler.driver import build, emit
 
@@ -78,3 +78,28 @@ def test_training_under_autocast(emitted: Callable[..., Any], keys: dict[str, An
     assert loss.dtype is torch.float32 and loss.isfinite()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(g.dtype is torch.float32 and bool(g.isfinite().all()) for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["tiny", "deepseek-v2-lite", "mixtral-8x7b", "qwen3-30b-a3b"])
+def test_plain_routers_and_losses_stay_in_float32(name: str, emitted: Callable[..., Any], shrunk: Any) -> None:
+    """In packages of plain PyTorch. A router that computes in float32 chooses as it does without autocast."""
+    spec = shrunk(spec_with(name, {"cluster": None}))
+    torch.manual_seed(0)
+    model = emitted(emit(build(spec)))("model").Model()
+    routers = [module for module in model.modules() if type(module).__name__ == "Router"]
+    seen: list[tuple[nn.Module, Tensor, Any]] = []
+    hooks = [r.register_forward_hook(lambda module, x, y: seen.append((module, x[0], y))) for r in routers]
+    tokens = torch.randint(spec.vocab_size, (2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, parts = model.loss(tokens, tokens)
+    for hook in hooks:
+        hook.remove()
+    assert {part.dtype for part in (loss, *parts.values())} == {torch.float32} and loss.isfinite()
+    assert len(seen) >= len(routers) > 0
+    exact = spec.moe().router.compute_dtype == "float32"
+    for router, x, (experts, weights, *_) in seen:
+        assert weights.dtype is torch.float32
+        same = torch.equal(experts, router(x)[0]) and torch.equal(weights, router(x)[1])
+        assert same or not exact
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
