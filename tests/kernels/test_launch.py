@@ -52,6 +52,21 @@ def test_the_logits_of_the_router_stay_in_float32() -> None:
     assert logits.dtype is torch.float32 and torch.equal(logits, expected)
 
 
+@pytest.mark.parametrize("tokens", [(40,), (2, 20), (0, 3)])
+def test_bfloat16_logits_leave_the_matrix_units_in_float32(tokens: tuple[int, ...]) -> None:
+    """The call that a GPU runs, by its shapes and dtypes alone: PyTorch has no such product on a CPU."""
+    (module,) = kernels(("router_logits",))
+    x, weight = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((*tokens, 64), (8, 64)))
+    logits = module._summed_in_float32(x, weight)
+    assert logits.dtype is torch.float32 and logits.shape == (*tokens, 8)
+
+
+def test_logits_are_exact_on_a_cpu() -> None:
+    (module,) = kernels(("router_logits",))
+    x, weight = randn(2, 20, 64, dtype=torch.bfloat16), randn(8, 64, dtype=torch.bfloat16, seed=1)
+    assert torch.equal(module.router_logits(x, weight), x.float() @ weight.float().T)
+
+
 def test_the_loss_of_the_head_stays_in_float32() -> None:
     """Its operands are rounded to bfloat16, as those of any product; gradients come in the dtype of the parameters."""
     (module,) = kernels(("linear_cross_entropy",), vocab_size=64, hidden_size=32)
