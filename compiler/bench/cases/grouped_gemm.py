@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.case import Case, filled, normal
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
@@ -52,6 +52,10 @@ def expert_weights(num_experts: int, width: int, inner: int, device: str) -> tup
 
 def routing(tokens: int, num_experts: int, top_k: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """order, position and ends of tokens with top_k different experts at random."""
+    if not filled():
+        shapes = (tokens * top_k,), (tokens, top_k), (num_experts,)
+        order, position, ends = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+        return order, position, ends
     experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices.flatten()
     order = experts.argsort(stable=True)
     ends = experts.bincount(minlength=num_experts).cumsum(0)

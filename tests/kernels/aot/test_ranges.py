@@ -1,0 +1,41 @@
+"""The IR of every launch at real widths and the most tokens: no address leaves its range, no product its precision."""
+
+from importlib import import_module
+
+import pytest
+from kernels.aot.test_kernels import CASES, LAUNCHED, keys, spec_of
+from kernels.lab import dims, kernels, mutated
+from kernels.ranges import Launched, escaping, launches, rounded
+
+from dsc.compiler.kernels.kernel import Kernel
+from dsc.compiler.kernels.registry import KERNELS
+
+TOKENS = 1 << 19
+ROWS = TOKENS * 8
+LOADED = {
+    "block_table_ptr": 1 << 24, "lengths_ptr": TOKENS, "ends_ptr": ROWS, "order_ptr": ROWS, "position_ptr": ROWS,
+    "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30, "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
+    "positions_ptr": TOKENS,
+}  # fmt: skip
+"""The largest that stands in memory: tokens, rows of experts, pages; of indices that are checked, anything."""
+
+
+def launched(kernel: Kernel, tokens: int, fault: tuple[str, str] | None = None) -> list[Launched]:
+    """Of the kernel's cases at its first probe. No tensor has memory."""
+    first = next(probe for probe in kernel.probes if probe.everywhere)
+    arguments = (first.model, "sm_90")
+    if fault:
+        module = mutated(kernel.name, *fault, *arguments, **keys(first))
+    else:
+        (module,) = kernels((kernel.name,), *arguments, **keys(first))
+    found: list[Launched] = []
+    for case in import_module(f"{CASES}.{kernel.name}").cases(module, kernel.sizes(dims(first.model, **keys(first))), tokens, "meta"):
+        found += launches(module, case.run)
+    return found
+
+
+@pytest.mark.parametrize("name", [kernel.name for kernel in LAUNCHED])
+def test_offsets_and_precision(name: str) -> None:
+    found = launched(KERNELS[name], TOKENS)
+    assert found
+    assert [line for launch in found for line in (*escaping(launch, LOADED), *rounded(launch))] == []
