@@ -24,7 +24,7 @@ Interval = tuple[int, int] | None
 """Least and largest value; None: anything."""
 SAME = ("splat", "broadcast", "expand_dims", "reshape", "trans", "extsi", "extui", "unsplat")
 RESULT = re.compile(r"^\s*(%[\w$.]+)(?::\d+)? = \"?([\w.]+)\"?\s*(.*)$")
-NAME = re.compile(r"%[\w$.]+")
+NAME = re.compile(r"%[\w$.]+(?:#\d+)?")
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,11 @@ class _Analysis:
         if loop:
             first, end = self.known.get(loop[2]), self.known.get(loop[3])
             self.known[loop[1]] = (first[0], max(first[0], end[1] - 1)) if first and end else None
-            for name, initial in re.findall(r"(%[\w$.]+) = (%[\w$.]+)[,)]", line):
+            carried = re.findall(r"(%[\w$.]+) = (%[\w$.#]+)[,)]", line)
+            for (name, initial), kind in zip(carried, _types(line), strict=True):
                 self.pointer[name] = self.pointer.get(initial, "")
+                if kind.endswith(("i64", "i64>")):  # a sum in 64 bits, whatever it comes to
+                    self.known[name] = self.known.get(initial) and (-(2**62), 2**62)
         match = RESULT.match(line)
         if not match:
             return
@@ -154,6 +157,8 @@ class _Analysis:
             return None if largest is None else (-1, largest)
         if kind == "subi" and self.added.get(operands[0], ("", ""))[0] == operands[1]:
             return self.known.get(self.added[operands[0]][1])  # (a + b) - a
+        if kind == "cmpi" or (kind in ("andi", "ori", "xori") and all(x and 0 <= x[0] <= x[1] <= 1 for x in given)):
+            return 0, 1
         if kind == "select":
             given = given[1:]
         if kind in ("reduce", "histogram", "scan"):  # at most a sum over all
@@ -162,6 +167,12 @@ class _Analysis:
         if not given or any(interval is None for interval in given):
             return given[0] if kind in SAME and given else None
         return _arithmetic(kind, given)
+
+
+def _types(loop: str) -> list[str]:
+    """Of what a loop carries."""
+    found = re.search(r"-> \((.*)\)", loop)
+    return re.findall(r"tensor<(?:[^<>]|<[^<>]*>)*>|!tt\.[\w<>, ]+?>(?=, |$)|\w+", found[1]) if found else []
 
 
 def _arithmetic(kind: str, given: list[Any]) -> Interval:
@@ -180,4 +191,3 @@ def _arithmetic(kind: str, given: list[Any]) -> Interval:
     if kind in SAME or kind == "trunci":
         return low, high
     return results[kind]() if kind in results else None
-

@@ -44,7 +44,7 @@ def _case(kernel: ModuleType, name: str, rows: int, columns: int, depth: int, *o
 
 def _codes(rows: int, columns: int, device: str) -> Tensor:
     if not filled():
-        return torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
+        return torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=device)
     return (100 * torch.randn(rows, columns, device=device)).to(torch.float8_e4m3fn)
 
 
