@@ -99,6 +99,8 @@ class _Analysis:
     def __init__(self, launch: Launched, loaded: dict[str, int]) -> None:
         self.known: dict[str, Interval] = {}
         self.sizes: dict[str, int] = {}
+        self.open: dict[int, list[str]] = {}
+        self.yielded: dict[str, Interval] = {}
         self.added: dict[str, tuple[str, str]] = {}
         self.pointer: dict[str, str] = {}
         self.launch, self.loaded, self.found = launch, loaded, []
@@ -106,19 +108,30 @@ class _Analysis:
             if isinstance(value, int):
                 self.known[f"%{name}"] = (int(value), int(value))
             self.pointer[f"%{name}"] = name
-        for line in launch.ttir.splitlines():
-            self._line(re.sub(r"\s*loc\(.*", "", line))
+        for _ in range(2):  # what a loop hands on is known after its body
+            self.found = []
+            for line in launch.ttir.splitlines():
+                self._line(re.sub(r"\s*loc\(.*", "", line))
 
     def _line(self, line: str) -> None:
+        indent = len(line) - len(line.lstrip())
+        if "scf.if" in line or "else" in line:
+            self.open[indent + 2] = []
+        elif "scf.yield" in line:
+            for name, handed in zip(self.open[indent], NAME.findall(line), strict=False):
+                self.yielded[name] = self.known.get(handed)
         loop = re.search(r"scf\.for (%[\w$.]+) = (%[\w$.]+) to (%[\w$.]+) ", line)
         if loop:
             first, end = self.known.get(loop[2]), self.known.get(loop[3])
             self.known[loop[1]] = (first[0], max(first[0], end[1] - 1)) if first and end else None
             carried = re.findall(r"(%[\w$.]+) = (%[\w$.#]+)[,)]", line)
+            self.open[indent + 2] = [name for name, _ in carried]
             for (name, initial), kind in zip(carried, _types(line), strict=True):
                 self.pointer[name] = self.pointer.get(initial, "")
                 if kind.endswith(("i64", "i64>")):  # a sum in 64 bits, whatever it comes to
                     self.known[name] = self.known.get(initial) and (-(2**62), 2**62)
+                elif self.yielded.get(name) and self.known.get(initial):
+                    self.known[name] = _arithmetic("select", [self.known[initial], self.yielded[name]])
         match = RESULT.match(line)
         if not match:
             return

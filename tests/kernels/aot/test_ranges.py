@@ -42,6 +42,7 @@ def faults(launch: Launched) -> list[str]:
     return [*(line for line in escaping(launch, LOADED) if not line.startswith(BELOW)), *rounded(launch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [kernel.name for kernel in LAUNCHED])
 def test_offsets_and_precision(name: str) -> None:
     found = launched(KERNELS[name], TOKENS)
