@@ -18,7 +18,7 @@ from torch import Tensor
 from dsc.compiler.bench.case import Case
 from dsc.compiler.bench.clock import seconds
 from dsc.compiler.bench.machine import Machine
-from dsc.compiler.kernels.registry import kernel_named
+from dsc.compiler.bench.sizes import SIZES
 
 _numbers = itertools.count()
 
@@ -76,7 +76,7 @@ def subject(folder: Path, name: str) -> Subject:
 def _subject(package: str, name: str) -> Subject:
     module = importlib.import_module(f"{package}.kernels.{name}")
     dims = vars(importlib.import_module(f"{package}.dims"))
-    return Subject(name, module, kernel_named(name).sizes(dims))
+    return Subject(name, module, SIZES[name](dims))
 
 
 def _imported(folder: Path) -> str:

@@ -7,6 +7,7 @@ from kernels.aot.test_kernels import CASES, LAUNCHED, keys
 from kernels.lab import dims, kernels, mutated
 from kernels.ranges import Launched, escaping, launches, rounded
 
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.kernel import Kernel
 from dsc.compiler.kernels.registry import KERNELS
 
@@ -32,7 +33,7 @@ def launched(kernel: Kernel, tokens: int, fault: tuple[str, str] | None = None) 
         (module,) = kernels((kernel.name,), *arguments, **keys(first))
     found: list[Launched] = []
     for case in import_module(f"{CASES}.{kernel.name}").cases(
-        module, kernel.sizes(dims(first.model, **keys(first))), tokens, "meta"
+        module, SIZES[kernel.name](dims(first.model, **keys(first))), tokens, "meta"
     ):
         found += launches(module, case.run)
     return found

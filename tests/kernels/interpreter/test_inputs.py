@@ -15,6 +15,7 @@ from kernels.watched import OutOfRange, Race, watched
 from torch import Tensor
 
 from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.registry import KERNELS
 
 CASES = "dsc.compiler.bench.cases"
@@ -30,7 +31,7 @@ IN_PLACE = {"latent_cache": 2}
 
 def functions(name: str, module: ModuleType, tokens: int) -> Iterator[Case]:
     """A case for each function that is measured."""
-    sizes = KERNELS[name].sizes(dims(MODELS.get(name, "tiny"), **KEYS))
+    sizes = SIZES[name](dims(MODELS.get(name, "tiny"), **KEYS))
     seen = set()
     for case in islice(import_module(f"{CASES}.{name}").cases(module, sizes, tokens, "cpu"), 12):
         function = (case.run.func, len(case.run.args))  # type: ignore[attr-defined]
