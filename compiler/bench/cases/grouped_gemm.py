@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsc.compiler.bench.case import Case, filled, normal
@@ -20,6 +21,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     weights = torch.rand(tokens, top_k, device=device)
     x, h, dpre = (normal(*shape, device=device) for shape in ((tokens, width), (rows, inner), (rows, 2 * inner)))
     gate_up_proj, down_proj = expert_weights(num_experts, width, inner, device)
+    grouped_mm = getattr(F, "grouped_mm", None)
     label = f"{tokens} x {top_k} of {num_experts}, {width} x {inner}"
     yield Case(
         f"experts gate_up {label}",
@@ -34,6 +36,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         partial(kernel.reference_product, h, down_proj, ends),
         bytes=2 * (h.numel() + down_proj.numel() + rows * width),
         flops=2 * rows * inner * width,
+        library=partial(grouped_mm, h, down_proj.mT, offs=ends) if grouped_mm else None,
     )
     yield Case(
         f"experts gate_up_dgrad {label}",
@@ -41,6 +44,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         partial(kernel.reference_product, dpre, gate_up_proj, ends, True),
         bytes=2 * (dpre.numel() + gate_up_proj.numel() + rows * width),
         flops=2 * rows * 2 * inner * width,
+        library=partial(grouped_mm, dpre, gate_up_proj, offs=ends) if grouped_mm else None,
     )
 
 
