@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
@@ -43,13 +42,13 @@ def tensors(result: object) -> list[Tensor]:
 
 def _compare(actual: Tensor, expected: Tensor) -> Comparison:
     if actual.shape != expected.shape:
-        return Comparison(inf)
+        return Comparison(math.inf)
     floor = _mean_row(expected) / 100
     squares = product = 0.0
     worst, row = 0.0, -1
     for begin, x, y in _pieces(actual, expected):
         if not bool(x.isfinite().all()):
-            return Comparison(inf, inf, begin + int((~x.isfinite()).any(1).nonzero()[0]))
+            return Comparison(math.inf, math.inf, begin + int((~x.isfinite()).any(1).nonzero()[0]))
         squares += float(x.square().sum() + y.square().sum())
         product += float((x * y).sum())
         errors = (x - y).norm(dim=1) / y.norm(dim=1).clamp(min=floor + 1e-30)
