@@ -15,6 +15,8 @@ from dsc.compiler.bench.run import Result, Subject, checked, each_case, timed
 
 @dataclass(frozen=True)
 class Sitting:
+    package: str
+    """Its name: kernels of several may have cases of one name."""
     device: str
     tokens: Sequence[int]
     """Rows of the inputs that are timed."""
@@ -29,7 +31,7 @@ def run(
     kernels: Sequence[Subject], machine: Machine, sitting: Sitting, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Result]:
     """Results as they come; those of earlier sittings are not among them."""
-    known = _known(sitting.output, machine)
+    known = _known(sitting, machine)
     with sitting.output.open("a", encoding="utf-8") if sitting.output else nullcontext() as file:
         for phase, tokens in (*(("check", odd) for odd in sitting.odd), *(("time", count) for count in sitting.tokens)):
             for kernel in kernels:
@@ -37,7 +39,8 @@ def run(
                 done = {case for known_phase, name, case in known if (known_phase, name) == (phase, kernel.name)}
                 for result in each_case(kernel, tokens, sitting.device, done, _work(phase, kernel, machine, sitting)):
                     if file is not None:
-                        record = {"date": date.today().isoformat(), "phase": phase, **asdict(machine), **asdict(result)}
+                        made = {"date": date.today().isoformat(), "package": sitting.package, "phase": phase}
+                        record = {**made, **asdict(machine), **asdict(result)}
                         file.write(json.dumps(record) + "\n")
                         file.flush()
                     yield result
@@ -49,11 +52,11 @@ def _work(phase: str, kernel: Subject, machine: Machine, sitting: Sitting) -> Ca
     return lambda case: timed(kernel.name, case, machine, sitting.device, sitting.compiled)
 
 
-def _known(output: Path | None, machine: Machine) -> set[tuple[str, str, str]]:
+def _known(sitting: Sitting, machine: Machine) -> set[tuple[str, str, str]]:
     """Phase, kernel and case of what was measured on such a machine with these versions, and did not raise."""
-    if output is None or not output.exists():
+    if sitting.output is None or not sitting.output.exists():
         return set()
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    ours = (machine.device, machine.torch, machine.triton)
-    mine = [row for row in rows if (row["device"], row["torch"], row["triton"]) == ours and not row.get("error")]
-    return {(row.get("phase", "time"), row["kernel"], row["case"]) for row in mine}
+    ours = (sitting.package, machine.device, machine.torch, machine.triton)
+    rows = [json.loads(line) for line in sitting.output.read_text(encoding="utf-8").splitlines()]
+    mine = [row for row in rows if tuple(row.get(key) for key in ("package", "device", "torch", "triton")) == ours]
+    return {(row["phase"], row["kernel"], row["case"]) for row in mine if not row["error"]}

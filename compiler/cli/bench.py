@@ -75,7 +75,7 @@ def bench(
         return
     machine = measure_machine(device)
     chosen = [kernel for name, kernel in kernels.items() if name in only or not only]
-    sitting = Sitting(device, tokens or (4096,), odd, compiled, Path(output) if output else None)
+    sitting = Sitting(folder.resolve().name, device, tokens or (4096,), odd, compiled, Path(output) if output else None)
     with console(stderr=True).status("measuring") as status:
         results = list(run(chosen, machine, sitting, status.update))
     show_results(results, machine)
