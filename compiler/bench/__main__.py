@@ -35,9 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{given.package} has none of these kernels", file=sys.stderr)
         return 2
     machine = measure_machine(given.device)
-    sitting = Sitting(
-        given.package.resolve().name, given.device, given.tokens or (4096,), given.check, given.compiled, given.output
-    )
+    name = given.package.resolve().name
+    sitting = Sitting(name, given.device, given.tokens or (4096,), given.check, given.compiled, given.output)
     print(*ceilings(machine), "  ".join(COLUMNS), sep="\n")
     right = True
     for result in run(kernels, machine, sitting):
