@@ -122,6 +122,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory, shrunk: Any) -> list[Path
     return folders
 
 
+@pytest.mark.slow
 def test_four_packages_with_a_case_that_raises(
     packages: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
