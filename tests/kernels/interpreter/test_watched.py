@@ -41,3 +41,18 @@ def test_programs_that_meet_are_a_race() -> None:
         shift_kernel[(2,)](x, x, 2, SIZE=6, ALL=False)
     with watched():
         total_kernel[(1,)](x, torch.zeros(1))
+
+
+@triton.jit
+def square_kernel(x_ptr, y_ptr, PRECISION: tl.constexpr):
+    i = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    x = tl.load(x_ptr + i)
+    tl.store(y_ptr + i, tl.dot(x, x, input_precision=PRECISION))
+
+
+def test_products_that_a_gpu_would_round_are_refused() -> None:
+    x, y = randn(16, 16), torch.zeros(16, 16)
+    square_kernel[(1,)](x, y, PRECISION="ieee")
+    assert torch.allclose(y, x @ x, atol=1e-5)
+    with pytest.raises(AssertionError, match="TF32"), watched():
+        square_kernel[(1,)](x, y, PRECISION=None)
