@@ -21,8 +21,10 @@ from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
+from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.packed import packed
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
@@ -55,6 +57,8 @@ class Program:
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     policy: Graph | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
+    rows: Graph | None = None
+    """What supervised training on answers trains, several of them in a row; None where there is no policy."""
     notes: tuple[str, ...] = ()
     """Where the compiler deviates from the spec."""
 
@@ -80,8 +84,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     (served,), gathered = fused(
         [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
     )
-    graphs = [plain, verify(step.graph), decoding, served]
-    (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
+    graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
+    (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
+    rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
@@ -93,7 +98,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
     alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(dict.fromkeys(spoken))
-    return Program(spec, target, plain, training, step, inference, serving, learning, notes)
+    return Program(spec, target, plain, training, step, inference, serving, learning, rows, notes)
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:
@@ -135,7 +140,7 @@ def prompted(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.serving, program.policy
+    graphs = program.plain, program.training, program.step, program.serving, program.policy, program.rows
     return emit_package(printer, program.target, *graphs, program.notes)
 
 

@@ -203,7 +203,7 @@ class Run:
 def learn(args: argparse.Namespace) -> None:
     with Ranks(torch.device(args.device)) as ranks:
         run = Run(args, ranks)
-        log = RewardLog(args.metrics, run.start, args.steps) if ranks.first else Silent()
+        log = RewardLog(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent()
         samples = Samples(args.samples, run.start) if ranks.first and args.samples else None
         judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
         with Stop() as stop, judging as judges, watching as watchers, log, samples or nullcontext():
@@ -220,6 +220,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="where to begin; the run is kept in DIR/grpo")
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--wandb", metavar="PROJECT", help="curves to this project of Weights & Biases too; TensorBoard needs no flag")
     add(
         "--samples",
         type=Path,
