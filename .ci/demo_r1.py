@@ -15,8 +15,10 @@ from pathlib import Path
 
 from demo import RUNS, run, say
 
-WARM = "--steps 110 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20"
-LEARN = "--steps 60 --questions 16 --learning-rate 1e-4 --watch exact_match --judges 1"
+# The recipe of tests/benchmarks/rewards.py, which rose on three seeds; the supervised start ends early on purpose.
+WARM = "--steps 80 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20"
+LEARN = "--steps 50 --questions 32 --learning-rate 2e-4 --watch exact_match --judges 1"
+SEED = "3"
 SAMPLES = 4  # lines shown at the end
 CONTROL = '''"""The control's reward: worth nothing, for it says nothing about the answer."""
 
@@ -24,7 +26,7 @@ import random
 
 
 def coin(prompt: str, completion: str) -> float:
-    return float(random.random() < 0.6)
+    return float(random.random() < 0.5)
 '''
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 360, 56, 48, 44
 COLORS = {"rewarded": "#1f6feb", "control": "#8b949e"}
@@ -44,7 +46,7 @@ def main() -> None:
     write_questions(work / "questions.jsonl", 2000, seed=2)
     (RUNS / "control.py").write_text(CONTROL)
     sft = ("--data", "r1/examples.jsonl", "--metrics", "r1/sft.jsonl", "--checkpoint", "r1/rewarded")
-    run(RUNS, "python", "-m", "tiny_r1.train.sft", *sft, *WARM.split())
+    run(RUNS, "python", "-m", "tiny_r1.train.sft", *sft, *WARM.split(), "--seed", SEED)
     shutil.copytree(work / "rewarded", work / "control")
 
     say("3. Learn from rewards: eight answers to each question, right ones become likelier; beside it the control")
@@ -79,7 +81,7 @@ def start(name: str, reward: str, errors: int | None) -> subprocess.Popen[bytes]
     """A run of its own from a copy of the supervised weights, on one core."""
     files = ("--prompts", "r1/questions.jsonl", "--checkpoint", f"r1/{name}", "--metrics", f"r1/{name}.jsonl")
     more = ("--samples", "r1/samples.jsonl") if name == "rewarded" else ()
-    command = [sys.executable, "-m", "tiny_r1.train.grpo", "--reward", reward, *files, *more, *LEARN.split()]
+    command = [sys.executable, "-m", "tiny_r1.train.grpo", "--reward", reward, *files, *more, *LEARN.split(), "--seed", SEED]
     return subprocess.Popen(command, cwd=RUNS, stderr=errors)
 
 

@@ -6,6 +6,7 @@ Both show what the metrics file has. What is there of later steps than a run beg
 """
 
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +57,6 @@ class WeightsAndBiases:
 def opened_curves(metrics: Path, start: int, project: str | None) -> list[Curves]:
     """Beside the metrics of a run that goes on after `start` steps; `project` is that of --wandb."""
     curves: list[Curves] = [WeightsAndBiases(metrics, start, project)] if project else []
-    try:
+    with suppress(ImportError):  # nobody has to have it
         curves.append(TensorBoard(metrics, start))
-    except ImportError:
-        pass  # nobody has to have it
     return curves

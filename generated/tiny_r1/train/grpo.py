@@ -61,7 +61,7 @@ class Judged:
     asked: Sequence[Question]
     answers: Rollout
     samples: list[Sample]
-    rewards: Tensor  # [questions, GROUP_SIZE]
+    rewards: Tensor  # [questions, GROUP_SIZE], NaN where the reward failed
     failures: int
 
 
@@ -88,7 +88,8 @@ class Samples:
     def write(self, step: int, judged: Judged) -> None:
         for index, question in enumerate(judged.asked[:SAMPLES_SHOWN]):
             row = {"step": step, "prompt": question.prompt, "completion": judged.samples[index * GROUP_SIZE][1]}
-            self.file.write(json.dumps({**row, "reward": judged.rewards[index, 0].item()}) + "\n")
+            reward = judged.rewards[index, 0].item()
+            self.file.write(json.dumps({**row, "reward": reward if math.isfinite(reward) else None}) + "\n")
         self.file.flush()
 
 
@@ -126,7 +127,7 @@ class Run:
             record = {"step": step, **self.told(judged), **values, **agreement, "learning_rate": rate}
             if args.watch:
                 watched = torch.tensor(watchers.judge(judged.samples), device=self.ranks.device)
-                record["watched"] = self.ranks.gather(watched).mean().item()
+                record["watched"] = known(self.ranks.gather(watched)).mean().item()
             log.write({**record, "seconds": time.perf_counter() - began})
             if samples:
                 samples.write(step, judged)
@@ -157,7 +158,8 @@ class Run:
         said = answers.labels != -100
         old, differing = learner.log_probabilities(model, answers)
         reference, _ = learner.log_probabilities(learner.in_dtype(learner.reference), answers)
-        mask = said.to(old.dtype)
+        counting = rewards.isfinite().view(-1, 1)
+        mask = (said & counting).to(old.dtype)
         counts = self.ranks.gather(mask.sum(1))  # tokens that count, by answer
         taken = Experience(
             answers.tokens,
@@ -177,7 +179,9 @@ class Run:
         """Of trainer and engine in log-probabilities and in routers, where something was said; [B, T] each."""
         distance = log_ratio.expm1() - log_ratio  # k3
         each = (said.sum(1), log_ratio.abs().amax(1), distance.sum(1), differing.sum(1))
-        tokens, largest, distances, differ = self.ranks.gather(torch.stack([one.double() for one in each], 1)).unbind(1)
+        tokens, largest, distances, differ = self.ranks.gather(torch.stack([sums.double() for sums in each], 1)).unbind(
+            1
+        )
         return {
             "mismatch": (distances.sum() / tokens.sum()).item(),
             "mismatch_max": largest.max().item(),
@@ -189,14 +193,22 @@ class Run:
         length, cut_off = (judged.answers.labels != -100).sum(1).float(), judged.answers.cut_off.float()
         each = self.ranks.gather(torch.stack((judged.rewards.flatten(), length, cut_off), 1))
         rewards, failures = each[:, 0].view(-1, GROUP_SIZE), torch.tensor([judged.failures], device=self.ranks.device)
+        worth, failed = known(rewards), rewards.isnan()
+        best, worst = rewards.masked_fill(failed, -math.inf).amax(1), rewards.masked_fill(failed, math.inf).amin(1)
         return {
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std().item(),
-            "useful": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
+            "reward": worth.mean().item(),
+            "reward_std": worth.std(correction=min(1, len(worth) - 1)).item(),
+            "useful": (best > worst).float().mean().item(),
             "length": each[:, 1].mean().item(),
             "cut_off": each[:, 2].mean().item(),
             "reward_failures": int(self.ranks.gather(failures).sum()),
         }
+
+
+def known(rewards: Tensor) -> Tensor:
+    """Those that did not fail, in a row; a zero where all did."""
+    finite = rewards[rewards.isfinite()]
+    return finite if len(finite) else finite.new_zeros(1)
 
 
 @in_a_line()
