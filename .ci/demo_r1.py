@@ -16,9 +16,8 @@ from pathlib import Path
 from demo import RUNS, run, say
 
 # The recipe of tests/benchmarks/rewards.py, which rose on three seeds; the supervised start ends early on purpose.
-WARM = "--steps 80 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20"
-LEARN = "--steps 50 --questions 32 --learning-rate 2e-4 --watch exact_match --judges 1"
-SEED = "3"
+WARM = "--steps 80 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20 --seed 3"
+LEARN = "--steps 50 --questions 32 --learning-rate 2e-4 --watch exact_match --judges 1 --seed 3"
 SAMPLES = 4  # lines shown at the end
 CONTROL = '''"""The control's reward: worth nothing, for it says nothing about the answer."""
 
@@ -46,7 +45,7 @@ def main() -> None:
     write_questions(work / "questions.jsonl", 2000, seed=2)
     (RUNS / "control.py").write_text(CONTROL)
     sft = ("--data", "r1/examples.jsonl", "--metrics", "r1/sft.jsonl", "--checkpoint", "r1/rewarded")
-    run(RUNS, "python", "-m", "tiny_r1.train.sft", *sft, *WARM.split(), "--seed", SEED)
+    run(RUNS, "python", "-m", "tiny_r1.train.sft", *sft, *WARM.split())
     shutil.copytree(work / "rewarded", work / "control")
 
     say("3. Learn from rewards: eight answers to each question, right ones become likelier; beside it the control")
@@ -81,7 +80,7 @@ def start(name: str, reward: str, errors: int | None) -> subprocess.Popen[bytes]
     """A run of its own from a copy of the supervised weights, on one core."""
     files = ("--prompts", "r1/questions.jsonl", "--checkpoint", f"r1/{name}", "--metrics", f"r1/{name}.jsonl")
     more = ("--samples", "r1/samples.jsonl") if name == "rewarded" else ()
-    command = [sys.executable, "-m", "tiny_r1.train.grpo", "--reward", reward, *files, *more, *LEARN.split(), "--seed", SEED]
+    command = [sys.executable, "-m", "tiny_r1.train.grpo", "--reward", reward, *files, *more, *LEARN.split()]
     return subprocess.Popen(command, cwd=RUNS, stderr=errors)
 
 

@@ -225,7 +225,7 @@ def learn(args: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.grpo", description="Train tiny-r1 on rewards.")
-    add = parser.add_argument
+    add = parser.add_argument  # of the defaults, --questions and --learning-rate are what DeepSeek-R1 publishes
     add("--reward", action="append", required=True, help="module:function, or a name of rewards.py; of several the sum")
     add("--watch", action="append", default=[], help="a reward that is logged as `watched`, not learned from")
     add("--prompts", type=Path, required=True, metavar="FILE.jsonl", help='a line is {"prompt": ..., "answer": ...}')

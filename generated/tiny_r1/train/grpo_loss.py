@@ -23,7 +23,7 @@ PARTS = ("loss", "kl", "clipped", "entropy")
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """[questions, GROUP_SIZE] -> the same. An answer that nobody could judge, NaN, is no part of its group: it has 0."""
+    """[questions, GROUP_SIZE] -> the same. What nobody could judge, NaN, is no part of its group and has 0."""
     known = rewards.isfinite()
     number = known.sum(1, keepdim=True)
     mean = rewards.where(known, 0).sum(1, keepdim=True) / number.clamp(min=1)
