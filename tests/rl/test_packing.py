@@ -8,6 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsc.compiler.driver import build, emit
+from dsc.compiler.graph.saved import saved_storages
+from dsc.compiler.ops.call import function_name
+from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
+
 Example = tuple[list[int], list[int]]
 SIZES = [(3, 4), (7, 2), (1, 5), (2, 1), (12, 9), (5, 5), (1, 2), (90, 50)]  # of prompts and answers
 WIDTH = 120  # longer than tiny-window's window; the last example is cut off there
@@ -182,3 +188,41 @@ def test_a_rank_without_rows_has_gradients_of_zero(learning: Any) -> None:
     assert len(rows) == 1 and not any(losses.values())
     assert len(ranks.added) == 1 + len(list(tutor.model.parameters())) + routers
     assert not any(tensor.any() for tensor in ranks.added)
+
+
+@pytest.mark.parametrize("name", ["tiny-r1", "tiny-window"])
+def test_attention_keeps_what_it_claims(emitted: Any, name: str) -> None:
+    """Storage by storage, as tests/graph/test_saved.py has it of pre-training: the mask is kept as numbers."""
+    data = load(name).model_dump() | {"rl": {"max_new_tokens": 8}}
+    program = build(ModelSpec.model_validate(data))
+    module = emitted(emit(program))
+    assert program.rows is not None
+    blocks = program.rows.blocks.values()
+    attends = [
+        block for block in blocks if any(node.op.kind.startswith("document_attention") for node in block.nodes())
+    ]
+    assert len(attends) == (2 if name == "tiny-window" else 1)
+    model, length = module("model").Model(), 24
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    for block in attends:
+        part = next(part for part in model.modules() if type(part).__name__ == block.class_name)
+        visible = torch.ones(2, length, length, dtype=torch.bool).tril()
+        given = {
+            "x": torch.randn(2, length, module("dims").HIDDEN_SIZE, requires_grad=True),
+            "visible": visible,
+            "rope": module("model").spread_pairs(module("model").rotary_table(length, torch.empty(0))),
+        }
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        function = getattr(module("train.packed"), function_name(block.class_name, block.method))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = function(part, *(given[value.name] for value in block.inputs))
+        found = sorted(size for address, size in kept.items() if address not in known and size > 16)
+        sizes = {"B": 2, "S": length}
+        claimed = [storage.type.bytes.value(sizes) for storage in saved_storages(program.rows, block.key)]
+        assert sorted(claimed) == found, block.key
+        del out
