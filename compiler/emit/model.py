@@ -68,6 +68,15 @@ def _kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
+def recompute_functions(graph: Graph) -> list[str]:
+    """The functions of train/recompute.py that the graph's lines call."""
+    return _recompute_among(need.name for need in requirements(graph))
+
+
+def _recompute_among(required: Iterable[str]) -> list[str]:
+    return sorted({name.removeprefix(RECOMPUTE) for name in required if name.startswith(RECOMPUTE)})
+
+
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
     """The functions of other files that the graph's lines call: (module, name); `root` and `train` are prefixes."""
     return imported_among([need.name for need in requirements(graph)], root, train)
@@ -75,9 +84,8 @@ def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
 
 def imported_among(required: Collection[str], root: str, train: str) -> list[tuple[str, str]]:
     """The same for these requirements."""
-    recompute = {name.removeprefix(RECOMPUTE) for name in required if name.startswith(RECOMPUTE)}
     kernels = [(f"{root}kernels.{module}", name) for module, name in _kernels_among(required)]
-    return [*kernels, *((f"{train}recompute", name) for name in sorted(recompute))]
+    return [*kernels, *((f"{train}recompute", name) for name in _recompute_among(required))]
 
 
 def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:

@@ -10,7 +10,7 @@ from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
-from dsc.compiler.planner.machine.hardware import hardware
+from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import search
 from dsc.spec.model import ModelSpec
@@ -30,8 +30,8 @@ ELEMENTWISE = ("norms", "swiglu")
 """What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str | None:
-    """None on one rank; where the choice has no code, the reason."""
+def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str:
+    """Where the choice has no code, the reason."""
     assert spec.cluster is not None and spec.placement is not None
     free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
     machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
@@ -40,8 +40,6 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     problem = Problem(spec, graph, timed, machines)
     found = search(problem, emitted_families(problem) if any_schedule else None, sets)
     layout = (found.best or found.smallest).layout
-    if layout.world == 1:
-        return None
     if reason := next(missing(layout, graph, timed), None):
         return reason
     stages = problem.stages(layout)
@@ -58,7 +56,14 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
+        nodes=nodes(layout, problem.hardware),
     )
+
+
+def nodes(layout: Layout, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
+    local = hardware.cluster.scale_up_domain
+    return layout.ep // local if local > 1 and layout.ep % local == 0 else 1
 
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
@@ -82,7 +87,7 @@ def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
 
 def emitted_sets(spec: ModelSpec, timed: Graph) -> tuple[tuple[str, ...], ...]:
     """What there is code to recompute, the smallest set first."""
-    without = {"full", *(ELEMENTWISE if _keeps_codes(timed) else ())}
+    without = frozenset(ELEMENTWISE if _keeps_codes(timed) else ())
     return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
 
 
@@ -93,8 +98,6 @@ def _keeps_codes(timed: Graph) -> bool:
 def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
-    if "full" in layout.recompute:
-        yield "recompute full"
     if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
