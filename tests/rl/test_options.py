@@ -144,10 +144,10 @@ def test_answers_that_were_cut_off_are_left_out(run: Any, masked: bool) -> None:
 
 def test_a_reference_is_refreshed_when_it_is_time(run: Any) -> None:
     """Then policy and reference are one and the divergence is zero."""
-    refreshed = [row["kl"] for row in run(5, reference_refresh=2).rows]
-    kept = [row["kl"] for row in run(5, reference_refresh=None).rows]
-    assert [kl > 1e-9 for kl in refreshed] == [False, True, False, True, False], refreshed
-    assert [kl > 1e-9 for kl in kept] == [False, True, True, True, True], kept
+    refreshed = [row["kl"] for row in run(3, reference_refresh=2).rows]
+    kept = [row["kl"] for row in run(3, reference_refresh=None).rows]
+    assert [kl > 1e-9 for kl in refreshed] == [False, True, False], refreshed
+    assert [kl > 1e-9 for kl in kept] == [False, True, True], kept
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
