@@ -62,10 +62,15 @@ Code = Literal[
     "DSC068",
     # placement
     "DSC070",
+    "DSC071",
+    "DSC072",
     # reinforcement learning
     "DSC080",
     "DSC081",
     "DSC082",
+    # serving
+    "DSC090",
+    "DSC091",
 ]
 
 
