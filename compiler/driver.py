@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.distribute import TrainingStep, training_step
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
+from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.paged import with_pages
@@ -28,7 +28,8 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.shard import Sharing, sharing_experts
+from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -103,25 +104,19 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
 
-    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
     try:
-        return chosen_sharing(spec, plain, timed(spec))
+        return chosen_sharing(spec, *planned(spec))
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
 
 
-def wide_state(spec: ModelSpec) -> Iterator[str]:
-    """What the trainer stores in float32 although the spec asks for less."""
-    state = spec.precision.optimizer
-    if state.master == "none" and spec.precision.parameters == "bf16":
-        yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
-    if state.gradients == "bf16":
-        yield "precision.optimizer.gradients: the trainer sums gradients in float32"
-
-
-def timed(spec: ModelSpec) -> Graph:
-    """The training graph that the planner times."""
-    return run(verify(build_graph(spec)), TIMED)
+def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
+    target = target_of(spec)
+    plain = verify(build_graph(spec))
+    graphs = [plain, verify(sharing_experts(plain), plain)]
+    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
+    return alone, shared
 
 
 def prompted(spec: ModelSpec) -> Graph:

@@ -10,6 +10,7 @@ from rich.table import Table
 from dsc.compiler.cli.console import give_verdict, say, show, tell
 from dsc.compiler.planner.memory.lines import Role
 from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
+from dsc.compiler.planner.report.record import placement
 from dsc.compiler.planner.report.trivial import TrivialPlan
 from dsc.compiler.planner.search.explain import Neighbour
 from dsc.compiler.planner.serving.deployment import Alternative
@@ -32,6 +33,8 @@ def show_plan(plan: Plan) -> None:
         f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}",
         INDENT,
     )
+    for line in plan.not_emitted:
+        tell(f"not emitted: {line}", INDENT)
     show(_memory(plan))
     if len(plan.roles) > MOST_ROLES:
         tell(f"the fullest, the first and the last of {len(plan.roles)} kinds of ranks; -o and --json have all of them")
@@ -49,6 +52,10 @@ def show_plan(plan: Plan) -> None:
         missing = (faster.bytes - problem.capacity) / GIB
         device, better = problem.hardware.device, ", ".join(choices(plan))
         tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
+    if plan.elsewhere is not None:
+        there, sizes = plan.elsewhere, placement(plan.elsewhere.layout)
+        sizes = ", ".join(f"{name} {value}" for name, value in sizes.items() if value not in (1, []))
+        tell(f"other engines, which run more than is emitted: {there.seconds:.2f} s a step with {sizes}")
     say(f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} were simulated")
 
 

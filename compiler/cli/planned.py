@@ -9,7 +9,7 @@ from typing import Any
 
 from dsc.compiler.cli.console import console, print_json, tell
 from dsc.compiler.cli.plan_tables import show_plan, show_trivial
-from dsc.compiler.driver import build, timed
+from dsc.compiler.driver import build, planned
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
@@ -66,7 +66,7 @@ def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | Non
 
 def training(spec: ModelSpec, machines: Hardware) -> Planned:
     with console(stderr=True).status("planning"):
-        plan = make_plan(Problem(spec, build(spec).training, timed(spec), machines))
+        plan = make_plan(Problem(spec, *planned(spec), machines))
     return Planned(
         record(plan),
         lambda: plan_yaml(plan),

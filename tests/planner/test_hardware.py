@@ -181,7 +181,7 @@ def test_what_is_wrong_with_a_cluster_is_said_where_it_stands(tmp_path: Path, se
 def test_a_cpu_has_no_context_of_cuda_and_no_gpus() -> None:
     spec = load("tiny")
     cpu = hardware(Machines(kind="cpu", nodes=4))
-    plan = make_plan(Problem(spec, build(spec).training, timed(spec), cpu))
+    plan = make_plan(Problem(spec, *planned(spec), cpu))
     names = {line.name for role in plan.roles for line in role.lines}
     assert not names & {CUDA, COLLECTIVES, EXPERT_BUFFERS}
     assert "GPU" not in plan_yaml(plan).replace("without a GPU", "")

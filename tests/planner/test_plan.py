@@ -24,14 +24,12 @@ from dsc.compiler.planner.serving.problem import ServingProblem
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
-from planner.machines import machine, model
+from planner.machines import emitted, machine, model
 
 
 @cache
 def tiny() -> Plan:
-    spec, timed = model("tiny")
-    spec = spec.model_copy(update={"cluster": Machines(kind="cpu", nodes=4)})
-    return make_plan(Problem(spec, build(spec).training, timed, machine("cpu", 4)))
+    return make_plan(emitted("tiny", "cpu", 4))
 
 
 @cache

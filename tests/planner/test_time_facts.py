@@ -15,7 +15,7 @@ from dsc.compiler.planner.machine.calibration import HOPPER, TABLE_4
 from dsc.compiler.planner.machine.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
 from dsc.compiler.planner.time.lines import BUBBLE, SYNC
 from dsc.compiler.planner.time.step import CostModel, StepTime
-from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
+from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged, theirs
 
 V3 = costs("deepseek-v3", "h800", 256)
 V3_STEP = V3.step(V3_PLAN, staged(V3, V3_PLAN), V3_BATCH)
@@ -41,7 +41,7 @@ def line(step: StepTime, name: str) -> float:
 
 def pair() -> float:
     """Milliseconds of an F&B pair of four layers under balanced routing, as in the trace."""
-    even = CostModel(*model("deepseek-v3"), balanced(V3.hardware))
+    even = theirs("deepseek-v3", balanced(V3.hardware))
     return 1e3 * even.stages.cost(FOUR, V3_PLAN).times.overlapped
 
 
@@ -202,7 +202,7 @@ def tokens_per_second(run: Run) -> tuple[float, StepTime, CostModel]:
     hardware = machine(run.kind, run.layout.world // machine(run.kind, 1).cluster.gpus_per_node)
     if run.source == BRIDGE:
         hardware = balanced(hardware)
-    found = CostModel(*model(run.model, run.sequence_length), hardware, run.interleaved_hides)
+    found = theirs(run.model, hardware, run.sequence_length, run.interleaved_hides)
     step = found.step(run.layout, staged(found, run.layout), run.batch)
     return run.batch * run.sequence_length / step.seconds / run.layout.world, step, found
 

@@ -26,7 +26,8 @@ from dsc.compiler.planner.memory.lines import (
     Role,
 )
 from dsc.compiler.planner.pipeline.simulate import Timeline
-from dsc.compiler.planner.search.explain import Neighbour, climb, largest_saving, neighbours
+from dsc.compiler.planner.search.emitted import choose, not_emitted
+from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
 from dsc.compiler.planner.time.step import StepTime
@@ -69,6 +70,18 @@ class Plan:
     def layout(self) -> Layout:
         return self.chosen.layout
 
+    @property
+    def not_emitted(self) -> tuple[str, ...]:
+        """What of it the package does not do, a line each."""
+        return not_emitted(self.problem, self.layout)
+
+    @cached_property
+    def elsewhere(self) -> Candidate | None:
+        """The fastest layout that fits in other engines, for comparison; None where none does, or this is one."""
+        if self.problem.others is not None:
+            return None
+        return search(self.problem.elsewhere()).best
+
     @cached_property
     def timeline(self) -> Timeline:
         """The whole step, action by action."""
@@ -79,11 +92,11 @@ class Plan:
 
 def make_plan(problem: Problem) -> Plan:
     """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
-    found = search(problem)
-    chosen = climb(problem, found.best) if found.best else found.smallest
+    found = choose(problem)
+    chosen = found.best or found.smallest
     layout = chosen.layout
     time = problem.step(layout)
-    around = neighbours(problem, layout, time.seconds)
+    around = neighbours(problem, layout, time.seconds, found.lacks)
     roles = alike(problem.memory.ledger(layout, problem.batch, problem.stages(layout)))
     return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))
 

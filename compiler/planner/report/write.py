@@ -31,6 +31,7 @@ def plan_yaml(plan: Plan) -> str:
         global_batch=facts["global_batch"],
         micro_batches=facts["micro_batches"],
         placement=_flow(placement(plan.layout)),
+        **({"not_emitted": CommentedSeq(facts["not_emitted"])} if facts["not_emitted"] else {}),
         stages=CommentedSeq(_flow(runs(stage)) for stage in facts["stages"]),
         memory=_memory(facts),
         sources=_sources(facts),
@@ -41,10 +42,13 @@ def plan_yaml(plan: Plan) -> str:
         rejected=_flows(facts["rejected"], CHOICES),
         largest_saving=facts["largest_saving"],
         sensitivity=facts["sensitivity"] and _flow(facts["sensitivity"]),
+        other_engines=facts["other_engines"] and _flow(facts["other_engines"]),
     )
     legal = f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} of them were simulated."
     body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
     _say(body, "placement", "under this key in the spec, it is pinned")
+    if "not_emitted" in body:
+        _say(body, "not_emitted", "what the package has no code for yet")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
     _say(body, "memory", f"bytes of one {device}, for pipeline ranks that hold alike; sums, then what they are made of")
     _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
@@ -52,6 +56,7 @@ def plan_yaml(plan: Plan) -> str:
         body, "time", f"of a step, in seconds on the busiest rank; within {time['uncertainty']:.0%} on published steps"
     )
     _say(body, "rejected", "one choice away, and what speaks against it")
+    _say(body, "other_engines", "the fastest plan of engines that run more, for comparison; none of it is emitted")
     _say(body, "sensitivity", f"the next better plan, and the memory that a {device} lacks for it")
     return text_of(body)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from dsc.compiler.graph.block import Node
 from dsc.compiler.graph.dim import Atom, Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
@@ -19,11 +20,12 @@ from dsc.compiler.planner.layout.layout import RECOMPUTE
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
-from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
-# SwiGLU of routed experts runs again whatever is chosen: their kernel keeps gate and up alone (ops/fused/experts.py).
-ALWAYS = "always"
+# Bytes moved per element cast to FP8 on its own: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
+CAST = 2 + 1 + 4 / 128
+# The same for a transposed copy of what FP8 already holds.
+TRANSPOSE = 2 * (1 + 4 / 128)
 SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
 
 
@@ -39,6 +41,24 @@ class Terms(NamedTuple):
             for coefficient, b, s, formulas in self.terms
         )
 
+    def times(self, factor: float) -> Terms:
+        return Terms(tuple((factor * coefficient, *others) for coefficient, *others in self.terms))
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms((*self.terms, *other.terms))
+
+
+class Casts(NamedTuple):
+    """Bytes that a product moves to quantize what it reads to FP8, in kernels of its own."""
+
+    forward: Terms = Terms()
+    input_gradient: Terms = Terms()
+    weight_gradient: Terms = Terms()
+    weights: tuple[float, float] = (0.0, 0.0)
+    """Of the weights: forward, and for the input's gradient."""
+    again: Terms = Terms()
+    """What backward casts anew where the input is made again."""
+
 
 @dataclass(frozen=True)
 class OpCost:
@@ -47,12 +67,15 @@ class OpCost:
     name: str
     """Path of the parameter, or of the module and the op's kind."""
     kernel_class: KernelClass
+    """Of forward and of the input's gradient."""
+    weight_class: KernelClass
+    """Of the weights' gradient."""
     weight_axes: frozenset[Axis]
     """Of the shapes of its weights."""
     routed: bool
     """Its weights are those of routed experts."""
     recompute: tuple[str, ...]
-    """Members of layout.RECOMPUTE, or ALWAYS, that run it again in backward."""
+    """Members of layout.RECOMPUTE that run it again in backward."""
     recast: tuple[str, ...]
     """Those that make again what it is the first to cast to FP8."""
     flops: Terms
@@ -64,34 +87,33 @@ class OpCost:
     """Elements of the matrices that it multiplies by."""
     weight_bytes: int
     """Bytes of one such element."""
-    input_elements: Terms
-    """Of the input, where this op is the first to cast it to FP8."""
-    output_elements: Terms
-    """Of the result, whose gradient is cast to FP8."""
+    casts: Casts
     key_value_bytes: Terms
     """Of attention: what context parallelism passes around."""
 
 
-def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str, tuple[OpCost, ...]]:
-    """The ops of each kind of part, in order. `fp8_products`: names of precision.linear.products that are in FP8."""
+def op_costs(parts: Iterable[Part], theirs: AbstractSet[str] = frozenset()) -> dict[str, tuple[OpCost, ...]]:
+    """The ops of each kind of part, in order.
+
+    `theirs`: names of precision.linear.products that other engines run in FP8, where the graph does not.
+    """
     found: dict[str, tuple[OpCost, ...]] = {}
     for part in parts:
         if part.kind not in found:
-            found[part.kind] = tuple(_op_costs(part.steps, fp8_products))
+            found[part.kind] = tuple(_op_costs(part.steps, theirs))
     return found
 
 
-def _op_costs(steps: tuple[Step, ...], fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
+def _op_costs(steps: tuple[Step, ...], theirs: AbstractSet[str]) -> Iterator[OpCost]:
     cast: set[Storage] = set()
     runs = {choice: again(steps, choice) for choice in RECOMPUTE}
     made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
-        if all(storage is None or storage in step.inputs for storage in step.outputs):
-            continue  # a view
-        kernel_class = class_of(step, fp8_products)
+        views = all(storage is None or storage in step.inputs for storage in step.outputs)
+        if views or step.node.op.op_class is OpClass.EXCHANGE:
+            continue
+        kernel_class = class_of(step, theirs)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
-        if step.node.op.recompute == "swiglu" and _is_expert_row(step):
-            recompute = (*recompute, ALWAYS)
         source = step.inputs[0] if kernel_class in CASTING else None
         casts_first = source is not None and source not in cast
         if source is not None:
@@ -107,6 +129,7 @@ def _op_cost(
     parameters = op.parameters()
     matrices = [parameter.substitute(sizes) for parameter in parameters if len(parameter.type.shape) > 1]
     counts = op.op_class not in (OpClass.MEMORY, OpClass.LOOKUP)
+    weights = sum(matrix.type.numel.value() for matrix in matrices)
     flops = node.flops().substitute(sizes) if counts else Int(0)
     backward = op.backward_flops(node.input_types, node.output_types).substitute(sizes) if counts else Int(0)
     inputs, outputs = _sizes(node.input_types, step.inputs, sizes), _sizes(node.output_types, step.outputs, sizes)
@@ -115,6 +138,7 @@ def _op_cost(
     return OpCost(
         name=step.path + (parameters[0].name if parameters else op.kind),
         kernel_class=kernel_class,
+        weight_class="gemm" if op.in_fp8 and "weight_gradient" not in op.in_fp8 else kernel_class,
         weight_axes=_axes(matrices),
         routed=any(matrix.is_routed for matrix in matrices),
         recompute=recompute,
@@ -123,11 +147,35 @@ def _op_cost(
         backward_flops=_terms(backward),
         forward_bytes=_terms(read + total([size for size, _ in outputs])),
         backward_bytes=_terms(backward_bytes),
-        weights=sum(matrix.type.numel.value() for matrix in matrices) if multiplies else 0,
+        weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
-        input_elements=_terms(_elements(node.input_types[0], sizes) if casts_first else Int(0)),
-        output_elements=_terms(_elements(node.output_types[0], sizes) if kernel_class in CASTING else Int(0)),
+        casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
         key_value_bytes=_terms(total(_of_tokens(inputs[1:])) if op.op_class is OpClass.ATTENTION else Int(0)),
+    )
+
+
+def _own_casts(step: Step, weights: int) -> Casts:
+    """As the kernels that the package has do them: rows and columns in one pass, weights in every micro-batch."""
+    node = step.node
+    forward, backward = (_terms(one.substitute(step.sizes)) for one in _cast_bytes(node))
+    return Casts(forward, backward, weights=(weights * CAST, weights * (CAST + TRANSPOSE / 2)))
+
+
+def _cast_bytes(node: Node) -> tuple[Dim, Dim]:
+    return node.op.cast_bytes(node.input_types, node.output_types)
+
+
+def _their_casts(step: Step, kernel_class: KernelClass, first: bool) -> Casts:
+    """As DeepSeek's trace has them: a cast, and a transposed copy of what was cast, each a kernel of its own."""
+    if kernel_class not in CASTING:
+        return Casts()
+    given = _terms(_elements(step.node.input_types[0], step.sizes) if first else Int(0))
+    result = _terms(_elements(step.node.output_types[0], step.sizes))
+    return Casts(
+        given.times(CAST),
+        result.times(CAST),
+        given.times(TRANSPOSE) + result.times(TRANSPOSE),
+        again=given.times(CAST - TRANSPOSE),  # codes along the tokens, of wide numbers and not of codes along features
     )
 
 
@@ -145,24 +193,19 @@ CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
 """Kernels whose operands are cast to FP8 first."""
 
 
-def class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
-    """How an op is limited: a product is FP8 where the spec says so of its kind, of float32 where its rows are."""
+def class_of(step: Step, theirs: AbstractSet[str] = frozenset()) -> KernelClass:
+    """How an op is limited: a product is FP8 where it says so itself, of float32 where its rows are."""
     op = step.node.op
     match op.op_class:
-        case OpClass.MEMORY | OpClass.LOOKUP:
+        case OpClass.MEMORY | OpClass.LOOKUP | OpClass.EXCHANGE:
             return "memory"
         case OpClass.ATTENTION:
             return "attention"
     if any(isinstance(t, TensorType) and t.shape and t.dtype is DType.FP32 for t in step.node.output_types):
         return "fp32_gemm"
-    if any(one.product in fp8_products for one in op.holders()):
+    if op.in_fp8 or any(one.product in theirs for one in op.holders()):
         return "fp8_grouped" if op.op_class is OpClass.GROUPED_PRODUCT else "fp8_gemm"
     return "gemm"
-
-
-def _is_expert_row(step: Step) -> bool:
-    result = step.outputs[0]
-    return result is not None and has_row_for_each_expert(result.type)
 
 
 def _axes(matrices: Iterable[Parameter]) -> frozenset[Axis]:

@@ -16,6 +16,7 @@ from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.time.kernels import CLASSES, Seconds
 from dsc.compiler.planner.time.ops import OpCost
+from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.spec.model import ModelSpec
 
@@ -41,7 +42,9 @@ class Traffic(NamedTuple):
 class Communication:
     """Of one model on one machine. Between layers goes `stream`; within a layer, its sublayers read hidden states."""
 
-    def __init__(self, spec: ModelSpec, stream: TensorType, hardware: Hardware) -> None:
+    def __init__(
+        self, spec: ModelSpec, stream: TensorType, hardware: Hardware, others: OtherEngines | None = None
+    ) -> None:
         self.experts = experts_of(spec)
         self._hardware = hardware
         self._hidden = spec.hidden_size
@@ -49,7 +52,11 @@ class Communication:
         self._stream_bytes = stream.bytes.value({B.name: 1, S.name: self._length})
         self._width = BYTES[spec.precision.parameters]
         self._gradient_width = BYTES[spec.precision.optimizer.gradients]
-        self._dispatch_width = FP8 if "experts" in spec.precision.fp8_products() else self._width
+        self._all_to_all = collectives.direct_all_to_all
+        self._dispatch_width: float = self._width
+        if others is not None:
+            self._all_to_all = collectives.expert_all_to_all
+            self._dispatch_width = FP8 if "experts" in others.fp8_products else self._width
         self._exchange = cache(self._exchange_of)
 
     def of_part(
@@ -74,7 +81,11 @@ class Communication:
         return sharing.micro_batch * self._length / (sharing.cp * sharing.tp)
 
     def _exchange_of(self, sharing: PartSharing) -> tuple[float, float]:
-        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them, dispatch in FP8 as well."""
+        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them.
+
+        The package sends a row for each expert of a token, as PyTorch's all-to-all does. Others send a token once to
+        each domain and copy it there, in FP8 where its products are.
+        """
         if self.experts is None:
             return 0.0, 0.0
         hardware, calibration = self._hardware, self._hardware.calibration
@@ -82,7 +93,7 @@ class Communication:
         alone = beside = 0.0
         ways = ((self._dispatch_width, calibration.overlapped_dispatch), (self._width, calibration.overlapped_combine))
         for width, reached in ways:
-            volume = collectives.expert_all_to_all(rows, self._hidden, width, self.experts, group, hardware)
+            volume = self._all_to_all(rows, self._hidden, width, self.experts, group, hardware)
             alone += volume.seconds(hardware)
             beside += volume.seconds(hardware, reached.value)
             if sharing.etp > 1:  # ranks that share an expert's width all read all its rows
