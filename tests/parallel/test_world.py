@@ -5,11 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.driver import build, run, timed
-from dsc.compiler.graph.verify import verify
-from dsc.compiler.kernels.target import target_of
-from dsc.compiler.passes.fuse.choose import choose_kernels
+from dsc.compiler.driver import build, planned
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.memory.lines import MASTER, MOMENTS, WEIGHTS, Role
@@ -46,6 +42,5 @@ def ledger(spec: ModelSpec) -> tuple[Role, ...]:
     kinds = {"schedule": "dualpipe-v", "activations": "bf16", "recompute": sharing.recompute}
     sizes = {"pp": sharing.pp, "dp": sharing.dp, "ep": sharing.ep, "zero": sharing.zero}
     layout = Layout(**sizes, **kinds, vpp=2, tp=1, cp=1, etp=1, micro_batch=sharing.micro_batch)
-    graph = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
-    problem = Problem(spec, graph, timed(spec), hardware(spec.cluster))
+    problem = Problem(spec, *planned(spec), hardware(spec.cluster))
     return problem.memory.ledger(layout, problem.batch, problem.stages(layout))

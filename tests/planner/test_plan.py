@@ -13,7 +13,6 @@ from dsc.compiler.planner.report.plan import Plan, alike, choices, make_plan, me
 from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
-from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import (
     ServingFound,
     make_serving_plan,

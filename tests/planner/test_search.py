@@ -109,16 +109,12 @@ def test_the_smallest_cluster_fits_and_the_next_smaller_does_not() -> None:
 # DeepSeek-V3 on 2048 H800.
 
 
+@cache
 def v3() -> Problem:
     """As DeepSeek's own engine trains it."""
-    problem = problem_of("deepseek-v3", "h800", 256)
+    problem = problem_of("deepseek-v3", "h800", 256).elsewhere()
     assert problem.batch == V3_BATCH
-    return elsewhere(problem)
-
-
-@cache
-def elsewhere(problem: Problem) -> Problem:
-    return problem.elsewhere()
+    return problem
 
 
 @cache

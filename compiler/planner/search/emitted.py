@@ -138,10 +138,23 @@ def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
     uncut = why_one_by_one(bool(layout.recompute), problem.cost.overlap.cycles)
     alone = layout.schedule == "dualpipe-v" and layout.ep > 1 and uncut
     return (
-        *(f"{text}: the package trains on one {problem.hardware.device} instead" for text in missing(layout, problem.graph)),
+        *(
+            f"{text}: the package trains on one {problem.hardware.device} instead"
+            for text in missing(layout, problem.graph)
+        ),
         *((f"overlap: the halves of a pair run one after the other, for nothing cuts {uncut} yet",) if alone else ()),
-        *(f"{text}, and so it is planned" for text in wide_state(problem.spec)),
+        *(f"{text}, and so it is planned" for text in (*_wide_products(problem, layout), *wide_state(problem.spec))),
     )
+
+
+def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
+    """What the spec wants in FP8 and the graph has in bfloat16."""
+    asked, graph = problem.spec.precision.fp8_products(), problem.shared if layout.ep > 1 else problem.graph
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes() if not node.op.in_fp8]
+    wide = {name for op in ops for one in op.holders() if (name := one.product) in asked}
+    if wide:
+        why = " where ranks share the experts out" if layout.ep > 1 and wide == {"experts"} else ""
+        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16{why}"
 
 
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:

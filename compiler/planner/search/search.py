@@ -54,7 +54,9 @@ def search(problem: Problem, offer: Offer | None = None) -> Found:
     with _nothing_collected():
         best = run.best()
         smallest, faster = run.smallest(best), run.faster(best)
-    return Found(best, smallest, faster, sum(len(one.pipelines) for one in run.families), run.simulated, run.offer.lacks)
+    return Found(
+        best, smallest, faster, sum(len(one.pipelines) for one in run.families), run.simulated, run.offer.lacks
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 
 from dsc.compiler.planner.machine.calibration import Figure, KernelClass
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.time.ops import OpCost, Terms
+from dsc.compiler.planner.time.ops import ALWAYS, OpCost, Terms
 
 CLASSES: tuple[KernelClass, ...] = get_args(KernelClass)
 POSITION = {kernel_class: position for position, kernel_class in enumerate(CLASSES)}
@@ -35,7 +35,7 @@ class Seconds(NamedTuple):
 
     def recompute(self, chosen: tuple[str, ...]) -> Vector:
         """What backward runs again."""
-        return add([time for names, time in self.again if any(name in chosen for name in names)])
+        return add([time for names, time in self.again if any(name in chosen or name == ALWAYS for name in names)])
 
 
 def add(vectors: Iterable[Vector]) -> Vector:

@@ -20,12 +20,16 @@ from dsc.compiler.planner.layout.layout import RECOMPUTE
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
+from dsc.compiler.planner.parts.shard import has_row_for_each_expert
+from dsc.compiler.planner.time.overlap import OtherEngines
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 # Bytes moved per element cast to FP8 on its own: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
 CAST = 2 + 1 + 4 / 128
 # The same for a transposed copy of what FP8 already holds.
 TRANSPOSE = 2 * (1 + 4 / 128)
+# SwiGLU of other engines' experts runs again whatever is chosen: their kernel keeps gate and up alone.
+ALWAYS = "always"
 SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
 
 
@@ -75,7 +79,7 @@ class OpCost:
     routed: bool
     """Its weights are those of routed experts."""
     recompute: tuple[str, ...]
-    """Members of layout.RECOMPUTE that run it again in backward."""
+    """Members of layout.RECOMPUTE, or ALWAYS, that run it again in backward."""
     recast: tuple[str, ...]
     """Those that make again what it is the first to cast to FP8."""
     flops: Terms
@@ -92,19 +96,17 @@ class OpCost:
     """Of attention: what context parallelism passes around."""
 
 
-def op_costs(parts: Iterable[Part], theirs: AbstractSet[str] = frozenset()) -> dict[str, tuple[OpCost, ...]]:
-    """The ops of each kind of part, in order.
-
-    `theirs`: names of precision.linear.products that other engines run in FP8, where the graph does not.
-    """
+def op_costs(parts: Iterable[Part], others: OtherEngines | None = None) -> dict[str, tuple[OpCost, ...]]:
+    """The ops of each kind of part, in order, as the package runs them or `others` do."""
     found: dict[str, tuple[OpCost, ...]] = {}
     for part in parts:
         if part.kind not in found:
-            found[part.kind] = tuple(_op_costs(part.steps, theirs))
+            found[part.kind] = tuple(_op_costs(part.steps, others))
     return found
 
 
-def _op_costs(steps: tuple[Step, ...], theirs: AbstractSet[str]) -> Iterator[OpCost]:
+def _op_costs(steps: tuple[Step, ...], others: OtherEngines | None) -> Iterator[OpCost]:
+    theirs = others.fp8_products if others else frozenset()
     cast: set[Storage] = set()
     runs = {choice: again(steps, choice) for choice in RECOMPUTE}
     made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
@@ -114,6 +116,8 @@ def _op_costs(steps: tuple[Step, ...], theirs: AbstractSet[str]) -> Iterator[OpC
             continue
         kernel_class = class_of(step, theirs)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
+        if others and step.node.op.recompute == "swiglu" and _is_expert_row(step):
+            recompute = (*recompute, ALWAYS)
         source = step.inputs[0] if kernel_class in CASTING else None
         casts_first = source is not None and source not in cast
         if source is not None:
@@ -206,6 +210,11 @@ def class_of(step: Step, theirs: AbstractSet[str] = frozenset()) -> KernelClass:
     if op.in_fp8 or any(one.product in theirs for one in op.holders()):
         return "fp8_grouped" if op.op_class is OpClass.GROUPED_PRODUCT else "fp8_gemm"
     return "gemm"
+
+
+def _is_expert_row(step: Step) -> bool:
+    result = step.outputs[0]
+    return result is not None and has_row_for_each_expert(result.type)
 
 
 def _axes(matrices: Iterable[Parameter]) -> frozenset[Axis]:

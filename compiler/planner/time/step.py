@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.turns import cycles
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.passes.turns import cycles
 from dsc.compiler.planner.parts.parts import BACKBONE, parts_of, stream
 from dsc.compiler.planner.parts.shard import elements
 from dsc.compiler.planner.parts.stages import Stages
@@ -71,9 +71,10 @@ class CostModel:
         self.spec = spec
         self.hardware = hardware
         self.parts = parts_of(graph)
-        theirs = others.fp8_products if others else frozenset()
-        self.ops = op_costs(self.parts, theirs)
-        away = op_costs(parts_of(shared), theirs) if shared is not None else self.ops
+        if others and others.fp8_products:
+            hardware.peak("fp8_gemm")  # refuses a machine without
+        self.ops = op_costs(self.parts, others)
+        away = op_costs(parts_of(shared), others) if shared is not None else self.ops
         held = {part.kind: elements(part.parameters.values()) for part in self.parts}
         self.communication = Communication(spec, stream(graph), hardware, others)
         part_times = PartTimes(self.ops, away, self.communication, hardware, spec.workload.sequence_length)
