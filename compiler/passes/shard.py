@@ -85,7 +85,7 @@ class Sharing:
 
 
 def sharing_experts(graph: Graph) -> Graph:
-    """The plain graph as it is where ranks share the experts out, for however many; itself where there is no mixture."""
+    """The plain graph as it is where ranks share the experts out, for however many; itself without a mixture."""
     if MOE not in graph.blocks:
         return graph
     moe = graph.blocks[MOE]

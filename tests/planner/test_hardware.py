@@ -24,6 +24,7 @@ from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load, loads
 from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
+from dsc.spec.model import ModelSpec
 from planner.machines import V3_RECOMPUTE, costs, emitted, machine, others, theirs
 
 

@@ -9,13 +9,15 @@ from math import prod
 
 import pytest
 
+from dsc.compiler.blocks.model import build_graph
+from dsc.compiler.graph.verify import verify
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.machine.calibration import HOPPER, TABLE_4
 from dsc.compiler.planner.machine.collectives import FP8, Experts, Group, distinct_domains, expert_all_to_all
 from dsc.compiler.planner.time.lines import BUBBLE, SYNC
 from dsc.compiler.planner.time.step import CostModel, StepTime
-from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged, theirs
+from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, others, staged, theirs
 
 V3 = costs("deepseek-v3", "h800", 256)
 V3_STEP = V3.step(V3_PLAN, staged(V3, V3_PLAN), V3_BATCH)
@@ -171,9 +173,19 @@ class Run:
     tflops: float
     source: str
     interleaved_hides: bool = False
+    gpu: tuple[tuple[str, float], ...] = ()
+    """Where the machine differs from the cluster's file."""
+    every_second: bool = False
+    """Every second product of forward runs again in backward."""
+    eager: bool = False
+    """No kernel but PyTorch's own."""
 
 
 BRIDGE = "Megatron-Bridge performance summary and its recipes; routing balanced by force"
+TITAN = "torchtitan benchmarks/llama3_h100_202412: selective activation checkpointing, H100 of 96 GB with 500 W"
+# "The actual peak TFLOPs number is between SXM and NVL": NVIDIA's data sheet has 835 dense for NVL.
+H100_500W = (("bf16_flops", 835e12), ("hbm_bandwidth", 2.4e12))
+FSDP = Layout(1, 1, "1f1b", 1, 1, 1, 1, 8, 3, 2, (), "bf16")
 LLAMA = "The Llama 3 Herd of Models, arXiv 2407.21783, table 4; vpp is not published, 4 assumed"
 UP = ("mla_up_proj",)
 
@@ -195,6 +207,10 @@ HOLD_OUT = [
         2048, 8192, None, 400, LLAMA),
     Run("44 131072 tokens", "llama-3.1-405b", "h100", Layout(16, 4, "interleaved", 8, 16, 1, 1, 8, 1, 1, (), "bf16"),
         128, 131072, None, 380, LLAMA),
+    Run("8B FSDP", "llama-3.1-8b", "h100", FSDP, 16, 8192, 5762, 0, TITAN,
+        gpu=H100_500W, every_second=True, eager=True),
+    Run("8B FSDP compiled", "llama-3.1-8b", "h100", FSDP, 16, 8192, 6667, 0, TITAN,
+        gpu=H100_500W, every_second=True),
 ]  # fmt: skip
 
 
@@ -202,9 +218,16 @@ def tokens_per_second(run: Run) -> tuple[float, StepTime, CostModel]:
     hardware = machine(run.kind, run.layout.world // machine(run.kind, 1).cluster.gpus_per_node)
     if run.source == BRIDGE:
         hardware = balanced(hardware)
+    hardware = replace(hardware, cluster=hardware.cluster.model_copy(update=dict(run.gpu)))
     found = theirs(run.model, hardware, run.sequence_length, run.interleaved_hides)
-    step = found.step(run.layout, staged(found, run.layout), run.batch)
-    return run.batch * run.sequence_length / step.seconds / run.layout.world, step, found
+    if run.eager:
+        found = CostModel(found.spec, verify(build_graph(found.spec)), hardware, others=others(found.spec))
+    stages = staged(found, run.layout)
+    step = found.step(run.layout, stages, run.batch)
+    seconds = step.seconds
+    if run.every_second:
+        seconds = (seconds + found.step(replace(run.layout, recompute=("full",)), stages, run.batch).seconds) / 2
+    return run.batch * run.sequence_length / seconds / run.layout.world, step, found
 
 
 @pytest.mark.parametrize("run", HOLD_OUT, ids=lambda run: run.row)

@@ -147,15 +147,21 @@ class StageCosts:
             exchanging += count * min(alone, one.hidden_exchange + one.other)
             a, b, c = one.compute
             compute = (compute[0] + count * a, compute[1] + count * b, compute[2] + count * c)
-        shown = sum(self._sharded_weights(compute, self._everything, sharing))
+        shown = sum(self._sharded_weights(compute, self._everything, sharing, beside=False))
         return serial + shown, (max(computing, exchanging) if overlaps else serial) + shown
 
     def _sharded_weights(
-        self, compute: tuple[float, float, float], counts: Counts, sharing: StageSharing
+        self, compute: tuple[float, float, float], counts: Counts, sharing: StageSharing, beside: bool = True
     ) -> tuple[float, float, float]:
+        """`beside`: with what they slow down, which is less for the whole model than for its stages together."""
         if sharing.zero < 2:
             return 0.0, 0.0, 0.0
-        return self._communication.sharded_weights(compute, self._elements_of(counts), sharing)
+        held, parts = self._elements_of(counts), sum(count for _, count in counts)
+        shown = self._communication.sharded_weights(compute, held, sharing, parts)
+        if not beside:
+            return shown
+        a, b, c = (x + y for x, y in zip(shown, self._communication.beside(compute, held, sharing), strict=True))
+        return a, b, c
 
     def _elements_of_counts(self, counts: Counts) -> Elements:
         return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())

@@ -162,8 +162,13 @@ class CostModel:
             bubble_fraction=waits / total,
             mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
             gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
-            uncertainty=self.hardware.calibration.uncertainty.value,
+            uncertainty=sum(line.seconds * self._band(line) for line in lines) / total,
         )
+
+    def _band(self, line: TimeLine) -> float:
+        """As if the errors of all lines went the same way."""
+        calibration = self.hardware.calibration
+        return (calibration.of_assumed if line.provenance == "assumed" else calibration.uncertainty).value
 
     def _sync(self, layout: Layout) -> float:
         """Ranks of a pipeline lose time to each other; one rank alone does not."""

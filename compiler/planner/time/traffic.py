@@ -131,16 +131,29 @@ class Communication:
         )
 
     def sharded_weights(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int
     ) -> tuple[float, float, float]:
         """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
 
-        Seconds more of each pass, whose compute takes so long.
+        Seconds more of each pass, whose compute takes so long and has so many parts. Nothing runs beside the gather of
+        the first part, nor beside the reduction of the last.
         """
         gradients = self.across_data(held, self._gradient_width, sharing)
         weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        forward, backward, weight = compute
-        return max(0.0, weights - forward), max(0.0, weights - backward), max(0.0, gradients - weight)
+        passes = zip(compute, (weights, weights, gradients), strict=True)
+        forward, backward, weight = (max(moving / parts, moving - computing) for computing, moving in passes)
+        return forward, backward, weight
+
+    def beside(
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
+    ) -> tuple[float, float, float]:
+        """What those collectives slow down while they run beside compute: they take multiprocessors from it."""
+        share = self._hardware.calibration.communication_share.value
+        gradients = self.across_data(held, self._gradient_width, sharing)
+        weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
+        passes = zip(compute, (weights, weights, gradients), strict=True)
+        forward, backward, weight = (min(moving, computing) * share for computing, moving in passes)
+        return forward, backward, weight
 
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
         """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
