@@ -23,8 +23,8 @@ from dsc.compiler.planner.time.ops import OpCost, op_costs
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load, loads
-from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
 from dsc.spec.model import ModelSpec
+from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
 from planner.machines import V3_RECOMPUTE, costs, emitted, machine, others, theirs
 
 

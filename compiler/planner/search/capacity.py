@@ -46,11 +46,11 @@ def _fits(problem: Problem, hopeless: set[Layout]) -> bool:
         endless = replace(layout, dp=ENDLESS)
         if endless in hopeless or problem.memory.least(layout, layout.zero) > problem.capacity:
             continue
-        if problem.bytes(layout) <= problem.capacity:
-            return True
         batch = layout.micro_batches(problem.batch) * ENDLESS * layout.micro_batch
         if problem.memory.fullest(endless, batch, problem.stages(layout)) > problem.capacity:
             hopeless.add(endless)
+        elif problem.bytes(layout) <= problem.capacity:
+            return True
     return False
 
 

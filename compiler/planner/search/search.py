@@ -101,7 +101,7 @@ class _Search:
         for family in self.families:
             groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
         for group in groups.values():
-            least = min(self._least(family, exchanges=False) for family in group)
+            least = self._least(group[0], exchanges=False)  # they differ in what is exchanged, and in nothing else
             self._push(least, GROUP, tuple(group))
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
