@@ -26,7 +26,7 @@ from dsc.compiler.planner.memory.lines import (
     Role,
 )
 from dsc.compiler.planner.pipeline.simulate import Timeline
-from dsc.compiler.planner.search.emitted import choose, not_emitted
+from dsc.compiler.planner.search.emitted import choose, missing, not_emitted
 from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
@@ -77,10 +77,13 @@ class Plan:
 
     @cached_property
     def elsewhere(self) -> Candidate | None:
-        """The fastest layout that fits in other engines, for comparison; None where none does, or this is one."""
+        """The fastest layout in other engines that is not emitted, for comparison; None where none is faster or fits."""
         if self.problem.others is not None:
             return None
-        return search(self.problem.elsewhere()).best
+        best = search(self.problem.elsewhere()).best
+        if best is None or next(missing(best.layout, self.problem.graph), None) is None:
+            return None
+        return best if best.seconds < self.time.seconds or not self.fits else None
 
     @cached_property
     def timeline(self) -> Timeline:
