@@ -13,6 +13,7 @@ from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, rank
 from dsc.compiler.planner.report.record import placement
 from dsc.compiler.planner.report.trivial import TrivialPlan
 from dsc.compiler.planner.search.explain import Neighbour
+from dsc.compiler.planner.search.search import Candidate
 from dsc.compiler.planner.serving.deployment import Alternative
 
 GIB = 2**30
@@ -53,10 +54,15 @@ def show_plan(plan: Plan) -> None:
         device, better = problem.hardware.device, ", ".join(choices(plan))
         tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
     if plan.elsewhere is not None:
-        there, sizes = plan.elsewhere, placement(plan.elsewhere.layout)
-        sizes = ", ".join(f"{name} {value}" for name, value in sizes.items() if value not in (1, []))
-        tell(f"other engines, which run more than is emitted: {there.seconds:.2f} s a step with {sizes}")
+        tell(_elsewhere(plan.elsewhere))
     say(f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} were simulated")
+
+
+def _elsewhere(there: Candidate) -> str:
+    """What other engines would reach, by the choices that differ from one GPU's."""
+    choices = ((name, value) for name, value in placement(there.layout).items() if value not in (1, []))
+    shown = ", ".join(f"{name} {' + '.join(value) if isinstance(value, list) else value}" for name, value in choices)
+    return f"other engines, which run more than is emitted: {there.seconds:.2f} s a step with {shown}"
 
 
 def show_trivial(plan: TrivialPlan) -> None:

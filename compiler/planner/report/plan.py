@@ -77,7 +77,7 @@ class Plan:
 
     @cached_property
     def elsewhere(self) -> Candidate | None:
-        """The fastest layout in other engines that is not emitted, for comparison; None where none is faster or fits."""
+        """The fastest layout in other engines that is not emitted, for comparison; None where none is faster."""
         if self.problem.others is not None:
             return None
         best = search(self.problem.elsewhere()).best

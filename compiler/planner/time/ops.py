@@ -46,10 +46,7 @@ class Terms(NamedTuple):
         )
 
     def times(self, factor: float) -> Terms:
-        return Terms(tuple((factor * coefficient, *others) for coefficient, *others in self.terms))
-
-    def __add__(self, other: Terms) -> Terms:
-        return Terms((*self.terms, *other.terms))
+        return Terms(tuple((factor * coefficient, b, s, formulas) for coefficient, b, s, formulas in self.terms))
 
 
 class Casts(NamedTuple):
@@ -178,7 +175,7 @@ def _their_casts(step: Step, kernel_class: KernelClass, first: bool) -> Casts:
     return Casts(
         given.times(CAST),
         result.times(CAST),
-        given.times(TRANSPOSE) + result.times(TRANSPOSE),
+        Terms((*given.times(TRANSPOSE).terms, *result.times(TRANSPOSE).terms)),
         again=given.times(CAST - TRANSPOSE),  # codes along the tokens, of wide numbers and not of codes along features
     )
 
