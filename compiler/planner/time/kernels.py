@@ -7,7 +7,8 @@ from typing import NamedTuple, get_args
 
 from dsc.compiler.planner.machine.calibration import Figure, KernelClass
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.time.ops import ALWAYS, OpCost, Terms
+from dsc.compiler.planner.time.ops import ALWAYS, OpCost
+from dsc.compiler.planner.time.terms import Terms
 
 CLASSES: tuple[KernelClass, ...] = get_args(KernelClass)
 POSITION = {kernel_class: position for position, kernel_class in enumerate(CLASSES)}

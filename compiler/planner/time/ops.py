@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 from dsc.compiler.graph.block import Node
-from dsc.compiler.graph.dim import Atom, Axis, B, Dim, Int, S, total
+from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
@@ -22,6 +21,7 @@ from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 from dsc.compiler.planner.time.overlap import OtherEngines
+from dsc.compiler.planner.time.terms import Terms, terms_of
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 # Bytes moved per element cast to FP8 on its own: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
@@ -31,22 +31,6 @@ TRANSPOSE = 2 * (1 + 4 / 128)
 # SwiGLU of other engines' experts runs again whatever is chosen: their kernel keeps gate and up alone.
 ALWAYS = "always"
 SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
-
-
-class Terms(NamedTuple):
-    """A polynomial: the sum of coefficient * B^b * S^s, times the formulas that some terms have beside them."""
-
-    terms: tuple[tuple[float, int, int, tuple[Dim, ...]], ...] = ()
-
-    def at(self, batch: int, length: int) -> float:
-        sizes = {B.name: batch, S.name: length}
-        return sum(
-            coefficient * float(batch**b * length**s * prod(formula.value(sizes) for formula in formulas))
-            for coefficient, b, s, formulas in self.terms
-        )
-
-    def times(self, factor: float) -> Terms:
-        return Terms(tuple((factor * coefficient, b, s, formulas) for coefficient, b, s, formulas in self.terms))
 
 
 class Casts(NamedTuple):
@@ -144,21 +128,21 @@ def _op_cost(
         routed=any(matrix.is_routed for matrix in matrices),
         recompute=recompute,
         recast=recast,
-        flops=_terms(flops),
-        backward_flops=_terms(backward),
-        forward_bytes=_terms(read + total([size for size, _ in outputs])),
-        backward_bytes=_terms(backward_bytes),
+        flops=terms_of(flops),
+        backward_flops=terms_of(backward),
+        forward_bytes=terms_of(read + total([size for size, _ in outputs])),
+        backward_bytes=terms_of(backward_bytes),
         weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
         casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
-        key_value_bytes=_terms(total(_of_tokens(inputs[1:])) if op.op_class is OpClass.ATTENTION else Int(0)),
+        key_value_bytes=terms_of(total(_of_tokens(inputs[1:])) if op.op_class is OpClass.ATTENTION else Int(0)),
     )
 
 
 def _own_casts(step: Step, weights: int) -> Casts:
     """As the kernels that the package has do them: rows and columns in one pass, weights in every micro-batch."""
     node = step.node
-    forward, backward = (_terms(one.substitute(step.sizes)) for one in _cast_bytes(node))
+    forward, backward = (terms_of(one.substitute(step.sizes)) for one in _cast_bytes(node))
     return Casts(forward, backward, weights=(weights * CAST, weights * (CAST + TRANSPOSE / 2)))
 
 
@@ -170,8 +154,8 @@ def _their_casts(step: Step, kernel_class: KernelClass, first: bool) -> Casts:
     """As DeepSeek's trace has them: a cast, and a transposed copy of what was cast, each a kernel of its own."""
     if kernel_class not in CASTING:
         return Casts()
-    given = _terms(_elements(step.node.input_types[0], step.sizes) if first else Int(0))
-    result = _terms(_elements(step.node.output_types[0], step.sizes))
+    given = terms_of(_elements(step.node.input_types[0], step.sizes) if first else Int(0))
+    result = terms_of(_elements(step.node.output_types[0], step.sizes))
     return Casts(
         given.times(CAST),
         result.times(CAST),
@@ -239,12 +223,3 @@ def _of_tokens(sizes: list[tuple[Dim, bool]]) -> list[Dim]:
 def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:
     assert isinstance(type, TensorType)
     return type.numel.substitute(sizes)
-
-
-def _terms(dim: Dim) -> Terms:
-    return Terms(tuple(_term(float(c), names) for names, c in dim.polynomial().items()))
-
-
-def _term(coefficient: float, names: tuple[str, ...]) -> tuple[float, int, int, tuple[Dim, ...]]:
-    formulas = tuple(name.dim for name in names if isinstance(name, Atom))
-    return coefficient, names.count(B.name), names.count(S.name), formulas
