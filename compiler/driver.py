@@ -98,8 +98,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
 
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
-    a string says what there is no code for."""
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model; a
+    string says what there is no code for."""
     if spec.cluster is None or spec.placement is None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import

@@ -4,7 +4,7 @@ Rows are in the order of their expert, so in that of the rank which has the expe
 each in the order of experts; the products want them expert by expert.
 """
 
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, SplitsType, TensorType
 
@@ -31,6 +31,12 @@ class RecordSent(Op):
     kind = "record_sent"
     router: str
     """The attribute that holds the router."""
+    once: bool = False
+    """The method that holds it runs again in backward, which does not count."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train.recompute.running_again",) if self.once else ()
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -47,6 +53,8 @@ class ExchangeCounts(Op):
     kind = "exchange_counts"
     op_class = OpClass.EXCHANGE
     ranks: Dim
+    group: str = "group"
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -54,7 +62,7 @@ class ExchangeCounts(Op):
 
     def infer(self, inputs: Types) -> Types:
         (experts,) = tensor(inputs[0]).shape
-        return (retyped(inputs[0], self.ranks, experts // self.ranks),)
+        return (retyped(inputs[0], self.ranks, Int(1) if experts.same(self.ranks) else experts // self.ranks),)
 
 
 @register
@@ -63,6 +71,8 @@ class Splits(Op):
 
     kind = "splits"
     ranks: Dim
+    only: bool = True
+    """The host waits for the device nowhere else."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -80,6 +90,8 @@ class AllToAll(Op):
     op_class = OpClass.EXCHANGE
     rows: Dim
     """Received on average."""
+    group: str = "group"
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:

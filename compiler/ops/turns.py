@@ -14,6 +14,8 @@ class CountsBeside(Op):
 
     kind = "counts_beside"
     ranks: Dim
+    group: str
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -31,6 +33,8 @@ class StartExchange(Op):
     kind = "start_exchange"
     count: int
     """Of tensors."""
+    group: str
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def difference(golden: Path, text: str) -> str:
 
 @pytest.mark.parametrize("plan", ACCEPT["PLANS"], ids=lambda plan: plan.file)
 def test_golden_is_what_is_planned(plan: Any, tmp_path: Path) -> None:
-    assert ACCEPT["write_plan"](plan, tmp_path) == (0 if plan.fits else 1)
+    assert ACCEPT["write_plan"](plan, tmp_path) == 0
     if found := difference(FOLDER / plan.file, (tmp_path / plan.file).read_text(encoding="utf-8")):
         pytest.fail(f"{found}\n\n{REMEDY}", pytrace=False)
 

@@ -13,6 +13,7 @@ from dsc.compiler.passes.turns import why_one_by_one
 from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
 from dsc.compiler.planner.layout.legal import choice_problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families, recompute_sets
+from dsc.compiler.planner.machine.collectives import hops
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.search.explain import climb
 from dsc.compiler.planner.search.offer import Offer, everything
@@ -45,14 +46,12 @@ def choose(problem: Problem) -> Found:
     return found if found.best is None else replace(found, best=climb(problem, found.best, found.lacks))
 
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, shared: Graph) -> Sharing | str | None:
-    """None on one rank; where the choice has no code, the reason."""
+def chosen_sharing(spec: ModelSpec, graph: Graph, shared: Graph) -> Sharing | str:
+    """Where the choice has no code, the reason."""
     assert spec.cluster is not None and spec.placement is not None
     problem = Problem(spec, graph, shared, hardware(spec.cluster))
     found = choose(problem)
     layout = (found.best or found.smallest).layout
-    if layout.world == 1:
-        return None
     if reason := next(missing(layout, graph), None):
         return reason
     stages = problem.stages(layout)
@@ -69,6 +68,7 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, shared: Graph) -> Sharing | st
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
+        nodes=hops(layout.ep, problem.hardware),
     )
 
 
@@ -125,7 +125,7 @@ def _scheduled(every: Iterable[LayoutFamily]) -> Iterator[LayoutFamily]:
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
     """What there is code to recompute, the smallest set first."""
-    without = {"full", *(ELEMENTWISE if _keeps_codes(graph) else ())}
+    without = frozenset(ELEMENTWISE if _keeps_codes(graph) else ())
     return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
 
 
@@ -160,8 +160,6 @@ def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
-    if "full" in layout.recompute:
-        yield "recompute full"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

@@ -82,15 +82,16 @@ def op_costs(parts: Iterable[Part], others: OtherEngines | None = None) -> dict[
     found: dict[str, tuple[OpCost, ...]] = {}
     for part in parts:
         if part.kind not in found:
-            found[part.kind] = tuple(_op_costs(part.steps, others))
+            found[part.kind] = tuple(_op_costs(part, others))
     return found
 
 
-def _op_costs(steps: tuple[Step, ...], others: OtherEngines | None) -> Iterator[OpCost]:
+def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
     theirs = others.fp8_products if others else frozenset()
     cast: set[Storage] = set()
-    runs = {choice: again(steps, choice) for choice in RECOMPUTE}
-    made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
+    steps = part.steps
+    runs = {choice: again(steps, choice, part.layer) for choice in RECOMPUTE}
+    made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         views = all(storage is None or storage in step.inputs for storage in step.outputs)
         if views or step.node.op.op_class is OpClass.EXCHANGE:

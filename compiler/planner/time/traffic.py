@@ -52,11 +52,8 @@ class Communication:
         self._stream_bytes = stream.bytes.value({B.name: 1, S.name: self._length})
         self._width = BYTES[spec.precision.parameters]
         self._gradient_width = BYTES[spec.precision.optimizer.gradients]
-        self._all_to_all = collectives.direct_all_to_all
-        self._dispatch_width: float = self._width
-        if others is not None:
-            self._all_to_all = collectives.expert_all_to_all
-            self._dispatch_width = FP8 if "experts" in others.fp8_products else self._width
+        self._others = others
+        self._dispatch_width: float = FP8 if others and "experts" in others.fp8_products else self._width
         self._exchange = cache(self._exchange_of)
 
     def of_part(
@@ -83,17 +80,19 @@ class Communication:
     def _exchange_of(self, sharing: PartSharing) -> tuple[float, float]:
         """Dispatch and combine of a layer, alone and beside compute; backward mirrors them.
 
-        The package sends a row for each expert of a token, as PyTorch's all-to-all does. Others send a token once to
-        each domain and copy it there, in FP8 where its products are.
+        The package sends a token once to each domain that the experts fill, and else a row for each of its experts.
+        Others always send it once, in FP8 where its products are.
         """
         if self.experts is None:
             return 0.0, 0.0
         hardware, calibration = self._hardware, self._hardware.calibration
         group, rows = Group(sharing.ep, sharing.etp), self._rows(sharing)
+        once = self._others is not None or collectives.hops(sharing.ep, hardware) > 1
+        across = collectives.expert_all_to_all if once else collectives.direct_all_to_all
         alone = beside = 0.0
         ways = ((self._dispatch_width, calibration.overlapped_dispatch), (self._width, calibration.overlapped_combine))
         for width, reached in ways:
-            volume = self._all_to_all(rows, self._hidden, width, self.experts, group, hardware)
+            volume = across(rows, self._hidden, width, self.experts, group, hardware)
             alone += volume.seconds(hardware)
             beside += volume.seconds(hardware, reached.value)
             if sharing.etp > 1:  # ranks that share an expert's width all read all its rows
