@@ -90,7 +90,7 @@ def test_a_search_chooses_what_is_emitted(name: str, kind: str, nodes: int) -> N
     assert there is None or (there.seconds < found.best.seconds and list(missing(there.layout, problem.graph)))
 
 
-@pytest.mark.parametrize("pin", [{"tp": 2}, {"schedule": "dualpipe", "pp": 2}, {"recompute": ["full"]}])
+@pytest.mark.parametrize("pin", [{"tp": 2}, {"schedule": "dualpipe", "pp": 2}, {"zero": 2, "pp": 2}])
 def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> None:
     problem = problem_of(spec_of("llama-3.1-8b", {"kind": "h100", "gpus": 8}, pin))
     plan = make_plan(problem)
