@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import BaseLoader
 from pydantic import ValidationError
@@ -28,13 +29,18 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing, sharing_experts
+from dsc.compiler.passes.shard import sharing_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from dsc.compiler.planner.report.locked import LockedPlan
+    from dsc.compiler.planner.report.package import PackagePlan
+    from dsc.compiler.planner.search.problem import Problem
 
 Pass = Callable[[Graph], Graph]
 
@@ -54,6 +60,8 @@ class Program:
     inference: Graph
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
+    plan: str = ""
+    """plan.yaml; empty where there is no plan."""
     policy: Graph | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
     notes: tuple[str, ...] = ()
@@ -67,13 +75,22 @@ def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
     return graph
 
 
-def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
-    """Both graphs; each gets the kernels of the target last, so that other passes see plain ops."""
+def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: LockedPlan | None = None) -> Program:
+    """Both graphs; each gets the kernels of the target last, so that other passes see plain ops.
+
+    `locked` is a plan that is kept to; without one, a spec that places its model is planned here.
+    """
+    if locked is not None:
+        spec = locked.spec
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    shared = sharing(spec)
-    step = training_step(plain, None if isinstance(shared, str) else shared)
+    planned = plan_of_package(spec, locked)
+    alone = [f"train: on one device, for there is no code yet for {planned}"] if isinstance(planned, str) else []
+    if planned is None or isinstance(planned, str):
+        step, plan = training_step(plain, None), ""
+    else:
+        step, plan, spec = training_step(plain, planned.sharing), planned.text, planned.spec
     packing = partial(pack, positions=spec.max_position_embeddings)
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
@@ -91,23 +108,31 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
-    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(dict.fromkeys(spoken))
-    return Program(spec, target, plain, training, step, inference, serving, learning, notes)
+    return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
 
 
-def sharing(spec: ModelSpec) -> Sharing | str | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model; a
-    string says what there is no code for."""
-    if spec.cluster is None or spec.placement is None:
+def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
+    a string says what there is no code for."""
+    if spec.cluster is None or (spec.placement is None and locked is None):
         return None
-    from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
+    from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
     try:
-        return chosen_sharing(spec, *planned(spec))
+        return package_plan(problem_of(spec), locked)
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
+
+
+def problem_of(spec: ModelSpec) -> Problem:
+    """The model and the machines that a step is planned for, the same wherever it is planned."""
+    from dsc.compiler.planner.machine.hardware import hardware  # these take long to import
+    from dsc.compiler.planner.search.problem import Problem
+
+    assert spec.cluster is not None
+    return Problem(spec, *planned(spec), hardware(spec.cluster))
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
@@ -131,7 +156,7 @@ def emit(program: Program, templates: BaseLoader | None = None, command: str = "
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving, program.policy
-    return emit_package(printer, program.target, *graphs, program.notes)
+    return emit_package(printer, program.target, *graphs, program.notes, program.plan)
 
 
 def emit_again(spec: str, command: str) -> dict[str, str]:

@@ -80,6 +80,12 @@ class Sharing:
     """What backward makes again."""
     nodes: int = 1
     """Where a copy of the experts lies on several nodes of several ranks: their number. Each gets a token once."""
+    machines: int = 1
+    """Machines that the ranks are on."""
+    machine_ranks: int = 1
+    """Of each machine; the last one may have fewer."""
+    on_gpus: bool = True
+    """Of the machines; else ranks are processes on CPUs."""
 
     @property
     def world(self) -> int:

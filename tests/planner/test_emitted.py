@@ -16,7 +16,7 @@ from dsc.compiler.planner.memory.ranks import most_held
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, held_by, why_not
 from dsc.compiler.planner.report.plan import make_plan
-from dsc.compiler.planner.search.emitted import choose, chosen_sharing, missing, not_emitted
+from dsc.compiler.planner.search.emitted import choose, missing, not_emitted, sharing_of
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.ops import op_costs
 from dsc.spec.cluster import Machines
@@ -115,7 +115,7 @@ def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> N
         assert chosen == (tuple(value) if isinstance(value, list) else value)
     (said,) = plan.not_emitted
     assert said.endswith("the package trains on one GPU instead") and said.split()[0] in pin
-    shared = chosen_sharing(problem.spec, problem.graph, problem.shared)
+    shared = sharing_of(problem, plan.layout)
     assert isinstance(shared, str) and said.startswith(shared)
 
 

@@ -14,7 +14,6 @@ from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
 from dsc.compiler.planner.layout.legal import choice_problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families, recompute_sets
 from dsc.compiler.planner.machine.collectives import hops
-from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.search.explain import climb
 from dsc.compiler.planner.search.offer import Offer, everything
 from dsc.compiler.planner.search.problem import Problem
@@ -46,13 +45,9 @@ def choose(problem: Problem) -> Found:
     return found if found.best is None else replace(found, best=climb(problem, found.best, found.lacks))
 
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, shared: Graph) -> Sharing | str:
-    """Where the choice has no code, the reason."""
-    assert spec.cluster is not None and spec.placement is not None
-    problem = Problem(spec, graph, shared, hardware(spec.cluster))
-    found = choose(problem)
-    layout = (found.best or found.smallest).layout
-    if reason := next(missing(layout, graph), None):
+def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
+    """Where a layout has no code, the reason."""
+    if reason := next(missing(layout, problem.graph), None):
         return reason
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
@@ -69,6 +64,9 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, shared: Graph) -> Sharing | st
         planned=planned(problem, layout),
         recompute=layout.recompute,
         nodes=hops(layout.ep, problem.hardware),
+        machines=problem.hardware.nodes,
+        machine_ranks=problem.hardware.cluster.gpus_per_node,
+        on_gpus=problem.hardware.is_gpu,
     )
 
 

@@ -14,6 +14,7 @@ from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.step import CostModel, StepTime
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Placement
 
 # A part's weight in the split into stages, relative to the heaviest: so coarse, many layouts split alike.
 WEIGHT_STEPS = 64
@@ -75,7 +76,13 @@ class Problem:
 
     def on(self, nodes: int) -> Problem:
         """On so many nodes. What is known of parts and stages holds there too."""
-        other = replace(self, hardware=self.hardware.of_nodes(nodes))
+        return self._knowing(replace(self, hardware=self.hardware.of_nodes(nodes)))
+
+    def pinned(self, placement: Placement) -> Problem:
+        """With other pins."""
+        return self._knowing(replace(self, spec=self.spec.model_copy(update={"placement": placement})))
+
+    def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
         return other

@@ -44,7 +44,7 @@ class Found:
     legal: int
     """Ways to share the GPUs; each has its variants of ZeRO, recompute and activation type."""
     simulated: int
-    lacks: Lacks = field(compare=False, repr=False)
+    lacks: Lacks = field(default=lambda layout: (), compare=False, repr=False)
     """Why a layout was not on offer."""
 
 
