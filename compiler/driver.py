@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,6 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import sharing_experts
-from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -86,7 +84,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     planned = plan_of_package(spec, locked)
-    alone = [f"train: on one device, for there is no code yet for {planned}"] if isinstance(planned, str) else []
+    alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
         step, plan = training_step(plain, None), ""
     else:
@@ -95,9 +93,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    (served,), gathered = fused(
-        [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
-    )
+    sharing_experts, idling = _on_ranks(spec)
+    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
@@ -109,13 +107,20 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys(spoken))
+    notes = tuple(dict.fromkeys((*spoken, *wide_experts(spec, target))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
+
+
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
+    if spec.serving_ranks == 1:
+        return (), ()
+    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says what there is no code for."""
+    a string says why they do not."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
@@ -124,6 +129,22 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return package_plan(problem_of(spec), locked)
     except DscError as error:
         return f"pins that the planner refuses: {error.findings[0].message}"
+
+
+def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
+    """What the engine multiplies in more than the spec asks for."""
+    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    if shared and "experts" in chosen and target is not None and target.fp8:
+        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
+
+
+def wide_state(spec: ModelSpec) -> Iterator[str]:
+    """What the trainer stores in float32 although the spec asks for less."""
+    state = spec.precision.optimizer
+    if state.master == "none" and spec.precision.parameters == "bf16":
+        yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
+    if state.gradients == "bf16":
+        yield "precision.optimizer.gradients: the trainer sums gradients in float32"
 
 
 def problem_of(spec: ModelSpec) -> Problem:

@@ -39,6 +39,11 @@ class RecordSent(Op):
         return ("train.recompute.running_again",) if self.once else ()
 
     @property
+    def condition(self) -> str:
+        """Beside being in training."""
+        return " and not running_again()" if self.once else ""
+
+    @property
     def operands(self) -> tuple[str, ...]:
         return ("sent",)
 
@@ -73,6 +78,10 @@ class Splits(Op):
     ranks: Dim
     only: bool = True
     """The host waits for the device nowhere else."""
+
+    @property
+    def comment(self) -> str:
+        return "# The only place where the host waits for the device.\n" if self.only else ""
 
     @property
     def operands(self) -> tuple[str, ...]:

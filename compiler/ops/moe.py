@@ -62,6 +62,11 @@ class RecordLoad(Op):
         return ("train.recompute.running_again",) if self.once else ()
 
     @property
+    def condition(self) -> str:
+        """Beside being in training."""
+        return " and not running_again()" if self.once else ""
+
+    @property
     def operands(self) -> tuple[str, ...]:
         return ("ends",)
 
