@@ -29,6 +29,9 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.shard import sharing_experts
+from dsc.compiler.passes.share import may_idle, share_served_experts
+from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -84,7 +87,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     planned = plan_of_package(spec, locked)
-    alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
+    alone = [f"train: on one device, for there is no code yet for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
         step, plan = training_step(plain, None), ""
     else:
@@ -120,7 +123,7 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says why they do not."""
+    a string says what there is no code for."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
@@ -136,15 +139,6 @@ def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
     shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
     if shared and "experts" in chosen and target is not None and target.fp8:
         yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
-
-
-def wide_state(spec: ModelSpec) -> Iterator[str]:
-    """What the trainer stores in float32 although the spec asks for less."""
-    state = spec.precision.optimizer
-    if state.master == "none" and spec.precision.parameters == "bf16":
-        yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
-    if state.gradients == "bf16":
-        yield "precision.optimizer.gradients: the trainer sums gradients in float32"
 
 
 def problem_of(spec: ModelSpec) -> Problem:

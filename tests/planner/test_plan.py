@@ -23,12 +23,8 @@ from dsc.compiler.planner.serving.problem import ServingProblem
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
-<<<<<<< HEAD
-from planner.machines import emitted, machine, model
-=======
 from dsc.spec.serving import Serving
-from planner.machines import machine, model
->>>>>>> main
+from planner.machines import emitted, machine, model
 
 
 @cache
