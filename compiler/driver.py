@@ -23,7 +23,7 @@ from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
-from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
+from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
@@ -33,8 +33,9 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.shard import Sharing, sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
+from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -149,38 +150,32 @@ def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
         yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
 
-def wide_state(spec: ModelSpec) -> Iterator[str]:
-    """What the trainer stores in float32 although the spec asks for less."""
-    state = spec.precision.optimizer
-    if state.master == "none" and spec.precision.parameters == "bf16":
-        yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
-    if state.gradients == "bf16":
-        yield "precision.optimizer.gradients: the trainer sums gradients in float32"
-
-
 def problem_of(spec: ModelSpec) -> Problem:
     """The model and the machines that a step is planned for, the same wherever it is planned."""
     from dsc.compiler.planner.machine.hardware import hardware  # these take long to import
     from dsc.compiler.planner.search.problem import Problem
 
     assert spec.cluster is not None
+    return Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec))
+
+
+def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
     target = target_of(spec)
-    (emitted,), _ = fused([verify(build_graph(spec))], choose_kernels(spec, target).passes, spec, target)
-    return Problem(spec, emitted, timed(spec), hardware(spec.cluster), in_context(spec))
-
-
-def timed(spec: ModelSpec) -> Graph:
-    """The training graph that the planner times."""
-    return run(verify(build_graph(spec)), TIMED)
+    plain = verify(build_graph(spec))
+    graphs = [plain, verify(sharing_experts(plain), plain)]
+    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
+    return alone, shared
 
 
 def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
-    """The training graphs that the planner reads where ranks share sequences: whose tensors fill the memory, and whose
-    ops take the time."""
+    """The same two graphs where ranks share sequences."""
+    target = target_of(spec)
     plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
-    kernels = choose_kernels(spec, target_of(spec)).passes
-    held, clock = (run(plain, tuple(one for one in passes if one not in CAUSAL)) for passes in (kernels, TIMED))
-    return held, clock
+    graphs = [plain, verify(sharing_experts(plain), plain)]
+    passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in CAUSAL)
+    alone, shared = fused(graphs, passes, spec, target)[0]
+    return alone, shared
 
 
 CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)

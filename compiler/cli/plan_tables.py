@@ -20,8 +20,10 @@ from dsc.compiler.planner.report.plan import (
     searched_text,
     where,
 )
+from dsc.compiler.planner.report.record import placement
 from dsc.compiler.planner.report.trivial import TrivialPlan
 from dsc.compiler.planner.search.explain import Neighbour
+from dsc.compiler.planner.search.search import Candidate
 from dsc.compiler.planner.serving.deployment import Alternative
 
 GIB = 2**30
@@ -43,6 +45,8 @@ def show_plan(plan: Plan) -> None:
         f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}",
         INDENT,
     )
+    for line in plan.not_emitted:
+        tell(f"not emitted: {line}", INDENT)
     show(_memory(plan))
     if len(plan.roles) > MOST_ROLES:
         tell(f"the fullest, the first and the last of {len(plan.roles)} kinds of ranks; -o and --json have all of them")
@@ -60,7 +64,16 @@ def show_plan(plan: Plan) -> None:
         missing = (faster.bytes - problem.capacity) / GIB
         device, better = problem.hardware.device, ", ".join(choices(plan))
         tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
+    if plan.elsewhere is not None:
+        tell(_elsewhere(plan.elsewhere))
     say(searched_text(plan.found))
+
+
+def _elsewhere(there: Candidate) -> str:
+    """What other engines would reach, by the choices that differ from one GPU's."""
+    choices = ((name, value) for name, value in placement(there.layout).items() if value not in (1, []))
+    shown = ", ".join(f"{name} {' + '.join(value) if isinstance(value, list) else value}" for name, value in choices)
+    return f"other engines, which run more than is emitted: {there.seconds:.2f} s a step with {shown}"
 
 
 def show_trivial(plan: TrivialPlan) -> None:

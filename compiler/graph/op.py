@@ -15,6 +15,8 @@ from dsc.compiler.graph.dim import Dim, Int, total
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
 Types = tuple[ValueType, ...]
+Pass = Literal["forward", "input_gradient", "weight_gradient"]
+"""A product with a weight, forward, and the two of backward."""
 
 
 class OpClass(Enum):
@@ -24,6 +26,7 @@ class OpClass(Enum):
     GROUPED_PRODUCT = "products of routed experts, each of its rows with its weight"
     ATTENTION = "products of activations with each other, and a softmax between them"
     LOOKUP = "rows of a table: as many bytes as come out"
+    EXCHANGE = "rows to other ranks and from them: the links' time, not the memory's"
     MEMORY = "everything else: each operand read once, each result written once"
 
 
@@ -89,6 +92,8 @@ class Op:
     prefix = ""
     """Before the names of the helpers that the line calls and, in capitals, of their constants: window_ where other ops
     of the model call the same helpers with other constants."""
+    in_fp8: ClassVar[frozenset[Pass]] = frozenset()
+    """The passes whose products read FP8. They quantize what they read themselves."""
     recompute: ClassVar[Literal["norms", "swiglu"] | None] = None
     """The recompute choice under which backward computes the outputs again from what the op saves. Only element-wise
     ops have one, because they are cheap. Choices that span products follow from the graph (parts/recompute.py of
@@ -151,6 +156,10 @@ class Op:
             return Int(0)
         tensors = [t.bytes for t in (*inputs, *outputs) if isinstance(t, TensorType)]
         return total(tensors) + total([p.type.bytes for p in self.parameters()])
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        """Read and written to quantize activations for products in FP8: by forward, and gradients by backward."""
+        return Int(0), Int(0)
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """What backward needs of forward, parameters left out."""

@@ -5,7 +5,7 @@ each in the order of experts; the products want them expert by expert.
 """
 
 from dsc.compiler.graph.dim import Dim, Int
-from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, SplitsType, TensorType
 
 
@@ -56,6 +56,7 @@ class ExchangeCounts(Op):
     """What each rank has for each of our experts: [E] -> [ranks, experts of a rank]."""
 
     kind = "exchange_counts"
+    op_class = OpClass.EXCHANGE
     ranks: Dim
     group: str = "group"
     """The attribute that holds the ranks."""
@@ -95,6 +96,7 @@ class AllToAll(Op):
     """Rows to the ranks that `to` says, started but not waited for; backward sends the gradients back."""
 
     kind = "all_to_all"
+    op_class = OpClass.EXCHANGE
     rows: Dim
     """Received on average."""
     group: str = "group"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import CallModule
 from dsc.compiler.ops.dispatch import (
     AllToAll,
@@ -91,6 +92,15 @@ class Sharing:
     @property
     def world(self) -> int:
         return self.pp * self.dp * self.cp
+
+
+def sharing_experts(graph: Graph) -> Graph:
+    """The plain graph as it is where ranks share the experts out, for however many; itself without a mixture."""
+    if MOE not in graph.blocks:
+        return graph
+    moe = graph.blocks[MOE]
+    shared = share_experts(moe, ranks=1)
+    return replace(graph, blocks={**graph.blocks, MOE: replace(shared, class_name=moe.class_name, method=moe.method)})
 
 
 DOC = "This rank's share of the experts: tokens are sent to the ranks whose experts they chose, and come back."

@@ -49,13 +49,18 @@ def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, .
     """A note where pairs run one half after the other, for what cannot be cut yet."""
     if sharing is None or not pairs(sharing):
         return ()
-    loops = (node.op for stage in stages for node in stage.block.nodes() if isinstance(node.op, LayerLoop))
-    mixed = any(len(loop.callees()) > 1 for loop in loops)
-    reasons = [
-        *(["what recompute makes again"] if sharing.recompute else []),
-        *(["layers in a cycle"] if mixed else []),
-    ]
-    return (f"train: {PAIRING} without overlap, for there is no code yet that cuts {reasons[0]}",) if reasons else ()
+    uncut = why_one_by_one(bool(sharing.recompute), any(cycles(stage.block) for stage in stages))
+    return () if uncut is None else (f"train: {PAIRING} without overlap, for there is no code yet that cuts {uncut}",)
+
+
+def why_one_by_one(recomputes: bool, cycles: bool) -> str | None:
+    """What cannot be cut; None where pairs take turns. The planner credits overlap where this does."""
+    return "what recompute makes again" if recomputes else "layers in a cycle" if cycles else None
+
+
+def cycles(block: Block) -> bool:
+    """Whether it runs layers of several kinds in turns."""
+    return any(isinstance(node.op, LayerLoop) and len(node.op.callees()) > 1 for node in block.nodes())
 
 
 def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:

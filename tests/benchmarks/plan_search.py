@@ -1,8 +1,9 @@
 """Wall time of `dsc plan`, a new process each time: DeepSeek-V3 on 2,048 and on 16,384 GPUs, Llama 3.1 405B on 1,024.
 
-python tests/benchmarks/plan_search.py [--rounds N] [--out FILE.jsonl] [--before FILE.jsonl]
+python tests/benchmarks/plan_search.py [--rounds N] [--out FILE.jsonl] [--before FILE.jsonl] [--against DSC]
 
-With --before, how many times faster each is than the last result of the same plan in that file.
+With --before, how many times faster each is than the last result of the same plan in that file. With --against, another
+commit's `dsc` takes turns with this one, and seconds of the processor are compared: what a busy machine leaves alone.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="append the results as lines of JSON")
     parser.add_argument("--before", type=Path, help="earlier results, to compare with")
+    parser.add_argument("--against", type=Path, help="another commit's dsc, to take turns with")
     arguments = parser.parse_args()
     before = earlier(arguments.before) if arguments.before else {}
     for spec, cluster, nodes in PLANS:
@@ -32,7 +34,7 @@ def main() -> None:
             "spec": spec,
             "cluster": cluster,
             "nodes": nodes,
-            **measured(spec, cluster, nodes, arguments.rounds),
+            **measured(spec, cluster, nodes, arguments.rounds, arguments.against),
             "rounds": arguments.rounds,
             "python": platform.python_version(),
             "machine": platform.processor() or platform.machine(),
@@ -53,23 +55,31 @@ def earlier(results: Path) -> dict[tuple[str, int], float]:
     return {(line["spec"], line["nodes"]): line["seconds"] for line in lines}
 
 
-def measured(spec: str, cluster: str, nodes: int, rounds: int) -> dict[str, object]:
-    """Median and range of the seconds, and how many layouts were legal."""
-    plan = [str(Path(sys.executable).with_name("dsc")), "plan", spec, "--cluster", cluster, "--nodes", str(nodes)]
-    seconds, legal, start_of_all = [], 0, os.times().children_user
+def measured(spec: str, cluster: str, nodes: int, rounds: int, against: Path | None) -> dict[str, object]:
+    """Medians and range of the seconds, and how many layouts were legal."""
+    plan = ["plan", spec, "--cluster", cluster, "--nodes", str(nodes), "--json"]
+    ours = Path(sys.executable).with_name("dsc")
+    runs: dict[Path, list[tuple[float, float]]] = {dsc: [] for dsc in (ours, against) if dsc is not None}
+    legal = 0
     for _ in range(rounds):
-        start = time.perf_counter()
-        run = subprocess.run([*plan, "--json"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-        legal = json.loads(run.stdout)["searched"]["legal"]
-    extremes = [round(min(seconds), 2), round(max(seconds), 2)]
-    of_the_processor = round((os.times().children_user - start_of_all) / rounds, 2)
-    return {
-        "seconds": round(statistics.median(seconds), 2),
-        "range": extremes,
-        "user_seconds": of_the_processor,
+        for dsc, taken in runs.items():
+            start, begun = time.perf_counter(), os.times().children_user
+            run = subprocess.run([str(dsc), *plan], capture_output=True, check=False)
+            taken.append((time.perf_counter() - start, os.times().children_user - begun))
+            if dsc is ours:
+                legal = json.loads(run.stdout)["searched"]["legal"]
+    wall, user = zip(*runs[ours], strict=True)
+    result: dict[str, object] = {
+        "seconds": round(statistics.median(wall), 2),
+        "range": [round(min(wall), 2), round(max(wall), 2)],
+        "user_seconds": round(statistics.median(user), 2),
         "legal": legal,
     }
+    if against is not None:
+        theirs = statistics.median(user for _, user in runs[against])
+        result |= {"user_seconds_of_the_other": round(theirs, 2)}
+        result |= {"times_less_of_the_processor": round(theirs / statistics.median(user), 2)}
+    return result
 
 
 if __name__ == "__main__":

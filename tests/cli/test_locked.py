@@ -35,7 +35,6 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("searched")
 
     monkeypatch.setattr(package, "make_plan", search)
-    monkeypatch.setattr(package, "emitted_search", search)
 
 
 def test_a_plan_gives_what_the_search_gives(run: Any, request: pytest.FixtureRequest) -> None:

@@ -110,7 +110,7 @@ def test_decode_in_the_terminal(run: Any) -> None:
     shown = run("plan", *DECODE).stdout
     assert shown.startswith("fits: llama-3.1-8b, decode on 1 node of h100, 8 GPUs\n  dp ")
     assert "weights in bf16; cache of " in shown and "sequences of 4,096 tokens" in shown
-    for line in ("vocabulary weights", "arena", "block tables", "CUDA graphs", "cache", "total", "capacity"):
+    for line in ("vocabulary weights", "arena", "block tables", "cache", "total", "capacity"):
         assert re.search(rf"^ {line} +\d+\.\d\d\b", shown, re.MULTILINE), line
     assert re.search(r"^[\d,]+ sequences at once in a group, [\d,]+ in all; [\d,]+ pages on a GPU$", shown, re.M)
 
@@ -130,7 +130,7 @@ def test_serving_as_json(facts: Any, mode: str) -> None:
     assert plan["sequences"]["of_a_group"] * cache["pages_per_sequence"] <= cache["pages"]
     assert plan["sequences"]["of_all"] == plan["sequences"]["of_a_group"] * plan["mesh"]["dp"]
     assert role["activations"] == plan["arena"]["bytes"] >= plan["arena"]["least_bytes"]
-    assert any(line["name"] == "CUDA graphs" for line in role["lines"]) == (mode == "decode")
+    assert not any("graphs" in line["name"] for line in role["lines"]), "the engine launches every kernel"
 
 
 def test_redundant_experts(facts: Any) -> None:
@@ -226,10 +226,10 @@ def test_what_does_not_fit_to_serve(run: Any) -> None:
     arguments = ("plan", "deepseek-v3", "--mode", "decode", "--cluster", "h800")
     result = run(*arguments, code=1)
     assert errors(result) == [
-        "does not fit: a GPU needs at least 86.3 GiB for one sequence of 4,096 tokens, 7.1 GiB more than it has; "
+        "does not fit: a GPU needs at least 84.3 GiB for one sequence of 4,096 tokens, 5.2 GiB more than it has; "
         "2 nodes of h800 would do, 16 GPUs"
     ]
-    assert "total                   86.26" in result.stdout
+    assert "total                   84.27" in result.stdout
     run(*arguments, "--nodes", "2", "--json")
 
 
@@ -295,9 +295,11 @@ def test_an_unknown_cluster_is_told_the_known_ones(run: Any) -> None:
     ]
 
 
-def test_a_machine_that_lacks_what_the_spec_needs(run: Any) -> None:
-    result = run("plan", "deepseek-v3", *CPU, code=2)
-    assert errors(result) == ["error[DSC065]: CPU rank has no FP8 units, which precision.linear.kind fp8_block needs"]
+def test_on_a_machine_without_fp8_the_plan_says_what_runs_instead(run: Any) -> None:
+    """As `dsc compile` does: products in bfloat16, and a note."""
+    shown = run("plan", "deepseek-v3", *CPU, code=1).stdout
+    said = "precision.linear.products: attention, experts, feed_forward run in bfloat16, and so it is planned"
+    assert f"not emitted: {said}" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.driver import build, run, timed
-from dsc.compiler.graph.verify import verify
-from dsc.compiler.kernels.target import target_of
-from dsc.compiler.passes.fuse.choose import choose_kernels
+from dsc.compiler.driver import build, in_context, planned
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.memory.lines import MASTER, MOMENTS, WEIGHTS, Role
@@ -49,6 +45,5 @@ def ledger(spec: ModelSpec) -> tuple[Role, ...]:
     kinds = {"schedule": "dualpipe-v", "activations": "bf16", "recompute": sharing.recompute}
     sizes = {"pp": sharing.pp, "dp": sharing.dp, "cp": sharing.cp, "ep": sharing.ep, "zero": sharing.zero}
     layout = Layout(**sizes, **kinds, vpp=2, tp=1, etp=1, micro_batch=sharing.micro_batch)
-    graph = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
-    problem = Problem(spec, graph, timed(spec), hardware(spec.cluster))
+    problem = Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec))
     return problem.memory.ledger(layout, problem.batch, problem.stages(layout))

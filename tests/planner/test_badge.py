@@ -17,7 +17,6 @@ LINE = re.compile(r"^\*\*\d+ of \d+ published facts reproduced\*\*.*$", re.MULTI
 
 # These compare published figures with each other, not with the model.
 ARITHMETIC = re.compile(r"^(14|15) |of the measured step$")
-ONE_COLLECTIVE = 0.10  # as for a step on the same machines
 MEASURED_MEMORY = 0.02  # of bytes that a GPU reports; Megatron's kernels keep other tensors than ours
 
 
@@ -46,7 +45,7 @@ def facts() -> Iterator[Fact]:
             yield Fact(fact.name, fact.published, fact.found, fact.tolerance, False)
     for ranks, published in of_time.DEEPEP:
         found = of_time.logical_bandwidth(ranks)
-        yield Fact(f"dispatch over {ranks} GPUs", published, found, ONE_COLLECTIVE, False)
+        yield Fact(f"dispatch over {ranks} GPUs", published, found, of_time.ONE_COLLECTIVE, False)
     for served in of_serving.SERVED:
         yield Fact(served.name, served.published, served.found, served.tolerance, served.source == of_serving.DAY_6)
     for row, layout, measured in of_memory.HELD_OUT:

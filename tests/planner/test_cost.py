@@ -18,7 +18,7 @@ from dsc.compiler.planner.time.kernels import CLASSES
 from dsc.compiler.planner.time.lines import EXPOSED
 from dsc.compiler.planner.time.step import MANY, CostModel
 from dsc.compiler.planner.time.tail import REDUCE, UPDATE
-from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, model, staged
+from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, staged, theirs
 
 V3 = costs("deepseek-v3", "h800", 256)
 PLAIN = Layout(16, 1, "1f1b", 1, 1, 8, 1, 16, 1, 1, (), "bf16")
@@ -29,7 +29,7 @@ def grid(schedule: Schedule, pp: int, vpp: int) -> Layout:
 
 
 def v3_on(hardware: Hardware) -> CostModel:
-    return CostModel(*model("deepseek-v3"), hardware)
+    return theirs("deepseek-v3", hardware)
 
 
 def changed(**change: float) -> Hardware:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from dsc.compiler.blocks.model import build_graph
-from dsc.compiler.driver import build, run, timed
+from dsc.compiler.driver import planned, run
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.norms import fuse_norms
+from dsc.compiler.planner.layout.layout import TRIVIAL
 from dsc.compiler.planner.machine.calibration import CALIBRATIONS, HOPPER, Calibration, Figure
 from dsc.compiler.planner.machine.collectives import Group, all_gather
 from dsc.compiler.planner.machine.hardware import Hardware, UnknownHardware, calibration_of, hardware
@@ -15,15 +16,16 @@ from dsc.compiler.planner.memory.lines import COLLECTIVES, CUDA, EXPERT_BUFFERS
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.report.plan import make_plan
 from dsc.compiler.planner.report.write import plan_yaml
+from dsc.compiler.planner.search.emitted import not_emitted
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.kernels import CLASSES, Share, seconds
 from dsc.compiler.planner.time.ops import OpCost, op_costs
-from dsc.compiler.planner.time.step import CostModel
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load, loads
+from dsc.spec.model import ModelSpec
 from dsc.spec.zoo import CLUSTERS, MODELS, names, path_of
-from planner.machines import V3_RECOMPUTE, costs, machine, model
+from planner.machines import V3_RECOMPUTE, costs, emitted, machine, others, theirs
 
 
 def constants(calibration: Calibration) -> list[Figure]:
@@ -53,9 +55,16 @@ def test_a_family_without_calibration_is_an_error_and_no_default() -> None:
         calibration_of(other)
 
 
-def test_fp8_on_a_machine_without_is_an_error() -> None:
+def test_fp8_of_other_engines_on_a_machine_without_is_an_error() -> None:
     with pytest.raises(UnknownHardware, match="no FP8 units"):
-        CostModel(*model("deepseek-v3"), machine("a100", 1))
+        theirs("deepseek-v3", machine("a100", 1))
+
+
+def test_on_a_machine_without_fp8_the_package_multiplies_in_bfloat16_and_the_plan_says_so() -> None:
+    problem = emitted("deepseek-v3", "a100")
+    assert {op.kernel_class for op in problem.cost.ops["MoeLayer.forward"]} & {"fp8_gemm", "fp8_grouped"} == set()
+    (said,) = not_emitted(problem, TRIVIAL)
+    assert said == "precision.linear.products: attention, experts, feed_forward run in bfloat16, and so it is planned"
 
 
 @pytest.mark.parametrize("family", sorted(CALIBRATIONS))
@@ -78,7 +87,7 @@ def traced() -> dict[str, tuple[OpCost, ...]]:
     """The ops of the traced program: it concatenates queries and keys before it attends, which our kernel does not."""
     spec = load("deepseek-v3")
     graph = run(build_graph(spec), (fuse_norms, fuse_elementwise))
-    return op_costs(parts_of(graph), spec.precision.fp8_products())
+    return op_costs(parts_of(graph), others(spec))
 
 
 def pair(hardware: Hardware) -> dict[str, float]:
@@ -112,23 +121,28 @@ def test_fp8_products_run_at_the_published_rate() -> None:
     assert flops / (found["fp8_gemm"] + found["fp8_grouped"]) / 1e9 == pytest.approx(794, rel=0.01)
 
 
+def in_fp8(**products: str) -> set[str]:
+    """The names of a layer's ops whose products are timed in FP8, by the spec's table."""
+    data = load("deepseek-v3").model_dump() | {"cluster": {"kind": "h800"}, "placement": None}
+    data["precision"]["linear"]["products"] |= products
+    graph, _ = planned(ModelSpec.model_validate(data))
+    return {op.name for op in op_costs(parts_of(graph))["MoeLayer.forward"] if op.kernel_class.startswith("fp8")}
+
+
 @pytest.mark.parametrize("product", ["attention", "feed_forward", "experts"])
 def test_products_that_the_spec_keeps_wide_are_not_timed_in_fp8(product: str) -> None:
-    """By the op and not by the module that it is in."""
-    spec = load("deepseek-v3")
-    parts = parts_of(timed(spec))
-    every = spec.precision.fp8_products()
-    all_of_them, others = (op_costs(parts, some)["MoeLayer.forward"] for some in (every, every - {product}))
-    changed = {a.name for a, b in zip(all_of_them, others, strict=True) if a.kernel_class != b.kernel_class}
+    """By the op and not by the module that it is in, as it is emitted."""
+    every, fewer = in_fp8(), in_fp8() - in_fp8(**{product: "bf16"})
+    assert in_fp8(**{product: "bf16"}) < every
     assert (
-        changed
+        fewer
         == {
             "attention": {
                 f"layers.3.self_attn.{name}.weight"
-                for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+                for name in ("q_a_proj", "q_b_proj", "kv_b_proj", "o_proj")  # of layers that read one x, the first
             },
-            "feed_forward": {f"layers.3.mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")},
-            "experts": {"layers.3.mlp.gate_up_proj", "layers.3.mlp.down_proj"},
+            "feed_forward": {f"layers.3.mlp.shared_experts.{name}_proj.weight" for name in ("gate", "down")},
+            "experts": {"layers.3.mlp.gate_up_proj"},  # one kernel of both products
         }[product]
     )
 
@@ -181,7 +195,7 @@ def test_what_is_wrong_with_a_cluster_is_said_where_it_stands(tmp_path: Path, se
 def test_a_cpu_has_no_context_of_cuda_and_no_gpus() -> None:
     spec = load("tiny")
     cpu = hardware(Machines(kind="cpu", nodes=4))
-    plan = make_plan(Problem(spec, build(spec).training, timed(spec), cpu))
+    plan = make_plan(Problem(spec, *planned(spec), cpu))
     names = {line.name for role in plan.roles for line in role.lines}
     assert not names & {CUDA, COLLECTIVES, EXPERT_BUFFERS}
     assert "GPU" not in plan_yaml(plan).replace("without a GPU", "")

@@ -190,7 +190,7 @@ def test_every_line_has_its_source(v3):
     plan = v3.plan(Serving(1, 144, 2), DECODE, Storing(), H800)
     assert all(isinstance(one.bytes, int) and one.bytes > 0 and one.source for one in plan.lines)
     assumed = {one.name for one in plan.lines if one.provenance == "assumed"}
-    assert assumed == {"CUDA graphs", "CUDA context", "collective buffers", "expert buffers"}
+    assert assumed == {"CUDA context", "collective buffers", "expert buffers"}
     assert line(plan, "block tables").bytes == plan.sequences * (78 + 1) * 4
 
 

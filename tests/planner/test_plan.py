@@ -13,7 +13,6 @@ from dsc.compiler.planner.report.plan import Plan, alike, choices, make_plan, me
 from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.report.write import plan_yaml, serving_yaml
-from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import (
     ServingFound,
     make_serving_plan,
@@ -25,14 +24,12 @@ from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
 from dsc.spec.serving import Serving
-from planner.machines import machine, model
+from planner.machines import emitted, machine, model
 
 
 @cache
 def tiny() -> Plan:
-    spec, timed = model("tiny")
-    spec = spec.model_copy(update={"cluster": Machines(kind="cpu", nodes=4)})
-    return make_plan(Problem(spec, build(spec).training, timed, machine("cpu", 4)))
+    return make_plan(emitted("tiny", "cpu", 4))
 
 
 @cache

@@ -1,10 +1,23 @@
 """Products in FP8: linear layers as in kernels/fp8_linear.py, routed experts as in kernels/fp8_experts.py."""
 
 from dsc.compiler.graph.dim import Blocks, Dim, Int, product, total
-from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Pass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
 from dsc.compiler.ops.projection import Linear
+
+READ, WRITTEN = 2, 1
+"""Bytes of an element in bfloat16, and of its code in FP8; scales are a thirtieth of that."""
+EVERY_PASS: frozenset[Pass] = frozenset(("forward", "input_gradient", "weight_gradient"))
+
+
+def _along_rows(elements: Dim) -> Dim:
+    return elements * (READ + WRITTEN)
+
+
+def _both_ways(elements: Dim) -> Dim:
+    """Along rows and along columns, in one kernel that reads once."""
+    return elements * (READ + 2 * WRITTEN)
 
 
 @register
@@ -14,6 +27,7 @@ class Fp8Linears(Op):
     kind = "fp8_linears"
     op_class = OpClass.PRODUCT
     saves_codes = True
+    in_fp8 = EVERY_PASS
     linears: tuple[Linear, ...]
     block: Int
     """Elements that share a scale."""
@@ -33,6 +47,9 @@ class Fp8Linears(Op):
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         return total([linear.flops(inputs, (output,)) for linear, output in zip(self.linears, outputs, strict=True)])
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        return _both_ways(tensor(inputs[0]).numel), _both_ways(total([tensor(one).numel for one in outputs]))
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """Not x, but its FP8 form with scales in blocks along the tokens, as the weights' gradients read it."""
@@ -75,8 +92,19 @@ class Fp8SwigluLinear(Fp8Linears):
         assert tensor(inputs[0]).same(inputs[1]), f"{inputs[0]} against {inputs[1]}"
         return super().infer(inputs[:1])
 
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        """SwiGLU's result is quantized where it is made: forward along rows, backward along columns."""
+        made = tensor(inputs[0]).numel * (2 * READ + WRITTEN)
+        return made, made + _both_ways(tensor(outputs[0]).numel)
+
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0), Saved("input", 1))
+
+
+def _of_experts(op: RoutedExperts, inputs: Types) -> tuple[Dim, Dim]:
+    """Tokens and their gradients, not a copy for each expert; the gradients of gate and up are."""
+    tokens, of_gate_up = tensor(inputs[0]).numel, op.rows * op.gate_up.out_features
+    return _along_rows(tokens), _along_rows(tokens + of_gate_up)
 
 
 @register
@@ -84,8 +112,12 @@ class Fp8RoutedExperts(RoutedExperts):
     """Each token through its experts in FP8; what is saved is what experts in bfloat16 save."""
 
     kind = "fp8_routed_experts"
+    in_fp8 = frozenset(("forward", "input_gradient"))
     block: Int
     """Elements that share a scale."""
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        return _of_experts(self, inputs)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -97,8 +129,12 @@ class Fp8RoutedAndSharedExperts(RoutedAndSharedExperts):
     """The same, with the shared experts' result added in the same sum."""
 
     kind = "fp8_routed_and_shared_experts"
+    in_fp8 = Fp8RoutedExperts.in_fp8
     routed = Fp8RoutedExperts
     block: Int
     """Elements that share a scale."""
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        return _of_experts(self, inputs)
 
     requires = Fp8RoutedExperts.requires

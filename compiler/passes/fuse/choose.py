@@ -31,10 +31,6 @@ from dsc.spec.precision import Fp8BlockLinear
 
 Pass = Callable[[Graph], Graph]
 
-TIMED: tuple[Pass, ...] = (fuse_norms, fuse_latent_attention, fuse_elementwise, fuse_linear_cross_entropy)
-"""The kernels of the graph that the planner times. Experts are not fused there, as in the trace of its
-efficiencies: with expert parallelism, sorting, gathering, multiplying and summing are separate steps."""
-
 
 @dataclass(frozen=True)
 class Choice:

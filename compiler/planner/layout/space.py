@@ -91,16 +91,17 @@ def families(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tuple[
 def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -> dict[int, list[Pipeline]]:
     """Legal schedules and stages for each rank, by micro-batch."""
     found: dict[int, list[Pipeline]] = {}
-    per_rank = spec.num_layers // pp
+    layers = spec.num_layers
+    each = _options(pins.vpp, tuple(range(1, min(layers // pp, LARGEST_VPP) + 1)))
+    schedules = _options(pins.schedule, SCHEDULES)
+    cuts = [(one, vpp) for one in schedules for vpp in each if stage_count(one, pp, vpp) <= layers]
     for micro_batch in _options(pins.micro_batch, _divisors(batch, LARGEST_MICRO_BATCH)):
         count, rest = divmod(batch, dp * micro_batch)
         if rest:
             continue
-        for schedule in _options(pins.schedule, SCHEDULES):
-            for vpp in _options(pins.vpp, tuple(range(1, min(per_rank, LARGEST_VPP) + 1))):
-                fits = stage_count(schedule, pp, vpp) <= spec.num_layers
-                if fits and why_not(schedule, pp, vpp, count) is None:
-                    found.setdefault(micro_batch, []).append(Pipeline(pp, vpp, schedule, dp))
+        some = [Pipeline(pp, vpp, one, dp) for one, vpp in cuts if why_not(one, pp, vpp, count) is None]
+        if some:
+            found[micro_batch] = some
     return found
 
 

@@ -39,6 +39,12 @@ def members(group: Group, hardware: Hardware) -> int:
     return max(1, min(group.size, hardware.cluster.scale_up_domain // group.stride))
 
 
+def hops(experts: int, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
+    local = hardware.cluster.scale_up_domain
+    return experts // local if local > 1 and experts % local == 0 else 1
+
+
 def all_gather(total: float, group: Group, hardware: Hardware) -> float:
     """Seconds until each rank has all `total` bytes, of which it had one part in group.size. Rings on both levels.
 

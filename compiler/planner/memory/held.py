@@ -47,11 +47,13 @@ def is_logits(storage: Storage) -> bool:
 class PartMemory:
     """Of each kind of part, whole: no layout divides it yet."""
 
-    def __init__(self, parts: Sequence[Part], sequence_length: int) -> None:
+    def __init__(self, parts: Sequence[Part], sequence_length: int, away: Sequence[Part] = ()) -> None:
+        """`away`: the same parts where ranks share the experts out, if they run other ops there."""
         self._sequence_length = sequence_length
         # The last of each kind: what the first layer receives is read by the table of rotations too, which is no layer.
         self.examples = {part.kind: part for part in parts}
-        self._shared = _shared(parts)
+        self._away = {part.kind: part for part in away or parts}
+        self._shared = _shared(parts) | _shared(away)
         self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int], Held] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
 
@@ -86,7 +88,7 @@ class PartMemory:
         away: bool,
         context: int,
     ) -> Held:
-        part = self.examples[kind]
+        part = (self._away if away else self.examples)[kind]
         steps, whole = part.steps, part.whole.storages
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)

@@ -52,13 +52,19 @@ TRANSFERRED = 4
 
 
 class MemoryModel:
-    """The memory of one spec under layouts."""
+    """The memory of one spec under layouts.
 
-    def __init__(self, spec: ModelSpec, graph: Graph, on_gpus: bool = True) -> None:
+    `shared` is the graph where ranks share the experts out. Without it, they do as other engines': kernels that send
+    tokens from buffers of their own, and products that read the rows where they arrive.
+    """
+
+    def __init__(self, spec: ModelSpec, graph: Graph, on_gpus: bool = True, shared: Graph | None = None) -> None:
         self.spec = spec
         self._on_gpus = on_gpus
+        self._buffered = shared is None
         self.parts = parts_of(graph)
-        self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters])
+        away = () if shared is None else parts_of(shared)
+        self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters], away)
         self.ranks = RankContents(self.parts)
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
         self._widths = _state_widths(spec.precision)
@@ -134,7 +140,7 @@ class MemoryModel:
         outside = {CUDA: round(CONTEXT.value)}
         if several:
             outside[COLLECTIVES] = round(NCCL.value)
-        if exchanges:
+        if exchanges and self._buffered:
             outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
         return outside
 

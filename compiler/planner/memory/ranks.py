@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ from dsc.compiler.planner.pipeline.schedule import Schedule, actions, held_by
 InFlight = tuple[tuple[int, ...], ...]
 """Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
 
-ENOUGH = 4
+ENOUGH = 2
 """Micro-batches for each pipeline rank after which no schedule holds more than before."""
 
 
@@ -49,7 +49,7 @@ class RankContents:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._parameters: dict[str, Elements] = {}
+        self._own = [elements(part.parameters.values()) for part in parts]
         self._known: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
 
     def of_ranks(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
@@ -71,20 +71,17 @@ class RankContents:
         own = [stages[stage] for stage in layout.stages(rank)]
         kinds = tuple(tuple(self._parts[index].kind for index in stage) for stage in own)
         everything = [index for stage in own for index in stage]
-        largest = max((self._sum(self._parts[index].parameters) for index in everything), key=Elements.total)
+        largest = max((self._own[index] for index in everything), key=Elements.total)
         names = tuple(self._parts[index].name for index in everything)
         return RankContent((rank,), names, kinds, self.elements(everything), largest, held)
 
     def elements(self, parts: Iterable[int]) -> Elements:
         """Parameters of some parts with those that they borrow, each once."""
         found: dict[str, Parameter] = {}
-        for index in parts:
-            found.update(self._parts[index].parameters)
+        own = Elements()
+        held = tuple(parts)
+        for index in held:
+            own += self._own[index]
             found.update(self._parts[index].borrowed)
-        return self._sum(found)
-
-    def _sum(self, parameters: Mapping[str, Parameter]) -> Elements:
-        for name, parameter in parameters.items():
-            if name not in self._parameters:
-                self._parameters[name] = elements([parameter])
-        return sum((self._parameters[name] for name in parameters), Elements())
+        lent = [one for name, one in found.items() if not any(name in self._parts[index].parameters for index in held)]
+        return own + elements(lent) if lent else own

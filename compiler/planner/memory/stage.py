@@ -41,8 +41,10 @@ class StageBytes:
 class StageMemory:
     """Of runs of parts under a layout."""
 
-    def __init__(self, parts: Sequence[Part], sequence_length: int, parameter_bytes: int) -> None:
-        self.parts = PartMemory(parts, sequence_length)
+    def __init__(
+        self, parts: Sequence[Part], sequence_length: int, parameter_bytes: int, away: Sequence[Part] = ()
+    ) -> None:
+        self.parts = PartMemory(parts, sequence_length, away)
         self._parameter_bytes = parameter_bytes
         self._known: dict[tuple[object, ...], StageBytes] = {}
         self._weights: dict[str, tuple[Elements, ...]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
@@ -39,8 +40,27 @@ class Part:
     """The path of the layer in it, ending in a dot; None where there is none."""
 
 
+class _Same:
+    """A graph as a key: itself, and not one like it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.graph is other.graph
+
+    def __hash__(self) -> int:
+        return id(self.graph)
+
+
 def parts_of(graph: Graph) -> tuple[Part, ...]:
-    """In the order in which they run."""
+    """In the order in which they run; the same for all who ask for those of one graph."""
+    return _parts_of(_Same(graph))
+
+
+@lru_cache(maxsize=8)
+def _parts_of(same: _Same) -> tuple[Part, ...]:
+    graph = same.graph
     kinds = dict(_modules(graph))
     names = [EMBEDDING, *(name for name in kinds), HEAD]
     place = _places(graph, names)

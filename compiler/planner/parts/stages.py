@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -70,20 +71,23 @@ def _stages_needed(sums: Sequence[int], heaviest: int) -> int:
 
 def _most_even(sums: Sequence[int], stages: int, least_first: int, heaviest: int) -> tuple[int, ...]:
     """Of the splits whose stages weigh at most `heaviest`, the one with the least sum of squares."""
-    best: dict[int, tuple[int, tuple[int, ...]]] = {}  # by number of parts: value and bounds of the best split
-    for end in range(least_first, len(sums)):
-        if sums[end] <= heaviest:
-            best[end] = (sums[end] ** 2, (0, end))
-    for _ in range(stages - 1):
-        before, best = best, {}
-        for end in range(1, len(sums)):
-            for start in range(end - 1, 0, -1):
+    last = len(sums) - 1
+    values = {end: sums[end] ** 2 for end in range(least_first, last + 1) if sums[end] <= heaviest}
+    began: list[dict[int, int]] = []  # of each later stage, where it begins by where it ends
+    for left in reversed(range(stages - 1)):  # stages to come, for which parts have to be left, and not too many
+        before, values = values, {}
+        began.append({})
+        room = sums[last] - left * heaviest
+        for start, value in before.items():  # ascending: of equal splits the latest start stays
+            for end in range(start + 1, last - left + 1):
                 weight = sums[end] - sums[start]
                 if weight > heaviest:
                     break
-                if start in before:
-                    value = before[start][0] + weight**2
-                    if end not in best or value < best[end][0]:
-                        best[end] = (value, (*before[start][1], end))
-    assert len(sums) - 1 in best, f"{len(sums) - 1} parts do not make {stages} stages"
-    return best[len(sums) - 1][1]
+                if sums[end] >= room and value + weight**2 <= values.get(end, math.inf):
+                    values[end] = value + weight**2
+                    began[-1][end] = start
+    assert last in values, f"{last} parts do not make {stages} stages"
+    bounds = [last]
+    for starts in reversed(began):
+        bounds.append(starts[bounds[-1]])
+    return (0, *reversed(bounds))

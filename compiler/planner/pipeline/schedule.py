@@ -218,7 +218,8 @@ class _Lanes:
         return Action(kind, stage, first + index)
 
     def pair(self, forward: int, backward: int) -> Action:
-        return self.work("F", forward)._replace(kind="F&B", backward=self.work("BW", backward))
+        _, stage, micro_batch, _ = self.work("F", forward)
+        return Action("F&B", stage, micro_batch, self.work("BW", backward))
 
 
 def _two_lanes(
@@ -287,18 +288,21 @@ def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
 
 def held_by(run: Sequence[Action]) -> tuple[dict[int, int], ...]:
     """`holdings` of a rank that runs these."""
-    members = [action.members for action in run]
-    stages = sorted({one.stage for pair in members for one in pair})
+    stages = sorted({one.stage for one in run} | {one.backward.stage for one in run if one.backward})
     column = {stage: index for index, stage in enumerate(stages)}
     held = [0] * len(stages)
-    seen: set[tuple[int, ...]] = set()  # just before something is given back: no moment holds more
-    for pair in members:
-        for kind, stage, _, _ in pair:
-            if kind == "F":
-                held[column[stage]] += 1
-            elif kind != "B":
+    seen: set[tuple[int, ...]] = set()  # before something is given back for the first time since more was taken
+    rose = False
+    for kind, stage, _, backward in run:
+        if kind in ("F", "F&B"):
+            held[column[stage]] += 1
+            rose = True
+        given = stage if backward is None else backward.stage
+        if kind not in ("F", "B"):
+            if rose:
                 seen.add(tuple(held))
-                held[column[stage]] -= 1
+            held[column[given]] -= 1
+            rose = False
     fullest: list[tuple[int, ...]] = []
     for one in sorted(seen, reverse=True):  # so that what has as many of each comes before
         if not any(all(map(ge, other, one)) for other in fullest):

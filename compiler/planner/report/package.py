@@ -10,10 +10,10 @@ from ruamel.yaml import YAML
 from dsc.compiler.passes.shard import Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.report.locked import LockedPlan
-from dsc.compiler.planner.report.plan import Plan, alike, given_plan, make_plan, plan_of, runs
+from dsc.compiler.planner.report.plan import Plan, alike, given_plan, make_plan, runs
 from dsc.compiler.planner.report.record import placement
 from dsc.compiler.planner.report.write import inner, plan_yaml
-from dsc.compiler.planner.search.emitted import emitted_search, sharing_of
+from dsc.compiler.planner.search.emitted import sharing_of
 from dsc.compiler.planner.search.problem import Problem
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
@@ -31,11 +31,8 @@ class PackagePlan:
 
 
 def found_plan(problem: Problem) -> Plan:
-    """What `dsc plan` shows, and what `dsc compile` emits where the spec has pins."""
-    if problem.spec.placement is None:
-        return make_plan(problem)
-    found = emitted_search(problem)
-    return plan_of(problem, found, found.best or found.smallest)
+    """What `dsc plan` shows and `dsc compile` emits."""
+    return make_plan(problem)
 
 
 def package_plan(problem: Problem, locked: LockedPlan | None) -> PackagePlan | str:

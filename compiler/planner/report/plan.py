@@ -28,7 +28,8 @@ from dsc.compiler.planner.memory.lines import (
 from dsc.compiler.planner.pipeline.simulate import Timeline
 from dsc.compiler.planner.report.applies import worth_a_line
 from dsc.compiler.planner.report.cited import cited
-from dsc.compiler.planner.search.explain import Neighbour, climb, largest_saving, neighbours
+from dsc.compiler.planner.search.emitted import choose, missing, not_emitted
+from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
 from dsc.compiler.planner.time.lines import TimeLine
@@ -67,6 +68,8 @@ class Plan:
     around: tuple[Neighbour, ...]
     saving: Neighbour | None
     """The one change that frees most memory."""
+    compared: bool = True
+    """With what other engines would reach, which takes a search of its own."""
 
     @property
     def fits(self) -> bool:
@@ -75,6 +78,21 @@ class Plan:
     @property
     def layout(self) -> Layout:
         return self.chosen.layout
+
+    @property
+    def not_emitted(self) -> tuple[str, ...]:
+        """What of it the package does not do, a line each."""
+        return not_emitted(self.problem, self.layout)
+
+    @cached_property
+    def elsewhere(self) -> Candidate | None:
+        """The fastest layout in other engines that is not emitted, for comparison; None where none is faster."""
+        if not self.compared or self.problem.others is not None:
+            return None
+        best = search(self.problem.elsewhere()).best
+        if best is None or next(missing(best.layout, self.problem.graph), None) is None:
+            return None
+        return best if best.seconds < self.time.seconds or not self.fits else None
 
     @property
     def shown(self) -> tuple[Neighbour, ...]:
@@ -102,8 +120,8 @@ class Plan:
 
 def make_plan(problem: Problem) -> Plan:
     """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
-    found = search(problem)
-    return plan_of(problem, found, climb(problem, found.best) if found.best else found.smallest)
+    found = choose(problem)
+    return plan_of(problem, found, found.best or found.smallest)
 
 
 def given_plan(problem: Problem, layout: Layout) -> Plan:
@@ -117,7 +135,7 @@ def plan_of(problem: Problem, found: Found, chosen: Candidate) -> Plan:
     """What a layout takes, and what stands around it."""
     layout = chosen.layout
     time = problem.step(layout)
-    around = neighbours(problem, layout, time.seconds)
+    around = neighbours(problem, layout, time.seconds, found.lacks)
     roles = alike(problem.of(layout).memory.ledger(layout, problem.batch, problem.stages(layout)))
     roles = tuple(cited(role, problem.memory.parts) for role in roles)
     return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))

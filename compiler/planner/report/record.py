@@ -9,6 +9,7 @@ from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
 from dsc.compiler.planner.report.hashes import hardware_hash, spec_hash
 from dsc.compiler.planner.report.plan import Plan, memory
+from dsc.compiler.planner.search.emitted import missing
 from dsc.compiler.planner.search.explain import Neighbour
 from dsc.compiler.planner.time.step import StepTime
 
@@ -31,6 +32,8 @@ def record(plan: Plan) -> dict[str, Any]:
         "zero": layout.zero,
         "recompute": list(layout.recompute),
         "activations": layout.activations,
+        "not_emitted": list(plan.not_emitted),
+        "other_engines": _elsewhere(plan),
         "stages": [[plan.problem.memory.parts[part].name for part in stage] for stage in plan.problem.stages(layout)],
         "memory": [_of_role(role, plan.problem.capacity) for role in plan.roles],
         "time": _time(plan.time),
@@ -92,6 +95,19 @@ def _sensitivity(plan: Plan) -> dict[str, Any] | None:
         "missing_bytes": faster.bytes - plan.problem.capacity,
         "step_seconds": faster.seconds,
         "placement": placement(faster.layout),
+    }
+
+
+def _elsewhere(plan: Plan) -> dict[str, Any] | None:
+    """What they would reach, and what of it the package lacks."""
+    there = plan.elsewhere
+    if there is None:
+        return None
+    return {
+        "step_seconds": there.seconds,
+        "bytes": there.bytes,
+        "not_emitted": list(missing(there.layout, plan.problem.graph)),
+        "placement": placement(there.layout),
     }
 
 

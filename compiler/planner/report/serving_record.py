@@ -17,7 +17,6 @@ GROUPS = {
     "cache": "cache",
     "arena": "activations",
     "block tables": "workspace",
-    "CUDA graphs": "workspace",
     "CUDA context": "workspace",
     "collective buffers": "communication",
     "expert buffers": "communication",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -25,13 +26,14 @@ LINES = ("name", "seconds", "provenance", "source")
 
 def plan_yaml(plan: Plan) -> str:
     """Of training. Deterministic: the same spec and machines give the same bytes."""
-    facts = record(plan)
+    facts = record(replace(plan, compared=False))
     time, device = facts["time"], plan.problem.hardware.device
     body = CommentedMap(
         **_heading(facts),
         global_batch=facts["global_batch"],
         micro_batches=facts["micro_batches"],
         placement=_flow(placement(plan.layout)),
+        **({"not_emitted": CommentedSeq(facts["not_emitted"])} if facts["not_emitted"] else {}),
         stages=CommentedSeq(_flow(runs(stage)) for stage in facts["stages"]),
         memory=_memory(facts),
         sources=_sources(facts),
@@ -45,6 +47,8 @@ def plan_yaml(plan: Plan) -> str:
     )
     body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{_origin(plan)}")
     _say(body, "placement", "what `dsc compile` reads; in the spec, under this key, it is pinned")
+    if "not_emitted" in body:
+        _say(body, "not_emitted", "what the package has no code for yet")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
     _say(body, "memory", f"bytes of one {device}, for pipeline ranks that hold alike; sums, then what they are made of")
     _say(body, "sources", "of the lines: derived from the graph, measured or assumed")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
-from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.layout.pins import check_pins
-from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
-from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.passes.state import wide_state
+from dsc.compiler.passes.turns import why_one_by_one
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
+from dsc.compiler.planner.layout.legal import choice_problems
+from dsc.compiler.planner.layout.space import LayoutFamily, families, recompute_sets
+from dsc.compiler.planner.machine.collectives import hops
+from dsc.compiler.planner.search.explain import climb
+from dsc.compiler.planner.search.offer import Offer, everything
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Found, search
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Placement
 
 SCHEDULES = {
     "1f1b": "1F1B",
@@ -23,27 +29,25 @@ SCHEDULES = {
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
-EMITTED: dict[str, object] = {"tp": 1, "cp": 1, "etp": 1, "zero": 1, "activations": "bf16"}
+EMITTED: dict[str, object] = {"tp": 1, "etp": 1, "activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
 
 ELEMENTWISE = ("norms", "swiglu")
 """What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
-def emitted_search(problem: Problem) -> Found:
-    """Among the layouts that there is code for, under the pins of a spec that has some."""
-    pins = problem.spec.placement
-    assert pins is not None
-    check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
-    sets = emitted_sets(problem.spec, problem.timed) if pins.recompute is None else None
-    pinned = problem.pinned(pins.model_copy(update=free))
-    return search(pinned, emitted_families(pinned) if pins.schedule is None else None, sets)
+def choose(problem: Problem) -> Found:
+    """The plan: the fastest layout that fits of those that the package runs, one that no neighbour of its own beats.
+
+    Of what is pinned although the package does not run it, `not_emitted` says so.
+    """
+    found = search(problem, emitted(problem))
+    return found if found.best is None else replace(found, best=climb(problem, found.best, found.lacks))
 
 
 def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
     """Where a layout has no code, the reason."""
-    if reason := next(missing(layout, problem.graph, problem.timed), None):
+    if reason := next(missing(layout, problem.graph), None):
         return reason
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
@@ -60,17 +64,11 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
-        nodes=nodes(layout, problem.hardware),
+        nodes=hops(layout.ep, problem.hardware),
         machines=problem.hardware.nodes,
         machine_ranks=problem.hardware.cluster.gpus_per_node,
         on_gpus=problem.hardware.is_gpu,
     )
-
-
-def nodes(layout: Layout, hardware: Hardware) -> int:
-    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
-    local = hardware.cluster.scale_up_domain
-    return layout.ep // local if local > 1 and layout.ep % local == 0 else 1
 
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
@@ -79,33 +77,89 @@ def planned(problem: Problem, layout: Layout) -> PlannedStep:
     return PlannedStep(
         seconds=problem.step(layout).seconds,
         bytes=max(role.bytes for role in roles),
-        flops_per_token=compute_stats(problem.spec, problem.timed).flops_per_token.training,
+        flops_per_token=compute_stats(problem.spec, problem.graph).flops_per_token.training,
         peak_flops=problem.hardware.cluster.bf16_flops,
     )
 
 
-def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
-    """All that is legal, less the schedules that there is no code for."""
-    legal = check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    for family in legal:
+def emitted(problem: Problem) -> Offer:
+    """What the package runs, and what is pinned; all that is legal where it is another engine, or there is no such.
+
+    Raises DscError where the spec's pins contradict each other.
+    """
+    pins = problem.spec.placement or Placement()
+    if problem.others is not None:
+        return everything(problem)
+    free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
+    spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
+    every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
+    some = tuple(every if pins.schedule else _scheduled(every))
+    if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
+        return everything(problem)
+    pinned = {name for name, value in pins if value is not None}
+
+    def lacks(layout: Layout) -> tuple[str, ...]:
+        return tuple(text for text in missing(layout, problem.graph) if text.split()[0] not in pinned)
+
+    return Offer(
+        some,
+        _zeros if pins.zero is None else lambda grid: (pins.zero or 0,),
+        emitted_sets(spec, problem.graph) if pins.recompute is None else (tuple(sorted(pins.recompute)),),
+        (pins.activations or "bf16",),
+        lacks,
+    )
+
+
+def _zeros(grid: Layout) -> tuple[int, ...]:
+    """The trainer shards the optimizer's state wherever several ranks have it; under a pipeline, nothing else."""
+    return (0,) if grid.dp * grid.cp == 1 else (1,) if grid.pp > 1 else (1, 2, 3)
+
+
+def _scheduled(every: Iterable[LayoutFamily]) -> Iterator[LayoutFamily]:
+    """Less the schedules that there is no code for."""
+    for family in every:
         if pipelines := tuple(one for one in family.pipelines if one.schedule in SCHEDULES):
             yield family._replace(pipelines=pipelines)
 
 
-def emitted_sets(spec: ModelSpec, timed: Graph) -> tuple[tuple[str, ...], ...]:
+def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
     """What there is code to recompute, the smallest set first."""
-    without = frozenset(ELEMENTWISE if _keeps_codes(timed) else ())
+    without = frozenset(ELEMENTWISE if _keeps_codes(graph) else ())
     return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
 
 
-def _keeps_codes(timed: Graph) -> bool:
-    return any(node.op.saves_codes for block in timed.blocks.values() for node in block.nodes())
+def _keeps_codes(graph: Graph) -> bool:
+    return any(node.op.saves_codes for block in graph.blocks.values() for node in block.nodes())
 
 
-def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
-    """What of a layout there is no code for."""
+def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
+    """What of a plan the package does not do, a line each: of its layout, and of the types of the training state."""
+    uncut = why_one_by_one(bool(layout.recompute), problem.cost.overlap.cycles)
+    alone = layout.schedule == "dualpipe-v" and layout.ep > 1 and uncut
+    return (
+        *(
+            f"{text}: the package trains on one {problem.hardware.device} instead"
+            for text in missing(layout, problem.graph)
+        ),
+        *((f"overlap: the halves of a pair run one after the other, for nothing cuts {uncut} yet",) if alone else ()),
+        *(f"{text}, and so it is planned" for text in (*_wide_products(problem, layout), *wide_state(problem.spec))),
+    )
+
+
+def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
+    """What the spec wants in FP8 and the graph has in bfloat16."""
+    asked, graph = problem.spec.precision.fp8_products(), problem.shared if layout.ep > 1 else problem.graph
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes() if not node.op.in_fp8]
+    wide = {name for op in ops for one in op.holders() if (name := one.product) in asked}
+    if wide:
+        why = " where ranks share the experts out" if layout.ep > 1 and wide == {"experts"} else ""
+        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16{why}"
+
+
+def missing(layout: Layout, graph: Graph) -> Iterator[str]:
+    """What of a layout there is no code for, each beginning with the choice that it is."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "etp") if getattr(layout, name) > 1)
-    if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
+    if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
         yield f"activations {layout.activations}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.legal import problems, recompute_choices
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES
+from dsc.compiler.planner.search.offer import Lacks
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate
 from dsc.spec.precision import Fp8BlockLinear
@@ -27,22 +28,22 @@ class Neighbour:
 
     change: str
     layout: Layout
-    binds: Literal["arithmetic", "memory", "pins", "time"]
+    binds: Literal["arithmetic", "code", "memory", "pins", "time"]
     """What speaks against it."""
     reason: str
     bytes: int | None
-    """Of the fullest rank; None where the layout is not legal, or not the pins'."""
+    """Of the fullest rank; None where the layout is not legal, not the pins', or nothing that is emitted."""
     missing_bytes: int | None
     """Beyond a GPU's memory."""
     seconds: float | None
     """Of a step; None where it does not fit."""
 
 
-def climb(problem: Problem, start: Candidate) -> Candidate:
+def climb(problem: Problem, start: Candidate, lacks: Lacks) -> Candidate:
     """From a layout that fits to one that no neighbour of its own beats."""
     best = start
     while True:
-        around = [one for one in neighbours(problem, best.layout, best.seconds) if one.seconds is not None]
+        around = [one for one in neighbours(problem, best.layout, best.seconds, lacks) if one.seconds is not None]
         ahead = min(around, key=lambda one: (one.seconds, one.layout), default=None)
         if ahead is None or ahead.seconds is None or ahead.seconds >= best.seconds * TIE:
             return best
@@ -50,9 +51,9 @@ def climb(problem: Problem, start: Candidate) -> Candidate:
         best = Candidate(ahead.layout, ahead.bytes, ahead.seconds)
 
 
-def neighbours(problem: Problem, plan: Layout, seconds: float) -> tuple[Neighbour, ...]:
-    """Every layout one choice away, in a fixed order."""
-    return tuple(_judge(problem, change, layout, seconds) for change, layout in _changes(problem, plan))
+def neighbours(problem: Problem, plan: Layout, seconds: float, lacks: Lacks) -> tuple[Neighbour, ...]:
+    """Every layout one choice away, in a fixed order. `lacks`: why the search did not have one on offer."""
+    return tuple(_judge(problem, change, layout, seconds, lacks) for change, layout in _changes(problem, plan))
 
 
 def largest_saving(problem: Problem, plan: Layout, around: tuple[Neighbour, ...]) -> Neighbour | None:
@@ -61,7 +62,7 @@ def largest_saving(problem: Problem, plan: Layout, around: tuple[Neighbour, ...]
     return min(legal, key=lambda one: (one.bytes, one.change), default=None)
 
 
-def _judge(problem: Problem, change: str, layout: Layout, seconds: float) -> Neighbour:
+def _judge(problem: Problem, change: str, layout: Layout, seconds: float, lacks: Lacks) -> Neighbour:
     illegal = problems(layout, problem.spec, problem.world, problem.batch)
     if illegal:
         return Neighbour(change, layout, "arithmetic", illegal[0], None, None, None)
@@ -69,14 +70,27 @@ def _judge(problem: Problem, change: str, layout: Layout, seconds: float) -> Nei
         return Neighbour(change, layout, "pins", f"placement pins {', '.join(pinned)}", None, None, None)
     needed = problem.bytes(layout)
     missing = needed - problem.capacity
+    if lacking := lacks(layout):
+        reason = f"not emitted: {', '.join(lacking)}; {_elsewhere(problem, layout, seconds, missing)}"
+        return Neighbour(change, layout, "code", reason, None, None, None)
     if missing > 0:
         have = _gib(problem.capacity)
         reason = f"needs {_gib(needed)}, a {problem.hardware.device} has {have}: {_gib(missing)} too much"
         return Neighbour(change, layout, "memory", reason, needed, missing, None)
     took = problem.step(layout).seconds
+    return Neighbour(change, layout, "time", _compared(took, seconds), needed, None, took)
+
+
+def _elsewhere(problem: Problem, layout: Layout, seconds: float, missing: int) -> str:
+    """What an engine that runs this layout would reach with it."""
+    if missing > 0:
+        return f"elsewhere it would need {_gib(missing)} more than there are"
+    return f"elsewhere {_compared(problem.step(layout).seconds, seconds)}"
+
+
+def _compared(took: float, seconds: float) -> str:
     more = f"{took / seconds - 1:.1%}".lstrip("-")
-    reason = f"{took:.2f} s a step, {more} {'less' if took < seconds * TIE else 'more'}"
-    return Neighbour(change, layout, "time", reason, needed, None, took)
+    return f"{took:.2f} s a step, {more} {'less' if took < seconds * TIE else 'more'}"
 
 
 def pins(problem: Problem) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.state import with_emitted_state
 from dsc.compiler.planner.layout.layout import Layout, global_batch
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.memory.ledger import MemoryModel
 from dsc.compiler.planner.parts.stages import Stages
-from dsc.compiler.planner.time.sharing import PAIRING
+from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.step import CostModel, StepTime
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
@@ -25,12 +26,14 @@ class Problem:
 
     spec: ModelSpec
     graph: Graph
-    """Whose tensors fill the memory: that of the emitted model."""
-    timed: Graph
-    """Whose ops take the time: the same with the experts' steps apart."""
+    """The training graph as it is emitted: its tensors fill the memory, its ops take the time."""
+    shared: Graph
+    """The same where ranks share the experts out."""
     hardware: Hardware
     in_context: tuple[Graph, Graph] | None = None
     """The same two graphs where ranks share sequences, if those run others."""
+    others: OtherEngines | None = None
+    """Where it is another engine that trains, for comparison."""
 
     def of(self, layout: Layout) -> Problem:
         """The problem whose graphs are those that a layout runs."""
@@ -40,8 +43,8 @@ class Problem:
     def _shared(self) -> Problem:
         if self.in_context is None:
             return self
-        graph, timed = self.in_context
-        return replace(self, graph=graph, timed=timed, in_context=None)
+        graph, shared = self.in_context
+        return replace(self, graph=graph, shared=shared, in_context=None)
 
     @property
     def world(self) -> int:
@@ -59,11 +62,22 @@ class Problem:
 
     @cached_property
     def cost(self) -> CostModel:
-        return CostModel(self.spec, self.timed, self.hardware)
+        return CostModel(self._run, self.graph, self.hardware, self.shared, self.others)
 
     @cached_property
     def memory(self) -> MemoryModel:
-        return MemoryModel(self.spec, self.graph, self.hardware.is_gpu)
+        return MemoryModel(self._run, self.graph, self.hardware.is_gpu, None if self.others else self.shared)
+
+    def elsewhere(self) -> Problem:
+        """What other engines make of it: their all-to-alls, their FP8, overlap beside whatever runs again."""
+        has_fp8 = self.hardware.cluster.fp8_flops is not None
+        products = self.spec.precision.fp8_products() if has_fp8 else frozenset()
+        return replace(self, others=OtherEngines(products, recompute_hides=True))
+
+    @property
+    def _run(self) -> ModelSpec:
+        """With the training state that the trainer has, whatever the spec asks for."""
+        return self.spec if self.others else with_emitted_state(self.spec)
 
     @cached_property
     def _stages(self) -> dict[tuple[object, ...], Stages]:
@@ -85,16 +99,15 @@ class Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
         if self.in_context is not None:
-            graph, timed = self.in_context
-            shared = replace(other, graph=graph, timed=timed, in_context=None)
-            vars(other)["_shared"] = self._shared._knowing(shared)
+            graph, shared = self.in_context
+            vars(other)["_shared"] = self._shared._knowing(replace(other, graph=graph, shared=shared, in_context=None))
         return other
 
     def stages(self, layout: Layout) -> Stages:
         """Parts of each stage, balanced by their time."""
         if self.of(layout) is not self:
             return self.of(layout).stages(layout)
-        pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
+        pairs = self.cost.overlap.hides(layout)
         alike = (pairs, layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
         key = (alike, layout.chunks)
         if key not in self._stages:

@@ -1,4 +1,4 @@
-"""The fastest layout that fits: exact, over every legal one.
+"""The fastest layout that fits: exact, over every one on offer.
 
 Every layout has bounds that no simulation falls below: its work spread evenly over its ranks, which layouts that share
 the tensors alike have in common, and the pipeline's closed form. What has the least bound is looked at next, and
@@ -11,13 +11,13 @@ from __future__ import annotations
 import gc
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.layout.pins import check_pins
-from dsc.compiler.planner.layout.space import LayoutFamily, variants
+from dsc.compiler.planner.layout.space import LayoutFamily
+from dsc.compiler.planner.search.offer import Lacks, Offer, everything
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.sharing import PAIRING
 
@@ -44,24 +44,19 @@ class Found:
     legal: int
     """Ways to share the GPUs; each has its variants of ZeRO, recompute and activation type."""
     simulated: int
+    lacks: Lacks = field(default=lambda layout: (), compare=False, repr=False)
+    """Why a layout was not on offer."""
 
 
-def search(
-    problem: Problem,
-    families: Iterable[LayoutFamily] | None = None,
-    recompute: Sequence[tuple[str, ...]] | None = None,
-) -> Found:
-    """Among all that is legal, or what is given: ways to share the GPUs; sets to recompute, the smallest first.
-
-    Raises DscError where the spec's pins contradict each other.
-    """
-    largest_tp = problem.hardware.cluster.scale_up_domain
-    legal = check_pins(problem.spec, problem.world, problem.batch, largest_tp)
-    run = _Search(problem, tuple(legal if families is None else families), recompute)
+def search(problem: Problem, offer: Offer | None = None) -> Found:
+    """Among what is on offer, or all that is legal. Raises DscError where the spec's pins contradict each other."""
+    run = _Search(problem, offer or everything(problem))
     with _nothing_collected():
         best = run.best()
         smallest, faster = run.smallest(best), run.faster(best)
-    return Found(best, smallest, faster, sum(len(one.pipelines) for one in run.families), run.simulated)
+    return Found(
+        best, smallest, faster, sum(len(one.pipelines) for one in run.families), run.simulated, run.offer.lacks
+    )
 
 
 @contextmanager
@@ -89,22 +84,16 @@ ROUNDING = 1 - 1e-9
 class _Search:
     """Best first: what has the least bound is looked at next, so the first simulated layout to come up is the best."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        families: tuple[LayoutFamily, ...],
-        recompute: Sequence[tuple[str, ...]] | None,
-    ) -> None:
+    def __init__(self, problem: Problem, offer: Offer) -> None:
         self.problem = problem
-        self.families = families
+        self.offer = offer
+        self.families = offer.families
         self.simulated = 0
         self.too_large: dict[Layout, int] = {}
         self.sizes: dict[Layout, int] = {}
         self.kept: dict[Layout, int] = {}
-        every = tuple(variants(next(families[0].grids()), problem.spec))
-        self.zeros = tuple(dict.fromkeys(one.zero for one in every))
-        self.sets = tuple(recompute or dict.fromkeys(one.recompute for one in every))
-        self.types = tuple(dict.fromkeys(one.activations for one in every))
+        self.sets = offer.recompute
+        self.types = offer.activations
         self.queue: list[tuple[float, int, Entry]] = []
 
     def best(self) -> Candidate | None:
@@ -112,7 +101,7 @@ class _Search:
         for family in self.families:
             groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
         for group in groups.values():
-            least = min(self._least(family, exchanges=False) for family in group)
+            least = self._least(group[0], exchanges=False)  # they differ in what is exchanged, and in nothing else
             self._push(least, GROUP, tuple(group))
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
@@ -146,9 +135,10 @@ class _Search:
 
     def _zeros(self, grid: Layout) -> tuple[int, ...]:
         """ZeRO stages with which the parameters fit, spread evenly."""
-        for index, zero in enumerate(self.zeros):  # the more is sharded, the less is left
+        zeros = self.offer.zeros(grid)
+        for index, zero in enumerate(zeros):  # the more is sharded, the less is left
             if self.problem.memory.least(grid, zero) <= self.problem.capacity:
-                return self.zeros[index:]
+                return zeros[index:]
         return ()
 
     def _classify(self, grid: Layout, seconds: float) -> None:
@@ -206,7 +196,8 @@ class _Search:
         """In the order of what parameters take at least, until that alone is more than the smallest takes."""
         micro_batch = min(family.micro_batch for family in self.families)
         grids = (grid for family in self.families if family.micro_batch == micro_batch for grid in family.grids())
-        bounds = sorted((self.problem.memory.least(grid, zero), zero, grid) for grid in grids for zero in self.zeros)
+        least = self.problem.memory.least
+        bounds = sorted((least(grid, zero), zero, grid) for grid in grids for zero in self.offer.zeros(grid))
         smallest = math.inf
         for bound, zero, grid in bounds:
             if bound > smallest:

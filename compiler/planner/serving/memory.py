@@ -31,10 +31,6 @@ ROOT = "Model.forward"
 MTP = "mtp."  # paths of the modules of multi-token prediction
 STRAIGHT = 4  # tries along a line
 
-CUDA_GRAPHS = Figure(
-    1.99 * 2**30, "assumed", "vLLM pull request 25779: full CUDA graphs of DeepSeek-V2-Lite, decode only"
-)
-
 Phase = Literal["prefill", "decode"]
 Rows = Literal["plain", "fp8"]
 
@@ -292,8 +288,6 @@ class ServingMemory:
         yield MemoryLine("arena", arena.bytes, "derived", source, tuple(one.name for one in largest))
         entries = sequences * (pages_each + 1) * DType.INT32.bytes
         yield MemoryLine("block tables", entries, "derived", "int32: the pages of each sequence, and its length")
-        if request.phase == "decode":
-            yield _assumed("CUDA graphs", round(CUDA_GRAPHS.value), CUDA_GRAPHS)
         yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
         if serving.gpus > 1:
             yield _assumed("collective buffers", round(NCCL.value), NCCL)

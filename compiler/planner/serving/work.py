@@ -18,8 +18,7 @@ from dsc.compiler.graph.saved import Step
 from dsc.compiler.graph.types import CacheType, TensorType
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.serving.memory import Request, Serving, ServingMemory, Storing, divided, held
-from dsc.compiler.planner.time.kernels import CAST
-from dsc.compiler.planner.time.ops import CASTING, class_of
+from dsc.compiler.planner.time.ops import CAST, CASTING, class_of
 
 DIVIDED_WIDTHS = frozenset((Axis.HEADS, Axis.FEED_FORWARD))
 """Of what a product sums over: where tensor parallelism divides it, its ranks add up their results."""

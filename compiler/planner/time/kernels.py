@@ -8,6 +8,7 @@ from typing import NamedTuple, get_args
 from dsc.compiler.planner.machine.calibration import Figure, KernelClass
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.time.ops import ALWAYS, OpCost
+from dsc.compiler.planner.time.terms import Terms
 
 CLASSES: tuple[KernelClass, ...] = get_args(KernelClass)
 POSITION = {kernel_class: position for position, kernel_class in enumerate(CLASSES)}
@@ -50,10 +51,6 @@ def scaled(vector: Vector, factor: float) -> Vector:
     return tuple(value * factor for value in vector)
 
 
-# Bytes moved per element cast to FP8: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
-CAST = 2 + 1 + 4 / 128
-# The same for a transposed copy of what FP8 already holds.
-TRANSPOSE = 2 * (1 + 4 / 128)
 # A gradient of a weight is added to float32: read and written.
 ACCUMULATE = 8
 
@@ -133,10 +130,11 @@ def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int
         forward += [(kernel, op.recompute) for kernel in passes[0]]
         data += passes[1]
         weight += passes[2]
-        if op.recast:  # codes along the tokens, of wide numbers instead of codes along the features
-            moved = op.input_elements.at(batch, length) * (CAST - TRANSPOSE)
-            forward_again = hardware.calibration.forward
-            recast.append((_kernel(hardware, forward_again, "cast", moved=moved, of_whole=op.of_whole), op.recast))
+        moved = op.casts.again.at(batch, length)
+        if op.recast and moved:
+            recast.append(
+                (_kernel(hardware, hardware.calibration.forward, "cast", moved=moved, of_whole=op.of_whole), op.recast)
+            )
     return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
 
 
@@ -151,8 +149,9 @@ def _passes(
     def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> KernelTime:
         return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed, op.of_whole)
 
-    def cast(of: Efficiencies, moved: float) -> KernelTime:
-        return _kernel(hardware, of, "cast", moved=moved, of_whole=op.of_whole)
+    def casts(of: Efficiencies, moved: Terms, weights: float = 0.0) -> list[KernelTime]:
+        amounts = [(moved.at(batch, length), 0.0), (0.0, weights)]
+        return [_kernel(hardware, of, "cast", 0.0, *some, op.routed, op.of_whole) for some in amounts if any(some)]
 
     if op.kernel_class == "memory":
         back = [kernel(calibration.input_gradient, moved=moved_back)] if moved_back else []
@@ -164,15 +163,14 @@ def _passes(
     read = op.weights * op.weight_bytes
     forward = [kernel(calibration.forward, flops, moved, read)]
     data = [kernel(calibration.input_gradient, backward / 2, moved, read)]
-    weight = [kernel(calibration.weight_gradient, backward / 2, moved, op.weights * ACCUMULATE)]
-    given, result = op.input_elements.at(batch, length), op.output_elements.at(batch, length)
-    if given:
-        forward.append(cast(calibration.forward, given * CAST))
-        weight.append(cast(calibration.weight_gradient, given * TRANSPOSE))
-    if result:
-        data.append(cast(calibration.input_gradient, result * CAST))
-        weight.append(cast(calibration.weight_gradient, result * TRANSPOSE))
-    return forward, data, weight
+    added = op.weights * ACCUMULATE
+    of = calibration.weight_gradient
+    weight = [_kernel(hardware, of, op.weight_class, backward / 2, moved, added, op.routed, op.of_whole)]
+    return (
+        forward + casts(calibration.forward, op.casts.forward, op.casts.weights[0]),
+        data + casts(calibration.input_gradient, op.casts.input_gradient, op.casts.weights[1]),
+        weight + casts(of, op.casts.weight_gradient),
+    )
 
 
 Efficiencies = dict[KernelClass, Figure]

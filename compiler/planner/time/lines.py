@@ -50,7 +50,7 @@ def work_lines(
         members = _members(kind, costs[stage], costs[other])
         vector = add(one.compute for one in members)
         seconds = _seconds(kind, times[stage], times[other])
-        if kind == "F&B":
+        if kind == "F&B" and times[stage].hidden + times[other].hidden > 0:
             vector = _between(vector, add(one.slowed for one in members), seconds)
         busy += count * seconds
         compute = tuple(old + count * new for old, new in zip(compute, vector, strict=True))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
-from dsc.compiler.graph.dim import Atom, Axis, B, Dim, Int, S, total
+from dsc.compiler.graph.block import Node
+from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
@@ -20,24 +20,29 @@ from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
+from dsc.compiler.planner.time.overlap import OtherEngines
+from dsc.compiler.planner.time.terms import Terms, terms_of
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
-# SwiGLU of routed experts runs again whatever is chosen: their kernel keeps gate and up alone (ops/fused/experts.py).
+# Bytes moved per element cast to FP8 on its own: bfloat16 read, FP8 and its share of a float32 scale per 128 written.
+CAST = 2 + 1 + 4 / 128
+# The same for a transposed copy of what FP8 already holds.
+TRANSPOSE = 2 * (1 + 4 / 128)
+# SwiGLU of other engines' experts runs again whatever is chosen: their kernel keeps gate and up alone.
 ALWAYS = "always"
 SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
 
 
-class Terms(NamedTuple):
-    """A polynomial: the sum of coefficient * B^b * S^s, times the formulas that some terms have beside them."""
+class Casts(NamedTuple):
+    """Bytes that a product moves to quantize what it reads to FP8, in kernels of its own."""
 
-    terms: tuple[tuple[float, int, int, tuple[Dim, ...]], ...] = ()
-
-    def at(self, batch: int, length: int) -> float:
-        sizes = {B.name: batch, S.name: length}
-        return sum(
-            coefficient * float(batch**b * length**s * prod(formula.value(sizes) for formula in formulas))
-            for coefficient, b, s, formulas in self.terms
-        )
+    forward: Terms = Terms()
+    input_gradient: Terms = Terms()
+    weight_gradient: Terms = Terms()
+    weights: tuple[float, float] = (0.0, 0.0)
+    """Of the weights: forward, and for the input's gradient."""
+    again: Terms = Terms()
+    """What backward casts anew where the input is made again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class OpCost:
     name: str
     """Path of the parameter, or of the module and the op's kind."""
     kernel_class: KernelClass
+    """Of forward and of the input's gradient."""
+    weight_class: KernelClass
+    """Of the weights' gradient."""
     weight_axes: frozenset[Axis]
     """Of the shapes of its weights."""
     routed: bool
@@ -64,36 +72,35 @@ class OpCost:
     """Elements of the matrices that it multiplies by."""
     weight_bytes: int
     """Bytes of one such element."""
-    input_elements: Terms
-    """Of the input, where this op is the first to cast it to FP8."""
-    output_elements: Terms
-    """Of the result, whose gradient is cast to FP8."""
+    casts: Casts
     of_whole: bool
     """It runs for whole sequences on every rank that shares them."""
     sent_bytes: tuple[Terms, Terms]
     """Of attention: what context parallelism gathers, by heads, and for all heads alike."""
 
 
-def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str, tuple[OpCost, ...]]:
-    """The ops of each kind of part, in order. `fp8_products`: names of precision.linear.products that are in FP8."""
+def op_costs(parts: Iterable[Part], others: OtherEngines | None = None) -> dict[str, tuple[OpCost, ...]]:
+    """The ops of each kind of part, in order, as the package runs them or `others` do."""
     found: dict[str, tuple[OpCost, ...]] = {}
     for part in parts:
         if part.kind not in found:
-            found[part.kind] = tuple(_op_costs(part, fp8_products))
+            found[part.kind] = tuple(_op_costs(part, others))
     return found
 
 
-def _op_costs(part: Part, fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
+def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
+    theirs = others.fp8_products if others else frozenset()
     cast: set[Storage] = set()
     steps = part.steps
     runs = {choice: again(steps, choice, part.layer) for choice in RECOMPUTE}
     made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
-        if all(storage is None or storage in step.inputs for storage in step.outputs):
-            continue  # a view
-        kernel_class = class_of(step, fp8_products)
+        views = all(storage is None or storage in step.inputs for storage in step.outputs)
+        if views or step.node.op.op_class is OpClass.EXCHANGE:
+            continue
+        kernel_class = class_of(step, theirs)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
-        if step.node.op.recompute == "swiglu" and _is_expert_row(step):
+        if others and step.node.op.recompute == "swiglu" and _is_expert_row(step):
             recompute = (*recompute, ALWAYS)
         source = step.inputs[0] if kernel_class in CASTING else None
         casts_first = source is not None and source not in cast
@@ -117,6 +124,7 @@ def _op_cost(
     parameters = op.parameters()
     matrices = [parameter.substitute(sizes) for parameter in parameters if len(parameter.type.shape) > 1]
     counts = op.op_class not in (OpClass.MEMORY, OpClass.LOOKUP)
+    weights = sum(matrix.type.numel.value() for matrix in matrices)
     flops = node.flops().substitute(sizes) if counts else Int(0)
     backward = op.backward_flops(node.input_types, node.output_types).substitute(sizes) if counts else Int(0)
     inputs, outputs = _sizes(node.input_types, step.inputs, sizes), _sizes(node.output_types, step.outputs, sizes)
@@ -125,20 +133,45 @@ def _op_cost(
     return OpCost(
         name=step.path + (parameters[0].name if parameters else op.kind),
         kernel_class=kernel_class,
+        weight_class="gemm" if op.in_fp8 and "weight_gradient" not in op.in_fp8 else kernel_class,
         weight_axes=_axes(matrices),
         routed=any(matrix.is_routed for matrix in matrices),
         recompute=recompute,
         recast=recast,
-        flops=_terms(flops),
-        backward_flops=_terms(backward),
-        forward_bytes=_terms(read + total([size for size, _ in outputs])),
-        backward_bytes=_terms(backward_bytes),
-        weights=sum(matrix.type.numel.value() for matrix in matrices) if multiplies else 0,
+        flops=terms_of(flops),
+        backward_flops=terms_of(backward),
+        forward_bytes=terms_of(read + total([size for size, _ in outputs])),
+        backward_bytes=terms_of(backward_bytes),
+        weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
-        input_elements=_terms(_elements(node.input_types[0], sizes) if casts_first else Int(0)),
-        output_elements=_terms(_elements(node.output_types[0], sizes) if kernel_class in CASTING else Int(0)),
         of_whole=of_whole,
         sent_bytes=_sent(sent),
+        casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
+    )
+
+
+def _own_casts(step: Step, weights: int) -> Casts:
+    """As the kernels that the package has do them: rows and columns in one pass, weights in every micro-batch."""
+    node = step.node
+    forward, backward = (terms_of(one.substitute(step.sizes)) for one in _cast_bytes(node))
+    return Casts(forward, backward, weights=(weights * CAST, weights * (CAST + TRANSPOSE / 2)))
+
+
+def _cast_bytes(node: Node) -> tuple[Dim, Dim]:
+    return node.op.cast_bytes(node.input_types, node.output_types)
+
+
+def _their_casts(step: Step, kernel_class: KernelClass, first: bool) -> Casts:
+    """As DeepSeek's trace has them: a cast, and a transposed copy of what was cast, each a kernel of its own."""
+    if kernel_class not in CASTING:
+        return Casts()
+    given = terms_of(_elements(step.node.input_types[0], step.sizes) if first else Int(0))
+    result = terms_of(_elements(step.node.output_types[0], step.sizes))
+    return Casts(
+        given.times(CAST),
+        result.times(CAST),
+        Terms((*given.times(TRANSPOSE).terms, *result.times(TRANSPOSE).terms)),
+        again=given.times(CAST - TRANSPOSE),  # codes along the tokens, of wide numbers and not of codes along features
     )
 
 
@@ -156,17 +189,17 @@ CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
 """Kernels whose operands are cast to FP8 first."""
 
 
-def class_of(step: Step, fp8_products: AbstractSet[str]) -> KernelClass:
-    """How an op is limited: a product is FP8 where the spec says so of its kind, of float32 where its rows are."""
+def class_of(step: Step, theirs: AbstractSet[str] = frozenset()) -> KernelClass:
+    """How an op is limited: a product is FP8 where it says so itself, of float32 where its rows are."""
     op = step.node.op
     match op.op_class:
-        case OpClass.MEMORY | OpClass.LOOKUP:
+        case OpClass.MEMORY | OpClass.LOOKUP | OpClass.EXCHANGE:
             return "memory"
         case OpClass.ATTENTION:
             return "attention"
     if any(isinstance(t, TensorType) and t.shape and t.dtype is DType.FP32 for t in step.node.output_types):
         return "fp32_gemm"
-    if any(one.product in fp8_products for one in op.holders()):
+    if op.in_fp8 or any(one.product in theirs for one in op.holders()):
         return "fp8_grouped" if op.op_class is OpClass.GROUPED_PRODUCT else "fp8_gemm"
     return "gemm"
 
@@ -197,18 +230,9 @@ def _sent(rows: tuple[Storage, ...]) -> tuple[Terms, Terms]:
     """Bytes of the rows that tensor parallelism divides, and of those that it does not."""
     by_heads = [one.type.bytes for one in rows if Axis.HEADS in one.type.axes]
     alike = [one.type.bytes for one in rows if Axis.HEADS not in one.type.axes]
-    return _terms(total(by_heads)), _terms(total(alike))
+    return terms_of(total(by_heads)), terms_of(total(alike))
 
 
 def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:
     assert isinstance(type, TensorType)
     return type.numel.substitute(sizes)
-
-
-def _terms(dim: Dim) -> Terms:
-    return Terms(tuple(_term(float(c), names) for names, c in dim.polynomial().items()))
-
-
-def _term(coefficient: float, names: tuple[str, ...]) -> tuple[float, int, int, tuple[Dim, ...]]:
-    formulas = tuple(name.dim for name in names if isinstance(name, Atom))
-    return coefficient, names.count(B.name), names.count(S.name), formulas

@@ -81,9 +81,15 @@ class PartTimes:
     """Of the parts of one model on one machine, each computed once for each micro-batch and division of it."""
 
     def __init__(
-        self, ops: Mapping[str, tuple[OpCost, ...]], communication: Communication, hardware: Hardware, length: int
+        self,
+        ops: Mapping[str, tuple[OpCost, ...]],
+        shared: Mapping[str, tuple[OpCost, ...]],
+        communication: Communication,
+        hardware: Hardware,
+        length: int,
     ) -> None:
-        self._ops = ops
+        """`shared`: the ops where ranks share the experts out."""
+        self._ops = ops, shared
         self._communication = communication
         self._hardware = hardware
         self._length = length
@@ -138,7 +144,8 @@ class PartTimes:
         share = sharing.share
         work = self._computing(kind, sharing.micro_batch, share, recompute)
         full, exchanges = "full" in recompute, exchanges and kind in self._routed
-        return work, self._communication.of_part(kind, self._ops[kind], sharing, full, exchanges)
+        ops = self._ops[share.experts > 1][kind]
+        return work, self._communication.of_part(kind, ops, sharing, full, exchanges)
 
     def _computing_of(self, kind: str, micro_batch: int, share: Share, recompute: tuple[str, ...]) -> Computing:
         compute = self._compute(kind, micro_batch, share)
@@ -149,7 +156,8 @@ class PartTimes:
         return Computing(vectors, (forward, backward, weight), shared)
 
     def _compute_of(self, kind: str, micro_batch: int, share: Share) -> Seconds:
-        return on_rank(self._kernels(kind, micro_batch), self._hardware, share)
+        return on_rank(self._kernels(kind, micro_batch, share.experts > 1), self._hardware, share)
 
-    def _kernels_of(self, kind: str, micro_batch: int) -> Kernels:
-        return kernels(self._ops[kind], self._hardware, micro_batch, self._length)
+    def _kernels_of(self, kind: str, micro_batch: int, away: bool) -> Kernels:
+        """`away`: experts work for other ranks' tokens too."""
+        return kernels(self._ops[away][kind], self._hardware, micro_batch, self._length)

@@ -13,8 +13,9 @@ from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.simulate import StageTimes
+from dsc.compiler.planner.time.overlap import Overlap
 from dsc.compiler.planner.time.part import PartTimes, Pass, together
-from dsc.compiler.planner.time.sharing import PAIRING, Counts, StageSharing, stage_sharing
+from dsc.compiler.planner.time.sharing import Counts, StageSharing, stage_sharing
 from dsc.compiler.planner.time.traffic import Communication
 
 
@@ -26,10 +27,9 @@ class StageCost(NamedTuple):
 
 
 class StageCosts:
-    """Of the stages of one model on one machine.
+    """Of the stages of one model on one machine. `overlap`: which pipelines hide their all-to-alls.
 
-    `interleaved_hides`: whether interleaved schedules run the all-to-alls of a forward beside the backward next to it,
-    as Megatron-Core can (overlap_moe_expert_parallel_comm). Then each of the two is shorter by half of what their pair
+    Where an interleaved one does, each forward and the backward next to it are shorter by half of what their pair
     hides, except in warm-up and drain, where nothing runs beside them.
     """
 
@@ -39,9 +39,9 @@ class StageCosts:
         elements: Mapping[str, Elements],
         part_times: PartTimes,
         communication: Communication,
-        interleaved_hides: bool,
+        overlap: Overlap,
     ) -> None:
-        self._hiding = (*PAIRING, "interleaved") if interleaved_hides else PAIRING
+        self.overlap = overlap
         self._parts = parts
         self._elements = elements
         self._part_times = part_times
@@ -61,7 +61,7 @@ class StageCosts:
 
     def times(self, layout: Layout, stages: Stages) -> list[StageTimes]:
         """Of each stage, without what they are made of."""
-        sharing, overlaps = stage_sharing(layout), layout.schedule in self._hiding
+        sharing, overlaps = stage_sharing(layout), self.overlap.hides(layout)
         known: dict[Counts, StageTimes] = {}
         for counts in self._counts(stages):
             if counts not in known:
@@ -70,7 +70,7 @@ class StageCosts:
 
     def whole(self, layout: Layout, exchanges: bool = True) -> tuple[float, float]:
         """Seconds of a micro-batch on all ranks of a pipeline together: with nothing paired, and all of it."""
-        return self._whole(stage_sharing(layout), layout.recompute, layout.schedule in self._hiding, exchanges)
+        return self._whole(stage_sharing(layout), layout.recompute, self.overlap.hides(layout), exchanges)
 
     def as_run(self, layout: Layout, times: list[StageTimes]) -> list[StageTimes]:
         """What the schedule is simulated with: where interleaved stages hide, half of it off each direction."""
@@ -89,7 +89,7 @@ class StageCosts:
         return count * sum(one.hidden for one in times) / len(times)
 
     def _interleaved_hides(self, layout: Layout) -> bool:
-        return layout.schedule in self._hiding and layout.schedule not in PAIRING
+        return layout.schedule == "interleaved" and self.overlap.hides(layout)
 
     def _cost(self, counts: Counts, layout: Layout) -> StageCost:
         sharing = stage_sharing(layout)
@@ -103,7 +103,7 @@ class StageCosts:
         forward, backward, weight = (together(direction) for direction in zip(*parts, strict=True))
         compute = (sum(forward.compute), sum(backward.compute), sum(weight.compute))
         shown = self._sharded_weights(compute, counts, sharing)
-        times = self._times(counts, sharing, layout.recompute, layout.schedule in self._hiding)
+        times = self._times(counts, sharing, layout.recompute, self.overlap.hides(layout))
         return StageCost(
             forward._replace(other=forward.other + shown[0]),
             backward._replace(other=backward.other + shown[1]),
@@ -147,15 +147,21 @@ class StageCosts:
             exchanging += count * min(alone, one.hidden_exchange + one.other)
             a, b, c = one.compute
             compute = (compute[0] + count * a, compute[1] + count * b, compute[2] + count * c)
-        shown = sum(self._sharded_weights(compute, self._everything, sharing))
+        shown = sum(self._sharded_weights(compute, self._everything, sharing, beside=False))
         return serial + shown, (max(computing, exchanging) if overlaps else serial) + shown
 
     def _sharded_weights(
-        self, compute: tuple[float, float, float], counts: Counts, sharing: StageSharing
+        self, compute: tuple[float, float, float], counts: Counts, sharing: StageSharing, beside: bool = True
     ) -> tuple[float, float, float]:
+        """`beside`: with what they slow down, which is less for the whole model than for its stages together."""
         if sharing.zero < 2:
             return 0.0, 0.0, 0.0
-        return self._communication.sharded_weights(compute, self._elements_of(counts), sharing)
+        held, parts = self._elements_of(counts), sum(count for _, count in counts)
+        shown = self._communication.sharded_weights(compute, held, sharing, parts)
+        if not beside:
+            return shown
+        a, b, c = (x + y for x, y in zip(shown, self._communication.beside(compute, held, sharing), strict=True))
+        return a, b, c
 
     def _elements_of_counts(self, counts: Counts) -> Elements:
         return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())

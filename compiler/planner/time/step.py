@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.turns import cycles
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.parts.parts import parts_of, stream
+from dsc.compiler.planner.parts.parts import BACKBONE, parts_of, stream
 from dsc.compiler.planner.parts.shard import elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.schedule import actions
@@ -22,6 +23,7 @@ from dsc.compiler.planner.pipeline.simulate import Timeline, simulate
 from dsc.compiler.planner.time.bounds import even_bound, pipeline_bound
 from dsc.compiler.planner.time.lines import BUBBLE, SYNC, TimeLine, work_lines
 from dsc.compiler.planner.time.ops import op_costs
+from dsc.compiler.planner.time.overlap import OtherEngines, Overlap
 from dsc.compiler.planner.time.part import PartTimes
 from dsc.compiler.planner.time.stage import StageCosts
 from dsc.compiler.planner.time.tail import Tail
@@ -55,21 +57,29 @@ class CostModel:
     best step so far: exact, and few are simulated. What a part costs is computed once for each micro-batch and division
     of it; all else is arithmetic on those numbers.
 
-    `interleaved_hides`: see StageCosts.
+    `graph` is the training graph as it is emitted; `shared` the same where ranks share the experts out.
     """
 
-    def __init__(self, spec: ModelSpec, graph: Graph, hardware: Hardware, interleaved_hides: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        graph: Graph,
+        hardware: Hardware,
+        shared: Graph | None = None,
+        others: OtherEngines | None = None,
+    ) -> None:
         self.spec = spec
         self.hardware = hardware
         self.parts = parts_of(graph)
-        in_fp8 = spec.precision.fp8_products()
-        if in_fp8:
+        if others and others.fp8_products:
             hardware.peak("fp8_gemm")  # refuses a machine without
-        self.ops = op_costs(self.parts, in_fp8)
+        self.ops = op_costs(self.parts, others)
+        away = op_costs(parts_of(shared), others) if shared is not None else self.ops
         held = {part.kind: elements(part.parameters.values()) for part in self.parts}
-        self.communication = Communication(spec, stream(graph), hardware)
-        part_times = PartTimes(self.ops, self.communication, hardware, spec.workload.sequence_length)
-        self.stages = StageCosts(self.parts, held, part_times, self.communication, interleaved_hides)
+        self.communication = Communication(spec, stream(graph), hardware, others)
+        part_times = PartTimes(self.ops, away, self.communication, hardware, spec.workload.sequence_length)
+        self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
+        self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
         self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision)
         self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
 
@@ -97,10 +107,10 @@ class CostModel:
 
         Without exchanges: at the best that any sharing of the experts can do, which then exchange nothing either.
         """
-        experts = self.communication.experts
+        experts, ways = self.communication.experts, [layout]
         if not exchanges and experts is not None:
-            layout = replace(layout, ep=experts.count, etp=layout.tp)
-        _, paired = self.stages.whole(layout, exchanges)
+            ways = [replace(layout, ep=1, etp=1), replace(layout, ep=experts.count, etp=layout.tp)]
+        paired = min(self.stages.whole(one, exchanges)[1] for one in ways)
         return paired * layout.micro_batches(global_batch) / layout.pp
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
@@ -152,8 +162,13 @@ class CostModel:
             bubble_fraction=waits / total,
             mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
             gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
-            uncertainty=self.hardware.calibration.uncertainty.value,
+            uncertainty=sum(line.seconds * self._band(line) for line in lines) / total,
         )
+
+    def _band(self, line: TimeLine) -> float:
+        """As if the errors of all lines went the same way."""
+        calibration = self.hardware.calibration
+        return (calibration.of_assumed if line.provenance == "assumed" else calibration.uncertainty).value
 
     def _sync(self, layout: Layout) -> float:
         """Ranks of a pipeline lose time to each other; one rank alone does not."""

@@ -15,6 +15,7 @@ from dsc.compiler.planner.parts.parts import EMBEDDING, HEAD
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.time.ops import OpCost
+from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.spec.model import ModelSpec
 
@@ -40,7 +41,9 @@ class Traffic(NamedTuple):
 class Communication:
     """Of one model on one machine. Between layers goes `stream`; within a layer, its sublayers read hidden states."""
 
-    def __init__(self, spec: ModelSpec, stream: TensorType, hardware: Hardware) -> None:
+    def __init__(
+        self, spec: ModelSpec, stream: TensorType, hardware: Hardware, others: OtherEngines | None = None
+    ) -> None:
         self.experts = experts_of(spec)
         self._hardware = hardware
         self._hidden = spec.hidden_size
@@ -48,7 +51,8 @@ class Communication:
         self._stream_bytes = stream.bytes.value({B.name: 1, S.name: self._length})
         self._width = BYTES[spec.precision.parameters]
         self._gradient_width = BYTES[spec.precision.optimizer.gradients]
-        self._dispatch_width = FP8 if "experts" in spec.precision.fp8_products() else self._width
+        self._others = others
+        self._dispatch_width: float = FP8 if others and "experts" in others.fp8_products else self._width
         self._exchange = cache(self._exchange_of)
 
     def of_part(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing, full: bool, exchanges: bool) -> Traffic:
@@ -71,15 +75,21 @@ class Communication:
         return sharing.micro_batch * self._length / (sharing.cp * sharing.tp)
 
     def _exchange_of(self, sharing: PartSharing) -> tuple[float, float]:
-        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them, dispatch in FP8 as well."""
+        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them.
+
+        The package sends a token once to each domain that the experts fill, and else a row for each of its experts.
+        Others always send it once, in FP8 where its products are.
+        """
         if self.experts is None:
             return 0.0, 0.0
         hardware, calibration = self._hardware, self._hardware.calibration
         group, rows = Group(sharing.ep, sharing.etp), self._rows(sharing)
+        once = self._others is not None or collectives.hops(sharing.ep, hardware) > 1
+        across = collectives.expert_all_to_all if once else collectives.direct_all_to_all
         alone = beside = 0.0
         ways = ((self._dispatch_width, calibration.overlapped_dispatch), (self._width, calibration.overlapped_combine))
         for width, reached in ways:
-            volume = collectives.expert_all_to_all(rows, self._hidden, width, self.experts, group, hardware)
+            volume = across(rows, self._hidden, width, self.experts, group, hardware)
             alone += volume.seconds(hardware)
             beside += volume.seconds(hardware, reached.value)
             if sharing.etp > 1:  # ranks that share an expert's width all read all its rows
@@ -116,16 +126,29 @@ class Communication:
         return by_heads / sharing.tp + alike
 
     def sharded_weights(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int
     ) -> tuple[float, float, float]:
         """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
 
-        Seconds more of each pass, whose compute takes so long.
+        Seconds more of each pass, whose compute takes so long and has so many parts. Nothing runs beside the gather of
+        the first part, nor beside the reduction of the last.
         """
         gradients = self.across_data(held, self._gradient_width, sharing)
         weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        forward, backward, weight = compute
-        return max(0.0, weights - forward), max(0.0, weights - backward), max(0.0, gradients - weight)
+        passes = zip(compute, (weights, weights, gradients), strict=True)
+        forward, backward, weight = (max(moving / parts, moving - computing) for computing, moving in passes)
+        return forward, backward, weight
+
+    def beside(
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
+    ) -> tuple[float, float, float]:
+        """What those collectives slow down while they run beside compute: they take multiprocessors from it."""
+        share = self._hardware.calibration.communication_share.value
+        gradients = self.across_data(held, self._gradient_width, sharing)
+        weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
+        passes = zip(compute, (weights, weights, gradients), strict=True)
+        forward, backward, weight = (min(moving, computing) * share for computing, moving in passes)
+        return forward, backward, weight
 
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
         """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
