@@ -16,6 +16,7 @@ from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
+from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
@@ -30,6 +31,7 @@ from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
+from dsc.compiler.planner.layout.pins import refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -90,7 +92,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
-    alone = [f"train: on one device, for there is no code yet for {shared}"] if isinstance(shared, str) else []
+    alone = [f"train: on one device, for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(dict.fromkeys(spoken))
     return Program(spec, target, plain, training, step, inference, serving, learning, notes)
@@ -98,16 +100,16 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
 
 def sharing(spec: ModelSpec) -> Sharing | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
-    a string says what there is no code for."""
+    a string says why they do not."""
     if spec.cluster is None or spec.placement is None:
         return None
     from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
 
+    spec = lowered(spec).spec
+    if reason := refused_pins(spec):
+        return reason
     plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
-    try:
-        return chosen_sharing(spec, plain, timed(spec))
-    except DscError as error:
-        return f"pins that the planner refuses: {error.findings[0].message}"
+    return chosen_sharing(spec, plain, timed(spec))
 
 
 def wide_state(spec: ModelSpec) -> Iterator[str]:

@@ -90,7 +90,9 @@ def plan_command(
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         nowhere(model, as_json)
         return
-    model, machines = placed(model, cluster, nodes, gpus)
+    (model, notes), machines = placed(model, cluster, nodes, gpus)
+    for note in notes:
+        say(f"note: {note}", stderr=True)
     if trace is not None and mode != "train":
         raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
     if report is not None and mode == "serve":

@@ -10,6 +10,7 @@ from typing import Any
 from dsc.compiler.cli.console import console, print_json, tell
 from dsc.compiler.cli.plan_tables import show_plan, show_trivial
 from dsc.compiler.driver import build, timed
+from dsc.compiler.kernels.lowering import Lowered, lowered
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
@@ -50,8 +51,8 @@ def nowhere(spec: ModelSpec, as_json: bool) -> None:
         tell(f"whether it fits, how fast, and on how many: {NAME_ONE}")
 
 
-def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | None = None) -> tuple[ModelSpec, Hardware]:
-    """The spec on its cluster, or on another: the name of a kind, or a file that describes one."""
+def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | None = None) -> tuple[Lowered, Hardware]:
+    """The spec as it is emitted for its cluster, or for another: the name of a kind, or a file that describes one."""
     if kind is not None:
         machine = load_machine(Path(kind)) if is_file(kind) else None
         machines = Machines(kind=machine.name if machine else kind, machine=machine)
@@ -61,7 +62,7 @@ def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | Non
         raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), NAME_ONE)])
     if nodes or gpus:
         machines = machines.model_copy(update={"nodes": nodes, "gpus": gpus})
-    return spec.model_copy(update={"cluster": machines}), hardware(machines)
+    return lowered(spec.model_copy(update={"cluster": machines})), hardware(machines)
 
 
 def training(spec: ModelSpec, machines: Hardware) -> Planned:

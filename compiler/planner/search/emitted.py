@@ -43,7 +43,7 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
     if layout.world == 1:
         return None
     if reason := next(missing(layout, graph, timed), None):
-        return reason
+        return f"there is no code yet for {reason}"
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
     return Sharing(

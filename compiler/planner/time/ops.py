@@ -15,11 +15,11 @@ from dsc.compiler.graph.dim import Atom, Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
-from dsc.compiler.planner.layout.layout import RECOMPUTE
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
+from dsc.spec.placement import RECOMPUTE
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 # SwiGLU of routed experts runs again whatever is chosen: their kernel keeps gate and up alone (ops/fused/experts.py).
