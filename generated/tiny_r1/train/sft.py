@@ -89,8 +89,8 @@ def learn(args: argparse.Namespace) -> None:
                 checkpoints.save(step, state, lambda folder: save_hf(layout.model, folder))
             if stop.asked:
                 break
-    if checkpoints:
-        checkpoints.finish()
+        if checkpoints:
+            checkpoints.finish()
 
 
 def parse_arguments() -> argparse.Namespace:
