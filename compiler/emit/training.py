@@ -18,7 +18,7 @@ from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import ValueType
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
 from dsc.compiler.ops.moe import GroupedLinear
-from dsc.compiler.ops.projection import Embedding, TiedHead
+from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
@@ -26,7 +26,7 @@ from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-PLAIN = tuple(f"train/{name}.py" for name in ("init", "optimizer", "checkpoint", "data", "shards", "documents"))
+PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "data", "shards", "documents"))
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,13 @@ def training_files(
     tied = len(_readers(step)) > 1
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
     printed = [files.file(path, path) for path in ["train/recompute.py"] if recompute]
-    printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    ops = holders(tuple(training.blocks.values()))
+    biases = any(isinstance(op, BiasedLinear) for op in ops)
+    printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
+    printed += [files.file(path, path) for path in PLAIN]
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
-    stacked = any(isinstance(op, GroupedLinear) for op in holders(tuple(training.blocks.values())))
+    stacked = any(isinstance(op, GroupedLinear) for op in ops)
     printed.append(files.file("train/export.py", "train/export.py", experts=stacked, mtp=files.spec.mtp is not None))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
 from dsc.compiler.kernels.latent_cache import MLA_DECODE
 from dsc.compiler.kernels.target import Target, target_of
-from dsc.spec.attention import MlaAttention
+from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Bf16Linear, Fp8BlockLinear
@@ -42,7 +42,9 @@ def lowered_for(spec: ModelSpec, target: Target | None) -> Lowered:
             if spec.placement is not None and spec.placement.activations == "fp8":
                 pins["activations"] = "bf16"
                 notes.append("placement.activations: kept in bf16, as products read them")
-        elif mixtures(spec) > 1 and linear.products.experts == "fp8":
+        elif linear.products.attention == "fp8" and any(_biased(one) for one in spec.attentions.values()):
+            notes.append("attention.qkv_bias: products to q, k and v run in bf16, not in FP8: kernels add no bias")
+        if not changes and mixtures(spec) > 1 and linear.products.experts == "fp8":
             products = linear.products.model_copy(update={"experts": "bf16"})
             changes["linear"] = linear.model_copy(update={"products": products})
     if spec.precision.kv_cache == "fp8" and not _has_rows(spec, target):
@@ -54,6 +56,10 @@ def lowered_for(spec: ModelSpec, target: Target | None) -> Lowered:
 def mixtures(spec: ModelSpec) -> int:
     """Kinds of mixtures of experts; the kernels have the sizes of one."""
     return sum(isinstance(ffn, MoeFfn) for ffn in spec.ffns.values())
+
+
+def _biased(attention: Attention) -> bool:
+    return isinstance(attention, GroupedQueries) and attention.qkv_bias
 
 
 def _without_products(spec: ModelSpec, target: Target | None) -> str | None:

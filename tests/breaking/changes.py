@@ -280,6 +280,7 @@ CHANGES = (
     Change("gqa", "attention", WINDOW["attention"], "meaning plan"),
     Change("gqa", "attention.num_key_value_heads", 4, "checkpoint plan"),
     Change("gqa", "attention.head_dim", 16, "checkpoint plan"),
+    Change("gqa", "attention.qkv_bias", True, "checkpoint"),
     Change("gqa", "attention.qk_norm", None, "checkpoint"),
     Change("gqa", "attention.qk_norm.eps", 1e-4, "meaning"),
     Change("mla", f"{ROPE}.layout", "half", "meaning"),
