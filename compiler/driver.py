@@ -109,7 +109,10 @@ def sharing(spec: ModelSpec) -> Sharing | str | None:
     if reason := refused_pins(spec):
         return reason
     plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
-    return chosen_sharing(spec, plain, timed(spec))
+    try:
+        return chosen_sharing(spec, plain, timed(spec))
+    except DscError as error:  # legal, but not with what is emitted for what the pins leave open
+        return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
 
 
 def wide_state(spec: ModelSpec) -> Iterator[str]:

@@ -140,6 +140,7 @@ def read_qwen3(config: ConfigReader) -> Sections:
 def read_qwen2(config: ConfigReader) -> Sections:
     config.only("qkv_bias", (True, None), "projections to queries, keys and values have biases in qwen2")
     config.only("use_mrope", (False, None), "positions have one axis")
+    config.refuse_null("head_dim")  # transformers reads it where it is there
     full = _gqa(config, kv_heads=32, theta=10000.0)
     return _some_in_windows(config, {**full, "qkv_bias": True})
 
@@ -149,6 +150,10 @@ def _some_in_windows(config: ConfigReader, full: Sections) -> Sections:
     config.refuse_null("max_window_layers")
     config.ignore("sliding_window", "max_window_layers", "layer_types")
     layers, window = _layer_count(config), 0
+    if config.is_null("sliding_window") and "sliding_attention" in config.texts("layer_types"):
+        config.refuse(
+            "sliding_window", "sliding_window is null, and layer_types has layers with a window", "say how long"
+        )
     kinds = ["full"] * layers
     if config.flag("use_sliding_window", False) and not config.is_null("sliding_window"):
         window = config.integer("sliding_window", 4096)
