@@ -66,10 +66,11 @@ class BiasedLinear(Op):
     def parameters(self) -> tuple[Parameter, ...]:
         weight = TensorType((self.out_features, self.in_features), self.dtype)
         bias = TensorType((self.out_features,), self.dtype)
-        return Parameter(f"{self.name}.weight", weight), Parameter(f"{self.name}.bias", bias)
+        return Parameter(f"{self.name}.weight", weight), Parameter(f"{self.name}.bias", bias, init="zeros")
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
-        return tensor(inputs[0]).numel * self.out_features * 2
+        """Two for each weight and token, as of norms, the bias among them."""
+        return tensor(inputs[0]).numel * self.out_features * 2 + tensor(outputs[0]).numel * 2
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
