@@ -110,8 +110,9 @@ def test_the_trainer_refuses_lengths_that_the_language_refuses(
     assert "--sequence-length" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["train.train", "train.sft"])
-@pytest.mark.parametrize("where", ["file", "file/below", "/proc/nowhere"])
+@pytest.mark.parametrize(
+    ("module", "where"), [("train.train", "file"), ("train.sft", "file/below"), ("train.train", "/proc/nowhere")]
+)
 def test_a_folder_that_cannot_be_written_to_is_said_before_the_first_step(
     module: str, where: str, shrunk: Any, tmp_path: Path
 ) -> None:
