@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import BaseLoader
 from pydantic import ValidationError
@@ -29,13 +30,17 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.compiler.planner.layout.pins import refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from dsc.compiler.planner.report.locked import LockedPlan
+    from dsc.compiler.planner.report.package import PackagePlan
+    from dsc.compiler.planner.search.problem import Problem
 
 Pass = Callable[[Graph], Graph]
 
@@ -55,6 +60,8 @@ class Program:
     inference: Graph
     serving: Graph
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
+    plan: str = ""
+    """plan.yaml; empty where there is no plan."""
     policy: Graph | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
     notes: tuple[str, ...] = ()
@@ -68,13 +75,22 @@ def run(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
     return graph
 
 
-def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
-    """Both graphs; each gets the kernels of the target last, so that other passes see plain ops."""
+def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: LockedPlan | None = None) -> Program:
+    """Both graphs; each gets the kernels of the target last, so that other passes see plain ops.
+
+    `locked` is a plan that is kept to; without one, a spec that places its model is planned here.
+    """
+    if locked is not None:
+        spec = locked.spec
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    shared = sharing(spec)
-    step = training_step(plain, None if isinstance(shared, str) else shared)
+    planned = plan_of_package(spec, locked)
+    alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
+    if planned is None or isinstance(planned, str):
+        step, plan = training_step(plain, None), ""
+    else:
+        step, plan, spec = training_step(plain, planned.sharing), planned.text, planned.spec
     packing = partial(pack, positions=spec.max_position_embeddings)
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
@@ -92,25 +108,22 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = ()) -> Program:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
-    alone = [f"train: on one device, for {shared}"] if isinstance(shared, str) else []
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(dict.fromkeys(spoken))
-    return Program(spec, target, plain, training, step, inference, serving, learning, notes)
+    return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
 
 
-def sharing(spec: ModelSpec) -> Sharing | str | None:
-    """How the ranks of the spec's cluster share a step; None where the spec does not place the model, or on one rank;
+def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
+    """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
     a string says why they do not."""
-    if spec.cluster is None or spec.placement is None:
+    if spec.cluster is None or (spec.placement is None and locked is None):
         return None
-    from dsc.compiler.planner.search.emitted import chosen_sharing  # takes long to import
+    from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
-    spec = lowered(spec).spec
-    if reason := refused_pins(spec):
+    if reason := refused_pins(lowered(spec).spec):
         return reason
-    plain = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
     try:
-        return chosen_sharing(spec, plain, timed(spec))
+        return package_plan(problem_of(spec), locked)
     except DscError as error:  # legal, but not with what is emitted for what the pins leave open
         return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
 
@@ -122,6 +135,17 @@ def wide_state(spec: ModelSpec) -> Iterator[str]:
         yield "precision.optimizer.master: the trainer keeps weights in float32 and computes on copies of them"
     if state.gradients == "bf16":
         yield "precision.optimizer.gradients: the trainer sums gradients in float32"
+
+
+def problem_of(spec: ModelSpec) -> Problem:
+    """The model and the machines that a step is planned for, the same wherever it is planned."""
+    from dsc.compiler.planner.machine.hardware import hardware  # these take long to import
+    from dsc.compiler.planner.search.problem import Problem
+
+    assert spec.cluster is not None
+    target = target_of(spec)
+    (emitted,), _ = fused([verify(build_graph(spec))], choose_kernels(spec, target).passes, spec, target)
+    return Problem(lowered(spec).spec, emitted, timed(spec), hardware(spec.cluster), asked=spec)
 
 
 def timed(spec: ModelSpec) -> Graph:
@@ -141,7 +165,7 @@ def emit(program: Program, templates: BaseLoader | None = None, command: str = "
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving, program.policy
-    return emit_package(printer, program.target, *graphs, program.notes)
+    return emit_package(printer, program.target, *graphs, program.notes, program.plan)
 
 
 def emit_again(spec: str, command: str) -> dict[str, str]:

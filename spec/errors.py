@@ -62,6 +62,8 @@ Code = Literal[
     "DSC068",
     # placement
     "DSC070",
+    "DSC071",
+    "DSC072",
     # reinforcement learning
     "DSC080",
     "DSC081",

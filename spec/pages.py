@@ -356,6 +356,23 @@ PAGES: dict[Code, Page] = {
         "cluster: {kind: h800, nodes: 128} # 1024 GPUs\nplacement: {pp: 16, dp: 8, tp: 16} # 2048",
         "cluster: {kind: h800, nodes: 128}\nplacement: {pp: 16, dp: 8, tp: 8}",
     ),
+    "DSC071": Page(
+        "a plan of something else",
+        "`dsc compile` keeps to a plan of the same model's training: `dsc plan SPEC -o plan.yaml` writes one. The "
+        "message says what the file is. One that merely stands beside the spec is passed over; one that --plan names "
+        "is not.",
+        "dsc compile large.yaml --plan small.plan.yaml",
+        "dsc plan large.yaml -o large.plan.yaml; dsc compile large.yaml --plan large.plan.yaml",
+    ),
+    "DSC072": Page(
+        "a plan that does not hold any more",
+        "plan.yaml has the hashes of what it was made for: of the spec, less what no plan depends on (its name, "
+        "special tokens, post-training), and of the machines' figures. Where the spec has changed since, names other "
+        "machines or pins other choices, or where an edit of the plan's placement is impossible, the plan is not "
+        "followed. The message says which.",
+        "dsc plan spec.yaml -o plan.yaml; vi spec.yaml; dsc compile spec.yaml",
+        "dsc plan spec.yaml -o plan.yaml; dsc compile spec.yaml",
+    ),
     "DSC080": Page(
         "a choice of experts that cannot be replayed",
         "rl.router_replay trains with the experts that the engine chose for each token. A model whose feed-forwards "

@@ -25,7 +25,7 @@ from dsc.spec.yaml import MAX_DEPTH, read
 
 ERRORS = Path(__file__).parent / "errors"
 # Codes of other inputs than specs, whose tests are elsewhere: config.json (DSC03x), packages (DSC04x), plans (DSC07x).
-ELSEWHERE = {"DSC030", "DSC031", "DSC040", "DSC041", "DSC042", "DSC043", "DSC044", "DSC070"}
+ELSEWHERE = {"DSC030", "DSC031", "DSC040", "DSC041", "DSC042", "DSC043", "DSC044", "DSC070", "DSC071", "DSC072"}
 VALID = (ERRORS / "valid.yaml").read_text()
 CASES = sorted(path.parent.name for path in ERRORS.glob("*/spec.yaml"))
 

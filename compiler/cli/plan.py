@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dsc.compiler.planner.serving.memory import Phase
 
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
-FOR_CLUSTERS = ("output", "report", "trace")
+FOR_CLUSTERS = ("output", "report", "trace", "explain")
 """Options that ask for more than is known where no cluster is named."""
 
 
@@ -47,6 +47,9 @@ FOR_CLUSTERS = ("output", "report", "trace")
 @click.option("-o", "--output", type=PATH, help="Write the plan to this file, as YAML.")
 @click.option("--report", type=PATH, help="Write one page of HTML, with all tables and pictures, to this file.")
 @click.option("--trace", type=PATH, help="Write the training step to this file, for ui.perfetto.dev.")
+@click.option(
+    "--explain", metavar="KEY", help="Why the plan has this value: a name of `placement`, such as micro_batch."
+)
 @json_option
 @click.pass_context
 def plan_command(
@@ -67,6 +70,7 @@ def plan_command(
     output: str | None,
     report: str | None,
     trace: str | None,
+    explain: str | None,
     as_json: bool,
 ) -> None:
     """Does it fit, on which GPUs, how fast, and why not otherwise?
@@ -78,6 +82,7 @@ def plan_command(
     """
     from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
     from dsc.compiler.cli.planned_serving import Asked, serving, two_pools
+    from dsc.compiler.kernels.lowering import lowered
     from dsc.spec.loader import load
 
     model = load(spec)
@@ -90,15 +95,17 @@ def plan_command(
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         nowhere(model, as_json)
         return
-    (model, notes), machines = placed(model, cluster, nodes, gpus)
-    for note in notes:
+    model, machines = placed(model, cluster, nodes, gpus)
+    for note in lowered(model).notes:
         say(f"note: {note}", stderr=True)
     if trace is not None and mode != "train":
         raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
     if report is not None and mode == "serve":
         raise click.UsageError("--report is of one pool: ask with --mode prefill or decode and that pool's --nodes")
+    if explain is not None:
+        _explainable(explain, mode)
     if mode == "train":
-        planned = training(model, machines)
+        planned = training(model)
     elif mode == "serve":
         planned = two_pools(model, machines, asked)
     else:
@@ -107,10 +114,24 @@ def plan_command(
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")
             say(f"wrote {path}", stderr=as_json)
-    if as_json:
+    if explain is not None and planned.why is not None:
+        planned.why(explain, as_json)
+    elif as_json:
         print_json(planned.record)
     elif not (output or report or trace):
         planned.show()
     if planned.refused is not None:
         say(planned.refused(), stderr=True)
         ctx.exit(Exit.SAID_NO)
+
+
+def _explainable(key: str, mode: str) -> None:
+    """Refuses a key that no plan has."""
+    from dsc.compiler.planner.report.why import KEYS
+    from dsc.spec.words import nearest
+
+    if mode != "train":
+        raise click.UsageError("--explain is for --mode train; a deployment's table has all that is one choice away")
+    if key not in KEYS:
+        close = nearest(key, KEYS)
+        raise click.UsageError(f"--explain {key}: {f'did you mean {close}?' if close else 'one of ' + ', '.join(KEYS)}")

@@ -9,7 +9,17 @@ from rich.table import Table
 
 from dsc.compiler.cli.console import give_verdict, say, show, tell
 from dsc.compiler.planner.memory.lines import Role
-from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, where
+from dsc.compiler.planner.report.applies import has_experts
+from dsc.compiler.planner.report.figures import fixed, percent
+from dsc.compiler.planner.report.plan import (
+    Plan,
+    choices,
+    memory,
+    ranks_text,
+    said_groups,
+    searched_text,
+    where,
+)
 from dsc.compiler.planner.report.trivial import TrivialPlan
 from dsc.compiler.planner.search.explain import Neighbour
 from dsc.compiler.planner.serving.deployment import Alternative
@@ -24,10 +34,11 @@ def show_plan(plan: Plan) -> None:
     what = f"{problem.spec.name}, training on {where(problem.hardware)}"
     give_verdict("fits" if plan.fits else "does not fit", plan.fits, what)
     sizes = " x ".join(f"{name} {getattr(layout, name)}" for name in ("pp", "dp", "cp", "tp"))
-    tell(f"{sizes}; experts: ep {layout.ep} x etp {layout.etp} x edp {layout.edp}", INDENT)
+    experts = f"; experts: ep {layout.ep} x etp {layout.etp} x edp {layout.edp}" if has_experts(problem.spec) else ""
+    tell(f"{sizes}{experts}", INDENT)
     tokens = f"{layout.micro_batch} x {problem.spec.workload.sequence_length:,} tokens"
     tell(
-        f"schedule {layout.schedule}, stages: {layout.chunks}, "
+        f"{f'schedule {layout.schedule}, stages: {layout.chunks}, ' if layout.pp > 1 else ''}"
         f"micro-batches: {layout.micro_batches(problem.batch):,} of {tokens}; ZeRO {layout.zero}; "
         f"recompute {', '.join(layout.recompute) or 'nothing'}; activations kept in {layout.activations}",
         INDENT,
@@ -40,16 +51,16 @@ def show_plan(plan: Plan) -> None:
         f"step {time.seconds:.2f} s (+-{time.uncertainty:.0%}), bubble {time.bubble_fraction:.1%}, MFU {time.mfu:.1%}, "
         f"{time.gpu_hours_per_trillion_tokens:,.0f} {problem.hardware.device} hours per trillion tokens"
     )
-    show(rejected(plan.around))
+    show(rejected(plan.shown))
     if plan.saving is not None and plan.saving.bytes is not None:
         freed = plan.chosen.bytes - plan.saving.bytes
         say(f"frees most memory: {plan.saving.change}, {freed / GIB:.1f} GiB")
-    if plan.found.faster is not None and plan.fits:
-        faster = plan.found.faster
+    if plan.faster is not None and plan.fits:
+        faster = plan.faster
         missing = (faster.bytes - problem.capacity) / GIB
         device, better = problem.hardware.device, ", ".join(choices(plan))
         tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
-    say(f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} were simulated")
+    say(searched_text(plan.found))
 
 
 def show_trivial(plan: TrivialPlan) -> None:
@@ -72,7 +83,7 @@ def _memory(plan: Plan) -> Table:
     for role in roles:
         table.add_column(ranks_text(role.ranks), justify="right", no_wrap=True)
     columns = [memory(role, plan.problem.capacity) for role in roles]
-    for name in MEMORY:
+    for name in said_groups(roles):
         table.add_row(name, *(f"{column[name] / GIB:.2f}" for column in columns))
     table.add_section()
     table.add_row("total", *(f"{column['total'] / GIB:.2f}" for column in columns), style="bold")
@@ -92,9 +103,9 @@ def _time(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("of a step, busiest rank", "seconds", "share", ""):
         table.add_column(column, justify="right" if column in ("seconds", "share") else "left")
-    for line in plan.time.lines:
+    for line in plan.lines:
         share = line.seconds / plan.time.seconds
-        table.add_row(line.name, f"{line.seconds:.3f}", f"{share:.1%}", line.provenance)
+        table.add_row(line.name, fixed(line.seconds, 3), percent(share), line.provenance)
     return table
 
 

@@ -9,17 +9,18 @@ from typing import Any
 
 from dsc.compiler.cli.console import console, print_json, tell
 from dsc.compiler.cli.plan_tables import show_plan, show_trivial
-from dsc.compiler.driver import build, timed
-from dsc.compiler.kernels.lowering import Lowered, lowered
+from dsc.compiler.cli.why_table import show_why
+from dsc.compiler.driver import build, problem_of
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
+from dsc.compiler.planner.report.package import found_plan
 from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
-from dsc.compiler.planner.report.plan import Plan, make_plan
+from dsc.compiler.planner.report.plan import Plan
 from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.trivial import trivial_plan, trivial_record
+from dsc.compiler.planner.report.why import why, why_record
 from dsc.compiler.planner.report.write import plan_yaml
 from dsc.compiler.planner.search.capacity import smallest_cluster
-from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.serving.deployment import gib
 from dsc.spec.cluster import Machines, is_file
 from dsc.spec.errors import DscError, Finding
@@ -40,6 +41,8 @@ class Planned:
     show: Callable[[], None]
     refused: Callable[[], str] | None
     """What to say where nothing fits, or is as fast as was asked for."""
+    why: Callable[[str, bool], None] | None = None
+    """Of a key: what speaks for its value; as JSON, or for a person."""
 
 
 def nowhere(spec: ModelSpec, as_json: bool) -> None:
@@ -51,8 +54,8 @@ def nowhere(spec: ModelSpec, as_json: bool) -> None:
         tell(f"whether it fits, how fast, and on how many: {NAME_ONE}")
 
 
-def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | None = None) -> tuple[Lowered, Hardware]:
-    """The spec as it is emitted for its cluster, or for another: the name of a kind, or a file that describes one."""
+def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | None = None) -> tuple[ModelSpec, Hardware]:
+    """The spec on its cluster, or on another: the name of a kind, or a file that describes one."""
     if kind is not None:
         machine = load_machine(Path(kind)) if is_file(kind) else None
         machines = Machines(kind=machine.name if machine else kind, machine=machine)
@@ -62,12 +65,12 @@ def placed(spec: ModelSpec, kind: str | None, nodes: int | None, gpus: int | Non
         raise DscError([Finding("DSC065", f"{spec.name} names no cluster to plan for", ("cluster",), NAME_ONE)])
     if nodes or gpus:
         machines = machines.model_copy(update={"nodes": nodes, "gpus": gpus})
-    return lowered(spec.model_copy(update={"cluster": machines})), hardware(machines)
+    return spec.model_copy(update={"cluster": machines}), hardware(machines)
 
 
-def training(spec: ModelSpec, machines: Hardware) -> Planned:
+def training(spec: ModelSpec) -> Planned:
     with console(stderr=True).status("planning"):
-        plan = make_plan(Problem(spec, build(spec).training, timed(spec), machines))
+        plan = found_plan(problem_of(spec))
     return Planned(
         record(plan),
         lambda: plan_yaml(plan),
@@ -75,6 +78,7 @@ def training(spec: ModelSpec, machines: Hardware) -> Planned:
         lambda: chrome_trace(plan.timeline, f"a training step of {spec.name}"),
         lambda: show_plan(plan),
         None if plan.fits else lambda: _too_small(plan),
+        lambda key, as_json: print_json(why_record(why(plan, key))) if as_json else show_why(why(plan, key)),
     )
 
 

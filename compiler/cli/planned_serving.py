@@ -11,6 +11,7 @@ from dsc.compiler.cli.console import console
 from dsc.compiler.cli.planned import Planned, refusal
 from dsc.compiler.cli.serving_tables import show_pools, show_serving
 from dsc.compiler.driver import build, prompted
+from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.report.page import serving_html
 from dsc.compiler.planner.report.pools import pools_record, pools_yaml
@@ -100,7 +101,7 @@ def _problem(spec: ModelSpec, machines: Hardware, phase: Phase, asked: Asked, co
     program = build(spec)
     target = asked.target_tpot if phase == "decode" else asked.target_ttft
     return ServingProblem(
-        spec,
+        lowered(spec).spec,
         program.training,
         program.inference if phase == "decode" else prompted(spec),
         machines,

@@ -9,14 +9,20 @@ from pathlib import Path
 from dsc.spec.model import ModelSpec
 
 
-def regenerate(spec: ModelSpec, source: str | Path | None = None, folder: str | Path = "") -> str:
-    """`dsc compile` with a model of the zoo by its name, or with the spec's file as seen from beside `folder`.
+def regenerate(
+    spec: ModelSpec, source: str | Path | None = None, folder: str | Path = "", plan: str | None = None
+) -> str:
+    """`dsc compile` with a model of the zoo by its name, or with the spec's file as seen from beside `folder`; a plan
+    that was named, too.
 
     Absolute paths are of one machine: where the file or the folder is given by one, the file's name alone is told.
     """
     path = Path(source or "")
-    if not path.is_file() or not str(path).isprintable():
-        return f"dsc compile {spec.name}"
+    known = path.is_file() and str(path).isprintable()
+    words = ["dsc", "compile", _shown(path, folder) if known else spec.name]
+    return shlex.join(words if plan is None else [*words, "--plan", _shown(Path(plan), folder)])
+
+
+def _shown(path: Path, folder: str | Path) -> str:
     absolute = path.is_absolute() or Path(folder).is_absolute()
-    shown = path.name if absolute else Path(os.path.relpath(path, Path(folder).parent)).as_posix()
-    return f"dsc compile {shlex.quote(shown)}"
+    return path.name if absolute else Path(os.path.relpath(path, Path(folder).parent)).as_posix()

@@ -30,8 +30,11 @@ class Changes:
         return bool(self.new or self.changed or self.edited or self.stale)
 
 
-def compare(files: Mapping[str, str], folder: Path) -> Changes:
-    """Compares the files that would be emitted with the folder. Writes nothing."""
+def compare(files: Mapping[str, str], folder: Path, consumed: frozenset[str] = frozenset()) -> Changes:
+    """Compares the files that would be emitted with the folder. Writes nothing.
+
+    Edits of `consumed` are in what would be emitted, which was made from them.
+    """
     emitted = _hashes(folder)
     new, changed, edited, unchanged = [], [], [], []
     for name, text in files.items():
@@ -42,7 +45,7 @@ def compare(files: Mapping[str, str], folder: Path) -> Changes:
         current = path.read_bytes()
         if current == text.encode():
             unchanged.append(name)
-        elif name == LOCK or sha256(current) in emitted.get(name, ()):
+        elif name == LOCK or name in consumed or sha256(current) in emitted.get(name, ()):
             changed.append(name)
         else:
             edited.append(name)

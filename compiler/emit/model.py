@@ -69,11 +69,17 @@ def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
+def recompute_functions(graph: Graph) -> list[str]:
+    """The functions of train/recompute.py that the graph's lines call."""
+    return sorted(
+        {need.name.removeprefix(RECOMPUTE) for need in requirements(graph) if need.name.startswith(RECOMPUTE)}
+    )
+
+
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
     """The functions of other files that the graph's lines call: (module, name); `root` and `train` are prefixes."""
-    recompute = {need.name.removeprefix(RECOMPUTE) for need in requirements(graph) if need.name.startswith(RECOMPUTE)}
     kernels = [(f"{root}kernels.{module}", name) for module, name in kernel_functions(graph)]
-    return [*kernels, *((f"{train}recompute", name) for name in sorted(recompute))]
+    return [*kernels, *((f"{train}recompute", name) for name in recompute_functions(graph))]
 
 
 def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:

@@ -24,7 +24,10 @@ def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Defini
         return []
     ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
     stacked = any(isinstance(op, GroupedProduct) for op in ops)
-    same = [files.file(path, path, stacked=stacked) for path in ("train/tape.py", "train/overlap.py")]
+    two_hops = step.sharing is not None and step.sharing.nodes > 1
+    same = [
+        files.file(path, path, stacked=stacked, two_hops=two_hops) for path in ("train/tape.py", "train/overlap.py")
+    ]
     return [turns_file(files, step, step.turns, model), *same]
 
 
@@ -43,7 +46,7 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         *((".stages", kind) for kind in kinds),
         *((".experts", name) for name in experts if name not in {part.name for part in model}),
         *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
-        (".plan", "EP"),
+        *((".plan", name) for name in ("EP", "NODES", "LOCAL")),
     ]
     return files.file(
         "train/turns.py",

@@ -12,6 +12,7 @@ from dsc.compiler.emit.dims import dims_file
 from dsc.compiler.emit.file import File, FilePrinter, needs_triton
 from dsc.compiler.emit.formatting import format_files
 from dsc.compiler.emit.kernels import kernel_files
+from dsc.compiler.emit.launch import launch_files, plan_file
 from dsc.compiler.emit.lock import LOCK, lock_text
 from dsc.compiler.emit.model import definitions, model_file
 from dsc.compiler.emit.posttraining import posttraining_files
@@ -37,9 +38,12 @@ def emit_package(
     serving: Graph,
     policy: Graph | None = None,
     notes: tuple[str, ...] = (),
+    plan: str = "",
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
     files = python_files(printer, target, plain, training, step, serving, policy)
+    files += [plan_file(plan)] if plan else []
+    files += launch_files(printer, step.sharing, plain) if step.sharing is not None else []
     files.append(readme_file(printer, training, files, notes))
     texts = format_files({file.path: file.text for file in files})
     files = sorted((replace(file, text=texts[file.path]) for file in files), key=lambda file: file.path)

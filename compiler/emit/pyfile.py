@@ -79,7 +79,14 @@ def legend(symbols: Iterable[Symbol], body: str, sizes: Mapping[str, str] | None
     letters = {letter for shape in re.findall(r"\[[^\]]*\]", prose) for letter in re.findall(r"\b[A-Z]\b", shape)}
     cached = "C cached positions with the new ones"
     windowed = "P those that a window shows of them"
-    training = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": cached, "P": windowed}
+    training = {
+        "B": "B batch",
+        "S": "S sequence",
+        "T": f"T = {T.definition}",
+        "C": cached,
+        "P": windowed,
+        "M": "M rows to nodes",
+    }
     runtime = sizes or training
     parts = [text for letter, text in runtime.items() if letter in letters]
     named: dict[str, list[str]] = {}

@@ -14,7 +14,8 @@ def readme_file(printer: FilePrinter, graph: Graph, files: Sequence[File], notes
     """`files` are all others."""
     listed = sorted((file for file in files if file.purpose), key=lambda file: (file.path.count("/"), file.path))
     values = {"facts": facts(printer.spec, graph), "notes": notes, "files": listed, "triton": needs_triton(files)}
-    return printer.file("README.md", "package/readme.md", **values)
+    launched = any(file.path == "run.sh" for file in files)
+    return printer.file("README.md", "package/readme.md", launched=launched, **values)
 
 
 def facts(spec: ModelSpec, graph: Graph) -> list[tuple[str, str]]:

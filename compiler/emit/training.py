@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
+from dsc.compiler.emit.model import Definition, helpers, imported, module_body, recompute_functions, requirements
 from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
@@ -21,6 +21,7 @@ from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
+from dsc.compiler.passes.recompute import drops
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
@@ -78,10 +79,10 @@ def training_files(
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
     bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
-    sharing, guard, recompute = step.sharing, _guard(files.spec.training), bool(step.recompute)
+    sharing, guard, recompute = step.sharing, _guard(files.spec.training), drops(step.recompute)
     tied = len(_readers(step)) > 1
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
-    printed = [files.file(path, path) for path in ["train/recompute.py"] if recompute]
+    printed = list(_recompute_file(files, step))
     ops = holders(tuple(training.blocks.values()))
     biases = any(isinstance(op, BiasedLinear) for op in ops)
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
@@ -91,6 +92,14 @@ def training_files(
     stacked = any(isinstance(op, GroupedLinear) for op in ops)
     printed.append(files.file("train/export.py", "train/export.py", experts=stacked, mtp=files.spec.mtp is not None))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
+
+
+def _recompute_file(files: FilePrinter, step: TrainingStep) -> Iterator[File]:
+    if drops(step.recompute):
+        yield files.file("train/recompute.py", "train/recompute.py")
+    elif step.recompute:
+        counts = "running_again" in recompute_functions(step.graph)
+        yield files.file("train/recompute.py", "train/layers_again.py", counts=counts)
 
 
 def _readers(step: TrainingStep) -> tuple[int, ...]:
@@ -200,7 +209,7 @@ def sharing_files(
         ),
     ]
     if experts:
-        printed.append(experts_file(files, step.graph, plain, model))
+        printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
     return [*printed, *overlap_files(files, step, model)]
 
 
@@ -222,7 +231,7 @@ def _callees(graph: Graph, key: str) -> set[str]:
     return {block.key for _, block in graph.executions(key)}
 
 
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition]) -> File:
+def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
     """The class of the block that the sharding pass made, less what it inherits."""
     printer = Printer(files.templates)
     described = describe(graph, graph, printer, EXPERT_PARALLEL)
@@ -237,11 +246,12 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
         | names(" ".join(one.expression for one in shared))
         | {"Tensor", "MixtureOfExperts", "EP"}
     )
-    offered = [*imported(only, "..", "."), (".plan", "EP")]
+    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
     return files.file(
         "train/experts.py",
         "train/experts.py",
         described=described,
+        two_hops=two_hops,
         declarations=shared,
         legend=legend(graph.constants.symbols(), lines),
         imports=imports(used),

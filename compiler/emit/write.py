@@ -36,19 +36,28 @@ class Written:
     """Empty where edits were overwritten."""
 
 
-def write(files: Mapping[str, str], folder: Path, force: bool = False, emit_again: EmitAgain = forgotten) -> Written:
+def write(
+    files: Mapping[str, str],
+    folder: Path,
+    force: bool = False,
+    emit_again: EmitAgain = forgotten,
+    consumed: frozenset[str] = frozenset(),
+) -> Written:
     """Write what differs; the lock last, so that a crash leaves a difference to see.
 
-    Files that were edited by hand are merged with what is emitted now, or overwritten with `force`. Raises DscError,
-    with nothing written, if that cannot be, or if another write to the folder does not end.
+    Files that were edited by hand are merged with what is emitted now, or overwritten with `force`; so are those that
+    were `consumed` to make `files`. Raises DscError, with nothing written, if that cannot be, or if another write to
+    the folder does not end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        return _write(files, folder, force, emit_again)
+        return _write(files, folder, force, emit_again, consumed)
 
 
-def _write(files: Mapping[str, str], folder: Path, force: bool, emit_again: EmitAgain) -> Written:
-    changes = compare(files, folder)
+def _write(
+    files: Mapping[str, str], folder: Path, force: bool, emit_again: EmitAgain, consumed: frozenset[str]
+) -> Written:
+    changes = compare(files, folder, consumed)
     clashes = {name + CLASH for name in files if (folder / (name + CLASH)).exists()}
     edits = Edits() if force else reconcile(changes.edited, files, folder, emit_again)
     overwritten = changes.edited if force else ()

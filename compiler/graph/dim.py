@@ -349,3 +349,4 @@ B = Symbol("B", letter="B", axis=Axis.BATCH)
 S = Symbol("S", letter="S", axis=Axis.SEQUENCE)
 C = Symbol("C", letter="C")
 T = Symbol("T", definition=B * S, letter="T")
+M = Symbol("M", letter="M")  # rows that a step sends to the nodes of its experts

@@ -4,7 +4,7 @@ Rows are in the order of their expert, so in that of the rank which has the expe
 each in the order of experts; the products want them expert by expert.
 """
 
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, SplitsType, TensorType
 
@@ -31,6 +31,17 @@ class RecordSent(Op):
     kind = "record_sent"
     router: str
     """The attribute that holds the router."""
+    once: bool = False
+    """The method that holds it runs again in backward, which does not count."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train.recompute.running_again",) if self.once else ()
+
+    @property
+    def condition(self) -> str:
+        """Beside being in training."""
+        return " and not running_again()" if self.once else ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -46,6 +57,8 @@ class ExchangeCounts(Op):
 
     kind = "exchange_counts"
     ranks: Dim
+    group: str = "group"
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -53,7 +66,7 @@ class ExchangeCounts(Op):
 
     def infer(self, inputs: Types) -> Types:
         (experts,) = tensor(inputs[0]).shape
-        return (retyped(inputs[0], self.ranks, experts // self.ranks),)
+        return (retyped(inputs[0], self.ranks, Int(1) if experts.same(self.ranks) else experts // self.ranks),)
 
 
 @register
@@ -62,6 +75,12 @@ class Splits(Op):
 
     kind = "splits"
     ranks: Dim
+    only: bool = True
+    """The host waits for the device nowhere else."""
+
+    @property
+    def comment(self) -> str:
+        return "# The only place where the host waits for the device.\n" if self.only else ""
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -78,6 +97,8 @@ class AllToAll(Op):
     kind = "all_to_all"
     rows: Dim
     """Received on average."""
+    group: str = "group"
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:

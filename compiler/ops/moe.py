@@ -54,6 +54,17 @@ class RecordLoad(Op):
     kind = "record_load"
     router: str
     """The attribute that holds the router."""
+    once: bool = False
+    """The method that holds it runs again in backward, which does not count."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("train.recompute.running_again",) if self.once else ()
+
+    @property
+    def condition(self) -> str:
+        """Beside being in training."""
+        return " and not running_again()" if self.once else ""
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -8,16 +8,27 @@ from dsc.compiler.ops.moe import GroupedLinear
 TAPE, EXCHANGE, ALIVE = ObjectType("Tape"), ObjectType("Exchange"), ObjectType("Tensor")
 
 
+def hop_argument(group: str) -> str:
+    """Which of two wires it is, by the attribute that holds its ranks; where there is one, it is called group."""
+    return "" if group == "group" else f', hop="{group}"'
+
+
 @register
 class CountsBeside(Op):
     """What each rank has for each of our experts, not behind rows on their way: [E] -> [ranks, experts of a rank]."""
 
     kind = "counts_beside"
     ranks: Dim
+    group: str
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
         return ("tape", "sent")
+
+    @property
+    def hop(self) -> str:
+        return hop_argument(self.group)
 
     def infer(self, inputs: Types) -> Types:
         (experts,) = tensor(inputs[1]).shape
@@ -31,10 +42,16 @@ class StartExchange(Op):
     kind = "start_exchange"
     count: int
     """Of tensors."""
+    group: str
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
         return ("tape", "to", "of", *(f"sent{index}" for index in range(self.count)))
+
+    @property
+    def hop(self) -> str:
+        return hop_argument(self.group)
 
     def infer(self, inputs: Types) -> Types:
         return (EXCHANGE,)

@@ -8,6 +8,7 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes.shard import MOE, Sharing, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
+from dsc.compiler.passes.two_hops import share_experts_over_nodes
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,27 @@ class TrainingStep:
     """Of the pipeline; empty without one."""
     sharing: Sharing | None
     """None where nothing is shared."""
+    recompute: tuple[str, ...]
+    """What backward makes again."""
     turns: Graph | None = None
     """Stages as generators, where a schedule pairs a forward with a backward and the experts have all-to-alls."""
-
-    @property
-    def recompute(self) -> tuple[str, ...]:
-        """What backward makes again."""
-        return self.sharing.recompute if self.sharing is not None else ()
 
 
 def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     """From the plain graph; kernels come after."""
+    recompute = sharing.recompute if sharing is not None else ()
+    sharing = sharing if sharing is not None and sharing.world > 1 else None
     step = step_block(plain)
     (whole,) = cut(step, (part_names(step),))
     stages = cut(step, sharing.stages) if sharing is not None and sharing.pp > 1 else ()
     blocks: list[Block] = [stage.block for stage in (whole, *stages)]
     if sharing is not None and sharing.ep > 1:
-        blocks.append(share_experts(plain.blocks[MOE], sharing.ep))
+        blocks.append(_shared(plain.blocks[MOE], sharing))
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
-    return TrainingStep(graph, whole, stages, sharing)
+    return TrainingStep(graph, whole, stages, sharing, recompute)
+
+
+def _shared(moe: Block, sharing: Sharing) -> Block:
+    if sharing.nodes > 1:
+        return share_experts_over_nodes(moe, sharing.ep, sharing.nodes)
+    return share_experts(moe, sharing.ep)

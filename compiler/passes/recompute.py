@@ -4,6 +4,7 @@
 choices make a method of the lines between two places of a block; of what it makes nothing is kept, only what it reads:
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
+    full         a layer, whole
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from dsc.compiler.graph.block import INPUT, Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage, trace
-from dsc.compiler.ops.call import Signature
+from dsc.compiler.ops.call import LayerLoop, Signature
+from dsc.compiler.ops.dispatch import RecordSent
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts
 from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
+from dsc.compiler.ops.moe import RecordLoad
 from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
 from dsc.compiler.passes.fuse.pattern import used_outside
 
-METHODS = {"mla_up_proj": "up_projections", "experts": "multiply"}
+METHODS = {"mla_up_proj": "up_projections", "experts": "multiply", "full": "run"}
 """What the methods are called that run once more."""
 
 
@@ -33,13 +36,29 @@ def make_again(graph: Graph, choices: Collection[str]) -> Graph:
     blocks: dict[str, Block] = {}
     for block in graph.blocks.values():
         changed = (block,) if block.class_name == graph.root else _changed(graph, block, choices)
-        blocks.update((one.key, one) for one in changed)
+        blocks.update((each.key, each) for each in changed)
     return replace(graph, blocks=blocks)
+
+
+def drops(choices: Collection[str]) -> bool:
+    """Whether tensors are dropped inside layers; else layers are run again whole, or nothing is."""
+    return bool(choices) and "full" not in choices
+
+
+def layer_blocks(graph: Graph) -> frozenset[str]:
+    """The blocks that layers run, MTP's among them."""
+    ops = (node.op for block in graph.blocks.values() for node in block.nodes())
+    return frozenset(callee for op in ops if isinstance(op, LayerLoop) for callee, _ in op.runs())
 
 
 def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[Block]:
     """The methods that the block has come to call, and itself; what generation caches is not its business any more."""
     block = replace(block, cached=())
+    if "full" in choices:
+        block = block.with_nodes(_counting_once(node) for node in block.nodes())
+        whole = block.key in layer_blocks(graph)
+        yield from _outlined(block, list(block.nodes()), METHODS["full"]) if whole else (block,)
+        return
     if "experts" in choices:
         block = block.with_nodes(line for node in block.nodes() for line in _without_shared(node))
         graph = replace(graph, blocks={**graph.blocks, block.key: block})
@@ -50,6 +69,11 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
             method, block = _outlined(block, inside, METHODS[choice])
             yield method
     yield block.with_nodes(line for node in block.nodes() for line in _dropping(node, choices))
+
+
+def _counting_once(node: Node) -> Node:
+    """Tokens are counted when forward runs, not when it runs again."""
+    return replace(node, op=replace(node.op, once=True)) if isinstance(node.op, RecordLoad | RecordSent) else node
 
 
 def _without_shared(node: Node) -> Iterator[Node]:
@@ -95,11 +119,12 @@ def _dropping(node: Node, choices: Collection[str]) -> Iterator[Node]:
         yield replace(node, op=Remade(node.op))
 
 
-def region(steps: tuple[Step, ...], choices: frozenset[str]) -> frozenset[int]:
-    """Positions of the steps that run a second time."""
+def region(steps: tuple[Step, ...], choices: frozenset[str], layer: str | None = "") -> frozenset[int]:
+    """Positions of the steps that run a second time. `layer`: the path of the layer among them, None where none is."""
     found: set[int] = set()
     if "full" in choices:
-        return frozenset(range(len(steps)))
+        inside = (index for index, step in enumerate(steps) if layer is not None and step.path.startswith(layer))
+        return frozenset(inside)
     if "experts" in choices:
         routed = [index for index, step in enumerate(steps) if is_routed(step)]
         if routed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Dim, Symbol
 from dsc.compiler.ops.call import CallModule
@@ -77,6 +77,14 @@ class Sharing:
     planned: PlannedStep
     recompute: tuple[str, ...] = ()
     """What backward makes again."""
+    nodes: int = 1
+    """Where a copy of the experts lies on several nodes of several ranks: their number. Each gets a token once."""
+    machines: int = 1
+    """Machines that the ranks are on."""
+    machine_ranks: int = 1
+    """Of each machine; the last one may have fewer."""
+    on_gpus: bool = True
+    """Of the machines; else ranks are processes on CPUs."""
 
     @property
     def world(self) -> int:
@@ -94,10 +102,8 @@ def share_experts(moe: Block, ranks: int) -> Block:
     source_op, weights_op, flatten, gather = (
         find(moe, kind)[1] for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows)
     )
-    split, weigh, scatter, view = (find(moe, kind)[1] for kind in (SplitGateUp, WeighSlots, ScatterSum, ViewAs))
+    scatter, view = (find(moe, kind)[1] for kind in (ScatterSum, ViewAs))
     every = find(moe, EveryExpert)[1].num_experts
-    gate_up, down = (_share(node.op, ep) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
-    activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
 
     block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
     x = block.input("x", moe.inputs[0].type)
@@ -120,14 +126,7 @@ def share_experts(moe: Block, ranks: int) -> Block:
     shared_out = [block.add("shared", node.op, x) for node in shared]  # while tokens are on their way
 
     block.paragraph()
-    by_expert = block.add("by_expert", OrderByExpert(sort.rows), received)
-    ends = block.add("ends", ReceivedEnds(), received)
-    h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
-    gate_half, up = block.add_many(("gate", "up"), split, h)
-    h = block.add("h", activation, gate_half, up)
-    h = block.add("h", weigh, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert))
-    h = block.add("h", down, h, ends)
-    h = block.add("h", PutRows(), h, by_expert)
+    h = multiply(block, moe, ep, h, slot_weights, received)
     h = block.add("h", AllToAll(sort.rows), h, of, to)
 
     block.paragraph()
@@ -136,6 +135,22 @@ def share_experts(moe: Block, ranks: int) -> Block:
     for value in shared_out:
         out = block.add("out", Add(), out, value)
     return block.finish(out, *losses)
+
+
+def multiply(block: BlockBuilder, moe: Block, ep: Dim, h: Value, slot_weights: Value, received: Value) -> Value:
+    """Received rows through this rank's experts, in the order in which they came."""
+    rows = find(moe, SortByExpert)[1].rows
+    split, weigh = (find(moe, kind)[1] for kind in (SplitGateUp, WeighSlots))
+    gate_up, down = (_share(node.op, ep) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+    activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
+    by_expert = block.add("by_expert", OrderByExpert(rows), received)
+    ends = block.add("ends", ReceivedEnds(), received)
+    h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
+    gate_half, up = block.add_many(("gate", "up"), split, h)
+    h = block.add("h", activation, gate_half, up)
+    h = block.add("h", weigh, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert))
+    h = block.add("h", down, h, ends)
+    return block.add("h", PutRows(), h, by_expert)
 
 
 def _share(op: GroupedLinear, ranks: Dim) -> GroupedLinear:

@@ -111,7 +111,7 @@ class _Writer:
         if isinstance(op, StartExchange):
             return replace(node, inputs=(TAPE_VALUE, *node.inputs))
         if isinstance(op, ExchangeCounts):
-            return replace(node, op=CountsBeside(op.ranks), inputs=(TAPE_VALUE, *node.inputs))
+            return replace(node, op=CountsBeside(op.ranks, op.group), inputs=(TAPE_VALUE, *node.inputs))
         if type(op) is GroupedLinear:
             return replace(node, op=GroupedProduct(**vars(op)))
         if isinstance(op, Call) and any(map(self.stops, op.callees())):
@@ -162,8 +162,9 @@ def _started(body: list[Node], group: list[Node]) -> list[Node]:
     sent, (to, of) = tuple(node.inputs[0] for node in group), group[0].inputs[1:]
     assert all(node.inputs[1:] == (to, of) for node in group)
     last = group[-1]
+    assert isinstance(last.op, AllToAll)
     exchange = Value(f"{last.id}.start", 0, "exchange", EXCHANGE)
-    start = Node(exchange.producer, StartExchange(len(sent)), (to, of, *sent), (exchange,))
+    start = Node(exchange.producer, StartExchange(len(sent), last.op.group), (to, of, *sent), (exchange,))
     received = tuple(value for node in group for value in node.outputs)
     cut = Node(f"{last.id}.cut", Cut(tuple(value.type for value in received), 0), (exchange,), received)
     started = [start if node is last else node for node in body if node is last or node not in group]

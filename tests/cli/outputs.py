@@ -44,7 +44,7 @@ COMMANDS = {
     "diff": "diff small.yaml wider.yaml",
     "diff-breaking": "diff small.yaml broken.yaml --breaking",
     "diff-files": "diff small.yaml wider.yaml --files",
-    "diff-plans": "diff plan.yaml other-plan.yaml",
+    "diff-plans": "diff one-node.yaml two-nodes.yaml",
     "diff-same": "diff tiny tiny",
     "doctor": "doctor",
     "explain": "explain DSC020",
@@ -59,6 +59,7 @@ COMMANDS = {
     "plan": "plan llama-3.1-8b --cluster h100 --nodes 1",
     "plan-a100": "plan a100.yaml",
     "plan-decode": "plan deepseek-v2-lite --mode decode --cluster h800 --nodes 1",
+    "plan-explain": "plan tiny --cluster cpu --nodes 4 --explain recompute",
     "plan-nowhere": "plan tiny",
     "plan-serve": "plan deepseek-v2-lite --mode serve --answer 512 --cluster h800 --nodes 2",
     "plan-too-large": "plan llama-3.1-70b --cluster h100 --nodes 1",
@@ -129,8 +130,8 @@ def _prepare(folder: Path) -> None:
             text = text.replace("HIDDEN_SIZE = 64  # hidden_size", "HIDDEN_SIZE = 96  # mine")
             Path("edited", name).write_text(f"{text}# mine\n", encoding="utf-8")
         Path("dsc.yaml").write_text(PROJECT, encoding="utf-8")
-        _run("plan tiny --cluster cpu -o plan.yaml")
-        _run("plan tiny --cluster cpu --nodes 2 -o other-plan.yaml")
+        _run("plan tiny --cluster cpu -o one-node.yaml")
+        _run("plan tiny --cluster cpu --nodes 2 -o two-nodes.yaml")
 
 
 def _run(command: str) -> None:

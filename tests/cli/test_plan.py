@@ -54,6 +54,14 @@ def test_of_many_kinds_of_ranks_the_terminal_shows_three() -> None:
     assert shown_roles(roles[:8]) == roles[:8]
 
 
+def test_one_value_is_explained(run: Any, facts: Any) -> None:
+    shown = run("plan", "tiny", *CPU, "--explain", "micro_batch").stdout
+    value = facts("plan", "tiny", *CPU)["micro_batch"]
+    assert shown.startswith(f"micro_batch {value}, of tiny on 4 nodes of cpu, 4 processes: ")
+    assert f" micro_batch {value} -> {2 * value} " in shown and " pp " not in shown and "-0.0" not in shown
+    assert facts("plan", "tiny", *CPU, "--explain", "micro_batch")["value"] == value
+
+
 def test_json_has_the_keys_of_the_contract(facts: Any) -> None:
     plan = facts("plan", "tiny", *CPU)
     assert plan["fits"] is True and plan["world_size"] == 4
@@ -305,6 +313,8 @@ def test_an_unknown_cluster_is_told_the_known_ones(run: Any) -> None:
         (("--mode", "serve", "--answer", "8", "--report", "x"), "--report is of one pool"),
         (("--mode", "serve", "--answer", "8", "--nodes", "1"), "there is one: see --mode decode"),
         (("--mode", "decode", "--trace", "x"), "--trace shows the pipeline of a training step"),
+        (("--explain", "microbatch"), "--explain microbatch: did you mean micro_batch?"),
+        (("--mode", "decode", "--explain", "tp"), "--explain is for --mode train"),
         (("--mode", "dream"), "'dream' is not one of"),
         (("--nodes", "0"), "0 is not in the range"),
     ],

@@ -109,6 +109,12 @@ def shared_out(spec: ModelSpec, cluster: Machines, dp: int) -> ModelSpec:
     return spec.model_copy(update={"cluster": cluster, "placement": pins})
 
 
+def in_two_hops(spec: ModelSpec) -> ModelSpec:
+    """A copy of the experts on two nodes of four ranks each; layers are made again."""
+    pins = {"pp": 1, "ep": 8, "dp": 8, "zero": 1, "recompute": ["full"]}
+    return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 8}, "placement": pins})
+
+
 def in_turns(balanced: bool) -> ModelSpec:
     """With pairs of a forward and a backward that take turns; layers with a balance loss, or without."""
     data = load("tiny").model_dump()
@@ -135,7 +141,7 @@ def programs() -> list[Program]:
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
-    again; two with pairs of micro-batches that take turns.
+    again; two with pairs of micro-batches that take turns; one whose tokens take two hops.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -146,6 +152,7 @@ def programs() -> list[Program]:
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
+    shared.append(in_two_hops(load("tiny")))
     gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 

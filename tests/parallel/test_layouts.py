@@ -37,6 +37,12 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         {**V, "schedule": "zbv", "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
     ),
     "deepseek, dp 2 x ep 2, zero 3, recompute": ("deepseek", {**EP, "zero": 3, "recompute": ["mla_up_proj", "swiglu"]}),
+    "deepseek, dp 2 x ep 2, zero 3, full": ("deepseek", {**EP, "zero": 3, "recompute": ["full"]}),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, full": (
+        "deepseek",
+        {**V, "schedule": "dualpipe-v", "recompute": ["full"]},
+    ),
+    "window, pp 2, full": ("window", {"pp": 2, "recompute": ["full"]}),
     "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
     "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v": ("mixtral", {**V, "schedule": "dualpipe-v"}),
@@ -76,7 +82,7 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, compared: Compared
     assert difference <= 1e-6 and equal_biases
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "recompute": ["full"]}])
+@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"dp": 2, "activations": "fp8"}])
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None
@@ -88,3 +94,10 @@ def test_what_is_left_open_is_chosen_among_what_has_code(placed_spec: Any) -> No
     spec["placement"] = {"pp": 2, "ep": 2}
     sharing = build(ModelSpec.model_validate(spec)).step.sharing
     assert sharing is not None and (sharing.pp, sharing.dp, sharing.ep, sharing.zero) == (2, 2, 2, 1)
+
+
+@pytest.mark.parametrize("recompute", [["full"], ["norms", "swiglu"]])
+def test_one_process_makes_again_what_its_plan_says(recompute: list[str], placed_spec: Any) -> None:
+    spec = placed_spec("llama", {"recompute": recompute})
+    step = build(ModelSpec.model_validate({**spec, "cluster": {"kind": "cpu", "nodes": 1}})).step
+    assert step.sharing is None and step.recompute == tuple(recompute)

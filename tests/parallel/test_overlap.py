@@ -60,6 +60,37 @@ def _check_hidden(events: list[str]) -> int:
     return hidden
 
 
+@pytest.mark.parametrize("exchange", [0.25, 0.5, 1.0, 2.0, 4.0])
+def test_a_pair_takes_the_longer_of_compute_and_exchanges_and_not_their_sum(exchange: float, pairs: Any) -> None:
+    """What was noted, on a clock: a turn computes for 1, an all-to-all takes `exchange`, one at a time on the wire.
+
+    A stage has one mixture here, or two: beside a side's first turn and its last there is nothing on its way.
+    """
+    for rank in pairs:
+        for events in rank["pairs"]:
+            compute = sum(event in ("B", "F") for event in events)
+            on_its_way = exchange * sum(event.startswith("start") for event in events)
+            longer, shorter = max(compute, on_its_way), min(compute, on_its_way)
+            assert longer <= _seconds(events, exchange) <= longer + shorter / 2
+
+
+def _seconds(events: list[str], exchange: float) -> float:
+    """Of a turn: what it waits for arrives, it computes, and what it made is sent when the wire is free."""
+    now, free = 0.0, 0.0
+    arrival: dict[str, float] = {}
+    computed = False
+    for event in events:
+        kind, _, number = event.partition(" ")
+        if kind in ("B", "F"):
+            now, computed = now + (not computed and bool(arrival)), False
+        elif kind == "wait":
+            now = max(now, arrival[number])
+        elif kind == "start":
+            now, computed = now + 1, True
+            arrival[number] = free = max(now, free) + exchange
+    return now + (not computed)
+
+
 def test_weight_gradients_run_while_that_of_dx_is_on_its_way(pairs: Any) -> None:
     for rank in pairs:
         for events in rank["pairs"]:

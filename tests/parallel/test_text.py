@@ -15,7 +15,8 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek",
         {**V, "schedule": "zbv", "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
     ),
-    "data parallel": ("mixtral", {"dp": 2, "zero": 3}),
+    "data parallel, full": ("mixtral", {"dp": 2, "zero": 3, "recompute": ["full"]}),
+    "two hops, in turns": ("deepseek", {"pp": 2, "vpp": 2, "dp": 8, "ep": 8, "schedule": "dualpipe-v"}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
 

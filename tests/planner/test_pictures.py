@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from dsc.compiler.planner.pipeline.schedule import actions, holdings, peak_in_flight, stage_count
 from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
-from dsc.compiler.planner.report.pictures.arena_svg import arena_svg
-from dsc.compiler.planner.report.pictures.memory_svg import memory_of, memory_svg
+from dsc.compiler.planner.report.pictures.arena_svg import KINDS, TINTS, TOP, arena_svg, kind_of
+from dsc.compiler.planner.report.pictures.memory_svg import ACTIVATIONS, STATIC, Panel, memory_of, memory_svg
 from dsc.compiler.planner.report.pictures.schedule_svg import COLOURS, DARKEST, PALEST, schedule_svg
-from dsc.compiler.planner.report.pictures.svg import INK, mix, seconds, ticks
+from dsc.compiler.planner.report.pictures.svg import DARK, GROUND, INK, mix, seconds, three_ticks, ticks
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
 from dsc.compiler.planner.serving.arena import Interval, place
 
 GOLDEN = Path(__file__).parent / "golden"
-GB = 10**9
+GIB = 2**30
 
 
 def timeline_of(schedule, pp, vpp, micro_batches):
@@ -32,17 +32,21 @@ def timeline_of(schedule, pp, vpp, micro_batches):
     return simulate(actions(schedule, pp, vpp, micro_batches), times, transfer=0.0005)
 
 
-def memory_picture(schedule, pp, vpp, micro_batches, capacity=80 * GB):
-    static = [{"weights": 7 * GB, "gradients": 14 * GB, "optimizer moments": 2 * GB, "logits": 0} for _ in range(pp)]
-    static[-1]["logits"] = 4 * GB
-    sizes = [3 * GB + 10**8 * stage for stage in range(stage_count(schedule, pp, vpp))]
-    return memory_svg(timeline_of(schedule, pp, vpp, micro_batches), static, sizes, capacity, "memory of " + schedule)
+def memory_picture(schedule, pp, vpp, micro_batches, capacity=80 * GIB):
+    static = [{"weights": 7 * GIB, "gradients": 14 * GIB, "optimizer moments": 2 * GIB, "logits": 0} for _ in range(pp)]
+    static[-1]["logits"] = 4 * GIB
+    sizes = [3 * GIB + GIB // 8 * stage for stage in range(stage_count(schedule, pp, vpp))]
+    panels = [Panel(f"rank {rank}", rank, static[rank]) for rank in range(pp)]
+    return memory_svg(timeline_of(schedule, pp, vpp, micro_batches), panels, sizes, capacity, "memory of " + schedule)
+
+
+MODULES = ("layers.0.self_attn.v", "layers.0.mlp.v", "x")
 
 
 def arena_of(count):
     """Values of some sizes that live for some ops, many small ones among them."""
     return place(
-        [Interval(f"v{i}", 1000 * (1 + i * i % 37), i // 2, i // 2 + i % 5) for i in range(count)]
+        [Interval(f"{MODULES[i % 3]}{i}", 1000 * (1 + i * i % 37), i // 2, i // 2 + i % 5) for i in range(count)]
         + [Interval(f"small{i}", 8, i, i) for i in range(count // 2)]
     )
 
@@ -52,7 +56,7 @@ PICTURES = {
     "schedule-interleaved.svg": lambda: schedule_svg(timeline_of("interleaved", 4, 3, 8), "interleaved"),
     "schedule-zbv.svg": lambda: schedule_svg(timeline_of("zbv", 4, 2, 8), "zbv"),
     "schedule-dualpipe.svg": lambda: schedule_svg(timeline_of("dualpipe", 8, 1, 20), "dualpipe"),
-    "memory-1f1b.svg": lambda: memory_picture("1f1b", 4, 1, 8, capacity=30 * GB),
+    "memory-1f1b.svg": lambda: memory_picture("1f1b", 4, 1, 8, capacity=30 * GIB),
     "memory-dualpipe-v.svg": lambda: memory_picture("dualpipe-v", 4, 2, 10),
     "arena.svg": lambda: arena_svg(arena_of(40), "one step, op by op"),
     "trace-dualpipe-v.json": lambda: chrome_trace(timeline_of("dualpipe-v", 2, 2, 4), "dualpipe-v"),
@@ -95,11 +99,12 @@ def fills(drawn):
 
 
 @pytest.mark.parametrize(
-    "point", [("1f1b", 4, 1, 8), ("zbv", 4, 2, 8), ("dualpipe-v", 4, 2, 10), ("dualpipe", 16, 1, 120)]
+    "point", [("1f1b", 4, 1, 8), ("zbv", 4, 2, 8), ("dualpipe-v", 4, 2, 10), ("dualpipe", 16, 1, 32)]
 )
 def test_cells_are_as_wide_as_their_actions_are_long(point):
     timeline = timeline_of(*point)
-    found = fills(schedule_svg(timeline, "any"))
+    found = fills(drawn := schedule_svg(timeline, "any"))
+    assert "left out" not in drawn
     ground = found["#f3f5f7"]
     shown = sum(width for _, _, width, _ in ground) / len(timeline.actions)  # pixels of the whole step
     for kind in ("F", "B", "W", "BW"):
@@ -118,14 +123,15 @@ def test_cells_are_as_wide_as_their_actions_are_long(point):
 def test_values_of_an_arena_are_as_long_and_high_as_they_are():
     """And where they are: the area that is drawn is the bytes times the ops of every value that can be seen."""
     arena = arena_of(40)
-    found = [cell for colour, cells in fills(arena_svg(arena, "any")).items() if colour != "#ffffff" for cell in cells]
+    cells = (cell for of_colour in fills(arena_svg(arena, "any")).values() for cell in of_colour)
+    found = [cell for cell in cells if cell[1] >= TOP - 0.1]  # below the legend
     ops = 1 + max(one.last for one in arena.intervals)
     seen = [one for one in arena.intervals if 320 * one.aligned / arena.bytes >= 0.15]
     assert len(found) == len(seen)
-    width = sum(one.last + 1 - one.first for one in seen) * (1480 - 64 - 18) / ops
+    width = sum(one.last + 1 - one.first for one in seen) * (1480 - 70 - 18) / ops
     assert sum(width for _, _, width, _ in found) == pytest.approx(width, rel=0.01)
     tops = [y for _, y, _, _ in found]
-    assert min(tops) == pytest.approx(74, abs=0.1)  # the highest value ends where the arena does
+    assert min(tops) == pytest.approx(TOP, abs=0.1)  # the highest value ends where the arena does
 
 
 def test_every_micro_batch_of_a_small_schedule_has_its_number():
@@ -135,14 +141,17 @@ def test_every_micro_batch_of_a_small_schedule_has_its_number():
 
 
 def test_a_large_schedule_stays_readable():
-    """16 ranks x 120 micro-batches: forwards and pairs have their numbers, on a page, in a file of half a megabyte."""
+    """16 ranks x 120 micro-batches: what is drawn has its numbers, on two screens, in a file of half a megabyte."""
     timeline = timeline_of("dualpipe", 16, 1, 120)
     drawn = schedule_svg(timeline, "any")
     root = ElementTree.fromstring(drawn)
-    members = sum(len(action.members) for row in timeline.actions for action in row)
+    cells = [
+        cell for colour, of_it in fills(drawn).items() if colour not in (None, GROUND) for cell in of_it if cell[1] > 90
+    ]
     labels = [element for group in root.iter("{http://www.w3.org/2000/svg}g") for element in group]
-    assert len(labels) > 0.9 * members
-    assert float(root.get("width")) <= 1500 and float(root.get("height")) < 2500
+    assert "of the same are left out here" in drawn
+    assert len(labels) > 0.9 * len(cells) > 1000
+    assert float(root.get("width")) <= 1500 and float(root.get("height")) < 1800
     assert len(drawn) < 500_000
 
 
@@ -183,9 +192,9 @@ def test_the_drawn_peak_is_the_peak_of_the_schedule(point, sizes, static):
 
 
 def test_memory_above_capacity_is_said():
-    drawn = memory_picture("1f1b", 4, 1, 8, capacity=30 * GB)
-    assert "fullest is rank 0 with 35.0 GB, 5.0 GB above the 30.0 GB of a GPU" in drawn
-    assert 'class="c" text-anchor="end">35.0 GB at' in drawn
+    drawn = memory_picture("1f1b", 4, 1, 8, capacity=30 * GIB)
+    assert "fullest: rank 0 with 35.0 GiB, 5.0 GiB above the 30.0 GiB of a GPU" in drawn
+    assert 'class="c" text-anchor="end">35.0 GiB at' in drawn
 
 
 def test_a_trace_has_every_action_once_without_overlap():
@@ -200,6 +209,57 @@ def test_a_trace_has_every_action_once_without_overlap():
         held = [event["args"]["activations"] for event in counters]
         assert max(held) == peak_in_flight(timeline.actions, rank)
         assert held[-1] == 0
+
+
+def distance(one, other):
+    """How far apart two colours are, each channel by how much the eye makes of it; black and white are 765 apart."""
+    red, *_ = mean = [(int(one[i : i + 2], 16) + int(other[i : i + 2], 16)) / 2 for i in (1, 3, 5)]
+    delta = [int(one[i : i + 2], 16) - int(other[i : i + 2], 16) for i in (1, 3, 5)]
+    assert len(mean) == 3
+    return ((2 + red / 256) * delta[0] ** 2 + 4 * delta[1] ** 2 + (2 + (255 - red) / 256) * delta[2] ** 2) ** 0.5
+
+
+def test_colours_that_mean_something_else_can_be_told_apart():
+    memory = [*STATIC, mix(ACTIVATIONS, DARKEST)]
+    arena = [mix(colour, TINTS[0]) for _, colour in KINDS.values()]
+    for colours in (memory, arena, [mix(colour, DARKEST) for colour in COLOURS.values()]):
+        for one, other in itertools.combinations(colours, 2):
+            assert distance(one, other) > 120, (one, other)
+    assert distance("#8c959f", "#9aa7b5") < 60  # two of what was taken for memory before
+
+
+def test_what_is_drawn_is_in_the_legend():
+    arena = arena_svg(arena_of(40), "any")
+    assert [kind for kind in KINDS if f">{kind}</text>" in arena] == [kind for kind in KINDS if kind != "head"]
+    assert kind_of("layers.3.self_attn.q[0]") == "attention" and kind_of("logits[0]") == "head"
+    memory = memory_picture("1f1b", 4, 1, 8)
+    for name in ("weights", "gradients", "optimizer moments", "logits", "capacity"):
+        assert f">{name}</text>" in memory
+
+
+def test_axes_have_three_marks():
+    for high in (0.9, 1.0, 1.7, 4.2, 79.11, 85.4, 190.0):
+        marks = three_ticks(high)
+        assert 3 <= len(marks) <= 6 and marks[0] == 0 and marks[-1] <= high
+    for name in ("memory-1f1b.svg", "arena.svg"):
+        assert "GB" not in PICTURES[name]() and "GiB" in memory_picture("zbv", 2, 2, 4)
+
+
+def test_a_dark_screen_turns_the_ground_and_leaves_what_is_measured():
+    drawn = PICTURES["schedule-1f1b.svg"]()
+    style = drawn[drawn.index("<style>") : drawn.index("</style>")]
+    assert "@media screen and (prefers-color-scheme:dark)" in style  # paper stays white
+    assert f".w{{fill:{DARK['#ffffff']}}}" in style and f".n text{{fill:{INK}}}" in style
+    assert drawn.count('fill="#ffffff" class="w"') == 1 and f'fill="{GROUND}" class="r"' in drawn
+    for ground in (DARK["#ffffff"], DARK[GROUND]):
+        for text in (DARK[INK], DARK["#57606a"], DARK["#b42318"]):
+            lighter, darker = sorted((_luminance(text), _luminance(ground)), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
+
+
+def test_what_a_schedule_leaves_out_of_a_step_is_said():
+    drawn = schedule_svg(timeline_of("1f1b", 4, 1, 8), "any", "; not drawn: optimizer 0.50 s")
+    assert drawn.count("; not drawn: optimizer 0.50 s") == 2  # for the eye, and for who listens
 
 
 def test_ticks_are_round():

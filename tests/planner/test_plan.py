@@ -75,6 +75,9 @@ def test_without_a_faster_layout_nothing_is_missing() -> None:
     plan = replace(tiny(), found=replace(tiny().found, faster=None))
     assert choices(plan) == [] and record(plan)["sensitivity"] is None
     other = replace(tiny().chosen, layout=replace(tiny().layout, recompute=("norms",), zero=0))
+    same = replace(tiny(), found=replace(tiny().found, faster=replace(other, seconds=plan.time.seconds * 0.997)))
+    assert choices(same) == [] and record(same)["sensitivity"] is None  # nobody could tell
+    other = replace(other, seconds=plan.time.seconds * 0.9)
     faster = replace(tiny(), found=replace(tiny().found, faster=other))
     assert "recompute nothing -> norms" in choices(faster)
     assert record(faster)["sensitivity"]["missing_bytes"] == other.bytes - plan.problem.capacity

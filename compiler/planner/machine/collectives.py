@@ -122,13 +122,15 @@ def expert_all_to_all(
     """`tokens` of `hidden` elements, `element` bytes each, to the ranks of their experts, or back.
 
     A token crosses the network once for each other domain that it goes to, and is copied within it (DeepSeek-V3
-    report, section 3.2.2): tokens * D * (N - 1) / N, and tokens * k less those that stay.
+    report, section 3.2.2): tokens * D * (N - 1) / N, and tokens * k less those that stay. Where a domain is one rank,
+    it goes to each of its experts by itself.
     """
     local = members(group, hardware)
     domains = -(-group.size // local)
     if group.size == 1:
         return ExpertTraffic(0.0, 0.0, 1, 1)
-    remote = distinct_domains(experts, domains) * (domains - 1) / domains if domains > 1 else 0.0
+    copies = distinct_domains(experts, domains) if local > 1 else experts.top_k
+    remote = copies * (domains - 1) / domains
     row = tokens * hidden * element
     return ExpertTraffic(row * remote, row * experts.top_k * (local - 1) / local, domains, local)
 

@@ -76,9 +76,10 @@ class PartMemory:
     def _measure(
         self, kind: str, recompute: tuple[str, ...], activations: Activations, micro_batch: int, away: bool
     ) -> Held:
-        steps = self.examples[kind].steps
+        part = self.examples[kind]
+        steps = part.steps
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
-        found = kept(steps, recompute, narrow=twelve)
+        found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
         if "full" in recompute:
             found = replace(found, remade=(*found.remade, *received))

@@ -5,13 +5,14 @@ This is where the planner reads the graph; everything after works on these piece
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.graph.types import TensorType
+from dsc.compiler.passes.recompute import layer_blocks
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
@@ -31,6 +32,8 @@ class Part:
     """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
     steps: tuple[Step, ...]
     """Every op that runs in training, in order."""
+    layer: str | None
+    """The path of the layer in it, ending in a dot; None where there is none."""
 
 
 def parts_of(graph: Graph) -> tuple[Part, ...]:
@@ -90,7 +93,7 @@ def _places(graph: Graph, names: list[str]) -> dict[int, str]:
 
 
 def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Step, ...]]) -> Iterator[Part]:
-    every = graph.parameters()
+    every, layers = graph.parameters(), layer_blocks(graph)
     owner: dict[str, str] = {}
     used = {name: tuple(_used(run)) for name, run in steps.items()}
     for name, parameters in used.items():
@@ -100,7 +103,18 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
     for name, parameters in used.items():
         own = {parameter: every[parameter] for parameter in parameters if owner[parameter] == name}
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
-        yield Part(name, kinds.get(name, name), own, borrowed, steps[name])
+        kind = kinds.get(name, name)
+        yield Part(name, kind, own, borrowed, steps[name], _layer(graph, layers, kind, f"{name}."))
+
+
+def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | None:
+    """The path of the module that is a layer: the part's own, or one that it calls."""
+    if kind in layers:
+        return path
+    calls = (
+        (node.op for node in graph.blocks[kind].nodes() if isinstance(node.op, Call)) if kind in graph.blocks else ()
+    )
+    return next((f"{path}{name}." for op in calls for callee, name in op.runs() if callee in layers), None)
 
 
 def _used(steps: tuple[Step, ...]) -> Iterator[str]:

@@ -4,7 +4,7 @@
 choices drop everything that is made between two places of the graph and keep what enters there:
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
-    full         the whole part
+    full         a layer, whole
 FP8 codes of what is made again are made again with it.
 """
 
@@ -31,10 +31,15 @@ class Kept:
     remade: tuple[Storage, ...]
 
 
-def kept(steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[Storage] = ()) -> Kept:
-    """`narrow`: what is kept in fewer bits than it has. Its codes for a product are made of those."""
+def kept(
+    steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[Storage] = (), layer: str | None = ""
+) -> Kept:
+    """`narrow`: what is kept in fewer bits than it has. Its codes for a product are made of those.
+
+    `layer`: the path of the layer among the steps, None where none is.
+    """
     choices = frozenset(recompute)
-    regions = region(steps, choices)
+    regions = region(steps, choices, layer)
     dropped = {one for index in regions for one in made_in(steps[index])}
     dropped |= {one for step in steps if step.node.op.recompute in choices for one in _results(step)}
     dropped |= {one for step in steps if step.inputs[0] in dropped or step.inputs[0] in narrow for one in _codes(step)}
@@ -50,14 +55,14 @@ def kept(steps: tuple[Step, ...], recompute: Iterable[str], narrow: Container[St
     return Kept(tuple(held), tuple(one for one in everything if one in dropped))
 
 
-def again(steps: tuple[Step, ...], choice: str) -> frozenset[int]:
+def again(steps: tuple[Step, ...], choice: str, layer: str | None) -> frozenset[int]:
     """Positions of the steps that a choice runs once more in backward."""
     alone = frozenset(index for index, step in enumerate(steps) if step.node.op.recompute == choice)
-    return alone | region(steps, frozenset((choice,)))
+    return alone | region(steps, frozenset((choice,)), layer)
 
 
-def made_again(steps: tuple[Step, ...], choice: str) -> frozenset[Storage]:
-    return frozenset(one for index in again(steps, choice) for one in made_in(steps[index]))
+def made_again(steps: tuple[Step, ...], choice: str, layer: str | None) -> frozenset[Storage]:
+    return frozenset(storage for index in again(steps, choice, layer) for storage in made_in(steps[index]))
 
 
 def attended(steps: tuple[Step, ...]) -> frozenset[Storage]:

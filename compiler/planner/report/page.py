@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,29 @@ from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
+from dsc.compiler.planner.report.applies import has_experts
+from dsc.compiler.planner.report.figures import fixed, gib, percent, size
 from dsc.compiler.planner.report.pictures.arena_svg import arena_svg
-from dsc.compiler.planner.report.pictures.memory_svg import memory_svg
+from dsc.compiler.planner.report.pictures.memory_svg import Panel, memory_svg
 from dsc.compiler.planner.report.pictures.schedule_svg import schedule_svg
-from dsc.compiler.planner.report.plan import MEMORY, Plan, choices, memory, ranks_text, runs, where
+from dsc.compiler.planner.report.plan import (
+    MEMORY,
+    Plan,
+    choices,
+    memory,
+    ranks_text,
+    runs,
+    said_groups,
+    searched_text,
+    where,
+)
 from dsc.compiler.planner.report.record import record
 from dsc.compiler.planner.report.serving_record import serving_record, speed_text
 from dsc.compiler.planner.serving.deployment import WAITED, ServingFound
+from dsc.compiler.planner.time.lines import BUBBLE
+from dsc.compiler.planner.time.step import StepTime
 from dsc.spec.model import ModelSpec
 
-GIB = 2**30
 TENSORS = 6  # of a ledger's line that are named; the others are counted
 COMING_AND_GOING = ("activations", "logits")  # with every micro-batch; all else stays through the step
 
@@ -44,10 +56,12 @@ def plan_html(plan: Plan) -> str:
         plan=plan,
         device=problem.hardware.device,
         facts=record(plan),
-        groups=MEMORY,
+        groups=said_groups(plan.roles),
+        experts=has_experts(problem.spec),
+        searched=searched_text(plan.found),
         columns=[(ranks_text(role.ranks), memory(role, problem.capacity)) for role in plan.roles],
         ledgers=[Ledger(ranks_text(role.ranks), role.lines) for role in plan.roles],
-        schedule=schedule_svg(plan.timeline, f"{plan.layout.schedule}: one step"),
+        schedule=schedule_picture(plan),
         memory=memory_picture(plan),
         differences=choices(plan),
         stages=[runs(stage) for stage in record(plan)["stages"]],
@@ -72,18 +86,30 @@ def serving_html(found: ServingFound) -> str:
 
 
 def memory_picture(plan: Plan) -> str:
-    """What stays on each pipeline rank, and on it the activations over the simulated step."""
+    """What stays on pipeline ranks that hold alike, and on it the activations over the simulated step."""
     problem, layout = plan.problem, plan.layout
     stages = problem.stages(layout)
     kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
     held = [problem.memory.stages.of(one, layout).kept for one in kinds]
-    static = [_static(_role_of(plan.roles, rank), problem.capacity) for rank in range(layout.pp)]
-    title = f"memory of one {problem.hardware.device} over the step"
-    return memory_svg(plan.timeline, static, held, problem.capacity, title)
+    panels = [Panel(ranks_text(role.ranks), role.ranks[0], _static(role, problem.capacity)) for role in plan.roles]
+    title = f"memory of one {problem.hardware.device} over the schedule"
+    return memory_svg(plan.timeline, panels, held, problem.capacity, title)
 
 
-def _role_of(roles: Sequence[Role], rank: int) -> Role:
-    return next(role for role in roles if rank in role.ranks)
+def schedule_picture(plan: Plan) -> str:
+    """Every action of a step, and in words what a step has besides."""
+    title = f"{plan.layout.schedule}: the schedule of a step"
+    return schedule_svg(plan.timeline, title, beside_the_schedule(plan.time))
+
+
+def beside_the_schedule(time: StepTime) -> str:
+    """What the step has besides, for its picture: the lines after the schedule's bubble, and the sum of all."""
+    names = [line.name for line in time.lines]
+    besides = time.lines[names.index(BUBBLE) + 1 :]
+    told = ", ".join(f"{line.name} {fixed(line.seconds, 2)} s" for line in besides if fixed(line.seconds, 2) != "0.00")
+    if not told:
+        return ""
+    return f"; not drawn: {told}, with which a step takes {fixed(time.seconds, 2)} s"
 
 
 def _static(role: Role, capacity: int) -> dict[str, int]:
@@ -99,7 +125,7 @@ def _known(spec: ModelSpec, graph: Graph, machines: Hardware) -> list[tuple[str,
         ("parameters", f"{stats.parameters.total:,}", graph_says),
         ("active for one token", f"{stats.parameters.active:,}", graph_says),
         ("training FLOPs per token", f"{stats.flops_per_token.training:,}", f"{graph_says}, causal"),
-        (f"memory of one {machines.device}", f"{cluster.hbm_bytes:,} bytes", cluster.source),
+        (f"memory of one {machines.device}", f"{gib(cluster.hbm_bytes)} GiB", cluster.source),
         ("memory bandwidth", f"{cluster.hbm_bandwidth / 1e12:g} TB/s", cluster.source),
         ("bfloat16 peak, dense", f"{cluster.bf16_flops / 1e12:,g} TFLOPS", cluster.source),
         (
@@ -124,5 +150,5 @@ def _page(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         autoescape=True,
     )
-    environment.filters["gib"] = lambda count: f"{count / GIB:,.2f}"
+    environment.filters.update(gib=gib, fixed=fixed, percent=percent, size=size)
     return environment.get_template(template).render(tensors=TENSORS, **values)

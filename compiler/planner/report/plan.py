@@ -26,9 +26,12 @@ from dsc.compiler.planner.memory.lines import (
     Role,
 )
 from dsc.compiler.planner.pipeline.simulate import Timeline
+from dsc.compiler.planner.report.applies import worth_a_line
+from dsc.compiler.planner.report.cited import cited
 from dsc.compiler.planner.search.explain import Neighbour, climb, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate, Found, search
+from dsc.compiler.planner.time.lines import TimeLine
 from dsc.compiler.planner.time.step import StepTime
 
 # The lines of a ledger under the names of the contract.
@@ -46,6 +49,10 @@ GROUPS = {
     CUDA: "workspace",
     ALLOCATOR: "reserve",
 }
+NOTHING = 1e-12
+"""Seconds, of what a sum leaves of a difference of equals."""
+WORTH = 0.995
+"""Of a step: what takes more than this share of it is as fast, as far as anybody can tell."""
 MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "communication", "workspace", "reserve")
 
 
@@ -69,6 +76,22 @@ class Plan:
     def layout(self) -> Layout:
         return self.chosen.layout
 
+    @property
+    def shown(self) -> tuple[Neighbour, ...]:
+        """Of what stands around, what is worth a line."""
+        return worth_a_line(self.around, self.layout, self.problem.spec)
+
+    @property
+    def lines(self) -> tuple[TimeLine, ...]:
+        """Of the step, less those that take no time: one rank waits for nobody."""
+        return tuple(line for line in self.time.lines if abs(line.seconds) > NOTHING)
+
+    @property
+    def faster(self) -> Candidate | None:
+        """What lacks memory and would be worth some: faster by more than one can tell."""
+        faster = self.found.faster
+        return faster if faster is not None and faster.seconds <= WORTH * self.time.seconds else None
+
     @cached_property
     def timeline(self) -> Timeline:
         """The whole step, action by action."""
@@ -80,11 +103,23 @@ class Plan:
 def make_plan(problem: Problem) -> Plan:
     """Raises DscError where pins contradict each other, or where nothing is known of the hardware."""
     found = search(problem)
-    chosen = climb(problem, found.best) if found.best else found.smallest
+    return plan_of(problem, found, climb(problem, found.best) if found.best else found.smallest)
+
+
+def given_plan(problem: Problem, layout: Layout) -> Plan:
+    """Of a layout that somebody chose, without a search."""
+    chosen = Candidate(layout, problem.bytes(layout), problem.step(layout).seconds)
+    fits = chosen.bytes <= problem.capacity
+    return plan_of(problem, Found(chosen if fits else None, chosen, faster=None, legal=0, simulated=1), chosen)
+
+
+def plan_of(problem: Problem, found: Found, chosen: Candidate) -> Plan:
+    """What a layout takes, and what stands around it."""
     layout = chosen.layout
     time = problem.step(layout)
     around = neighbours(problem, layout, time.seconds)
     roles = alike(problem.memory.ledger(layout, problem.batch, problem.stages(layout)))
+    roles = tuple(cited(role, problem.memory.parts) for role in roles)
     return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))
 
 
@@ -117,14 +152,26 @@ def memory(role: Role, capacity: int) -> dict[str, int]:
 
 def choices(plan: Plan) -> list[str]:
     """Where the faster layout that lacks memory differs, if there is one."""
-    if plan.found.faster is None:
+    if plan.faster is None:
         return []
-    ours, theirs = vars(plan.layout), vars(plan.found.faster.layout)
+    ours, theirs = vars(plan.layout), vars(plan.faster.layout)
     return [f"{name} {_choice(ours[name])} -> {_choice(theirs[name])}" for name in ours if ours[name] != theirs[name]]
 
 
 def _choice(value: object) -> str:
     return " + ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
+
+
+def said_groups(roles: Sequence[Role]) -> tuple[str, ...]:
+    """Of MEMORY, what some rank has any of."""
+    sums = [memory(role, 0) for role in roles]
+    return tuple(name for name in MEMORY if any(of_role[name] for of_role in sums))
+
+
+def searched_text(found: Found) -> str:
+    """66,999 ways to share the model are legal, 12 of them were simulated."""
+    legal = "1 way to share the model is" if found.legal == 1 else f"{found.legal:,} ways to share the model are"
+    return f"{legal} legal, {found.simulated} of them {'was' if found.simulated == 1 else 'were'} simulated"
 
 
 def where(machines: Hardware) -> str:

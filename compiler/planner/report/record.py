@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any
 
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
+from dsc.compiler.planner.report.hashes import hardware_hash, spec_hash
 from dsc.compiler.planner.report.plan import Plan, memory
 from dsc.compiler.planner.search.explain import Neighbour
 from dsc.compiler.planner.time.step import StepTime
@@ -23,6 +22,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "cluster": plan.problem.hardware.cluster.name,
         "world_size": plan.problem.world,
+        "nodes": hardware.nodes,
         "mesh": {name: getattr(layout, name) for name in ("pp", "vpp", "dp", "cp", "tp", "ep", "etp")},
         "schedule": layout.schedule,
         "micro_batch": layout.micro_batch,
@@ -34,12 +34,12 @@ def record(plan: Plan) -> dict[str, Any]:
         "stages": [[plan.problem.memory.parts[part].name for part in stage] for stage in plan.problem.stages(layout)],
         "memory": [_of_role(role, plan.problem.capacity) for role in plan.roles],
         "time": _time(plan.time),
-        "rejected": [_neighbour(one) for one in plan.around],
+        "rejected": [_neighbour(one) for one in plan.shown],
         "largest_saving": None if plan.saving is None else plan.saving.change,
         "sensitivity": _sensitivity(plan),
         "searched": {"legal": plan.found.legal, "simulated": plan.found.simulated},
-        "spec_sha256": sha256(spec.model_dump(mode="json")),
-        "hardware_sha256": sha256([hardware.cluster.model_dump(mode="json"), asdict(hardware.calibration)]),
+        "spec_sha256": spec_hash(plan.problem.written),
+        "hardware_sha256": hardware_hash(hardware.cluster),
     }
 
 
@@ -85,7 +85,7 @@ def _neighbour(one: Neighbour) -> dict[str, Any]:
 
 def _sensitivity(plan: Plan) -> dict[str, Any] | None:
     """The next better plan, and how much more memory a GPU would need for it."""
-    faster = plan.found.faster
+    faster = plan.faster
     if faster is None:
         return None
     return {
@@ -98,7 +98,3 @@ def _sensitivity(plan: Plan) -> dict[str, Any] | None:
 def placement(layout: Layout) -> dict[str, Any]:
     """A layout as the spec's `placement` section has it."""
     return {**asdict(layout), "recompute": list(layout.recompute)}
-
-
-def sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

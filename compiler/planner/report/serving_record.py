@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dsc.compiler.planner.memory.lines import MemoryLine
-from dsc.compiler.planner.report.record import memory_line, sha256
+from dsc.compiler.planner.report.hashes import hardware_hash, spec_hash
+from dsc.compiler.planner.report.record import memory_line
 from dsc.compiler.planner.serving.deployment import WAITED, Alternative, ServingFound
 from dsc.compiler.planner.serving.expert_loads import PlacedLayer
 
@@ -42,6 +43,7 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
         "fits": found.fits,
         "cluster": hardware.cluster.name,
         "world_size": problem.world,
+        "nodes": hardware.nodes,
         "mesh": mesh,
         "context_length": problem.context,
         "sequences": _sequences(found),
@@ -61,8 +63,8 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
             }
         ],
         "rejected": [_alternative(one, problem.capacity) for one in found.around],
-        "spec_sha256": sha256(problem.spec.model_dump(mode="json")),
-        "hardware_sha256": sha256([hardware.cluster.model_dump(mode="json"), asdict(hardware.calibration)]),
+        "spec_sha256": spec_hash(problem.spec),
+        "hardware_sha256": hardware_hash(hardware.cluster),
     }
 
 

@@ -9,8 +9,9 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.layout.layout import TRIVIAL, global_batch
 from dsc.compiler.planner.memory.ledger import MemoryModel
 from dsc.compiler.planner.memory.lines import ALLOCATOR, CUDA, Role
+from dsc.compiler.planner.report.hashes import spec_hash
 from dsc.compiler.planner.report.plan import memory
-from dsc.compiler.planner.report.record import memory_line, placement, sha256
+from dsc.compiler.planner.report.record import memory_line, placement
 from dsc.spec.model import ModelSpec
 
 OF_GPUS = (ALLOCATOR, CUDA)
@@ -42,6 +43,7 @@ def trivial_record(plan: TrivialPlan) -> dict[str, Any]:
         "fits": None,
         "cluster": None,
         "world_size": TRIVIAL.world,
+        "nodes": None,
         "mesh": {name: sizes.pop(name) for name in ("pp", "vpp", "dp", "cp", "tp", "ep", "etp")},
         **sizes,
         "global_batch": plan.batch,
@@ -55,5 +57,5 @@ def trivial_record(plan: TrivialPlan) -> dict[str, Any]:
             }
         ],
         "time": None,
-        "spec_sha256": sha256(plan.spec.model_dump(mode="json")),
+        "spec_sha256": spec_hash(plan.spec),
     }

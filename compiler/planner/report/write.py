@@ -10,13 +10,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.report.plan import Plan, runs, where
+from dsc.compiler.planner.report.plan import NOTHING, Plan, runs, searched_text, where
 from dsc.compiler.planner.report.record import placement, record
 from dsc.compiler.planner.report.serving_record import serving_record
 from dsc.compiler.planner.serving.deployment import ServingFound
 from dsc.compiler.planner.serving.problem import ServingProblem
 
 WIDTH = 1000  # of a line: one entry, one line, so that a diff shows entries
+VERSION = 1  # of the file: of its keys and what they mean
 DIGITS = 6  # of a figure that was computed
 CHOICES = ("change", "binds", "reason")
 LINES = ("name", "seconds", "provenance", "source")
@@ -42,9 +43,8 @@ def plan_yaml(plan: Plan) -> str:
         largest_saving=facts["largest_saving"],
         sensitivity=facts["sensitivity"] and _flow(facts["sensitivity"]),
     )
-    legal = f"{plan.found.legal:,} ways to share the model are legal, {plan.found.simulated} of them were simulated."
-    body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{legal}")
-    _say(body, "placement", "under this key in the spec, it is pinned")
+    body.yaml_set_start_comment(f"{_title(facts, plan.problem.hardware)}\n{_origin(plan)}")
+    _say(body, "placement", "what `dsc compile` reads; in the spec, under this key, it is pinned")
     _say(body, "stages", "of the pipeline, and the parts of the model on each")
     _say(body, "memory", f"bytes of one {device}, for pipeline ranks that hold alike; sums, then what they are made of")
     _say(body, "sources", "of the lines: derived from the graph, measured or assumed")
@@ -141,14 +141,24 @@ def _title(facts: Mapping[str, Any], machines: Hardware, options: str = "") -> s
     return f"Plan of {facts['name']} on {where(machines)}. Regenerate: {command}"
 
 
+def _origin(plan: Plan) -> str:
+    """How the placement came about."""
+    found = plan.found
+    if not found.legal:
+        return "Its placement was given, and not searched for."
+    return f"{searched_text(found)}."
+
+
 def _heading(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "version": VERSION,
         "spec": facts["name"],
         "spec_sha256": facts["spec_sha256"],
         "hardware": facts["cluster"],
         "hardware_sha256": facts["hardware_sha256"],
         "mode": facts["mode"],
         "fits": facts["fits"],
+        "nodes": facts["nodes"],
         "world_size": facts["world_size"],
     }
 
@@ -211,4 +221,7 @@ def inner(item: Any) -> Any:
 
 
 def _rounded(item: Any) -> Any:
-    return float(f"{item:.{DIGITS}g}") if isinstance(item, float) else item
+    """What sums leave of a difference of equals is nothing."""
+    if not isinstance(item, float):
+        return item
+    return 0.0 if abs(item) < NOTHING else float(f"{item:.{DIGITS}g}")

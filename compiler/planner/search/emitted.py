@@ -10,9 +10,9 @@ from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.pins import check_pins
 from dsc.compiler.planner.layout.space import LayoutFamily, recompute_sets
-from dsc.compiler.planner.machine.hardware import hardware
+from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.search.problem import Problem
-from dsc.compiler.planner.search.search import search
+from dsc.compiler.planner.search.search import Found, search
 from dsc.spec.model import ModelSpec
 
 SCHEDULES = {
@@ -30,19 +30,20 @@ ELEMENTWISE = ("norms", "swiglu")
 """What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
-def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str | None:
-    """None on one rank; where the choice has no code, the reason."""
-    assert spec.cluster is not None and spec.placement is not None
-    free = {name: value for name, value in EMITTED.items() if getattr(spec.placement, name) is None}
-    machines, any_schedule = hardware(spec.cluster), spec.placement.schedule is None
-    sets = emitted_sets(spec, timed) if spec.placement.recompute is None else None
-    spec = spec.model_copy(update={"placement": spec.placement.model_copy(update=free)})
-    problem = Problem(spec, graph, timed, machines)
-    found = search(problem, emitted_families(problem) if any_schedule else None, sets)
-    layout = (found.best or found.smallest).layout
-    if layout.world == 1:
-        return None
-    if reason := next(missing(layout, graph, timed), None):
+def emitted_search(problem: Problem) -> Found:
+    """Among the layouts that there is code for, under the pins of a spec that has some."""
+    pins = problem.spec.placement
+    assert pins is not None
+    check_pins(problem.spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
+    free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
+    sets = emitted_sets(problem.spec, problem.timed) if pins.recompute is None else None
+    pinned = problem.pinned(pins.model_copy(update=free))
+    return search(pinned, emitted_families(pinned) if pins.schedule is None else None, sets)
+
+
+def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
+    """Where a layout has no code, the reason."""
+    if reason := next(missing(layout, problem.graph, problem.timed), None):
         return f"there is no code yet for {reason}"
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
@@ -58,7 +59,17 @@ def chosen_sharing(spec: ModelSpec, graph: Graph, timed: Graph) -> Sharing | str
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
+        nodes=nodes(layout, problem.hardware),
+        machines=problem.hardware.nodes,
+        machine_ranks=problem.hardware.cluster.gpus_per_node,
+        on_gpus=problem.hardware.is_gpu,
     )
+
+
+def nodes(layout: Layout, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
+    local = hardware.cluster.scale_up_domain
+    return layout.ep // local if local > 1 and layout.ep % local == 0 else 1
 
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
@@ -82,7 +93,7 @@ def emitted_families(problem: Problem) -> Iterator[LayoutFamily]:
 
 def emitted_sets(spec: ModelSpec, timed: Graph) -> tuple[tuple[str, ...], ...]:
     """What there is code to recompute, the smallest set first."""
-    without = {"full", *(ELEMENTWISE if _keeps_codes(timed) else ())}
+    without = frozenset(ELEMENTWISE if _keeps_codes(timed) else ())
     return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
 
 
@@ -93,8 +104,6 @@ def _keeps_codes(timed: Graph) -> bool:
 def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
     yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
-    if "full" in layout.recompute:
-        yield "recompute full"
     if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

@@ -13,6 +13,7 @@ from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.time.sharing import PAIRING
 from dsc.compiler.planner.time.step import CostModel, StepTime
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Placement
 
 # A part's weight in the split into stages, relative to the heaviest: so coarse, many layouts split alike.
 WEIGHT_STEPS = 64
@@ -28,6 +29,12 @@ class Problem:
     timed: Graph
     """Whose ops take the time: the same with the experts' steps apart."""
     hardware: Hardware
+    asked: ModelSpec | None = None
+    """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
+
+    @property
+    def written(self) -> ModelSpec:
+        return self.asked or self.spec
 
     @property
     def world(self) -> int:
@@ -61,7 +68,13 @@ class Problem:
 
     def on(self, nodes: int) -> Problem:
         """On so many nodes. What is known of parts and stages holds there too."""
-        other = replace(self, hardware=self.hardware.of_nodes(nodes))
+        return self._knowing(replace(self, hardware=self.hardware.of_nodes(nodes)))
+
+    def pinned(self, placement: Placement) -> Problem:
+        """With other pins."""
+        return self._knowing(replace(self, spec=self.spec.model_copy(update={"placement": placement})))
+
+    def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
         return other

@@ -199,7 +199,7 @@ def _line(name: str, timed: Sequence[Timed]) -> TimeLine:
         return TimeLine(name, 0.0, "derived", "")
     most = max(timed, key=lambda one: one.seconds)
     amounts = {text: sum(getattr(one.demand, field) for one in timed) for field, text in BYTES.items()}
-    asked = [f"{amount / 1e9:,.3g} GB of {text}" for text, amount in amounts.items() if amount]
+    asked = [f"{amount / 2**30:,.3g} GiB of {text}" for text, amount in amounts.items() if amount]
     if flops := sum(one.demand.flops for one in timed):
         asked.append(f"{flops / 1e12:,.3g} TFLOP")
     limited = sum(one.seconds for one in timed if one.limit == most.limit) / seconds

@@ -77,14 +77,15 @@ def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str,
     found: dict[str, tuple[OpCost, ...]] = {}
     for part in parts:
         if part.kind not in found:
-            found[part.kind] = tuple(_op_costs(part.steps, fp8_products))
+            found[part.kind] = tuple(_op_costs(part, fp8_products))
     return found
 
 
-def _op_costs(steps: tuple[Step, ...], fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
+def _op_costs(part: Part, fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
     cast: set[Storage] = set()
-    runs = {choice: again(steps, choice) for choice in RECOMPUTE}
-    made = {choice: made_again(steps, choice) for choice in RECOMPUTE}
+    steps = part.steps
+    runs = {choice: again(steps, choice, part.layer) for choice in RECOMPUTE}
+    made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         if all(storage is None or storage in step.inputs for storage in step.outputs):
             continue  # a view

@@ -6,11 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.planner.pipeline.simulate import Timeline
-from dsc.compiler.planner.report.pictures.svg import document, line, mix, number, path, rectangle, text, ticks
+from dsc.compiler.planner.report.figures import GIB, fixed, unit_of
+from dsc.compiler.planner.report.pictures.svg import (
+    document,
+    legend,
+    line,
+    mix,
+    number,
+    path,
+    rectangle,
+    text,
+    three_ticks,
+    ticks,
+)
 from dsc.compiler.planner.report.pictures.svg import seconds as in_seconds
 
-# What stays is grey to blue, in the order given; activations are what one looks for.
-STATIC = ("#8c959f", "#b6bec7", "#54708f", "#87a5c4", "#a9b8c9", "#6b7f94", "#c7d3e0", "#9aa7b5", "#d8dee6", "#76889b")
+# Colours of Okabe and Ito, which stay apart for the colour-blind; activations, which one looks for, are orange.
+STATIC = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#5c5c5c")
 ACTIVATIONS = "#e69f00"
 PALEST, DARKEST = 0.55, 0.95  # tints of a rank's first stage and of its last
 
@@ -66,37 +78,42 @@ def memory_of(timeline: Timeline, rank: int, static: int, bytes_per_micro_batch:
     return Memory(tuple(times), tuple(held), stages, static)
 
 
-def memory_svg(
-    timeline: Timeline,
-    static: Sequence[Mapping[str, int]],
-    bytes_per_micro_batch: Sequence[int],
-    capacity: int,
-    title: str,
-) -> str:
-    """A panel for every rank.
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn once for ranks that hold alike."""
 
-    `static` has the bytes that stay, by name, for each rank; `bytes_per_micro_batch` those of the activations, for
-    each stage; `capacity` is what a GPU has.
-    """
-    ranks = range(len(timeline.actions))
-    memories = [memory_of(timeline, rank, sum(static[rank].values()), bytes_per_micro_batch) for rank in ranks]
-    names = list(dict.fromkeys(name for one in static for name, size in one.items() if size))
+    name: str
+    rank: int
+    """The first of them, whose actions are drawn."""
+    static: Mapping[str, int]
+    """Bytes that stay, by name."""
+
+
+def memory_svg(
+    timeline: Timeline, panels: Sequence[Panel], bytes_per_micro_batch: Sequence[int], capacity: int, title: str
+) -> str:
+    """`bytes_per_micro_batch` are those of the activations, for each stage; `capacity` is what a GPU has."""
+    memories = [memory_of(timeline, one.rank, sum(one.static.values()), bytes_per_micro_batch) for one in panels]
+    names = list(dict.fromkeys(name for one in panels for name, size in one.static.items() if size))
     colours = {name: STATIC[index % len(STATIC)] for index, name in enumerate(names)}
     ceiling = 1.08 * max(capacity, *(memory.peak for memory in memories))
     columns = min(COLUMNS, len(memories))
     width = (PAGE - 2 * MARGIN - (columns - 1) * BETWEEN) / columns
-    worst = max(ranks, key=lambda rank: memories[rank].peak)
+    worst = max(range(len(panels)), key=lambda index: memories[index].peak)
     summary = (
-        f"fullest is rank {worst} with {_gigabytes(memories[worst].peak)}, "
-        f"{_room(capacity - memories[worst].peak)} {_gigabytes(capacity)} of a GPU"
+        f"fullest: {panels[worst].name} with {_gib(memories[worst].peak)}, "
+        f"{_room(capacity - memories[worst].peak)} {_gib(capacity)} of a GPU"
     )
-    legend, top = _legend(colours)
-    body = [text(MARGIN, 30, title, "h"), text(MARGIN, 50, summary, "m"), *legend]
-    for rank, memory in enumerate(memories):
-        x = MARGIN + (rank % columns) * (width + BETWEEN)
-        y = top + (rank // columns) * (ABOVE + HEIGHT + BELOW)
+    swatches = {**colours, "activations (pale to dark: the rank's earlier to later stages)": mix(ACTIVATIONS, DARKEST)}
+    body, x, y = legend(swatches, MARGIN, 64, PAGE)
+    body += [line(x, y + 6.5, x + 24, y + 6.5, "k"), text(x + 30, y + 11, "capacity")]
+    top = y + 30
+    body = [text(MARGIN, 30, title, "h"), text(MARGIN, 50, summary, "m"), *body]
+    for index, (panel, memory) in enumerate(zip(panels, memories, strict=True)):
+        x = MARGIN + (index % columns) * (width + BETWEEN)
+        y = top + (index // columns) * (ABOVE + HEIGHT + BELOW)
         frame = _Frame(x + LEFT, y + ABOVE, width - LEFT, timeline.step, ceiling)
-        body += _panel(frame, f"rank {rank}", memory, static[rank], colours, capacity)
+        body += _panel(frame, panel, memory, colours, capacity)
     rows = -(-len(memories) // columns)
     return document(PAGE, top + rows * (ABOVE + HEIGHT + BELOW), f"{title}: {summary}", body)
 
@@ -118,22 +135,21 @@ class _Frame:
         return self.top + HEIGHT * (1 - size / self.ceiling)
 
 
-def _panel(
-    frame: _Frame, name: str, memory: Memory, static: Mapping[str, int], colours: Mapping[str, str], capacity: int
-) -> Iterator[str]:
+def _panel(frame: _Frame, panel: Panel, memory: Memory, colours: Mapping[str, str], capacity: int) -> Iterator[str]:
     right, bottom = frame.left + frame.width, frame.top + HEIGHT
-    yield text(frame.left, frame.top - 8, name, "b")
-    peak = f"{_gigabytes(memory.peak)} at {in_seconds(memory.peak_time, frame.longest, 3)}"
+    yield text(frame.left, frame.top - 8, panel.name, "b")
+    peak = f"{_gib(memory.peak)} at {in_seconds(memory.peak_time, frame.longest, 3)}"
     yield text(right, frame.top - 8, peak, "c" if memory.peak > capacity else "m", "end")
-    for mark in ticks(0, frame.ceiling / 1e9, at_most=4):
-        y = frame.y(mark * 1e9)
+    scale, unit = unit_of(frame.ceiling)
+    for mark in three_ticks(frame.ceiling / scale):
+        y = frame.y(mark * scale)
         yield line(frame.left, y, right, y, "g")
         yield text(frame.left - 6, y + 4, f"{mark:g}", "m", "end")
-    yield text(frame.left - 6, frame.top - 8, "GB", "m", "end")
+    yield text(frame.left - 6, frame.top - 8, unit, "m", "end")
     for mark in ticks(0, frame.longest, at_most=5):
         yield text(frame.x(mark), bottom + 15, in_seconds(mark, frame.longest), "m", "middle")
     below = 0
-    for label, size in static.items():
+    for label, size in panel.static.items():
         if size:
             low, high = frame.y(below), frame.y(below + size)
             yield path(rectangle(frame.left, high, frame.width, low - high), colours[label])
@@ -145,7 +161,7 @@ def _panel(
         colour = mix(ACTIVATIONS, PALEST + (DARKEST - PALEST) * share)
         yield path(_area(frame, memory.times, floors, tops), colour)
         floors = tops
-    yield line(frame.left, bottom, right, bottom, "p")
+    yield line(frame.left, bottom, right, bottom, "a")
     y = frame.y(capacity)
     yield line(frame.left, y, right, y, "k")
 
@@ -172,24 +188,9 @@ def _steps(frame: _Frame, times: Sequence[float], levels: Sequence[int]) -> list
     return result
 
 
-def _legend(colours: Mapping[str, str]) -> tuple[list[str], float]:
-    """Swatches in as many lines as they need, and where the panels begin."""
-    x, y = MARGIN, 64.0
-    body = []
-    swatches = {**colours, "activations (pale to dark: the rank's earlier to later stages)": mix(ACTIVATIONS, DARKEST)}
-    for name, colour in swatches.items():
-        wide = 36 + 6.2 * len(name)
-        if x > MARGIN and x + wide > PAGE - MARGIN - 100:
-            x, y = MARGIN, y + 20
-        body += [path(rectangle(x, y, 18, 13), colour), text(x + 24, y + 11, name)]
-        x += wide
-    body += [line(x, y + 6.5, x + 24, y + 6.5, "k"), text(x + 30, y + 11, "capacity")]
-    return body, y + 30
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _gib(size: int) -> str:
+    return f"{fixed(size / GIB, 1)} GiB"
 
 
 def _room(left: int) -> str:
-    return f"{_gigabytes(left)} below the" if left >= 0 else f"{_gigabytes(-left)} above the"
+    return f"{_gib(left)} below the" if left >= 0 else f"{_gib(-left)} above the"

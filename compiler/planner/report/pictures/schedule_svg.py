@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.planner.pipeline.schedule import Action, holdings
 from dsc.compiler.planner.pipeline.simulate import Timeline
+from dsc.compiler.planner.report.figures import percent
 from dsc.compiler.planner.report.pictures.svg import GROUND, MUTED, document, line, mix, path, rectangle, text, ticks
 from dsc.compiler.planner.report.pictures.svg import seconds as in_seconds
 
@@ -28,7 +29,7 @@ PALEST, DARKEST = 0.4, 0.9  # tints of a rank's first stage and of its last
 PAGE, LEFT, RIGHT, TOP = 1480.0, 128.0, 18.0, 96.0
 ROW, GAP, AXIS, BETWEEN = 22.0, 2.0, 24.0, 22.0
 DIGIT = 5.1  # width of a digit at the cells' font size
-BANDS = 8  # of a longer step the middle is left out
+MOST = 1700.0  # pixels of height, two screens: of a step that needs more the middle is left out
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class _Cell:
     half: int  # 0 the whole height, 1 the upper half, 2 the lower
 
 
-def schedule_svg(timeline: Timeline, title: str) -> str:
-    """The step as an SVG file."""
+def schedule_svg(timeline: Timeline, title: str, besides: str = "") -> str:
+    """The step as an SVG file; `besides`: what else there is to a step, which a schedule does not show."""
     width = PAGE - LEFT - RIGHT
     cells = list(_cells(timeline))
     bands = _bands(timeline, cells, width)
     scale = width * bands / timeline.step  # pixels of a second
     rows = len(timeline.actions) * ROW
-    drawn = list(range(bands)) if bands <= BANDS else [*range(BANDS // 2), *range(bands - BANDS // 2, bands)]
-    body = list(_head(timeline, title))
+    most = max(2, int((MOST - TOP) // (rows + AXIS + BETWEEN)) // 2 * 2)
+    drawn = list(range(bands)) if bands <= most else [*range(most // 2), *range(bands - most // 2, bands)]
+    summary = _summary(timeline) + besides
+    body = list(_head(timeline, title, summary))
     top = TOP
     for previous, band in zip([-1, *drawn], drawn, strict=False):
         low, high = band * timeline.step / bands, (band + 1) * timeline.step / bands
@@ -61,7 +64,7 @@ def schedule_svg(timeline: Timeline, title: str) -> str:
             top += 34
         body += _band(timeline, cells, low, high, scale, top)
         top += rows + AXIS + BETWEEN
-    return document(PAGE, top, f"{title}: {_summary(timeline)}", body)
+    return document(PAGE, top, f"{title}: {summary}", body)
 
 
 def _cells(timeline: Timeline) -> Iterator[_Cell]:
@@ -83,14 +86,14 @@ def _bands(timeline: Timeline, cells: list[_Cell], width: float) -> int:
 def _summary(timeline: Timeline) -> str:
     held = max(sum(one.values()) for rank in range(len(timeline.actions)) for one in holdings(timeline.actions, rank))
     return (
-        f"step {in_seconds(timeline.step, timeline.step)}, {100 * timeline.bubble_fraction:.1f}% of it idle, "
-        f"at most {held} activations in flight on a rank"
+        f"{in_seconds(timeline.step, timeline.step)}, {percent(timeline.bubble_fraction)} of it idle, "
+        f"at most {held} activation{'' if held == 1 else 's'} in flight on a rank"
     )
 
 
-def _head(timeline: Timeline, title: str) -> Iterator[str]:
+def _head(timeline: Timeline, title: str, summary: str) -> Iterator[str]:
     yield text(18, 30, title, "h")
-    yield text(18, 50, _summary(timeline), "m")
+    yield text(18, 50, summary, "m")
     kinds = {member.kind for of_rank in timeline.actions for action in of_rank for member in action.members}
     pairs = any(action.backward for of_rank in timeline.actions for action in of_rank)
     several = any(len(holdings(timeline.actions, rank)[0]) > 1 for rank in range(len(timeline.actions)))
@@ -130,7 +133,8 @@ def _axis(
         y = top + rank * ROW
         yield text(18, y + 15, f"rank {rank}")
         yield text(LEFT - 8, y + 15, _ranges(of_rank), "m", "end")
-    yield path("".join(rectangle(LEFT, top + rank * ROW, width, ROW - GAP) for rank in range(len(stages))), GROUND)
+    rows = (rectangle(LEFT, top + rank * ROW, width, ROW - GAP) for rank in range(len(stages)))
+    yield path("".join(rows), GROUND, ' class="r"')
     marks = ticks(low, high, at_most=round(width / 110))
     for mark in marks:
         x = LEFT + (mark - low) * scale

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import escape
 
 INK, MUTED, LINE, GROUND = "#1b1f24", "#57606a", "#d0d7de", "#f3f5f7"
 CAPACITY = "#b42318"
+DARK = {"#ffffff": "#0d1117", INK: "#e6edf3", MUTED: "#9aa4af", LINE: "#30363d", GROUND: "#161b22", CAPACITY: "#ff7b72"}
+"""By what is drawn on white, what is drawn in its place where the reader's screen is dark."""
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
 
 # One for all pictures, so that several can stand in one page: headings, muted and bold text, what exceeds capacity,
-# numbers in cells; grid lines, frames, gaps, the capacity.
+# numbers in cells; grid lines, frames of cells, axes, gaps, the capacity.
 STYLE = (
     f"text{{fill:{INK};font-size:11px}}"
     ".h{font-size:17px;font-weight:600}"
     ".b{font-weight:600}"
     f".m{{fill:{MUTED}}}"
     f".c{{fill:{CAPACITY}}}"
-    ".n text{font-size:8.5px;text-anchor:middle}"
+    f".n text{{font-size:8.5px;text-anchor:middle;fill:{INK}}}"
     f".g{{stroke:{LINE};fill:none}}"
     f".p{{stroke:{INK};stroke-width:.9;fill:none}}"
+    f".a{{stroke:{INK};stroke-width:.9;fill:none}}"
     f".e{{stroke:{MUTED};stroke-dasharray:3 3;fill:none}}"
     f".k{{stroke:{CAPACITY};stroke-width:1.3;stroke-dasharray:6 3;fill:none}}"
+)
+# Colours of what is measured stay as they are, and numbers on them dark.
+STYLE += (
+    "@media screen and (prefers-color-scheme:dark){"
+    f".w{{fill:{DARK['#ffffff']}}}.r{{fill:{DARK[GROUND]}}}"
+    f"text{{fill:{DARK[INK]}}}.m{{fill:{DARK[MUTED]}}}.c{{fill:{DARK[CAPACITY]}}}.n text{{fill:{INK}}}"
+    f".g{{stroke:{DARK[LINE]}}}.e{{stroke:{DARK[MUTED]}}}.k{{stroke:{DARK[CAPACITY]}}}.a{{stroke:{DARK[INK]}}}"
+    "}"
 )
 
 
@@ -69,6 +80,24 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
     return [step * index for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def legend(colours: Mapping[str, str], left: float, top: float, width: float) -> tuple[list[str], float, float]:
+    """Swatches in as many lines as they need, and where the next one would stand."""
+    x, y = left, top
+    body = []
+    for name, colour in colours.items():
+        wide = 36 + 6.2 * len(name)
+        if x > left and x + wide > width - 120:
+            x, y = left, y + 20
+        body += [path(rectangle(x, y, 18, 13), colour), text(x + 24, y + 11, name)]
+        x += wide
+    return body, x, y
+
+
+def three_ticks(high: float) -> list[float]:
+    """From nothing to at most `high`, three or more: as few as round values allow."""
+    return next(marks for at_most in range(2, 9) if len(marks := ticks(0, high, at_most)) >= 3)
+
+
 def seconds(value: float, longest: float, digits: int = 4) -> str:
     """A time in the unit that suits the longest on the same axis."""
     scale, unit = (1.0, "s") if longest >= 1 else (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
@@ -83,7 +112,7 @@ def document(width: float, height: float, title: str, body: Iterable[str]) -> st
         f'height="{number(height)}" role="img" font-family="{FONT}">',
         f"<title>{escape(title)}</title>",
         f"<style>{STYLE}</style>",
-        f'<rect width="{number(width)}" height="{number(height)}" fill="#ffffff"/>',
+        f'<rect width="{number(width)}" height="{number(height)}" fill="#ffffff" class="w"/>',
         *body,
         "</svg>",
     ]
