@@ -98,10 +98,11 @@ def two_pools(spec: ModelSpec, machines: Hardware, asked: Asked) -> Planned:
 def _problem(spec: ModelSpec, machines: Hardware, phase: Phase, asked: Asked, context: int) -> ServingProblem:
     if asked.acceptance is not None and spec.mtp is None:
         raise click.UsageError(f"--acceptance is of multi-token prediction, which {spec.name} has not")
+    spec = lowered(spec).spec
     program = build(spec)
     target = asked.target_tpot if phase == "decode" else asked.target_ttft
     return ServingProblem(
-        lowered(spec).spec,
+        spec,
         program.training,
         program.inference if phase == "decode" else prompted(spec),
         machines,
