@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
+from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
@@ -30,6 +32,8 @@ from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
+from dsc.compiler.passes.shard import Sharing
+from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.compiler.planner.layout.pins import refused_pins
 from dsc.spec.checks import cautions
@@ -95,9 +99,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    (served,), gathered = fused(
-        [run(plain, (for_serving, with_pages, *recording, packing))], kernels.serving, spec, target
-    )
+    sharing_experts, idling = _on_ranks(spec)
+    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served]
     (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
     inference = verify(as_functions(inference, training))
@@ -109,8 +113,17 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
-    notes = tuple(dict.fromkeys(spoken))
+    notes = tuple(
+        dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
+    )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
+
+
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
+    if spec.serving_ranks == 1:
+        return (), ()
+    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -126,6 +139,13 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return package_plan(problem_of(spec), locked)
     except DscError as error:  # legal, but not with what is emitted for what the pins leave open
         return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
+
+
+def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
+    """What the engine multiplies in more than the spec asks for."""
+    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    if shared and "experts" in chosen and target is not None and target.fp8:
+        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
 
 def wide_state(spec: ModelSpec) -> Iterator[str]:
@@ -145,12 +165,31 @@ def problem_of(spec: ModelSpec) -> Problem:
     assert spec.cluster is not None
     target = target_of(spec)
     (emitted,), _ = fused([verify(build_graph(spec))], choose_kernels(spec, target).passes, spec, target)
-    return Problem(lowered(spec).spec, emitted, timed(spec), hardware(spec.cluster), asked=spec)
+    machines, inside = hardware(spec.cluster), in_context(spec)
+    return Problem(lowered(spec).spec, emitted, timed(spec), machines, inside, asked=spec)
 
 
 def timed(spec: ModelSpec) -> Graph:
     """The training graph that the planner times."""
     return run(verify(build_graph(spec)), TIMED)
+
+
+def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The training graphs that the planner reads where ranks share sequences: whose tensors fill the memory, and whose
+    ops take the time."""
+    plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
+    kernels = choose_kernels(spec, target_of(spec)).passes
+    held, clock = (run(plain, tuple(one for one in passes if one not in CAUSAL)) for passes in (kernels, TIMED))
+    return held, clock
+
+
+CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)
+"""Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
+
+
+def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Iterator[str]:
+    if sharing is not None and sharing.cp > 1 and not set(CAUSAL).isdisjoint(passes):
+        yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
 def prompted(spec: ModelSpec) -> Graph:

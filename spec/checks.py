@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from keyword import iskeyword
-from math import isqrt
 
 from dsc.spec.attention import Attention, GroupedQueries, MlaAttention
 from dsc.spec.cluster import is_file
+from dsc.spec.divisors import divisor_near
 from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
@@ -20,6 +20,7 @@ from dsc.spec.placement_checks import PLACEMENT_RULES
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rl_checks import RL_RULES
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
+from dsc.spec.serving_checks import SERVING_RULES
 from dsc.spec.words import nearest, one_of, shown
 from dsc.spec.zoo import CLUSTERS, names
 
@@ -114,7 +115,7 @@ def _grouped_heads(attention: Attention, spec: ModelSpec) -> Iterator[Finding]:
     heads, kv_heads = attention.num_attention_heads, attention.num_key_value_heads
     if heads % kv_heads:
         message = f"{heads} heads cannot share {kv_heads} key-value heads: {heads} % {kv_heads} = {heads % kv_heads}"
-        help = f"write a divisor of num_attention_heads, such as {_divisor_near(heads, kv_heads)}"
+        help = f"write a divisor of num_attention_heads, such as {divisor_near(heads, kv_heads)}"
         yield Finding("DSC050", message, ("num_key_value_heads",), help)
 
 
@@ -285,7 +286,7 @@ def _even_groups(moe: MoeFfn) -> Iterator[Finding]:
     experts, groups = moe.n_routed_experts, moe.router.n_group
     if experts % groups:
         message = f"{experts} experts do not form {groups} equal groups: {experts} % {groups} = {experts % groups}"
-        help = f"write a divisor of n_routed_experts, such as {_divisor_near(experts, groups)}"
+        help = f"write a divisor of n_routed_experts, such as {divisor_near(experts, groups)}"
         yield Finding("DSC020", message, ("router", "n_group"), help)
 
 
@@ -348,12 +349,6 @@ def _weight_of_one(moe: MoeFfn) -> Iterator[Finding]:
         yield Finding("DSC027", message, ("router", "norm_topk_prob"), help)
 
 
-def _divisor_near(number: int, wanted: int) -> int:
-    """The largest divisor up to `wanted`, found in sqrt(number) steps."""
-    pairs = [(small, number // small) for small in range(1, isqrt(number) + 1) if number % small == 0]
-    return max(divisor for pair in pairs for divisor in pair if divisor <= wanted)
-
-
 MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _name,
     _known_tokens,
@@ -370,6 +365,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _nodes_or_gpus,
     *PLACEMENT_RULES,
     *RL_RULES,
+    *SERVING_RULES,
 )
 ATTENTION_RULES = (_grouped_heads, _even_rope_dim, _original_positions)
 ROPE_RULES = (_theta, _yarn_bounds, _llama3_bounds)

@@ -68,6 +68,9 @@ Code = Literal[
     "DSC080",
     "DSC081",
     "DSC082",
+    # serving
+    "DSC090",
+    "DSC091",
 ]
 
 

@@ -12,6 +12,7 @@ from dsc.spec.mtp import Mtp
 from dsc.spec.placement import Placement
 from dsc.spec.precision import Precision
 from dsc.spec.rl import ReinforcementLearning
+from dsc.spec.serving import Serving
 from dsc.spec.tokens import Tokens
 from dsc.spec.training import Training
 from dsc.spec.workload import Workload
@@ -127,6 +128,8 @@ class ModelSpec(Section):
     """What each class of tensors is kept and multiplied in."""
     rl: ReinforcementLearning | None = None
     """Post-training on verifiable rewards: the package learns from its own answers (GRPO); null for none."""
+    serving: Serving | None = None
+    """Several ranks that answer together; null: the engine runs in one process."""
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
     training: Training = Training()
@@ -139,6 +142,11 @@ class ModelSpec(Section):
     @property
     def num_layers(self) -> int:
         return sum(group.repeat * len(group.kinds) for group in self.layers)
+
+    @property
+    def serving_ranks(self) -> int:
+        """Processes of the package's engine."""
+        return self.serving.ep if self.serving is not None else 1
 
     @property
     def attentions(self) -> dict[str, Attention]:

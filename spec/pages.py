@@ -394,4 +394,18 @@ PAGES: dict[Code, Page] = {
         "rl: {max_new_tokens: 512, length_penalty: {buffer: 1024}}",
         "rl: {max_new_tokens: 512, length_penalty: {buffer: 128}}",
     ),
+    "DSC090": Page(
+        "experts that cannot be shared out",
+        "serving.ep ranks hold equally many routed experts each, so their number divides n_routed_experts of every "
+        "mixture of experts. A model whose feed-forwards are all dense has nothing to share.",
+        "ffn: {moe: {n_routed_experts: 64}}\nserving: {ep: 48}",
+        "ffn: {moe: {n_routed_experts: 64}}\nserving: {ep: 32}",
+    ),
+    "DSC091": Page(
+        "an engine that several programs need otherwise",
+        "In reinforcement learning each rank answers its questions with an engine that holds all experts; an engine "
+        "of serving.ep ranks steps on all of them together. One package has one of the two.",
+        "rl: {max_new_tokens: 512}\nserving: {ep: 8}",
+        "serving: {ep: 8}",
+    ),
 }

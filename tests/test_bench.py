@@ -2,16 +2,21 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from dsc.compiler.bench import tune
+from dsc.compiler.bench import clock, tune
 from dsc.compiler.bench.case import Case
-from dsc.compiler.bench.run import Subject, subjects
+from dsc.compiler.bench.compare import compare, equal
+from dsc.compiler.bench.run import Subject, checked, subjects
 from dsc.compiler.cli import main
 from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.kernels import tuning
@@ -20,6 +25,12 @@ from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 
 SPEC = "cluster: {kind: h200, nodes: 1}\n"
+
+
+@pytest.fixture(autouse=True)
+def _one_run_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times on this machine say nothing."""
+    monkeypatch.setattr(clock, "BUDGET", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +104,94 @@ def test_the_command_measures_every_kernel_that_has_cases(package: Path, tmp_pat
     assert {line["kernel"] for line in lines} == subjects(package).keys()
     for line in lines:
         assert line["correct"] and line["time"] > 0 and line["reference_time"] > 0 and line["torch"] and line["date"]
+
+
+MODELS = ("tiny", "tiny-window", "llama-3.1-8b", "deepseek-v2-lite")
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory, shrunk: Any) -> list[Path]:
+    """Of four small models with a cluster."""
+    folders = []
+    for name in MODELS:
+        spec = shrunk(load(name).model_copy(update={"cluster": Machines(kind="h200", nodes=1)}))
+        folders.append(tmp_path_factory.mktemp("benched") / name.replace("-", "_").replace(".", "_"))
+        for path, text in emit(build(spec)).items():
+            (folders[-1] / path).parent.mkdir(parents=True, exist_ok=True)
+            (folders[-1] / path).write_text(text)
+    return folders
+
+
+@pytest.mark.slow
+def test_four_packages_with_a_case_that_raises(
+    packages: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process, torch and triton alone in use; the table names the case, and the others are measured."""
+
+    def raising(subject: Subject, *arguments: Any) -> Any:
+        for case in right(subject, *arguments):
+            failing = subject.name == "rms_norm" and case.name.startswith("add_rms_norm")
+            yield replace(case, run=lambda: 1 // 0) if failing else case
+
+    right = Subject.cases
+    monkeypatch.setattr(Subject, "cases", raising)
+    output = tmp_path / "results.jsonl"
+    arguments = ["--device", "cpu", "--no-compile", "--tokens", "9", "--check", "3", "-o", str(output)]
+    done = [CliRunner().invoke(main, ["bench", str(folder), *arguments]) for folder in packages]
+    assert [result.exit_code for result in done] == [1] * len(packages)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    failed = [line for line in lines if line["error"]]
+    assert {line["error"] for line in failed} == {"ZeroDivisionError: integer division or modulo by zero"}
+    assert all(line["case"].startswith("add_rms_norm") for line in failed)
+    assert all(line["correct"] for line in lines if not line["error"])
+    for folder, result in zip(packages, done, strict=True):
+        assert re.search(r"add_rms_norm .*FAILED ZeroDivisionError", result.output), folder
+    assert {line["phase"] for line in lines} == {"check", "time"}
+
+    again = CliRunner().invoke(main, ["bench", str(packages[0]), *arguments])
+    added = [json.loads(line) for line in output.read_text().splitlines()[len(lines) :]]
+    assert again.exit_code == 1 and added and all(line["error"] for line in added)  # only what failed runs again
+
+
+def test_it_runs_with_torch_and_triton_alone(package: Path, tmp_path: Path) -> None:
+    """As on a machine that has nothing else: no other library of dsc is imported."""
+    program = f"""
+import sys
+for name in ("pydantic", "ruamel", "ruamel.yaml", "jinja2", "click", "rich", "ruff"):
+    sys.modules[name] = None
+from dsc.compiler.bench.__main__ import main
+sys.exit(main([{str(package)!r}, "--device", "cpu", "--no-compile", "--tokens", "5", "--kernel", "swiglu"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ceilings: copy" in done.stdout and "swiglu" in done.stdout and "WRONG" not in done.stdout
+
+
+def test_a_shard_has_fewer_experts(package: Path) -> None:
+    assert subjects(package, experts=4)["grouped_gemm"].sizes[:2] == (4, 4)
+    assert subjects(package, experts=2)["expert_dispatch"].sizes[:2] == (2, 2)
+    assert subjects(package, experts=2)["router"].sizes == subjects(package)["router"].sizes
+
+
+def test_comparisons_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(50, 7)
+    y = x.clone()
+    y[31] *= 1.5
+    whole = compare(y, x)
+    monkeypatch.setattr("dsc.compiler.bench.compare.PIECE", 21)
+    found = compare((y, x), (x, x))
+    assert found.row == whole.row == 31 and found.worst == pytest.approx(0.5)
+    assert found.difference == pytest.approx(whole.difference) and 0 < whole.difference < 0.02
+    y[8, 3] = float("nan")
+    assert compare(y, x).difference == float("inf") and compare(y, x).row == 8
+    assert equal(y, y.clone()) and not equal(x, y) and compare(x[:2], x).difference == float("inf")
+
+
+def test_results_that_differ_from_run_to_run_are_wrong() -> None:
+    steps = iter(range(9))
+    case = Case("steps", lambda: torch.ones(3) * (1 + 1e-6 * next(steps)), lambda: torch.ones(3), 12)
+    result = checked("steps", case)
+    assert result.difference is not None and result.difference < case.bound and not result.correct
 
 
 def test_the_command_says_what_it_wants(package: Path, tmp_path: Path) -> None:

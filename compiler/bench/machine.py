@@ -1,12 +1,14 @@
-"""The machine that is measured on, and what it can do at most: a large copy and a large matrix product."""
+"""The machine that is measured on, and what it can do at most: a large copy, large products in bfloat16 and float8."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 
 from dsc.compiler.bench.clock import seconds
 
@@ -24,6 +26,12 @@ class Machine:
     """Of a large copy, reading and writing counted."""
     flops_per_second: float
     """Of a large bfloat16 matrix product."""
+    fp8_flops_per_second: float | None = None
+    """Of a large float8 one; None where PyTorch has none."""
+
+    def ceiling(self, kernel: str) -> float:
+        """Of the products of a kernel."""
+        return (kernel.startswith("fp8") and self.fp8_flops_per_second) or self.flops_per_second
 
 
 def device_name(device: str) -> str:
@@ -44,7 +52,16 @@ def measure_machine(device: str) -> Machine:
         _version("triton"),
         COPY_BYTES[kind] / seconds(lambda: target.copy_(source), device),
         2 * size**3 / seconds(lambda: a @ b, device),
+        _fp8_flops_per_second(a, b, device),
     )
+
+
+def _fp8_flops_per_second(a: Tensor, b: Tensor, device: str) -> float | None:
+    if not device.startswith("cuda") or torch.cuda.get_device_capability(device) < (8, 9):
+        return None
+    codes, other, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones((), device=device)
+    product = partial(torch._scaled_mm, codes, other.T, one, one, out_dtype=torch.bfloat16)
+    return 2 * len(a) ** 3 / seconds(product, device)
 
 
 def _version(package: str) -> str:

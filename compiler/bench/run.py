@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsc.compiler.bench.case import Case
 from dsc.compiler.bench.clock import seconds
+from dsc.compiler.bench.compare import compare, equal
 from dsc.compiler.bench.machine import Machine
-from dsc.compiler.kernels.registry import kernel_named
+from dsc.compiler.bench.sizes import SIZES
 
 _numbers = itertools.count()
 
@@ -29,19 +30,25 @@ class Result:
 
     kernel: str
     case: str
-    difference: float
+    difference: float | None = None
     """calc_diff from the reference: half the square of the relative error."""
-    correct: bool
-    time: float
-    bytes_per_second: float
-    flops_per_second: float
-    of_ceiling: float
+    worst_row: tuple[int, float] | None = None
+    """The row of the results that is furthest off, and its relative error."""
+    correct: bool = False
+    """Within the bound of its case, and to the bit the same in every repetition."""
+    time: float | None = None
+    """None where it was checked and not timed."""
+    bytes_per_second: float | None = None
+    flops_per_second: float | None = None
+    of_ceiling: float | None = None
     """Share of the machine's own measured ceiling, of whichever bounds the case."""
-    reference_time: float
-    compiled_time: float | None
+    reference_time: float | None = None
+    compiled_time: float | None = None
     """torch.compile of the reference."""
-    library_time: float | None
+    library_time: float | None = None
     """PyTorch's own operator."""
+    error: str = ""
+    """What was raised instead."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +67,29 @@ class Subject:
 
 
 CASES = "dsc.compiler.bench.cases"
+GROUPED = ("grouped_gemm", "grouped_gemm_backward", "fp8_grouped_gemm", "fp8_grouped_gemm_backward")
+SHARED_OUT = ("expert_dispatch", *GROUPED)
+"""Kernels of experts, of which a GPU may hold only some."""
+REPETITIONS = 3
 
 
-def subjects(folder: Path) -> dict[str, Subject]:
-    """The kernels of a package that there are cases for, by name."""
+def subjects(folder: Path, experts: int | None = None) -> dict[str, Subject]:
+    """The kernels of a package that there are cases for, by name; `experts` of them on this GPU, where fewer."""
     package = _imported(folder)
     names = sorted(path.stem for path in (folder / "kernels").glob("[!_]*.py"))
-    return {name: _subject(package, name) for name in names if importlib.util.find_spec(f"{CASES}.{name}") is not None}
+    return {name: _subject(package, name, experts) for name in names if name in SIZES}
 
 
 def subject(folder: Path, name: str) -> Subject:
     return _subject(_imported(folder), name)
 
 
-def _subject(package: str, name: str) -> Subject:
+def _subject(package: str, name: str, experts: int | None = None) -> Subject:
     module = importlib.import_module(f"{package}.kernels.{name}")
-    dims = vars(importlib.import_module(f"{package}.dims"))
-    return Subject(name, module, kernel_named(name).sizes(dims))
+    dims = dict(vars(importlib.import_module(f"{package}.dims")))
+    if experts is not None and name in SHARED_OUT:
+        dims |= {"NUM_EXPERTS": experts, "TOP_K": min(experts, dims["TOP_K"])}
+    return Subject(name, module, SIZES[name](dims))
 
 
 def _imported(folder: Path) -> str:
@@ -91,59 +104,73 @@ def _imported(folder: Path) -> str:
     return name
 
 
-def measure(subject: Subject, tokens: int, machine: Machine, device: str, compiled: bool) -> Iterator[Result]:
-    """The results of one kernel, as they come."""
+def each_case(
+    subject: Subject, tokens: int, device: str, known: Container[str], work: Callable[[Case], Result]
+) -> Iterator[Result]:
+    """What is made of the cases of one kernel that are not known yet, as they come. One that raises is a result too."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        for case in subject.cases(tokens, device):
-            yield _measure_case(subject.name, case, machine, device, compiled)
+    cases = subject.cases(tokens, device)
+    while True:
+        name = f"inputs of {tokens} tokens"
+        try:
+            case = next(cases, None)
+            if case is None:
+                return
+            if case.name in known:
+                continue
+            name = case.name
+            with torch.no_grad():
+                yield work(case)
+        except Exception as error:
+            yield Result(subject.name, name, error=f"{type(error).__name__}: {error}"[:300])
+            if name.startswith("inputs"):
+                return
+        case = None
+        _free(device)
 
 
-def _measure_case(name: str, case: Case, machine: Machine, device: str, compiled: bool) -> Result:
-    error = difference(case.run(), case.reference())
+def checked(name: str, case: Case) -> Result:
+    """Whether a case is right: against its reference, and the same bits whenever it runs."""
+    first = case.run()
+    repeats = all(equal(first, case.run()) for _ in range(REPETITIONS - 1))
+    found = compare(first, case.reference())
+    correct = found.difference <= case.bound and repeats
+    return Result(name, case.name, found.difference, (found.row, found.worst), correct)
+
+
+def timed(name: str, case: Case, machine: Machine, device: str, compiled: bool) -> Result:
+    """The same, and how long it takes."""
+    result = checked(name, case)
     time = seconds(case.run, device)
-    floor = max(case.bytes / machine.bytes_per_second, case.flops / machine.flops_per_second)
-    return Result(
-        name,
-        case.name,
-        error,
-        error <= case.bound,
-        time,
-        case.bytes / time,
-        case.flops / time,
-        floor / time,
-        seconds(case.reference, device),
-        _compiled_seconds(case.reference, device) if compiled else None,
-        seconds(case.library, device) if case.library else None,
+    floor = max(case.bytes / machine.bytes_per_second, case.flops / machine.ceiling(name))
+    return replace(
+        result,
+        time=time,
+        bytes_per_second=case.bytes / time,
+        flops_per_second=case.flops / time,
+        of_ceiling=floor / time,
+        reference_time=seconds(case.reference, device),
+        compiled_time=_other_seconds(lambda: torch.compile(case.reference), device) if compiled else None,
+        library_time=_other_seconds(lambda: case.library, device),
     )
 
 
-def _compiled_seconds(reference: Callable[[], object], device: str) -> float | None:
-    """A reference that the compiler cannot take is no comparison, not a failure of ours."""
+def _other_seconds(make: Callable[[], Callable[[], object] | None], device: str) -> float | None:
+    """What PyTorch cannot compile or has no operator for is no comparison, not a failure of ours."""
     torch.compiler.reset()
     try:
-        return seconds(torch.compile(reference), device)
+        run = make()
+        return None if run is None else seconds(run, device)
     except Exception:
         return None
 
 
+def _free(device: str) -> None:
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
 def difference(actual: object, expected: object) -> float:
     """The largest calc_diff among all tensors that come back."""
-    pairs = list(zip(_tensors(actual), _tensors(expected), strict=True))
-    return max(calc_diff(a, e) for a, e in pairs)
-
-
-def _tensors(result: object) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    assert isinstance(result, tuple | list), type(result)
-    return [tensor for tensor in result if isinstance(tensor, Tensor)]
-
-
-def calc_diff(actual: Tensor, expected: Tensor) -> float:
-    """1 - 2 <x, y> / (|x|^2 + |y|^2) in float64; infinite where something is not finite."""
-    x, y = actual.double().flatten(), expected.double().flatten()
-    if not bool(x.isfinite().all()):
-        return float("inf")
-    norm = (x @ x + y @ y).item()
-    return 0.0 if norm == 0 else max(0.0, 1 - 2 * (x @ y).item() / norm)
+    return compare(actual, expected).difference

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,24 +14,26 @@ from dsc.compiler.cli.console import console, say
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from dsc.compiler.bench.machine import Machine
-    from dsc.compiler.bench.run import Result, Subject
     from dsc.spec.model import ModelSpec
 
 
 @click.command()
 @click.argument("package", type=PATH)
 @click.option("--tokens", type=click.IntRange(min=1), multiple=True, help="Rows of the inputs.  [default: 4096]")
+@click.option("--check", "odd", type=click.IntRange(min=1), multiple=True, help="Rows to check and not to time.")
+@click.option("--experts", type=click.IntRange(min=1), help="Routed experts on this GPU: of an expert-parallel shard.")
 @click.option("--kernel", "only", multiple=True, help="Only this kernel; may be given more than once.")
 @click.option("--device", help="Where to run.  [default: cuda]", default="cuda")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Measure torch.compile of the reference too.")
 @click.option("--tune", "tuned", metavar="SPEC", help="Try other tiles; SPEC is what the package was compiled from.")
-@click.option("-o", "--output", type=PATH, help="Append the results to this file, one JSON object a line.")
+@click.option("-o", "--output", type=PATH, help="Append results to this file, and skip those in it.")
 @click.pass_context
 def bench(
     ctx: click.Context,
     package: str,
     tokens: tuple[int, ...],
+    odd: tuple[int, ...],
+    experts: int | None,
     only: tuple[str, ...],
     device: str,
     compiled: bool,
@@ -44,8 +42,9 @@ def bench(
 ) -> None:
     """Measure the kernels of a package on this GPU, at the sizes of its model.
 
-    Each against its reference first (exit code 1 if one is wrong), then its speed against the machine's own copy and
-    matrix product, the plain PyTorch of the same file, torch.compile of it, and PyTorch's operator where there is one.
+    Each against its reference first, three times (exit code 1 if one is wrong or raises), then its speed against the
+    machine's own copy and products, the plain PyTorch of the same file, torch.compile of it, and PyTorch's operator
+    where there is one.
     On `--device cpu` kernels run their reference: that shows only that everything runs. With `--tune`, tiles of the
     declared grids run instead, and rows for the tuning table are proposed where one is faster.
     """
@@ -64,10 +63,11 @@ def bench(
         ctx.exit(Exit.BAD_INPUT)
     from dsc.compiler.bench.machine import measure_machine
     from dsc.compiler.bench.run import subjects
+    from dsc.compiler.bench.session import Sitting, run
     from dsc.compiler.cli.bench_table import show_results
     from dsc.spec.loader import load
 
-    kernels = subjects(folder)
+    kernels = subjects(folder, experts)
     if unknown := sorted({*only} - kernels.keys()):
         raise click.UsageError(f"no such kernel in {package}: {', '.join(unknown)}; it has {', '.join(kernels)}")
     if tuned is not None:
@@ -75,13 +75,9 @@ def bench(
         return
     machine = measure_machine(device)
     chosen = [kernel for name, kernel in kernels.items() if name in only or not only]
-    results = []
-    with Path(output).open("a", encoding="utf-8") if output else nullcontext() as file:
-        for result in _results(chosen, tokens or (4096,), machine, device, compiled):
-            results.append(result)
-            if file is not None:
-                file.write(json.dumps(_record(result, machine)) + "\n")
-                file.flush()
+    sitting = Sitting(folder.resolve().name, device, tokens or (4096,), odd, compiled, Path(output) if output else None)
+    with console(stderr=True).status("measuring") as status:
+        results = list(run(chosen, machine, sitting, status.update))
     show_results(results, machine)
     if not all(result.correct for result in results):
         ctx.exit(Exit.SAID_NO)
@@ -107,19 +103,3 @@ def _tune(kernels: list[str], spec: ModelSpec, folder: Path, tokens: tuple[int, 
                 say(f"{kernel}.{trial.launch} {dict(trial.tile)}: {times or trial.note}", stderr=True)
             for proposal in proposals(tried):
                 say(proposal.row(program.target.arch, origin) + "\n")
-
-
-def _results(
-    kernels: list[Subject], tokens: tuple[int, ...], machine: Machine, device: str, compiled: bool
-) -> Iterator[Result]:
-    from dsc.compiler.bench.run import measure
-
-    with console(stderr=True).status("measuring") as status:
-        for count in tokens:
-            for kernel in kernels:
-                status.update(f"measuring {kernel.name}, {count} tokens")
-                yield from measure(kernel, count, machine, device, compiled)
-
-
-def _record(result: Result, machine: Machine) -> dict[str, Any]:
-    return {"date": date.today().isoformat(), **asdict(machine), **asdict(result)}

@@ -27,6 +27,7 @@ def checkpoint_file(printer: FilePrinter, graph: Graph) -> File:
         expert_parts={name: tuple(disk[part] for part in parts) for name, parts in expert_parts(graph).items()},
         moe_block=names.moe_block,
         mtp=spec.mtp is not None,
+        ranks=spec.serving_ranks > 1,
         fp8=isinstance(spec.precision.linear, Fp8BlockLinear),
         tied=spec.tie_word_embeddings,
         copies=copies(spec),

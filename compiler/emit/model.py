@@ -13,7 +13,8 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 
 KERNELS = "kernels."  # a requirement of this kind, kernels.<module>.<function>, is no helper in the file
-RECOMPUTE = "train.recompute."  # nor is one of this kind
+TRAIN = "train."  # nor is one of this kind, train.<module>.<function>
+RECOMPUTE = f"{TRAIN}recompute."
 
 
 class Definition(NamedTuple):
@@ -78,8 +79,10 @@ def recompute_functions(graph: Graph) -> list[str]:
 
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
     """The functions of other files that the graph's lines call: (module, name); `root` and `train` are prefixes."""
+    trained = {need.name.removeprefix(TRAIN) for need in requirements(graph) if need.name.startswith(TRAIN)}
     kernels = [(f"{root}kernels.{module}", name) for module, name in kernel_functions(graph)]
-    return [*kernels, *((f"{train}recompute", name) for name in recompute_functions(graph))]
+    parts = (path.partition(".") for path in sorted(trained))
+    return [*kernels, *((f"{train}{module}", name) for module, _, name in parts)]
 
 
 def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:

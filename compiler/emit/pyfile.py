@@ -16,6 +16,7 @@ IMPORTS = (
     ("Any", "from typing import Any", 0),
     ("Self", "from typing import Self", 0),
     ("torch", "import torch", 1),
+    ("dist", "import torch.distributed as dist", 1),
     ("F", "import torch.nn.functional as F", 1),
     ("Tensor", "from torch import Tensor", 1),
     ("nn", "from torch import nn", 1),

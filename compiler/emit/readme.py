@@ -13,7 +13,8 @@ from dsc.spec.model import ModelSpec
 def readme_file(printer: FilePrinter, graph: Graph, files: Sequence[File], notes: tuple[str, ...]) -> File:
     """`files` are all others."""
     listed = sorted((file for file in files if file.purpose), key=lambda file: (file.path.count("/"), file.path))
-    values = {"facts": facts(printer.spec, graph), "notes": notes, "files": listed, "triton": needs_triton(files)}
+    values: dict[str, object] = {"ranks": printer.spec.serving_ranks}
+    values |= {"facts": facts(printer.spec, graph), "notes": notes, "files": listed, "triton": needs_triton(files)}
     launched = any(file.path == "run.sh" for file in files)
     return printer.file("README.md", "package/readme.md", launched=launched, **values)
 

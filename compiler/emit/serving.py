@@ -46,9 +46,12 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     ops = [node.op for block in serving.blocks.values() for node in block.nodes()]
     recorded = _recorded(serving)
     marks = files.spec.tokens.reasoning
+    ranks = files.spec.serving_ranks > 1
     optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
+    optional |= dict.fromkeys(("ranks", "share", "front"), ranks)
     values = {
         "guesses": guesses,
+        "ranks": ranks,
         "windows": any(windows := _windows(serving)),
         "forgets": windows.pop() if len(windows) == 1 else "",
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dsc.compiler.emit.classes import Method, describe, holders, method
+from dsc.compiler.emit.classes import Method, holders, method
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, imported, module_body, recompute_functions, requirements
+from dsc.compiler.emit.model import Definition, imported, recompute_functions
 from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.emit.shares import context_file, experts_file
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.graph import Graph
@@ -22,7 +23,7 @@ from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.compiler.passes.shard import MOE, Sharing
 from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
 
@@ -114,10 +115,11 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     kinds = {stage.block.class_name: stage for stage in step.stages}
     template = files.templates.get_template("train/stage.py.jinja")
     graph = step.graph
-    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False)]
+    pipeline, context = len(step.stages) > 1, step.sharing is not None and step.sharing.cp > 1
+    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False, context=False)]
     for stage in kinds.values():
         described = _stage_class(graph, stage, printer, owners)
-        texts.append(template.render({"class": described}, pipeline=True))
+        texts.append(template.render({"class": described}, pipeline=pipeline, context=context))
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"}
@@ -125,7 +127,9 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     return files.file(
         "train/stages.py",
         "train/stages.py",
-        pipeline=bool(step.stages),
+        pipeline=pipeline,
+        context=context,
+        whole=step.stages[0].block.class_name if context else "",
         depths=depths + 1,
         counts=_counts_text(depths),
         legend=legend(graph.constants.symbols(), body),
@@ -191,10 +195,11 @@ def sharing_files(
     values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py, and experts.py where ranks share them."""
-    experts, pipeline = sharing.ep > 1, sharing.pp > 1
+    experts, pipeline, context = sharing.ep > 1, sharing.pp > 1, sharing.cp > 1
     layers = step.whole.layer_kinds
     moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
-    values = {**values, "pipeline": pipeline, "experts": experts, "overlap": step.turns is not None}
+    overlap = step.turns is not None
+    values = {**values, "pipeline": pipeline, "experts": experts, "context": context, "overlap": overlap}
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
         files.file(
@@ -203,6 +208,7 @@ def sharing_files(
             **values,
             readers=_readers(step),
             stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
+            whole=step.stages[0].block.class_name if context else step.whole.block.class_name,
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),
             model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
@@ -210,6 +216,8 @@ def sharing_files(
     ]
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
+    if context:
+        printed.append(context_file(files, step.graph, model))
     return [*printed, *overlap_files(files, step, model)]
 
 
@@ -229,32 +237,3 @@ def _reads_embedding(stage: Stage) -> bool:
 
 def _callees(graph: Graph, key: str) -> set[str]:
     return {block.key for _, block in graph.executions(key)}
-
-
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
-    """The class of the block that the sharding pass made, less what it inherits."""
-    printer = Printer(files.templates)
-    described = describe(graph, graph, printer, EXPERT_PARALLEL)
-    stacked = {op.name for op in holders(graph.methods(EXPERT_PARALLEL)) if isinstance(op, GroupedLinear)}
-    shared = [declaration for declaration in described.declarations if declaration.name in stacked]
-    only = Graph({block.key: block for block in graph.methods(EXPERT_PARALLEL)}, graph.constants)
-    parts = helpers(only, printer, besides=set(requirements(plain)))
-    body = module_body(parts)
-    lines = "\n".join(line for one in described.methods for line in one.lines)
-    used = (
-        names(f"{body}\n{lines}")
-        | names(" ".join(one.expression for one in shared))
-        | {"Tensor", "MixtureOfExperts", "EP"}
-    )
-    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
-    return files.file(
-        "train/experts.py",
-        "train/experts.py",
-        described=described,
-        two_hops=two_hops,
-        declarations=shared,
-        legend=legend(graph.constants.symbols(), lines),
-        imports=imports(used),
-        local=local_imports(used, [*offered, *(("..model", part.name) for part in model)]),
-        body=body,
-    )

@@ -29,7 +29,7 @@ MEANINGS = {
     "BRK204": re.compile(r"multiplier$|\bswiglu_limit$"),
 }
 # Keys that a plan of the old spec assumes to be the same.
-PLANNED = re.compile(r"^(cluster|placement|workload|precision\.optimizer|precision\.parameters)\b")
+PLANNED = re.compile(r"^(cluster|placement|serving|workload|precision\.optimizer|precision\.parameters)\b")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def bare(spec: ModelSpec) -> ModelSpec:
     fields = type(spec).model_fields
     trained = {name: _without_balance(ffn) for name, ffn in spec.ffns.items() if isinstance(ffn, MoeFfn)}
     trainers = ("training", "mtp", "z_loss", "rl")
-    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", *trainers)
+    defaults = ("initializer_range", "precision", "workload", "cluster", "placement", "serving", *trainers)
     return spec.model_copy(
         update={
             **{key: fields[key].get_default(call_default_factory=True) for key in defaults},

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe, named
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe
 
 EXPERT_DISPATCH = Kernel(
     "expert_dispatch",
     launches=(Launch("sort"), Launch("combine")),
-    sizes=named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE"),
     probes=(V3, Probe("mixtral-8x7b")),
 )

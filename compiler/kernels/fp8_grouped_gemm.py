@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dsc.compiler.kernels.fp8_block import V3_FP8, block_dims, block_of, block_value, fp8_refusal
-from dsc.compiler.kernels.grouped_gemm import EXPERTS, FEW_ROWS, MANY_ROWS
+from dsc.compiler.kernels.grouped_gemm import FEW_ROWS, MANY_ROWS
 from dsc.compiler.kernels.kernel import Kernel, Launch
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
@@ -35,7 +35,6 @@ FP8_GROUPED_GEMM = Kernel(
     launches=(_launch("gate_up", weights=2), _launch("product")),
     values=block_value,
     refusal=fp8_refusal,
-    sizes=EXPERTS,
     probes=PROBES,
 )
 FP8_GROUPED_GEMM_BACKWARD = Kernel(
@@ -43,6 +42,5 @@ FP8_GROUPED_GEMM_BACKWARD = Kernel(
     launches=(_launch("down_gradient"),),
     values=block_value,
     refusal=fp8_refusal,
-    sizes=EXPERTS,
     probes=PROBES,
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dsc.compiler.kernels.fp8_block import V3_FP8, block_of, block_value, both_blocks, fp8_refusal
-from dsc.compiler.kernels.kernel import Dims, Kernel, Launch, widths
-from dsc.compiler.kernels.swiglu import FEED_FORWARDS
+from dsc.compiler.kernels.kernel import Kernel, Launch
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.model import ModelSpec
@@ -20,17 +19,11 @@ def shared_memory(tile: Numbers, spec: ModelSpec, target: Target) -> int:
     return tile.get("ROWS", block) * (block + 16) + 4 * block * 16
 
 
-def sizes(dims: Dims) -> tuple[int, tuple[int, ...]]:
-    """The width of the hidden state, and those of feed-forwards."""
-    return dims["HIDDEN_SIZE"], widths(*FEED_FORWARDS, "EXPERT_SIZE")(dims)
-
-
 FP8_QUANTIZE = Kernel(
     "fp8_quantize",
     launches=(_launch("rows"), _launch("rows_and_columns"), _launch("blocks")),
     values=block_value,
     refusal=fp8_refusal,
-    sizes=sizes,
     probes=(V3_FP8,),
 )
 SWIGLU_QUANTIZE = Kernel(
@@ -38,6 +31,5 @@ SWIGLU_QUANTIZE = Kernel(
     launches=(_launch("rows"), _launch("columns")),
     values=block_value,
     refusal=fp8_refusal,
-    sizes=widths(*FEED_FORWARDS),
     probes=(V3_FP8,),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.kernel import Kernel, Launch, Probe, named
+from dsc.compiler.kernels.kernel import Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.attention import GqaAttention
@@ -34,7 +34,6 @@ GQA_DECODE = Kernel(
     "gqa_decode",
     launches=(Launch("split", "bf16", shared_memory=_shared_memory), Launch("combine")),
     values=_form,
-    sizes=named("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM"),
     probes=(
         Probe("llama-3.1-8b", everywhere=True),
         Probe("qwen3-30b-a3b"),

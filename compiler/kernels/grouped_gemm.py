@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dsc.compiler.kernels.kernel import Kernel, Launch, Probe, named
+from dsc.compiler.kernels.kernel import Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.model import ModelSpec
 
-EXPERTS = named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE", "EXPERT_SIZE")
 FEW_ROWS, MANY_ROWS = 256, 16384
 """Tokens, so that an expert of DeepSeek-V3 has 8 or 512 rows."""
 
@@ -38,12 +37,10 @@ PROBES = (
 GROUPED_GEMM = Kernel(
     "grouped_gemm",
     launches=(_launch("gate_up", weights=2), _launch("product")),
-    sizes=EXPERTS,
     probes=PROBES,
 )
 GROUPED_GEMM_BACKWARD = Kernel(
     "grouped_gemm_backward",
     launches=(_launch("down_gradient"), _launch("weight_gradient")),
-    sizes=EXPERTS,
     probes=PROBES,
 )

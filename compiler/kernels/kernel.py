@@ -1,4 +1,4 @@
-"""A kernel as one record: what its template prints, where it cannot run, and the sizes at which it is measured."""
+"""A kernel as one record: what its template prints, where it cannot run, and what it is compiled for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers, Tile, tiles
 from dsc.spec.model import ModelSpec
-
-Dims = Mapping[str, int]
-"""The named dims of a model: {"HIDDEN_SIZE": 7168, ...}."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,6 @@ class Kernel:
     """What the template is told beside the constants of the model, the spec, the target and its tiles."""
     refusal: Callable[[ModelSpec, Target], str | None] = lambda spec, target: None
     """Why the kernel cannot run for a model on a target."""
-    sizes: Callable[[Dims], tuple[Any, ...]] = lambda dims: ()
-    """What `dsc bench` measures it at: handed to `cases` of compiler/bench/cases/<name>.py."""
     probes: tuple[Probe, ...] = (V3,)
     """What the ahead-of-time lane compiles, if there are cases."""
 
@@ -85,13 +80,3 @@ class Kernel:
             found = launch.tiles(self.name, spec, target)
             chosen[launch.name] = found if launch.by_rows else found[0]
         return {**chosen, **self.values(graph, spec, target)}
-
-
-def named(*names: str) -> Callable[[Dims], tuple[int, ...]]:
-    """The sizes of these dims, which every model with the kernel has."""
-    return lambda dims: tuple(dims[name] for name in names)
-
-
-def widths(*names: str) -> Callable[[Dims], tuple[int, ...]]:
-    """The different sizes of those of these dims that a model has."""
-    return lambda dims: tuple(sorted({dims[name] for name in names if name in dims}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.kernel import V3, Dims, Kernel, Launch, named
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.attention import MlaAttention
@@ -53,17 +53,11 @@ def _widths(spec: ModelSpec) -> tuple[int, int]:
     return spec.attention.kv_lora_rank, spec.attention.qk_rope_head_dim
 
 
-def _written(dims: Dims) -> tuple[int, int, int | None]:
-    """The widths of a latent, of its rotary part, and of the latent of queries where there is one."""
-    return dims["KV_LORA_RANK"], dims["QK_ROPE_HEAD_DIM"], dims.get("Q_LORA_RANK")
-
-
 PROBES = (V3, replace(V3, changes={"precision.kv_cache": "fp8"}))
 LATENT_CACHE = Kernel(
     "latent_cache",
     launches=(Launch("write", dims=_row_dims),),
     values=_rows,
-    sizes=_written,
     probes=PROBES,
 )
 MLA_DECODE = Kernel(
@@ -71,6 +65,5 @@ MLA_DECODE = Kernel(
     launches=(Launch("split", "bf16", dims=_row_dims, shared_memory=_shared_memory), Launch("combine")),
     values=_rows,
     refusal=_refusal,
-    sizes=named("NUM_HEADS", "KV_LORA_RANK", "QK_ROPE_HEAD_DIM"),
     probes=PROBES,
 )

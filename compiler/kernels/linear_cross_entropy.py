@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe, named
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.model import ModelSpec
@@ -34,6 +34,5 @@ LINEAR_CROSS_ENTROPY = Kernel(
         "buffer_mib": 2 * TOKEN_CHUNK * VOCAB_CHUNK >> 20,
         "z_loss": spec.z_loss,
     },
-    sizes=named("VOCAB_SIZE", "HIDDEN_SIZE"),
     probes=(V3, Probe("llama-3.1-8b")),
 )

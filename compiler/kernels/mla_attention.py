@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.kernel import Kernel, Launch, named
+from dsc.compiler.kernels.kernel import Kernel, Launch
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.attention import MlaAttention
@@ -78,19 +78,16 @@ def _tile_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-HEADS = named("NUM_HEADS", "QK_NOPE_HEAD_DIM", "QK_ROPE_HEAD_DIM", "V_HEAD_DIM")
 MLA_COMMON = Kernel("mla_common", values=_common, refusal=_refusal)
 MLA_ATTENTION = Kernel(
     "mla_attention",
     launches=(_launch("forward", "BLOCK_M", with_v=False),),
     values=_loading,
     refusal=_refusal,
-    sizes=HEADS,
 )
 MLA_ATTENTION_BACKWARD = Kernel(
     "mla_attention_backward",
     launches=(_launch("keys", "BLOCK_N", with_v=True), _launch("queries", "BLOCK_M", with_v=True)),
     values=_loading,
     refusal=_refusal,
-    sizes=HEADS,
 )

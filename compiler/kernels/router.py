@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe, named
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Tile
 from dsc.spec.model import ModelSpec
@@ -36,6 +36,5 @@ ROUTER = Kernel(
     "router",
     launches=LAUNCHES,
     values=values,
-    sizes=named("NUM_EXPERTS", "TOP_K"),
     probes=(V3, Probe("deepseek-v2"), Probe("kimi-k2"), Probe("qwen3-30b-a3b")),
 )

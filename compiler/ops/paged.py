@@ -122,6 +122,11 @@ class AttendGroups(_Call):
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
 
+    @property
+    def heads(self) -> str:
+        """Heads and the width of a result of each."""
+        return ", ".join(str(dim) for dim in tensor(self.signature.outputs[0]).shape[2:])
+
     def prefixes(self) -> tuple[str, ...]:
         return ("",)
 
@@ -153,6 +158,20 @@ class AttendGroupsEitherWay(AttendGroups):
     @property
     def other_function(self) -> str:
         return function_name(self.other.class_name, self.other.method)
+
+
+@register
+class AttendAnyGroups(AttendGroups):
+    """The same for a batch that may have no groups: of a rank without texts, in a step of the others."""
+
+    kind = "attend_any_groups"
+
+
+@register
+class AttendAnyGroupsEitherWay(AttendGroupsEitherWay):
+    """The same for a batch that may have no groups."""
+
+    kind = "attend_any_groups_either_way"
 
 
 @register

@@ -19,7 +19,7 @@ class RouterLogits(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("upcast",)
+        return ("upcast", "float32_linear")
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
@@ -48,6 +48,10 @@ class RouterLogitsModelDtype(RouterLogits):
     """The same product in the model's own type, widened afterwards."""
 
     kind = "router_logits_model_dtype"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("upcast",)
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)

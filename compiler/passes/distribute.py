@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.context import OF_CONTEXT, share_context, share_step
 from dsc.compiler.passes.shard import MOE, Sharing, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
 from dsc.compiler.passes.two_hops import share_experts_over_nodes
@@ -14,11 +15,11 @@ from dsc.compiler.passes.two_hops import share_experts_over_nodes
 @dataclass(frozen=True)
 class TrainingStep:
     graph: Graph
-    """The model's blocks, those of stages, and the experts' share where ranks share them."""
+    """The model's blocks, those of stages, and the shares of experts and of sequences where ranks share them."""
     whole: Stage
     """The step on one device."""
     stages: tuple[Stage, ...]
-    """Of the pipeline; empty without one."""
+    """Of the pipeline, or the one that runs a part of every sequence; empty where ranks run the step on one device."""
     sharing: Sharing | None
     """None where nothing is shared."""
     recompute: tuple[str, ...]
@@ -33,10 +34,12 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     sharing = sharing if sharing is not None and sharing.world > 1 else None
     step = step_block(plain)
     (whole,) = cut(step, (part_names(step),))
-    stages = cut(step, sharing.stages) if sharing is not None and sharing.pp > 1 else ()
+    stages = _stages(step, sharing) if sharing is not None else ()
     blocks: list[Block] = [stage.block for stage in (whole, *stages)]
     if sharing is not None and sharing.ep > 1:
         blocks.append(_shared(plain.blocks[MOE], sharing))
+    if sharing is not None and sharing.cp > 1:
+        blocks += share_context(plain, sharing.cp)
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
     return TrainingStep(graph, whole, stages, sharing, recompute)
 
@@ -45,3 +48,11 @@ def _shared(moe: Block, sharing: Sharing) -> Block:
     if sharing.nodes > 1:
         return share_experts_over_nodes(moe, sharing.ep, sharing.nodes)
     return share_experts(moe, sharing.ep)
+
+
+def _stages(step: Block, sharing: Sharing) -> tuple[Stage, ...]:
+    if sharing.cp > 1:
+        step = share_step(step, sharing.cp)
+    if sharing.pp > 1:
+        return cut(step, sharing.stages)
+    return cut(step, (part_names(step),), whole=OF_CONTEXT) if sharing.cp > 1 else ()

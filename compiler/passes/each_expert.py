@@ -1,4 +1,7 @@
-"""Routed experts for CPUs: a loop over those that somebody chose instead of one product over all."""
+"""Routed experts for CPUs: a loop over those that somebody chose instead of one product over all.
+
+On several ranks it is over those of this rank, and over rows that came from all.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.dispatch import ReceivedEnds
 from dsc.compiler.ops.each_expert import COUNTS, CountPerExpert, EachExpert, SelectTokens, SumSlots, TokenOfSlot
+from dsc.compiler.ops.exchange import CountReceived
 from dsc.compiler.ops.moe import EveryExpert, GatherRows, GroupedLinear, GroupEnds, ScatterSum, SlotSource, SortByExpert
 
 
@@ -16,7 +21,7 @@ def loop_over_experts(graph: Graph) -> Graph:
 
 def _rewritten(block: Block) -> Block:
     sort = next((node for node in block.nodes() if isinstance(node.op, SortByExpert)), None)
-    ends = next((node for node in block.nodes() if isinstance(node.op, GroupEnds)), None)
+    ends = next((node for node in block.nodes() if isinstance(node.op, GroupEnds | ReceivedEnds)), None)
     if sort is None or ends is None:
         return block
     counts = Value(ends.id, 0, "counts", COUNTS)
@@ -30,6 +35,8 @@ def _changed(node: Node, sort: Node, counts: Value) -> Node | None:
             return None
         case GroupEnds(num_experts):
             return replace(node, op=CountPerExpert(num_experts), inputs=sort.inputs, outputs=(counts,))
+        case ReceivedEnds():
+            return replace(node, op=CountReceived(), outputs=(counts,))
         case SlotSource() as op:
             return replace(node, op=TokenOfSlot(**vars(op)))
         case GatherRows():

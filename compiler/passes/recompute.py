@@ -17,12 +17,14 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.ops.call import LayerLoop, Signature
+from dsc.compiler.ops.context import GatherContext
 from dsc.compiler.ops.dispatch import RecordSent
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts
 from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
 from dsc.compiler.ops.moe import RecordLoad
 from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
+from dsc.compiler.passes.context import PREFIX
 from dsc.compiler.passes.fuse.pattern import used_outside
 
 METHODS = {"mla_up_proj": "up_projections", "experts": "multiply", "full": "run"}
@@ -56,7 +58,7 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
     block = replace(block, cached=())
     if "full" in choices:
         block = block.with_nodes(_counting_once(node) for node in block.nodes())
-        whole = block.key in layer_blocks(graph)
+        whole = block.key.removeprefix(PREFIX) in layer_blocks(graph)
         yield from _outlined(block, list(block.nodes()), METHODS["full"]) if whole else (block,)
         return
     if "experts" in choices:
@@ -66,9 +68,14 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
     for choice in METHODS.keys() & choices:
         again = {id(steps[index].node) for index in region(steps, frozenset((choice,)))}
         if inside := [node for node in block.nodes() if id(node) in again]:
-            method, block = _outlined(block, inside, METHODS[choice])
+            method, block = _outlined(block, inside, _method_name(block, choice))
             yield method
     yield block.with_nodes(line for node in block.nodes() for line in _dropping(node, choices))
+
+
+def _method_name(block: Block, choice: str) -> str:
+    """A share of context inherits from its class, whose method reads what is of one rank alone."""
+    return f"{METHODS[choice]}_of_sequence" if block.class_name.startswith(PREFIX) else METHODS[choice]
 
 
 def _counting_once(node: Node) -> Node:
@@ -163,15 +170,22 @@ def _between(steps: tuple[Step, ...], first: int, last: int) -> set[int]:
 
 
 def _up_projections(steps: tuple[Step, ...], attention: int) -> set[int]:
-    """What leads to q, k and v of an attention from its latents: back as far as a norm, or what a norm reads."""
+    """What leads to q, k and v of an attention from its latents: back as far as a norm, or what a norm reads.
+
+    Where ranks share sequences, as far as what they sent each other: it is small, and is not sent again.
+    """
     module = steps[attention].path
     normed = {one for step in steps if step.path == module and step.node.op.recompute == "norms" for one in step.inputs}
     wanted = set(steps[attention].inputs)
     found: set[int] = set()
     for index in range(attention - 1, -1, -1):
         step = steps[index]
-        latent = step.node.op.recompute == "norms" or normed & set(step.outputs)
+        latent = step.node.op.recompute == "norms" or normed & set(step.outputs) or _gathers(step)
         if step.path == module and not latent and wanted & set(step.outputs):
             found.add(index)
             wanted |= set(step.inputs)
     return found
+
+
+def _gathers(step: Step) -> bool:
+    return isinstance(step.node.op, GatherContext)

@@ -57,10 +57,12 @@ class Sharing:
 
     pp: int
     dp: int
+    cp: int
+    """Ranks that share each sequence."""
     ep: int
-    """Of the dp ranks, those that share one copy of the experts."""
+    """Of the dp x cp ranks, those that share one copy of the experts."""
     zero: int
-    """1: the optimizer's state is shared over dp; 2: gradients too; 3: weights too.
+    """1: the optimizer's state is shared over dp x cp; 2: gradients too; 3: weights too.
 
     What a plan calls 0 is run as 1, which sends as much and holds less.
     """
@@ -88,7 +90,7 @@ class Sharing:
 
     @property
     def world(self) -> int:
-        return self.pp * self.dp
+        return self.pp * self.dp * self.cp
 
 
 DOC = "This rank's share of the experts: tokens are sent to the ranks whose experts they chose, and come back."

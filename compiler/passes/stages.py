@@ -109,8 +109,9 @@ def _stacked(block: Block) -> Block:
     return block.with_nodes(nodes, (parts,))
 
 
-def cut(step: Block, stages: StageParts) -> tuple[Stage, ...]:
-    """The step's nodes shared out over stages. Stages that hold alike are of one class, named after what they hold."""
+def cut(step: Block, stages: StageParts, whole: str = WHOLE) -> tuple[Stage, ...]:
+    """The step's nodes shared out over stages. Stages that hold alike are of one class, named after what they hold;
+    `whole` is one that holds everything."""
     free = _free(step)
     pieces = tuple(_pieces(step, stages, free))
     made_in = {value: piece.stage for piece in pieces for value in piece.node.outputs}
@@ -124,7 +125,7 @@ def cut(step: Block, stages: StageParts) -> tuple[Stage, ...]:
     alive = [tuple(sorted(values, key=_rank, reverse=True)) for values in alive]  # hidden states before sums of losses
     received, sent = [(), *alive], [*alive, step.outputs]
     return tuple(
-        _stage(step, [piece for piece in pieces if piece.stage == index], free, received[index], sent[index])
+        _stage(step, [piece for piece in pieces if piece.stage == index], free, received[index], sent[index], whole)
         for index in range(len(stages))
     )
 
@@ -213,7 +214,12 @@ def _free(step: Block) -> dict[Value, Node]:
 
 
 def _stage(
-    step: Block, pieces: Sequence[_Piece], free: Mapping[Value, Node], received: Sequence[Value], sent: Sequence[Value]
+    step: Block,
+    pieces: Sequence[_Piece],
+    free: Mapping[Value, Node],
+    received: Sequence[Value],
+    sent: Sequence[Value],
+    whole: str,
 ) -> Stage:
     """A class of its own: what the stage is sent and what every stage knows of the batch, to what it sends on."""
     given = (*received, *step.inputs)
@@ -230,7 +236,7 @@ def _stage(
     title = ", ".join(_TITLES.get(kind, f"{kind.lower()} layers") for kind in kinds)
     block = replace(
         step,
-        class_name=WHOLE if kinds.keys() >= {"Embedding", "Head"} else f"{''.join(kinds)}Stage",
+        class_name=whole if kinds.keys() >= {"Embedding", "Head"} else f"{''.join(kinds)}Stage",
         method="forward",
         doc="",
         class_doc=f"A stage: {title}.",

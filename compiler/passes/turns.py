@@ -29,6 +29,7 @@ from dsc.compiler.ops.turns import (
     LoopTurnsSum,
     StartExchange,
 )
+from dsc.compiler.passes.context import PREFIX
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import BATCH, Stage
 
@@ -59,7 +60,9 @@ def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, .
 
 def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:
     """The graph with generators beside the blocks that stop, callees first; a stage without an all-to-all has none."""
-    writer = _Writer(graph)
+    stages = tuple(stages)
+    listed = (node.op for stage in stages for node in stage.block.nodes() if isinstance(node.op, CallListed))
+    writer = _Writer(graph, frozenset(key for op in listed for key in op.callees()))
     for stage in stages:
         block = graph.blocks[stage.block.key]
         if writer.stops(block.key):
@@ -70,11 +73,18 @@ def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:
 @dataclass
 class _Writer:
     graph: Graph
+    predictors: frozenset[str]
+    """The blocks of multi-token prediction."""
     written: dict[str, Block] = field(default_factory=dict)
 
     def block(self, key: str) -> Block:
         """What runs where a key is called: the experts' share in the place of all experts."""
         return self.graph.blocks[f"{EXPERT_PARALLEL}.forward" if key == MOE else key]
+
+    def of_mtp(self, caller: Block, key: str) -> Block:
+        """The same: where ranks share sequences, the layer of multi-token prediction is one of its own."""
+        shared = self.graph.blocks.get(f"{PREFIX}{key}")
+        return shared if shared is not None and caller.key in self.predictors else self.block(key)
 
     def stops(self, key: str) -> bool:
         nodes = self.block(key).nodes()
@@ -100,10 +110,10 @@ class _Writer:
             later = _read(nodes[position + 1 :]) | set(block.outputs)
             made = {*block.inputs, *(value for one in nodes[:position] for value in one.outputs)}
             kept = (*(value for value in _ordered(made & later & flows, block, nodes)), *alive)
-            body.append(self._turned(node, flows, kept))
+            body.append(self._turned(block, node, flows, kept))
         return body
 
-    def _turned(self, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
+    def _turned(self, block: Block, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
         op = node.op
         if isinstance(op, Cut):
             given = (*node.inputs, *kept)
@@ -115,14 +125,14 @@ class _Writer:
         if type(op) is GroupedLinear:
             return replace(node, op=GroupedProduct(**vars(op)))
         if isinstance(op, Call) and any(map(self.stops, op.callees())):
-            return self._call(node, flows, kept)
+            return self._call(block, node, flows, kept)
         return node
 
-    def _call(self, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
+    def _call(self, caller: Block, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
         op = node.op
         assert isinstance(op, CallModule | CallListed | LayerLoop), op
         (key,) = op.callees()
-        callee = self.block(key)
+        callee = self.of_mtp(caller, key)
         total = node.inputs[-1:] if isinstance(op, RepeatLayersSum) else ()
         given = node.inputs[: len(node.inputs) - len(total)]
         inner = {formal for formal, actual in zip(callee.inputs, given, strict=True) if actual in flows}

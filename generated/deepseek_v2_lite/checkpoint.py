@@ -173,7 +173,8 @@ def load_hf(model: Model, folder: str | Path) -> None:
             raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(lines))
         if any(parameter.is_meta for parameter in model.parameters()):
             model.to_empty(device="cpu")
-            model.init_weights()
+            for buffer in model.buffers():
+                buffer.zero_()
         broken = fill(model, files)
     if broken:
         warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)

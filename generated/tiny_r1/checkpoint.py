@@ -192,7 +192,10 @@ def load_hf(model: Model, folder: str | Path) -> None:
             )
         if any(parameter.is_meta for parameter in model.parameters()):
             model.to_empty(device="cpu")
-            model.init_weights()
+            if len(targets) < len(list(named_tensors(model))):
+                model.init_weights()  # otherwise everything is read
+            for buffer in model.buffers():
+                buffer.zero_()
         broken = fill(model, files)
     if broken:
         warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)

@@ -76,6 +76,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
+def float32_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T in float32 or wider, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(upcast(x), upcast(weight))
+
+
 def spread_pairs(rope: Tensor) -> Tensor:
     """cos, cos, ... and -sin, sin, ... for the pairs (x0, x1), (x2, x3), ...: [2, S, R / 2] -> [2, S, R]."""
     cos, sin = rope  # [S, R / 2] each
@@ -168,7 +174,7 @@ class Router(nn.Module):
         return SEQUENCE_AUX_LOSS_ALPHA * (f * p).sum(-1).mean()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(upcast(x), upcast(self.weight))  # [B, S, E]
+        logits = float32_linear(x, self.weight)  # [B, S, E]
         scores = logits.sigmoid()
 
         choice = scores.detach() + self.e_score_correction_bias
@@ -216,7 +222,7 @@ class MixtureOfExperts(nn.Module):
         h = h * slot_weights
         h = grouped_mm(h, self.down_proj, ends)  # [T * K, D]
 
-        out = torch.zeros_like(flat).scatter_add(0, source, h)  # [T, D]
+        out = h.new_zeros(flat.shape).scatter_add(0, source, h)  # [T, D]
         out = out.view_as(x)  # [B, S, D]
         shared = self.shared_experts(x)
         out = out + shared

@@ -144,6 +144,7 @@ CLUSTER = {"kind": "h800", "nodes": 1}
 SPIKE = {"action": "skip"}
 MARKS = {"begin": "<think>", "end": "</think>"}
 THINKS: Sections = {**MLA, "tokens": {"reasoning": MARKS}}
+SERVED: Sections = {**MLA, "serving": {"ep": 2}}
 SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
 SPIKE_CHANGES = {"deviations": (3.0, ""), "window": (16, ""), "action": ("count", "python")}
 
@@ -205,6 +206,7 @@ BASES = {
     "spike": SPIKES,
     "thinks": THINKS,
     "rewards": REWARDS,
+    "served": SERVED,
 }
 
 
@@ -339,6 +341,8 @@ CHANGES = (
     *(Change("spike", f"training.spike.{key}", value, breaks) for key, (value, breaks) in SPIKE_CHANGES.items()),
     *(Change("rewards", f"rl.{key}", value, "") for key, value in REWARD_CHANGES.items()),
     Change("rewards", "rl.router_replay", True, "python"),
+    Change("mla", "serving", {"ep": 2}, "python plan"),
+    Change("served", "serving.ep", 4, "plan"),
     Change("mla", "cluster", CLUSTER, "plan"),
     Change("h800", "cluster.kind", "h100", "plan"),
     Change("h800", "cluster.nodes", 4, "plan"),

@@ -8,6 +8,9 @@ The interpreter computes with numpy, which has neither bfloat16 nor float8, and 
   saturate; the NaN codes of float8 decode to 480;
 - tl.dot of float8 goes through float16.
 
+It also computes tl.dot of float32 exactly whatever `input_precision` says, where a GPU would take TF32 by default: here
+anything but "ieee" is an error.
+
 Here bfloat16 is computed in float32 and rounded after every operation, and conversions are torch's own.
 """
 
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton._C.libtriton.ir import INPUT_PRECISION
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -99,6 +103,7 @@ def _dot(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
 
     def dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, c: TensorHandle, *rest: Any) -> TensorHandle:
         if not any(_is_bfloat16(value) or _is_float8(value) for value in (a, b)):
+            assert a.dtype.scalar != tl.float32 or rest[0] == INPUT_PRECISION.IEEE, "a GPU would round these to TF32"
             return original(self, a, b, c, *rest)
         return TensorHandle(np.matmul(operand(a), operand(b)) + c.data, c.dtype.scalar)
 

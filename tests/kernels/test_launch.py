@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.lab import kernels, randn, spec_with
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsc.compiler.driver import build, emit
 
@@ -52,6 +52,21 @@ def test_the_logits_of_the_router_stay_in_float32() -> None:
     assert logits.dtype is torch.float32 and torch.equal(logits, expected)
 
 
+@pytest.mark.parametrize("tokens", [(40,), (2, 20), (0, 3)])
+def test_bfloat16_logits_leave_the_matrix_units_in_float32(tokens: tuple[int, ...]) -> None:
+    """The call that a GPU runs, by its shapes and dtypes alone: PyTorch has no such product on a CPU."""
+    (module,) = kernels(("router_logits",))
+    x, weight = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((*tokens, 64), (8, 64)))
+    logits = module._summed_in_float32(x, weight)
+    assert logits.dtype is torch.float32 and logits.shape == (*tokens, 8)
+
+
+def test_logits_are_exact_on_a_cpu() -> None:
+    (module,) = kernels(("router_logits",))
+    x, weight = randn(2, 20, 64, dtype=torch.bfloat16), randn(8, 64, dtype=torch.bfloat16, seed=1)
+    assert torch.equal(module.router_logits(x, weight), x.float() @ weight.float().T)
+
+
 def test_the_loss_of_the_head_stays_in_float32() -> None:
     """Its operands are rounded to bfloat16, as those of any product; gradients come in the dtype of the parameters."""
     (module,) = kernels(("linear_cross_entropy",), vocab_size=64, hidden_size=32)
@@ -78,3 +93,28 @@ def test_training_under_autocast(emitted: Callable[..., Any], keys: dict[str, An
     assert loss.dtype is torch.float32 and loss.isfinite()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(g.dtype is torch.float32 and bool(g.isfinite().all()) for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["tiny", "deepseek-v2-lite", "mixtral-8x7b", "qwen3-30b-a3b"])
+def test_plain_routers_and_losses_stay_in_float32(name: str, emitted: Callable[..., Any], shrunk: Any) -> None:
+    """In packages of plain PyTorch. A router that computes in float32 chooses as it does without autocast."""
+    spec = shrunk(spec_with(name, {"cluster": None}))
+    torch.manual_seed(0)
+    model = emitted(emit(build(spec)))("model").Model()
+    routers = [module for module in model.modules() if type(module).__name__ == "Router"]
+    seen: list[tuple[nn.Module, Tensor, Any]] = []
+    hooks = [r.register_forward_hook(lambda module, x, y: seen.append((module, x[0], y))) for r in routers]
+    tokens = torch.randint(spec.vocab_size, (2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, parts = model.loss(tokens, tokens)
+    for hook in hooks:
+        hook.remove()
+    assert {part.dtype for part in (loss, *parts.values())} == {torch.float32} and loss.isfinite()
+    assert len(seen) >= len(routers) > 0
+    exact = spec.moe().router.compute_dtype == "float32"
+    for router, x, (experts, weights, *_) in seen:
+        assert weights.dtype is torch.float32
+        same = torch.equal(experts, router(x)[0]) and torch.equal(weights, router(x)[1])
+        assert same or not exact
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())

@@ -3,10 +3,10 @@
 import pytest
 from kernels.lab import dims, spec_with
 
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.driver import build
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
-from dsc.compiler.kernels.registry import KERNELS
 from dsc.compiler.kernels.target import TARGETS
 from dsc.compiler.ops.fused.fp8 import Fp8Linears
 
@@ -26,7 +26,7 @@ def fp8_weights(graph: Graph) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("zoo", ["deepseek-v3", "deepseek-v2-lite", "llama-3.1-8b", "qwen3-30b-a3b", "mixtral-8x7b"])
 def test_fp8_products_are_measured_at_the_weights_of_the_graph(zoo: str) -> None:
-    assert fp8_weights(build(spec_with(zoo, H100)).training) == set(KERNELS["fp8_gemm"].sizes(dims(zoo)))
+    assert fp8_weights(build(spec_with(zoo, H100)).training) == set(SIZES["fp8_gemm"](dims(zoo)))
 
 
 def test_no_fp8_rows_where_there_is_no_fp8() -> None:

@@ -90,7 +90,7 @@ PLACEMENT = {
 
 def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict[str, Any]:
     """A spec, as plain values, on as many CPU ranks as its placement has."""
-    ranks = placement.get("pp", 1) * placement.get("dp", 1)
+    ranks = placement.get("pp", 1) * placement.get("dp", 1) * placement.get("cp", 1)
     return {
         "name": f"small-{model}",
         "vocab_size": 256,
@@ -133,14 +133,26 @@ def run(*command: str, folder: Path, fails: bool = False) -> str:
 def compare(
     spec: dict[str, Any], folder: Path, dtype: str, change: Callable[[str, str], str] | None = None
 ) -> tuple[float, bool]:
-    """The largest relative difference between a rank's figures and one process's, and whether biases are equal."""
+    """The largest difference between a rank's figures and one process's, and whether biases are equal.
+
+    Figures differ relatively, gradients by parts of their norms.
+    """
     package = write_package(spec, folder, change)
     found = json.loads(run(sys.executable, str(STEPS), str(folder), package, dtype, folder=folder).splitlines()[-1])
     biases = found["one"]["biases"]
     held = {name for rank in found["ranks"] for name in rank["biases"]}
     assert held == biases.keys(), "every router is on some rank"
     equal = all(bias == biases[name] for rank in found["ranks"] for name, bias in rank["biases"].items())
-    return max(_furthest(rank["rows"], found["one"]["rows"]) for rank in found["ranks"]), equal
+    assert {name for rank in found["ranks"] for name in rank["gradients"]} == found["one"]["gradients"].keys()
+    return max(
+        max(_furthest(rank["rows"], found["one"]["rows"]), _apart(rank, found["one"])) for rank in found["ranks"]
+    ), equal
+
+
+def _apart(rank: dict[str, Any], one: dict[str, Any]) -> float:
+    """The largest difference between gradients of the first step."""
+    pairs = ((found, one["gradients"][name]) for name, found in rank["gradients"].items())
+    return max(max(abs(norm / expected - 1), abs(part - other)) for (norm, part), (expected, other) in pairs)
 
 
 def _furthest(rows: list[list[float]], expected: list[list[float]]) -> float:

@@ -2,8 +2,9 @@
 
     python steps.py FOLDER PACKAGE DTYPE
 
-prints the losses of every step, gradients' norms, held-out losses, routers' overloads and biases of both as JSON. Ranks
-are forked, so that each does not import torch anew; nothing has run threads before.
+prints the losses of every step, gradients' norms, held-out losses, routers' overloads and biases of both as JSON, and
+of every weight's first gradient two numbers that follow from all of it. Ranks are forked, so that each does not import
+torch anew; nothing has run threads before.
 """
 
 import importlib
@@ -17,8 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-BATCH, LENGTH, STEPS = 16, 32, 3
+BATCH, LENGTH, STEPS = 16, 32, 5
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -36,10 +38,12 @@ def steps(layout: Any, make_optimizer: Any) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     rows = []
+    gradients: dict[str, list[float]] = {}
     for step in range(STEPS):
         tokens, labels = (tensor[layout.rows] for tensor in batch(step))
         held_out = layout.evaluate(tokens, labels)
         losses = layout.step(tokens, labels)
+        gradients = gradients or {name: digest(layout, name, weight) for name, weight in layout.named_parameters()}
         norm = layout.clip(0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -47,7 +51,16 @@ def steps(layout: Any, make_optimizer: Any) -> dict[str, Any]:
         values = [*losses.values(), norm, overload, *held_out.values()]
         rows.append([float(value) for value in values])
     biases = {name: buffer.tolist() for name, buffer in layout.named_buffers()}
-    return {"rows": rows, "biases": biases}
+    return {"rows": rows, "biases": biases, "gradients": gradients}
+
+
+def digest(layout: Any, name: str, weight: Tensor) -> list[float]:
+    """Of a gradient, summed over all ranks: its norm, and its product with a fixed vector, in parts of the norm."""
+    gradient = layout.whole(name, weight.grad)
+    whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    flat = whole.flatten().double()
+    norm = flat.norm()
+    return [float(norm), float(flat @ torch.arange(len(flat)).double().cos() / norm)]
 
 
 def optimizer_of(package: str) -> Any:

@@ -54,18 +54,59 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+OF_CONTEXT: dict[str, tuple[str, str, str]] = {
+    "the first half sees the second's keys": (
+        "train/context.py",
+        "(rank + 1) * chunk, (2 * CP - rank) * chunk",
+        "(2 * CP - rank) * chunk, (2 * CP - rank) * chunk",
+    ),
+    "keys are in the order of ranks": ("train/context.py", "chunks[:, 1::2].flip(1)", "chunks[:, 1::2]"),
+    "positions begin anew on each rank": (
+        "train/stages.py",
+        "rope = own_part(rope, self.rank)",
+        "rope = own_part(rope, 0)",
+    ),
+    "labels are counted in a part": ("train/stages.py", "counts[0, 0]", "(labels != -100).sum()"),
+    "the balance loss is of a part": ("train/context.py", 'all_reduce(counts, "sum", self.group)', "counts"),
+    "loads are not summed over cp": (
+        "train/parallel.py",
+        'dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_cp"))',
+        "dist.all_reduce(router.expert_load, group=self.dp)",
+    ),
+    "what is beyond the end chooses experts": ("train/context.py", "depth if has_end else 0", "0"),
+    "what is beyond the end has labels": ("train/stages.py", "value=-100", "value=0"),
+    "tokens ahead are those of the rank": (
+        "train/stages.py",
+        "mtp_tokens = tokens.roll(-1, 1)\n        mtp_tokens = own_part(mtp_tokens, self.rank)",
+        "mtp_tokens = own_tokens.roll(-1, 1)",
+    ),
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path) -> None:
-    file, text, planted = FAULTS[fault]
+    spec = placed_spec("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "schedule": "dualpipe-v"})
+    difference, equal_biases = compared(spec, tmp_path, "float64", planted(*FAULTS[fault]))
+    assert difference > 1e-6 or not equal_biases
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", OF_CONTEXT)
+def test_so_it_is_where_sequences_are_shared(
+    fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    difference, equal_biases = compared(
+        placed_spec("deepseek", {"cp": 2}), tmp_path, "float64", planted(*OF_CONTEXT[fault])
+    )
+    assert difference > 1e-6 or not equal_biases
+
+
+def planted(file: str, text: str, fault: str) -> Callable[[str, str], str]:
     def plant(name: str, source: str) -> str:
         if name != file:
             return source
         assert source.count(text) >= 1, f"{file} has no {text!r}"
-        return source.replace(text, planted)
+        return source.replace(text, fault)
 
-    spec = placed_spec("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "schedule": "dualpipe-v"})
-    difference, equal_biases = compared(spec, tmp_path, "float64", plant)
-    assert difference > 1e-6 or not equal_biases
+    return plant

@@ -21,6 +21,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, pp 2, tied": ("llama", {"pp": 2}),
     "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
     "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
+    "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,6 +52,30 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         {**V, "schedule": "dualpipe-v", "recompute": ["norms", "swiglu"]},
     ),
     "mixtral, dp 4 x ep 4": ("mixtral", {"dp": 4, "ep": 4}),
+    "llama, cp 2": ("llama", {"cp": 2}),
+    "llama, cp 2 x pp 2, tied": ("llama", {"cp": 2, "pp": 2}),
+    "llama, cp 4, micro-batches of 2": ("llama", {"cp": 4, "micro_batch": 2}),
+    "mixtral, cp 2 x ep 2": ("mixtral", {"cp": 2, "ep": 2}),
+    "mixtral, cp 2 x dp 2 x ep 4, zero 2": ("mixtral", {"cp": 2, "dp": 2, "ep": 4, "zero": 2}),
+    "deepseek, cp 2 x dp 2 x ep 2, zero 3": ("deepseek", {"cp": 2, **EP, "zero": 3}),
+    "deepseek, cp 4": ("deepseek", {"cp": 4}),
+    "deepseek, cp 2 x pp 2 x ep 2, zbv, recompute": (
+        "deepseek",
+        {
+            **{"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "zbv"},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
+    "deepseek, cp 2 x pp 2 x ep 2, dualpipe-v": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "dualpipe-v"},
+    ),
+    "mixtral, cp 2 x pp 2 x ep 2, dualpipe-v": (
+        "mixtral",
+        {"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "dualpipe-v"},
+    ),
+    "deepseek, cp 2 x ep 2, full recompute": ("deepseek", {"cp": 2, "ep": 2, "recompute": ["full"]}),
+    "window, cp 2 x dp 2": ("window", {"cp": 2, "dp": 2}),
     "window, pp 2": ("window", {"pp": 2}),
     "window, pp 2 x dp 2, dualpipe-v": ("window", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v"}),
 }

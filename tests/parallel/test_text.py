@@ -17,6 +17,14 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "data parallel, full": ("mixtral", {"dp": 2, "zero": 3, "recompute": ["full"]}),
     "two hops, in turns": ("deepseek", {"pp": 2, "vpp": 2, "dp": 8, "ep": 8, "schedule": "dualpipe-v"}),
+    "sequences, pipeline, experts, recompute": (
+        "deepseek",
+        {
+            **{"cp": 2, "pp": 2, "vpp": 2, "ep": 2, "schedule": "zbv"},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
+    "sequences": ("window", {"cp": 2, "zero": 1}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
 

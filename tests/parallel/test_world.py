@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.driver import build, run, timed
 from dsc.compiler.graph.verify import verify
@@ -18,12 +20,13 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 WORLD = Path(__file__).with_name("world.py")
-PINS = {"pp": 16, "ep": 64, "schedule": "dualpipe-v"}
+PINS: dict[str, Any] = {"pp": 16, "ep": 64, "schedule": "dualpipe-v"}
 BF16, FP32 = 2, 4
 
 
-def test_every_role_holds_what_the_plan_says(package_of: Any, run_in: Any, tmp_path: Path) -> None:
-    spec = {**load("deepseek-v3").model_dump(mode="json"), "placement": PINS}
+@pytest.mark.parametrize("cp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_role_holds_what_the_plan_says(cp: int, package_of: Any, run_in: Any, tmp_path: Path) -> None:
+    spec = {**load("deepseek-v3").model_dump(mode="json"), "placement": {**PINS, "cp": cp}}
     package = package_of(spec, tmp_path)
     ranks = range(PINS["pp"])
     found = json.loads(run_in(sys.executable, str(WORLD), str(tmp_path), package, *map(str, ranks), folder=tmp_path))
@@ -44,8 +47,8 @@ def ledger(spec: ModelSpec) -> tuple[Role, ...]:
     sharing = build(spec).step.sharing
     assert sharing is not None and spec.cluster is not None
     kinds = {"schedule": "dualpipe-v", "activations": "bf16", "recompute": sharing.recompute}
-    sizes = {"pp": sharing.pp, "dp": sharing.dp, "ep": sharing.ep, "zero": sharing.zero}
-    layout = Layout(**sizes, **kinds, vpp=2, tp=1, cp=1, etp=1, micro_batch=sharing.micro_batch)
+    sizes = {"pp": sharing.pp, "dp": sharing.dp, "cp": sharing.cp, "ep": sharing.ep, "zero": sharing.zero}
+    layout = Layout(**sizes, **kinds, vpp=2, tp=1, etp=1, micro_batch=sharing.micro_batch)
     graph = run(verify(build_graph(spec)), choose_kernels(spec, target_of(spec)).passes)
     problem = Problem(spec, graph, timed(spec), hardware(spec.cluster))
     return problem.memory.ledger(layout, problem.batch, problem.stages(layout))

@@ -42,7 +42,7 @@ def main(folder: str, package: str, *ranks: str) -> None:
     module.Parallel.draw = lambda *_: None
     found = []
     for rank in map(int, ranks):
-        dist.init_process_group("fake", store=FakeStore(), rank=rank * plan.DP, world_size=plan.WORLD)
+        dist.init_process_group("fake", store=FakeStore(), rank=rank * (plan.WORLD // plan.PP), world_size=plan.WORLD)
         parallel = module.Parallel(torch.device("cpu"), torch.bfloat16, 0, plan.BATCH_SIZE, length)
         optimizer = importlib.import_module(f"{train}.optimizer").make_optimizer(parallel.named_parameters(), 0.1)
         found.append(held(parallel, optimizer))

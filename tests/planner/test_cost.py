@@ -262,17 +262,33 @@ def test_no_stage_is_faster_than_the_host_launches_it() -> None:
     assert sum(layer.forward.compute) > 2 * 15 * tiny.hardware.calibration.kernel_floor.value
 
 
-def test_keys_and_values_show_where_attention_does_not_hide_them() -> None:
-    layer = ("DenseLayer.forward",)
-    slow = v3_on(changed(scale_up_achieved=16e9))
-    hidden, shown = (one.stages.cost(layer, replace(PLAIN, cp=8)).forward.other for one in (V3, slow))
-    # 128 heads of k_nope and v, and one k_rope, in bfloat16 for 4096 tokens, 7/8 of them from others; the last of the
-    # eight steps of attention has nothing left to wait for
-    ring = 4096 * (128 * (128 + 128) + 64) * 2 * 7 / 8
-    attention = 7 / 8 * V3.stages.cost(layer, replace(PLAIN, cp=8)).forward.compute[CLASSES.index("attention")]
-    latency = 7 * V3.hardware.cluster.scale_up_latency
-    assert hidden == pytest.approx(max(0.0, ring / 160e9 + latency - attention))
-    assert shown == pytest.approx(ring / 16e9 + latency - attention)
+def test_context_parallelism_gathers_latents_and_returns_their_gradients() -> None:
+    """kv_latent and k_rope in bfloat16 for 4096 tokens, 7/8 of them from others, before attention."""
+    layout = replace(PLAIN, cp=8)
+    cost = V3.stages.cost(("DenseLayer.forward",), layout)
+    seconds = 4096 * (512 + 64) * 2 * 7 / 8 / 160e9 + 7 * V3.hardware.cluster.scale_up_latency
+    assert cost.forward.other == pytest.approx(seconds)
+    assert cost.backward_input.other == pytest.approx(seconds)
+    again = V3.stages.cost(("DenseLayer.forward",), replace(layout, recompute=("full",)))
+    assert again.backward_input.other == pytest.approx(2 * seconds)
+
+
+def test_keys_and_values_of_grouped_queries_are_gathered() -> None:
+    """Llama 3.1 8B: 8 heads of 128, twice, in bfloat16."""
+    llama = costs("llama-3.1-8b", "h200", 1)
+    cost = llama.stages.cost(("DenseLayer.forward",), replace(PLAIN, pp=1, ep=1, dp=1, cp=8))
+    length = llama.spec.workload.sequence_length
+    gathered = length * 2 * 8 * 128 * 2
+    assert cost.forward.other == pytest.approx(all_gather(gathered, Group(8), llama.hardware))
+
+
+def test_every_rank_makes_keys_and_values_of_whole_sequences() -> None:
+    """kv_b_proj runs for all tokens on each of the ranks that share a sequence; everything else is divided."""
+    layer, products = ("DenseLayer.forward",), CLASSES.index("fp8_gemm")
+    one, eight = (V3.stages.cost(layer, replace(PLAIN, cp=cp)).forward.compute[products] for cp in (1, 8))
+    ops = {op.name.split(".")[-2]: op for op in V3.ops["DenseLayer.forward"] if op.kernel_class == "fp8_gemm"}
+    assert [name for name, op in ops.items() if op.of_whole] == ["kv_b_proj"]
+    assert one / 8 < eight < one / 2
 
 
 def test_the_optimizer_touches_its_shard_of_the_parameters() -> None:

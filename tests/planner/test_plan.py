@@ -24,6 +24,7 @@ from dsc.compiler.planner.serving.problem import ServingProblem
 from dsc.spec.cluster import Machines
 from dsc.spec.errors import DscError
 from dsc.spec.placement import Placement
+from dsc.spec.serving import Serving
 from planner.machines import machine, model
 
 
@@ -163,6 +164,17 @@ def test_experts_share_as_many_gpus_as_is_pinned() -> None:
     assert (four.slots, four.ep, four.redundant(64)) == (16, 4, 0)
     more = [(one.slots, one.redundant(64)) for one in servings(replace(problem, redundant=1)) if one.tp == 1]
     assert more == [(65, 1), (33, 2), (17, 4), (9, 8)]
+
+
+def test_a_spec_that_says_how_it_is_served_pins_that() -> None:
+    """What its package does: texts on each rank, experts on so many. Its placement is training's then."""
+    problem = serving("deepseek-v2-lite", "h200", 1)
+    said = {"serving": Serving(ep=4), "placement": Placement(ep=8, tp=2)}
+    (only,) = servings(replace(problem, spec=problem.spec.model_copy(update=said)))
+    assert (only.tp, only.dp, only.slots, only.ep) == (1, 8, 16, 4)
+    with pytest.raises(DscError) as raised:
+        list(servings(replace(problem, spec=problem.spec.model_copy(update={"serving": Serving(ep=16)}))))
+    assert raised.value.findings[0].key == ("serving",)
 
 
 def test_redundant_experts_need_experts() -> None:

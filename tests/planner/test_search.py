@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsc.compiler.driver import build, timed
+from dsc.compiler.driver import build, in_context, timed
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families, variants
@@ -32,7 +32,7 @@ def problem_of(name: str, kind: str, nodes: int, pins: str = "") -> Problem:
     }
     placement = Placement.model_validate(chosen) if chosen else None
     spec = spec.model_copy(update={"cluster": Machines(kind=kind, nodes=nodes), "placement": placement})
-    return Problem(spec, build(spec).training, timed(spec), machine(kind, nodes))
+    return Problem(spec, build(spec).training, timed(spec), machine(kind, nodes), in_context(spec))
 
 
 def with_memory(problem: Problem, bytes: int) -> Problem:
@@ -147,7 +147,7 @@ def others(every: Iterable[LayoutFamily]) -> tuple[LayoutFamily, ...]:
 
 def test_without_the_published_plan_no_other_score_changes() -> None:
     """Nothing in the search is calibrated on it."""
-    everything, fresh = v3(), Problem(v3().spec, v3().graph, v3().timed, v3().hardware)
+    everything, fresh = v3(), replace(v3())
     rest = others(families_of(everything))
     found = search(fresh, rest)
     assert found.legal < v3_found().legal
@@ -163,7 +163,7 @@ def test_without_the_published_plan_no_other_score_changes() -> None:
 
 
 def test_the_answer_is_the_same_again_and_in_another_order() -> None:
-    again = Problem(v3().spec, v3().graph, v3().timed, v3().hardware)
+    again = replace(v3())
     backwards = (one._replace(pipelines=one.pipelines[::-1]) for one in reversed(families_of(v3())))
     found = search(again, backwards)
     assert found.best == v3_found().best

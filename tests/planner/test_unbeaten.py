@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 
-from dsc.compiler.driver import build, timed
+from dsc.compiler.driver import build, in_context, timed
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.legal import problems
@@ -33,16 +33,16 @@ LARGEST = 16  # of each size that an outsider tries
 
 
 @cache
-def graphs(name: str, length: int) -> tuple[ModelSpec, Graph, Graph]:
+def graphs(name: str, length: int) -> tuple[ModelSpec, Graph, Graph, tuple[Graph, Graph]]:
     spec = load(name)
     sized = spec.workload.model_copy(update={"sequence_length": min(length, spec.max_position_embeddings)})
     spec = spec.model_copy(update={"workload": sized})
-    return spec, build(spec).training, timed(spec)
+    return spec, build(spec).training, timed(spec), in_context(spec)
 
 
 def drawn(seed: int) -> Problem:
     draw = random.Random(seed)
-    spec, graph, clock = graphs(draw.choice(MODELS), draw.choice((512, 2048, 4096)))
+    spec, graph, clock, shared = graphs(draw.choice(MODELS), draw.choice((512, 2048, 4096)))
     machines = hardware(Machines(kind=draw.choice(KINDS), gpus=draw.choice((1, 2, 3, 4, 6, 7, 8, 12, 16))))
     layers = draw.choice(PINS)
     world = machines.gpus
@@ -50,7 +50,7 @@ def drawn(seed: int) -> Problem:
         layers = {}
     work = spec.workload.model_copy(update={"global_batch": world * draw.choice((4, 8, 32, 48))})
     spec = spec.model_copy(update={"workload": work, "placement": Placement.model_validate(layers)})
-    problem = Problem(spec, graph, clock, machines)
+    problem = Problem(spec, graph, clock, machines, shared)
     needed = search(problem).smallest.bytes
     room = round(needed * draw.choice((1.0, 1.2, 2.0, 8.0)))
     cluster = machines.cluster.model_copy(update={"hbm_bytes": room})
@@ -105,9 +105,9 @@ def test_no_plan_of_three_hundred_is_beaten(first: int) -> None:
 
 def test_a_micro_batch_beyond_the_enumeration_is_found() -> None:
     """Short sequences: sixteen of them and more keep a GPU busier than the eight where the enumeration ends."""
-    spec, graph, clock = graphs("tiny", 256)
+    spec, graph, clock, shared = graphs("tiny", 256)
     work = spec.workload.model_copy(update={"global_batch": 8 * 64})
-    problem = Problem(spec.model_copy(update={"workload": work}), graph, clock, hardware(Machines(kind="h100")))
+    problem = Problem(spec.model_copy(update={"workload": work}), graph, clock, hardware(Machines(kind="h100")), shared)
     found = search(problem).best
     assert found is not None and found.layout.micro_batch == 8
     best = climb(problem, found)
@@ -117,9 +117,9 @@ def test_a_micro_batch_beyond_the_enumeration_is_found() -> None:
 
 
 def test_a_pinned_choice_is_no_way_up() -> None:
-    spec, graph, clock = graphs("tiny", 256)
+    spec, graph, clock, shared = graphs("tiny", 256)
     pinned = spec.model_copy(update={"placement": Placement(micro_batch=8, zero=1)})
-    problem = Problem(pinned, graph, clock, hardware(Machines(kind="h100")))
+    problem = Problem(pinned, graph, clock, hardware(Machines(kind="h100")), shared)
     found = search(problem).best
     assert found is not None
     best = climb(problem, found)
@@ -130,8 +130,8 @@ def test_a_pinned_choice_is_no_way_up() -> None:
 
 def test_a_worse_start_is_left() -> None:
     """The climb is what moves: from a layout that one of its neighbours beats."""
-    spec, graph, clock = graphs("tiny", 512)
-    problem = Problem(spec, graph, clock, hardware(Machines(kind="h100", gpus=2)))
+    spec, graph, clock, shared = graphs("tiny", 512)
+    problem = Problem(spec, graph, clock, hardware(Machines(kind="h100", gpus=2)), shared)
     found = search(problem).best
     assert found is not None
     worse = replace(found.layout, micro_batch=1)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.cases.grouped_gemm import routing
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
     num_experts, top_k, width = sizes
     experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices
-    _, position, _ = kernel.reference_sort(experts, num_experts)
+    _, position, _ = routing(tokens, num_experts, top_k, device)
     rows, shared = (normal(n, width, device=device) for n in (tokens * top_k, tokens))
     label = f"{tokens} x {top_k} of {num_experts}"
     yield Case(

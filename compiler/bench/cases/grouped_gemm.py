@@ -8,9 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.case import Case, filled, normal
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
@@ -20,6 +21,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     weights = torch.rand(tokens, top_k, device=device)
     x, h, dpre = (normal(*shape, device=device) for shape in ((tokens, width), (rows, inner), (rows, 2 * inner)))
     gate_up_proj, down_proj = expert_weights(num_experts, width, inner, device)
+    grouped_mm = getattr(F, "grouped_mm", None)
     label = f"{tokens} x {top_k} of {num_experts}, {width} x {inner}"
     yield Case(
         f"experts gate_up {label}",
@@ -34,6 +36,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         partial(kernel.reference_product, h, down_proj, ends),
         bytes=2 * (h.numel() + down_proj.numel() + rows * width),
         flops=2 * rows * inner * width,
+        library=partial(grouped_mm, h, down_proj.mT, offs=ends) if grouped_mm else None,
     )
     yield Case(
         f"experts gate_up_dgrad {label}",
@@ -41,6 +44,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         partial(kernel.reference_product, dpre, gate_up_proj, ends, True),
         bytes=2 * (dpre.numel() + gate_up_proj.numel() + rows * width),
         flops=2 * rows * 2 * inner * width,
+        library=partial(grouped_mm, dpre, gate_up_proj, offs=ends) if grouped_mm else None,
     )
 
 
@@ -52,6 +56,10 @@ def expert_weights(num_experts: int, width: int, inner: int, device: str) -> tup
 
 def routing(tokens: int, num_experts: int, top_k: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """order, position and ends of tokens with top_k different experts at random."""
+    if not filled():
+        shapes = (tokens * top_k,), (tokens, top_k), (num_experts,)
+        order, position, ends = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+        return order, position, ends
     experts = torch.rand(tokens, num_experts, device=device).topk(top_k).indices.flatten()
     order = experts.argsort(stable=True)
     ends = experts.bincount(minlength=num_experts).cumsum(0)

@@ -41,7 +41,7 @@ def _cache(kernel: ModuleType, num_pages: int, latent: int, rotary: int, device:
     scales = latent // kernel.GROUP if fp8 else 0
     if not filled():
         width, dtype = (latent + 4 * scales + 2 * rotary, torch.uint8) if fp8 else (latent + rotary, torch.bfloat16)
-        return torch.empty(num_pages, PAGE_SIZE, width, dtype=dtype)
+        return torch.empty(num_pages, PAGE_SIZE, width, dtype=dtype, device=device)
     rows = normal(num_pages, PAGE_SIZE, latent + rotary, device=device)
     if not fp8:
         return rows

@@ -52,7 +52,7 @@ class PartMemory:
         # The last of each kind: what the first layer receives is read by the table of rotations too, which is no layer.
         self.examples = {part.kind: part for part in parts}
         self._shared = _shared(parts)
-        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool], Held] = {}
+        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int], Held] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
 
     def of(
@@ -62,22 +62,32 @@ class PartMemory:
         activations: Activations,
         micro_batch: int,
         away: bool = False,
+        context: int = 1,
     ) -> Held:
-        """What a part of this kind keeps of one micro-batch. `away`: experts work for other ranks' tokens too."""
-        key = (kind, recompute, activations, micro_batch, away)
+        """What a part of this kind keeps of one micro-batch. `away`: experts work for other ranks' tokens too.
+
+        `context`: ranks that share a sequence. What each of them has of all of it counts so many times.
+        """
+        key = (kind, recompute, activations, micro_batch, away, context)
         if key not in self._held:
             self._held[key] = self._measure(*key)
         return self._held[key]
 
     def on(self, kind: str, layout: Layout) -> Held:
         away = layout.ep * layout.etp > 1
-        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away)
+        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, layout.cp)
 
     def _measure(
-        self, kind: str, recompute: tuple[str, ...], activations: Activations, micro_batch: int, away: bool
+        self,
+        kind: str,
+        recompute: tuple[str, ...],
+        activations: Activations,
+        micro_batch: int,
+        away: bool,
+        context: int,
     ) -> Held:
         part = self.examples[kind]
-        steps = part.steps
+        steps, whole = part.steps, part.whole.storages
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
@@ -87,7 +97,7 @@ class PartMemory:
             found = replace(found, storages=(*found.storages, *received))
 
         def size(one: Storage) -> int:
-            numbers = self._numbers(one, micro_batch)
+            numbers = self._numbers(one, micro_batch) * (context if one in whole else 1)
             if one in small or one in twelve:
                 return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
             return numbers * one.type.dtype.bytes

@@ -13,6 +13,7 @@ from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.passes.recompute import layer_blocks
+from dsc.compiler.planner.parts.context import Whole, rows_of, whole
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
@@ -32,6 +33,8 @@ class Part:
     """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
     steps: tuple[Step, ...]
     """Every op that runs in training, in order."""
+    whole: Whole
+    """What is of whole sequences where ranks share them."""
     layer: str | None
     """The path of the layer in it, ending in a dot; None where there is none."""
 
@@ -96,6 +99,7 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
     every, layers = graph.parameters(), layer_blocks(graph)
     owner: dict[str, str] = {}
     used = {name: tuple(_used(run)) for name, run in steps.items()}
+    rows = rows_of(graph)
     for name, parameters in used.items():
         for parameter in parameters:
             owner.setdefault(parameter, name)
@@ -104,7 +108,8 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
         own = {parameter: every[parameter] for parameter in parameters if owner[parameter] == name}
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
         kind = kinds.get(name, name)
-        yield Part(name, kind, own, borrowed, steps[name], _layer(graph, layers, kind, f"{name}."))
+        layer = _layer(graph, layers, kind, f"{name}.")
+        yield Part(name, kind, own, borrowed, steps[name], whole(steps[name], rows), layer)
 
 
 def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | None:

@@ -63,7 +63,7 @@ def _says(text: str) -> dict[str, Any]:
 def _says_of(problem: Problem, layout: Layout) -> dict[str, Any]:
     """The same, as it is figured now."""
     stages = problem.stages(layout)
-    roles = alike(problem.memory.ledger(layout, problem.batch, stages))
+    roles = alike(problem.of(layout).memory.ledger(layout, problem.batch, stages))
     return {
         "stages": [runs([problem.memory.parts[part].name for part in stage]) for stage in stages],
         "memory": [[list(role.ranks), role.bytes] for role in roles],

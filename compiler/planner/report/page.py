@@ -90,7 +90,7 @@ def memory_picture(plan: Plan) -> str:
     problem, layout = plan.problem, plan.layout
     stages = problem.stages(layout)
     kinds = (tuple(problem.memory.parts[part].kind for part in stage) for stage in stages)
-    held = [problem.memory.stages.of(one, layout).kept for one in kinds]
+    held = [problem.of(layout).memory.stages.of(one, layout).kept for one in kinds]
     panels = [Panel(ranks_text(role.ranks), role.ranks[0], _static(role, problem.capacity)) for role in plan.roles]
     title = f"memory of one {problem.hardware.device} over the schedule"
     return memory_svg(plan.timeline, panels, held, problem.capacity, title)

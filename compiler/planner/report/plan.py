@@ -97,7 +97,7 @@ class Plan:
         """The whole step, action by action."""
         problem = self.problem
         count = self.layout.micro_batches(problem.batch)
-        return problem.cost.timeline(self.layout, problem.stages(self.layout), count)
+        return problem.of(self.layout).cost.timeline(self.layout, problem.stages(self.layout), count)
 
 
 def make_plan(problem: Problem) -> Plan:
@@ -118,7 +118,7 @@ def plan_of(problem: Problem, found: Found, chosen: Candidate) -> Plan:
     layout = chosen.layout
     time = problem.step(layout)
     around = neighbours(problem, layout, time.seconds)
-    roles = alike(problem.memory.ledger(layout, problem.batch, problem.stages(layout)))
+    roles = alike(problem.of(layout).memory.ledger(layout, problem.batch, problem.stages(layout)))
     roles = tuple(cited(role, problem.memory.parts) for role in roles)
     return Plan(problem, found, chosen, roles, time, around, largest_saving(problem, layout, around))
 

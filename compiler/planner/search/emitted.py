@@ -50,6 +50,7 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
     return Sharing(
         pp=layout.pp,
         dp=layout.dp,
+        cp=layout.cp,
         ep=layout.ep,
         zero=max(layout.zero, 1),
         schedule=SCHEDULES[layout.schedule],
@@ -74,7 +75,7 @@ def nodes(layout: Layout, hardware: Hardware) -> int:
 
 def planned(problem: Problem, layout: Layout) -> PlannedStep:
     """What the plan expects of a step of this layout."""
-    roles = problem.memory.ledger(layout, problem.batch, problem.stages(layout))
+    roles = problem.of(layout).memory.ledger(layout, problem.batch, problem.stages(layout))
     return PlannedStep(
         seconds=problem.step(layout).seconds,
         bytes=max(role.bytes for role in roles),
@@ -103,7 +104,7 @@ def _keeps_codes(timed: Graph) -> bool:
 
 def missing(layout: Layout, graph: Graph, timed: Graph) -> Iterator[str]:
     """What of a layout there is no code for."""
-    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "etp") if getattr(layout, name) > 1)
+    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "etp") if getattr(layout, name) > 1)
     if _keeps_codes(timed) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

@@ -29,12 +29,25 @@ class Problem:
     timed: Graph
     """Whose ops take the time: the same with the experts' steps apart."""
     hardware: Hardware
+    in_context: tuple[Graph, Graph] | None = None
+    """The same two graphs where ranks share sequences, if those run others."""
     asked: ModelSpec | None = None
     """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
 
     @property
     def written(self) -> ModelSpec:
         return self.asked or self.spec
+
+    def of(self, layout: Layout) -> Problem:
+        """The problem whose graphs are those that a layout runs."""
+        return self._shared if layout.cp > 1 else self
+
+    @cached_property
+    def _shared(self) -> Problem:
+        if self.in_context is None:
+            return self
+        graph, timed = self.in_context
+        return replace(self, graph=graph, timed=timed, in_context=None)
 
     @property
     def world(self) -> int:
@@ -77,10 +90,16 @@ class Problem:
     def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
+        if self.in_context is not None:
+            graph, timed = self.in_context
+            shared = replace(other, graph=graph, timed=timed, in_context=None)
+            vars(other)["_shared"] = self._shared._knowing(shared)
         return other
 
     def stages(self, layout: Layout) -> Stages:
         """Parts of each stage, balanced by their time."""
+        if self.of(layout) is not self:
+            return self.of(layout).stages(layout)
         pairs = layout.schedule in PAIRING  # so that all-to-alls are hidden
         alike = (pairs, layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
         key = (alike, layout.chunks)
@@ -94,14 +113,14 @@ class Problem:
 
     def bytes(self, layout: Layout) -> int:
         """Of the fullest rank."""
-        return self.memory.fullest(layout, self.batch, self.stages(layout))
+        return self.of(layout).memory.fullest(layout, self.batch, self.stages(layout))
 
     def kept_bytes(self, layout: Layout) -> int:
         """The same without what lives for a moment."""
-        return self.memory.fullest(layout, self.batch, self.stages(layout), working=False)
+        return self.of(layout).memory.fullest(layout, self.batch, self.stages(layout), working=False)
 
     def bound(self, layout: Layout) -> float:
-        return self.cost.bound(layout, self.stages(layout), self.batch)
+        return self.of(layout).cost.bound(layout, self.stages(layout), self.batch)
 
     def step(self, layout: Layout) -> StepTime:
-        return self.cost.step(layout, self.stages(layout), self.batch)
+        return self.of(layout).cost.step(layout, self.stages(layout), self.batch)

@@ -138,7 +138,8 @@ class _Search:
     def _least(self, family: LayoutFamily, exchanges: bool = True) -> float:
         """Of the pipelines of a family one that pairs takes least, where there is any."""
         pipeline = next((one for one in family.pipelines if one.schedule in PAIRING), family.pipelines[0])
-        return self.problem.cost.least(family.grid(pipeline), self.problem.batch, exchanges)
+        grid = family.grid(pipeline)
+        return self.problem.of(grid).cost.least(grid, self.problem.batch, exchanges)
 
     def _push(self, seconds: float, what: int, found: Entry) -> None:
         heapq.heappush(self.queue, (seconds * ROUNDING if what != SIMULATED else seconds, what, found))
@@ -154,7 +155,7 @@ class _Search:
         """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
         zeros = self._zeros(grid)
         if zeros:
-            floor = self.problem.cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
+            floor = self.problem.of(grid).cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
             self._push(max(seconds, floor), GRID, grid)
 
     def _open(self, grid: Layout) -> None:

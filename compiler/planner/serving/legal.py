@@ -20,22 +20,34 @@ MOST_REDUNDANT = 4
 """One redundant expert for so many routed ones, at most: DeepSeek-V3's decode has 64 for 256 (report, 3.4.2)."""
 
 
+def pins_of(problem: ServingProblem) -> Placement:
+    """Where a spec says how ranks serve, what its package does; otherwise its placement."""
+    serving = problem.spec.serving
+    if serving is not None:
+        return Placement(tp=1, ep=serving.ep)
+    return problem.spec.placement or Placement()
+
+
+def _key(problem: ServingProblem) -> tuple[str]:
+    return ("placement",) if problem.spec.serving is None else ("serving",)
+
+
 def servings(problem: ServingProblem) -> Iterator[Serving]:
     """Every legal deployment that keeps to the pins, smaller groups first. Raises DscError where none does."""
     check_pins(problem)
-    pins = problem.spec.placement or Placement()
+    pins = pins_of(problem)
     reasons = {}
     for tp in _group_sizes(problem) if pins.tp is None else (pins.tp,):
         reasons[tp] = _why_not(problem, tp)
         if not reasons[tp]:
             yield from (_serving(problem, tp, ep) for ep in _expert_groups(problem, tp))
     if all(reasons.values()):
-        raise DscError([Finding("DSC070", reason, ("placement",)) for reason in next(iter(reasons.values()))])
+        raise DscError([Finding("DSC070", reason, _key(problem)) for reason in next(iter(reasons.values()))])
 
 
 def check_pins(problem: ServingProblem) -> None:
     """Raises what no deployment can keep to."""
-    pins, world = problem.spec.placement or Placement(), problem.world
+    pins, world = pins_of(problem), problem.world
     wrong = []
     for name in UNUSED:
         if (getattr(pins, name) or 1) > 1:
@@ -49,12 +61,12 @@ def check_pins(problem: ServingProblem) -> None:
     if problem.redundant and not problem.experts:
         wrong.append(f"{problem.redundant} redundant experts, but the model has no experts")
     if wrong:
-        raise DscError([Finding("DSC070", reason, ("placement",)) for reason in wrong])
+        raise DscError([Finding("DSC070", reason, _key(problem)) for reason in wrong])
 
 
 def _group_sizes(problem: ServingProblem) -> tuple[int, ...]:
     """Tensor parallelism talks inside every layer, so NVLink joins its GPUs."""
-    dp = (problem.spec.placement or Placement()).dp
+    dp = pins_of(problem).dp
     if dp is not None:
         return (problem.world // dp,)
     largest = min(problem.world, problem.hardware.cluster.scale_up_domain)
@@ -64,7 +76,7 @@ def _group_sizes(problem: ServingProblem) -> tuple[int, ...]:
 def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
     """How many GPUs may share the experts: whole groups of tensor parallelism, parts of a node or whole nodes, and no
     more than have a use."""
-    pinned, world = (problem.spec.placement or Placement()).ep, problem.world
+    pinned, world = pins_of(problem).ep, problem.world
     if pinned or not problem.experts:
         return (pinned or world,)
     wanted = problem.experts + problem.redundant

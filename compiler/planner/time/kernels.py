@@ -68,6 +68,8 @@ class KernelTime(NamedTuple):
     """Of activations."""
     weights: float
     routed: bool
+    of_whole: bool
+    """Ranks that share sequences all run it for the whole of them."""
 
 
 class Kernels(NamedTuple):
@@ -92,8 +94,9 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     tokens, dense, experts = share
 
     def time(kernel: KernelTime) -> float:
-        moving = kernel.moving / tokens + kernel.weights / (experts if kernel.routed else dense)
-        return max(kernel.computing / tokens, moving, floor)
+        among = dense if kernel.of_whole else tokens
+        moving = kernel.moving / among + kernel.weights / (experts if kernel.routed else dense)
+        return max(kernel.computing / among, moving, floor)
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}
@@ -132,7 +135,8 @@ def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int
         weight += passes[2]
         if op.recast:  # codes along the tokens, of wide numbers instead of codes along the features
             moved = op.input_elements.at(batch, length) * (CAST - TRANSPOSE)
-            recast.append((_kernel(hardware, hardware.calibration.forward, "cast", moved=moved), op.recast))
+            forward_again = hardware.calibration.forward
+            recast.append((_kernel(hardware, forward_again, "cast", moved=moved, of_whole=op.of_whole), op.recast))
     return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
 
 
@@ -145,7 +149,10 @@ def _passes(
     moved, moved_back = op.forward_bytes.at(batch, length), op.backward_bytes.at(batch, length)
 
     def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> KernelTime:
-        return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed)
+        return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed, op.of_whole)
+
+    def cast(of: Efficiencies, moved: float) -> KernelTime:
+        return _kernel(hardware, of, "cast", moved=moved, of_whole=op.of_whole)
 
     if op.kernel_class == "memory":
         back = [kernel(calibration.input_gradient, moved=moved_back)] if moved_back else []
@@ -160,11 +167,11 @@ def _passes(
     weight = [kernel(calibration.weight_gradient, backward / 2, moved, op.weights * ACCUMULATE)]
     given, result = op.input_elements.at(batch, length), op.output_elements.at(batch, length)
     if given:
-        forward.append(_kernel(hardware, calibration.forward, "cast", moved=given * CAST))
-        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=given * TRANSPOSE))
+        forward.append(cast(calibration.forward, given * CAST))
+        weight.append(cast(calibration.weight_gradient, given * TRANSPOSE))
     if result:
-        data.append(_kernel(hardware, calibration.input_gradient, "cast", moved=result * CAST))
-        weight.append(_kernel(hardware, calibration.weight_gradient, "cast", moved=result * TRANSPOSE))
+        data.append(cast(calibration.input_gradient, result * CAST))
+        weight.append(cast(calibration.weight_gradient, result * TRANSPOSE))
     return forward, data, weight
 
 
@@ -179,9 +186,15 @@ def _kernel(
     moved: float = 0.0,
     weights: float = 0.0,
     routed: bool = False,
+    of_whole: bool = False,
 ) -> KernelTime:
     """`moved` and `weights` in bytes."""
     computing, bandwidth = hardware.rates(of, kernel_class)
     return KernelTime(
-        POSITION[kernel_class], flops / computing if flops else 0.0, moved / bandwidth, weights / bandwidth, routed
+        POSITION[kernel_class],
+        flops / computing if flops else 0.0,
+        moved / bandwidth,
+        weights / bandwidth,
+        routed,
+        of_whole,
     )

@@ -68,8 +68,10 @@ class OpCost:
     """Of the input, where this op is the first to cast it to FP8."""
     output_elements: Terms
     """Of the result, whose gradient is cast to FP8."""
-    key_value_bytes: Terms
-    """Of attention: what context parallelism passes around."""
+    of_whole: bool
+    """It runs for whole sequences on every rank that shares them."""
+    sent_bytes: tuple[Terms, Terms]
+    """Of attention: what context parallelism gathers, by heads, and for all heads alike."""
 
 
 def op_costs(parts: Iterable[Part], fp8_products: AbstractSet[str]) -> dict[str, tuple[OpCost, ...]]:
@@ -98,11 +100,18 @@ def _op_costs(part: Part, fp8_products: AbstractSet[str]) -> Iterator[OpCost]:
         if source is not None:
             cast.add(source)
         recast = tuple(choice for choice in RECOMPUTE if source in made[choice]) if casts_first else ()
-        yield _op_cost(step, kernel_class, casts_first, recompute, recast)
+        sent = part.whole.sent if kernel_class == "attention" else ()
+        yield _op_cost(step, kernel_class, casts_first, recompute, recast, index in part.whole.steps, sent)
 
 
 def _op_cost(
-    step: Step, kernel_class: KernelClass, casts_first: bool, recompute: tuple[str, ...], recast: tuple[str, ...]
+    step: Step,
+    kernel_class: KernelClass,
+    casts_first: bool,
+    recompute: tuple[str, ...],
+    recast: tuple[str, ...],
+    of_whole: bool,
+    sent: tuple[Storage, ...],
 ) -> OpCost:
     node, op, sizes = step.node, step.node.op, step.sizes
     parameters = op.parameters()
@@ -128,7 +137,8 @@ def _op_cost(
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
         input_elements=_terms(_elements(node.input_types[0], sizes) if casts_first else Int(0)),
         output_elements=_terms(_elements(node.output_types[0], sizes) if kernel_class in CASTING else Int(0)),
-        key_value_bytes=_terms(total(_of_tokens(inputs[1:])) if op.op_class is OpClass.ATTENTION else Int(0)),
+        of_whole=of_whole,
+        sent_bytes=_sent(sent),
     )
 
 
@@ -183,9 +193,11 @@ def _sizes(
     return found
 
 
-def _of_tokens(sizes: list[tuple[Dim, bool]]) -> list[Dim]:
-    """Those that grow with the batch: a table of positions does not."""
-    return [size for size, _ in sizes if any(B.name in names for names in size.polynomial())]
+def _sent(rows: tuple[Storage, ...]) -> tuple[Terms, Terms]:
+    """Bytes of the rows that tensor parallelism divides, and of those that it does not."""
+    by_heads = [one.type.bytes for one in rows if Axis.HEADS in one.type.axes]
+    alike = [one.type.bytes for one in rows if Axis.HEADS not in one.type.axes]
+    return _terms(total(by_heads)), _terms(total(alike))
 
 
 def _elements(type: ValueType, sizes: Mapping[str, Dim]) -> Dim:

@@ -137,9 +137,8 @@ class PartTimes:
     ) -> tuple[Computing, Traffic]:
         share = sharing.share
         work = self._computing(kind, sharing.micro_batch, share, recompute)
-        alone = self._compute(kind, sharing.micro_batch, share)
         full, exchanges = "full" in recompute, exchanges and kind in self._routed
-        return work, self._communication.of_part(kind, self._ops[kind], sharing, alone, full, exchanges)
+        return work, self._communication.of_part(kind, self._ops[kind], sharing, full, exchanges)
 
     def _computing_of(self, kind: str, micro_batch: int, share: Share, recompute: tuple[str, ...]) -> Computing:
         compute = self._compute(kind, micro_batch, share)

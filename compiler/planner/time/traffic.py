@@ -14,7 +14,6 @@ from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.parts import EMBEDDING, HEAD
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.widths import BYTES
-from dsc.compiler.planner.time.kernels import CLASSES, Seconds
 from dsc.compiler.planner.time.ops import OpCost
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.spec.model import ModelSpec
@@ -52,20 +51,18 @@ class Communication:
         self._dispatch_width = FP8 if "experts" in spec.precision.fp8_products() else self._width
         self._exchange = cache(self._exchange_of)
 
-    def of_part(
-        self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing, compute: Seconds, full: bool, exchanges: bool
-    ) -> Traffic:
+    def of_part(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing, full: bool, exchanges: bool) -> Traffic:
         """`full`: all of forward runs again in backward. `exchanges`: its experts' tokens go to other ranks."""
         exchange, hidden = self._exchange(sharing) if exchanges else (0.0, 0.0)
         tensor = self._tensor_parallel(kind, ops, sharing)
-        context = self._context_parallel(ops, sharing, compute)
+        context = self._context_parallel(ops, sharing)
         twice = 2 if full else 1  # forward's communication runs again with forward
         return Traffic(
             exchange,
             hidden,
             twice,
-            tensor + context[0],
-            twice * tensor + tensor / 2 + context[1] + (twice - 1) * context[0],
+            tensor + context,
+            twice * tensor + tensor / 2 + twice * context,
             self._hardware.calibration.imbalance.value if exchange else 1.0,
         )
 
@@ -103,21 +100,20 @@ class Communication:
         widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
 
-    def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing, compute: Seconds) -> tuple[float, float]:
-        """Keys and values around a ring beside attention, forward and backward (with their gradients): what shows.
-
-        A rank attends to what it has while the next arrives, so nothing arrives beside the last of cp equal steps
-        (ring attention, arXiv 2310.01889, section 3).
-        """
+    def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
+        """Latents, or keys and values, of all ranks that share a sequence, gathered before attention; as long as the
+        reduce-scatter of their gradients. Nothing runs beside either."""
         if sharing.cp == 1:
-            return 0.0, 0.0
-        total = sum(op.key_value_bytes.at(sharing.micro_batch, self._length) for op in ops) / sharing.tp
-        ring = collectives.all_gather(total, Group(sharing.cp, sharing.tp), self._hardware) if total else 0.0
-        attention, beside = CLASSES.index("attention"), (sharing.cp - 1) / sharing.cp
-        return (
-            max(0.0, ring - beside * compute.forward[attention]),
-            max(0.0, 2 * ring - beside * compute.input_gradient[attention]),
+            return 0.0
+        sent = self.context_bytes(ops, sharing)
+        return collectives.all_gather(sent, Group(sharing.cp, sharing.tp), self._hardware) if sent else 0.0
+
+    def context_bytes(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
+        """Of the rows of whole sequences that attention of one micro-batch has on a rank."""
+        by_heads, alike = (
+            sum(op.sent_bytes[which].at(sharing.micro_batch, self._length) for op in ops) for which in (0, 1)
         )
+        return by_heads / sharing.tp + alike
 
     def sharded_weights(
         self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing

@@ -14,8 +14,9 @@ result is deterministic.
     backward    drows[position[t, k]] = dy[t],  dshared = dy
 
 Shapes: experts [..., K] ids, order [T * K], position [T, K] and ends [E] int32, rows [T * K, D], shared and y [T, D].
-T is the product of the dims of experts before K. An id
-outside [0, E) raises IndexError on a CPU; elsewhere it is undefined, and route never returns one.
+T is the product of the dims of experts before K. An id outside [0, E), which route never returns, raises IndexError on
+a CPU; elsewhere its slot has no row, position -1, and combine gives its token NaN. The rows from ends[-1] on are then
+nobody's, and order says nothing of them.
 
 Floor, bfloat16: combine moves 2 * (K + 2) * D bytes a token, its backward 2 * (K + 1) * D. Sorting is three launches.
 """
@@ -56,13 +57,20 @@ def reference_spread(dy: Tensor, position: Tensor) -> Tensor:
 
 
 @triton.jit
+def _expert(ids_ptr, slot, num_slots, E: tl.constexpr):
+    """The expert that a slot chose; -1 where there is no such slot or expert."""
+    ids = tl.load(ids_ptr + slot, mask=slot < num_slots, other=-1)
+    return tl.where((ids >= 0) & (ids < E), ids, -1).to(tl.int32)
+
+
+@triton.jit
 def expert_dispatch_count_kernel(
     ids_ptr, counts_ptr, num_slots, E: tl.constexpr, BLOCK_E: tl.constexpr, SLOTS: tl.constexpr
 ):  # fmt: skip
     """counts[block, e]: the slots of a block that chose e."""
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    ids = tl.load(ids_ptr + slot, mask=slot < num_slots, other=0).to(tl.int32)
-    count = tl.histogram(ids, BLOCK_E, mask=slot < num_slots)
+    ids = _expert(ids_ptr, slot, num_slots, E)
+    count = tl.histogram(ids, BLOCK_E, mask=ids >= 0)
     expert = tl.arange(0, BLOCK_E)
     tl.store(counts_ptr + tl.program_id(0) * E + expert, count, mask=expert < E)
 
@@ -97,15 +105,15 @@ def expert_dispatch_place_kernel(
     """Each slot's row: the first of its block and expert, plus the earlier slots of the block with that expert."""
     first = tl.program_id(0) * SLOTS
     slot = first + tl.arange(0, SLOTS)
-    ids = tl.load(ids_ptr + slot, mask=slot < num_slots, other=0).to(tl.int32)
+    ids = _expert(ids_ptr, slot, num_slots, E)
     rank = tl.zeros((SLOTS,), tl.int32)
     for chunk in tl.range(0, SLOTS, CHUNK):
         before = first + chunk + tl.arange(0, CHUNK)
-        theirs = tl.load(ids_ptr + before, mask=before < num_slots, other=0).to(tl.int32)
+        theirs = _expert(ids_ptr, before, num_slots, E)
         rank += tl.sum(((theirs[None, :] == ids[:, None]) & (before[None, :] < slot[:, None])).to(tl.int32), 1)
-    row = tl.load(starts_ptr + tl.program_id(0) * E + ids) + rank
-    tl.store(position_ptr + slot, row, mask=slot < num_slots)
-    tl.store(order_ptr + row, slot, mask=slot < num_slots)
+    row = tl.load(starts_ptr + tl.program_id(0) * E + ids, mask=ids >= 0, other=0) + rank
+    tl.store(position_ptr + slot, tl.where(ids >= 0, row, -1), mask=slot < num_slots)
+    tl.store(order_ptr + row, slot, mask=ids >= 0)
 
 
 @triton.jit
@@ -119,7 +127,7 @@ def expert_dispatch_combine_kernel(
     y = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(CHOSEN):
         row = tl.load(position_ptr + token * CHOSEN + k).to(tl.int64)
-        y += tl.load(rows_ptr + row * D + offs_d, mask=mask, other=0.0).to(tl.float32)
+        y += tl.load(rows_ptr + row * D + offs_d, mask=mask & (row >= 0), other=float("nan")).to(tl.float32)
     if ADD:
         y += tl.load(shared_ptr + token * D + offs_d, mask=mask, other=0.0).to(tl.float32)
     tl.store(y_ptr + token * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -135,7 +143,7 @@ def expert_dispatch_spread_kernel(
     dy = tl.load(dy_ptr + token * D + offs_d, mask=mask, other=0.0)
     for k in tl.static_range(CHOSEN):
         row = tl.load(position_ptr + token * CHOSEN + k).to(tl.int64)
-        tl.store(drows_ptr + row * D + offs_d, dy, mask=mask)
+        tl.store(drows_ptr + row * D + offs_d, dy, mask=mask & (row >= 0))
 
 
 @operator(__name__, "sort_by_expert")
@@ -151,7 +159,7 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     expert_dispatch_count_kernel[(num_blocks,)](ids, starts, num_slots, **sizes, **SORT)
     expert_dispatch_start_kernel[(1,)](starts, ends, num_blocks, **sizes, ROWS=16)
     expert_dispatch_place_kernel[(num_blocks,)](
-        ids, starts, order, position, num_slots, E=num_experts, CHUNK=32, **SORT
+        ids, starts, order, position, num_slots, E=num_experts, CHUNK=16, **SORT
     )
     return order, position, ends
 

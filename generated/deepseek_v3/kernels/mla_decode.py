@@ -112,10 +112,11 @@ def mla_decode_split_kernel(
     begin = split * size
     if (begin >= length) & (split > 0):
         return
-    end = tl.minimum(begin + size, length)
 
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     num_rows = num_queries * H
+    last = (tl.minimum(tl.program_id(0) * BLOCK_M + BLOCK_M, num_rows) - 1) // H  # query of the tile
+    end = tl.minimum(begin + size, length - num_queries + last + 1)  # where it stops
     mask_m = (offs_m < num_rows)[:, None]
     visible = length - num_queries + offs_m // H + 1  # tokens that the query of a row sees
     offs_l, offs_r = tl.arange(0, L), tl.arange(0, R)

@@ -30,7 +30,7 @@ from ..dims import (
     TOP_K,
     V_HEAD_DIM,
 )
-from ..model import rotate, upcast
+from ..model import float32_linear, rotate, upcast
 from .batch import Batch, Group
 from .cache import PAGE_SIZE
 from .prepare import (
@@ -154,7 +154,7 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
-    logits = F.linear(upcast(x), upcast(module.weight))  # [T, E]
+    logits = float32_linear(x, module.weight)  # [T, E]
     scores = logits.sigmoid()
 
     choice = scores.detach() + module.e_score_correction_bias
@@ -184,7 +184,7 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     h = h * slot_weights
     h = each_expert(h, module.down_proj, counts)  # [T * K, D]
 
-    out = torch.zeros_like(x).index_add(0, source, h)  # [T, D]
+    out = h.new_zeros(x.shape).index_add(0, source, h)  # [T, D]
     shared = feed_forward(module.shared_experts, x)
     return out + shared
 

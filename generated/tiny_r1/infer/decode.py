@@ -28,7 +28,7 @@ from ..dims import (
     TOP_K,
     V_HEAD_DIM,
 )
-from ..model import rotate, upcast
+from ..model import float32_linear, rotate, upcast
 from .batch import Batch, Group
 from .cache import PAGE_SIZE
 from .prepare import (
@@ -152,7 +152,7 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores; the bias affects the choice of experts, not their weights."""
-    logits = F.linear(upcast(x), upcast(module.weight))  # [T, E]
+    logits = float32_linear(x, module.weight)  # [T, E]
     scores = logits.sigmoid()
 
     choice = scores.detach() + module.e_score_correction_bias
@@ -179,7 +179,7 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor, batch: Batch) -> Ten
     h = h * slot_weights
     h = each_expert(h, module.down_proj, counts)  # [T * K, D]
 
-    out = torch.zeros_like(x).index_add(0, source, h)  # [T, D]
+    out = h.new_zeros(x.shape).index_add(0, source, h)  # [T, D]
     shared = feed_forward(module.shared_experts, x)
     return out + shared
 

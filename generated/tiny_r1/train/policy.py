@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..dims import HIDDEN_SIZE, NUM_DENSE_LAYERS, NUM_EXPERTS, ROUTED_SCALING_FACTOR, TOP_K
 from ..kernels.grouped_mm import grouped_mm
-from ..model import MixtureOfExperts, Model, MoeLayer, Router, rotary_table, spread_pairs, upcast
+from ..model import MixtureOfExperts, Model, MoeLayer, Router, float32_linear, rotary_table, spread_pairs
 from .head import log_probabilities
 from .replay import Replay
 
 
 def router(module: Router, x: Tensor, replay: Replay) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores; the bias affects the choice of experts, not their weights."""
-    logits = F.linear(upcast(x), upcast(module.weight))  # [B, S, E]
+    logits = float32_linear(x, module.weight)  # [B, S, E]
     scores = logits.sigmoid()
 
     choice = scores.detach() + module.e_score_correction_bias
@@ -52,7 +52,7 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor, replay: Replay) -> T
     h = h * slot_weights
     h = grouped_mm(h, module.down_proj, ends)  # [T * K, D]
 
-    out = torch.zeros_like(flat).scatter_add(0, source, h)  # [T, D]
+    out = h.new_zeros(flat.shape).scatter_add(0, source, h)  # [T, D]
     out = out.view_as(x)  # [B, S, D]
     shared = module.shared_experts(x)
     return out + shared

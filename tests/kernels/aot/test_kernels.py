@@ -11,6 +11,7 @@ from kernels.ahead import Compiled, compile_launches
 from kernels.budgets import check_budget
 from kernels.lab import dims, kernels, spec_with
 
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.kernel import Kernel, Launch, Probe
 from dsc.compiler.kernels.registry import KERNELS
 from dsc.compiler.kernels.target import TARGETS
@@ -58,7 +59,7 @@ def keys(probe: Probe) -> dict[str, object]:
 def test_launches(name: str, arch: str) -> None:
     kernel, cases, measured = KERNELS[name], import_module(f"{CASES}.{name}").cases, {}
     for probe, module in probes(kernel, arch):
-        sizes = kernel.sizes(dims(probe.model, **keys(probe)))
+        sizes = SIZES[name](dims(probe.model, **keys(probe)))
         for case in cases(module, sizes, probe.tokens, "cpu"):
             if re.search(probe.only, case.name):
                 launches = compile_launches(module, case.run, arch)

@@ -8,7 +8,7 @@ import torch
 from kernels.ahead import compile_launches
 from kernels.lab import dims, kernels
 
-from dsc.compiler.kernels.registry import KERNELS
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.target import TARGETS
 
 BF16, FP8 = ("HGMMA",), ("QGMMA",)
@@ -33,7 +33,7 @@ def test_options_cost_no_spills(name: str) -> None:
     else:
         assert "LIMIT" in vars(sys.modules[f"{module.__package__}.swiglu_formula"])
     cases = import_module(f"dsc.compiler.bench.cases.{name}").cases
-    for case in cases(module, KERNELS[name].sizes(dims("deepseek-v3")), 4096, "cpu"):
+    for case in cases(module, SIZES[name](dims("deepseek-v3")), 4096, "cpu"):
         for launch in compile_launches(module, case.run, "sm_90"):
             assert launch.spilled == 0, (case.name, launch)
             assert launch.shared <= TARGETS["sm_90"].shared_memory

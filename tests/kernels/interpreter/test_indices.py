@@ -81,6 +81,42 @@ def test_a_position_outside_rope_gives_nan(position: int) -> None:
         written([0, position, 2], [5, 6, 7], torch.float64)
 
 
+@pytest.mark.parametrize("unknown", [-1, 4, 5, 1000, -1000, 2**32 + 1])
+def test_an_id_of_no_expert_gives_nan_and_no_row(unknown: int) -> None:
+    """To its own token alone. Others keep the rows that they would have without it."""
+    (module,) = kernels(("expert_dispatch",))
+    experts = torch.arange(300).remainder(4).view(150, 2)
+    experts[[1, 80], [0, 1]] = unknown
+    order, position, ends = module.sort_by_expert(experts, 4)
+    known = (experts >= 0) & (experts < 4)
+    slots = experts.flatten().where(known.flatten(), 4).argsort(stable=True)[: known.sum()]
+    assert torch.equal(order[: ends[-1]], slots.int()) and ends[-1] == known.sum() == 298
+    assert torch.equal(position >= 0, known) and position[~known].tolist() == [-1, -1]
+    assert torch.equal(order[position[known].long()], torch.arange(300, dtype=torch.int32).view(150, 2)[known])
+
+    rows = randn(300, WIDTH).requires_grad_()
+    y = module.combine(rows, position, None)
+    assert y.isnan().all(1).nonzero().flatten().tolist() == [1, 80] and y.isnan().any(1).sum() == 2
+    (drows,) = torch.autograd.grad(y, rows, torch.ones_like(y))
+    assert drows[: ends[-1]].eq(1).all() and drows[ends[-1] :].isnan().all()  # never written: fresh memory is NaN
+
+
+def test_what_sorts_experts_writes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outputs lie in larger memory, which is compared afterwards."""
+    (module,) = kernels(("expert_dispatch",))
+    guards: list[Tensor] = []
+
+    def between(x: Tensor) -> Tensor:
+        memory = torch.full((x.numel() + 8192,), -77, dtype=x.dtype)
+        guards.extend((memory[:4096], memory[-4096:]))
+        return memory[4096:-4096].view(x.shape)
+
+    make = module._sorted_like
+    monkeypatch.setattr(module, "_sorted_like", lambda experts, count: tuple(map(between, make(experts, count))))
+    module.sort_by_expert(torch.tensor([[0, 4], [3, -5], [1000, 2], [2**32, 1]]), 4)
+    assert len(guards) == 6 and all(bool(guard.eq(-77).all()) for guard in guards)
+
+
 def test_an_id_of_no_expert_is_refused_on_a_cpu() -> None:
     (module,) = kernels(("expert_dispatch",))
     for expert in (-1, 4):

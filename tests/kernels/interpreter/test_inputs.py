@@ -1,17 +1,21 @@
-"""Every function that `dsc bench` measures, in the interpreter: strided inputs; attention of no tokens."""
+"""Every function that `dsc bench` measures, watched: strided inputs, shuffled programs; attention of no tokens."""
 
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from kernels.lab import dims, kernels
+from kernels.lab import dims, kernels, mutated
+from kernels.watched import OutOfRange, Race, watched
 from torch import Tensor
 
 from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.registry import KERNELS
 
 CASES = "dsc.compiler.bench.cases"
@@ -19,28 +23,29 @@ NAMES = [name for name in KERNELS if find_spec(f"{CASES}.{name}")]
 KEYS = {"precision__linear__kind": "fp8_block"}
 MODELS = {"gqa_decode": "llama-3.1-8b"}
 """Where it is not tiny that has the kernel."""
+SPLIT = ("mla_decode", "gqa_decode")
+"""What divides the tokens of a sequence among programs, here also where there are few."""
 IN_PLACE = {"latent_cache": 2}
 """Leading arguments of a case that stay: its function, and the cache that it writes to."""
 
 
-def functions(name: str, tokens: int) -> Iterator[Case]:
+def functions(name: str, module: ModuleType, tokens: int) -> Iterator[Case]:
     """A case for each function that is measured."""
-    model = MODELS.get(name, "tiny")
-    (module,) = kernels((name,), model, **KEYS)
-    sizes = KERNELS[name].sizes(dims(model, **KEYS))
+    sizes = SIZES[name](dims(MODELS.get(name, "tiny"), **KEYS))
     seen = set()
     for case in islice(import_module(f"{CASES}.{name}").cases(module, sizes, tokens, "cpu"), 12):
-        function = case.name.split(" ")[0] + str(len(case.run.args))  # type: ignore[attr-defined]
+        function = (case.run.func, len(case.run.args))  # type: ignore[attr-defined]
         if function not in seen:
             seen.add(function)
             yield case
 
 
 def strided(x: Any) -> Any:
-    """Equal numbers, every other of a tensor twice as wide."""
+    """Equal numbers, every other of a tensor twice as wide; between them NaN, or -1."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x
-    wide = torch.zeros(*x.shape, 2, dtype=x.dtype)
+    wide = torch.empty(*x.shape, 2, dtype=x.dtype)
+    wide.view(torch.uint8).fill_(255)
     wide[..., 0] = x
     return wide[..., 0]
 
@@ -49,18 +54,50 @@ def outputs(result: Any) -> list[Tensor]:
     return [t for t in (result if isinstance(result, tuple | list) else [result]) if isinstance(t, Tensor)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_strided_inputs_give_the_same_bits(name: str) -> None:
+def check(name: str, module: ModuleType) -> None:
+    """Strided inputs, programs in any order: the same bits. No program leaves its tensors or meets another."""
     torch.manual_seed(0)
-    for case in functions(name, 20):
+    launched = set()
+    for case in functions(name, module, 150 if name in SPLIT else 20):
         kept = IN_PLACE.get(name, 0)
         arguments = case.run.args  # type: ignore[attr-defined]
         given = [*arguments[:kept], *map(strided, arguments[kept:])]
         expected = [t.clone() for t in outputs(case.run())]
-        actual = outputs(case.run.func(*given))  # type: ignore[attr-defined]
+        with watched() as names:
+            actual = outputs(case.run.func(*given))  # type: ignore[attr-defined]
+        launched |= names
         assert any(isinstance(t, Tensor) and not t.is_contiguous() for t in given)
-        for one, other in zip(actual, expected, strict=True):
-            assert torch.equal(one.float().nan_to_num(), other.float().nan_to_num()), case.name
+        for found, wanted in zip(actual, expected, strict=True):
+            assert torch.equal(found.float().nan_to_num(), wanted.float().nan_to_num()), case.name
+    assert {key for key in vars(module) if re.fullmatch(rf"{name}_\w+_kernel", key)} <= launched
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strides_order_and_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module,) = kernels((name,), MODELS.get(name, "tiny"), **KEYS)
+    if name in SPLIT:
+        monkeypatch.setattr(module, "num_splits", lambda batch, rows, tokens: 3)
+        monkeypatch.setattr(module, "MIN_SPLIT", module.SPLIT["BLOCK_N"])
+    check(name, module)
+
+
+FAULTS = {
+    "rows past the end": (
+        "linear_cross_entropy",
+        "tl.minimum(start_m + tl.arange(0, BLOCK_M), num_tokens - 1)",
+        "(start_m + tl.arange(0, BLOCK_M))",
+        OutOfRange,
+    ),
+    "heads share dk_rope": ("mla_attention_backward", "partial_ptr += plane * R", "partial_ptr += 0 * plane", Race),
+    "tokens as they come": ("grouped_gemm", "tokens.contiguous(), weights", "tokens, weights", AssertionError),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str) -> None:
+    name, old, new, error = FAULTS[fault]
+    with pytest.raises(error):
+        check(name, mutated(name, old, new, **KEYS))
 
 
 def test_attention_of_no_tokens() -> None:
@@ -77,7 +114,7 @@ def test_attention_of_no_tokens() -> None:
 
 def test_the_cache_that_is_written_has_to_be_contiguous() -> None:
     (module,) = kernels(("latent_cache",), **KEYS)
-    (case, *_) = functions("latent_cache", 8)
+    (case, *_) = functions("latent_cache", module, 8)
     write, cache, *rest = case.run.args  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="contiguous"):
         module._write(*rest, strided(cache))

@@ -150,6 +150,19 @@ def test_rows_before_the_first_are_never_seen(monkeypatch: pytest.MonkeyPatch, r
     assert calc_diff(out, expected) <= FP32 and not out[0].any() and bool(out[1].any())
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_tile_stops_at_the_last_token_that_it_sees(monkeypatch: pytest.MonkeyPatch, splits: int) -> None:
+    """What it would read in vain, 0 * NaN, would show."""
+    modules = kernels("plain")
+    split_into(monkeypatch, modules[1], splits)
+    queries = modules[1].SPLIT["BLOCK_M"] // modules[1].NUM_HEADS + 1  # of which the last is in a tile of its own
+    setting = Setting(modules, [130], queries, torch.float32, torch.float32)
+    expected = setting.run(modules[1].mla_decode)
+    setting.cache[setting.block_table[0, 2], 1] = float("nan")
+    out = setting.run(modules[1].mla_decode)
+    assert torch.equal(out[:, :-1], expected[:, :-1]) and out[:, -1].isnan().all()
+
+
 def test_no_sequences() -> None:
     write, module = kernels("plain")
     setting = Setting([write, module], [3], 1, torch.float32, torch.float32)

@@ -1,0 +1,106 @@
+"""The graph that serves on several ranks: experts shared out over them, and a step that may have nothing to do.
+
+A rank schedules texts of its own, and its tokens travel to the experts that they chose. So every rank walks through
+every layer in every step, if need be with no tokens at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.builder import BlockBuilder
+from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op
+from dsc.compiler.ops.call import CallModule
+from dsc.compiler.ops.dispatch import CountRows, OrderByExpert, PutRows, ReceivedEnds, Splits, TakeRows
+from dsc.compiler.ops.elementwise import Add, Swiglu
+from dsc.compiler.ops.exchange import SendRows, TradeCounts
+from dsc.compiler.ops.moe import (
+    EveryExpert,
+    GatherRows,
+    GroupedLinear,
+    ScatterSum,
+    SlotSource,
+    SlotWeights,
+    SortByExpert,
+    SplitGateUp,
+    WeighSlots,
+)
+from dsc.compiler.ops.paged import (
+    AttendAnyGroups,
+    AttendAnyGroupsEitherWay,
+    AttendGroups,
+    AttendGroupsEitherWay,
+)
+from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.passes.fuse.pattern import find
+
+OF_ANY: dict[type[Op], type[AttendGroups]] = {
+    AttendGroups: AttendAnyGroups,
+    AttendGroupsEitherWay: AttendAnyGroupsEitherWay,
+}
+
+
+def share_served_experts(graph: Graph, ranks: int) -> Graph:
+    """Every mixture of experts with equally many of its experts on each rank."""
+    size = graph.constants.dim("SERVING_RANKS", ranks, "serving.ep")
+    return graph.map(lambda block: _shared(block, size) if _is_mixture(block) else block)
+
+
+def may_idle(graph: Graph) -> Graph:
+    """Attention of a batch that may hold no group of texts."""
+    return graph.map(lambda block: block.with_nodes(_idling(node) for node in block.nodes()))
+
+
+def _idling(node: Node) -> Node:
+    kind = OF_ANY.get(type(node.op))
+    return node if kind is None else replace(node, op=kind(**vars(node.op)))
+
+
+def _is_mixture(block: Block) -> bool:
+    return any(isinstance(node.op, EveryExpert) for node in block.nodes())
+
+
+def _shared(moe: Block, ranks: Dim) -> Block:
+    """Copies of tokens go to their experts' ranks and come back; what they weigh in the sum stays at home."""
+    gate, *beside = (node for node in moe.nodes() if isinstance(node.op, CallModule))
+    sort = find(moe, SortByExpert)[1]
+    source_op, weights_op, flatten, gather, split, weigh, scatter, view = (
+        find(moe, kind)[1]
+        for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows, SplitGateUp, WeighSlots, ScatterSum, ViewAs)
+    )
+    experts = find(moe, EveryExpert)[1].num_experts
+    gate_up, down = (_share(node.op, ranks) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+    activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
+
+    block = BlockBuilder(moe.class_name, class_doc=moe.class_doc)
+    x = block.input("x", moe.inputs[0].type)
+    chosen, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
+    _, order = block.add_many(("_", "order"), sort, chosen)
+    sent = block.add("sent", CountRows(experts), chosen)
+    received = block.add("received", TradeCounts(ranks), sent)
+    to, of = block.add_many(("to", "of"), Splits(ranks), sent, received)
+
+    flat = block.add("flat", flatten, x)
+    block.paragraph()
+    source = block.add("source", source_op, order)
+    h = block.add("h", SendRows(sort.rows), block.add("h", gather, flat, source), to, of)
+    by_expert = block.add("by_expert", OrderByExpert(sort.rows), received)
+    ends = block.add("ends", ReceivedEnds(), received)
+    h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
+    halves = block.add_many(("gate", "up"), split, h)
+    h = block.add("h", down, block.add("h", activation, *halves), ends)
+    h = block.add("h", SendRows(sort.rows), block.add("h", PutRows(), h, by_expert), of, to)
+
+    block.paragraph()
+    h = block.add("h", weigh, h, block.add("slot_weights", weights_op, weights, order, x))
+    out = block.add("out", view, block.add("out", scatter, h, source, flat), x)
+    for node in beside:
+        out = block.add("out", Add(), out, block.add("shared", node.op, x))
+    return block.finish(out, *losses)
+
+
+def _share(op: GroupedLinear, ranks: Dim) -> GroupedLinear:
+    return replace(op, num_experts=op.num_experts // ranks)

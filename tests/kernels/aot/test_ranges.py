@@ -1,0 +1,76 @@
+"""The IR of every launch at real widths and the most tokens: no address leaves its range, no product its precision."""
+
+from importlib import import_module
+
+import pytest
+from kernels.aot.test_kernels import CASES, LAUNCHED, keys
+from kernels.lab import dims, kernels, mutated
+from kernels.ranges import Launched, escaping, launches, rounded
+
+from dsc.compiler.bench.sizes import SIZES
+from dsc.compiler.kernels.kernel import Kernel
+from dsc.compiler.kernels.registry import KERNELS
+
+TOKENS = 1 << 19
+ROWS = TOKENS * 8
+LOADED = {
+    "block_table_ptr": 1 << 24, "lengths_ptr": TOKENS, "ends_ptr": ROWS, "order_ptr": ROWS, "position_ptr": ROWS,
+    "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30, "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
+    "positions_ptr": TOKENS,
+}  # fmt: skip
+"""The largest that stands in memory: tokens, rows of experts, pages; of indices that are checked, anything."""
+BELOW = "expert_dispatch_place_kernel: %"
+"""A rank among the slots of a block is carried through a loop, and the row that it makes is below ROWS."""
+
+
+def launched(kernel: Kernel, tokens: int, fault: tuple[str, str] | None = None) -> list[Launched]:
+    """Of the kernel's cases at its first probe. No tensor has memory."""
+    first = next(probe for probe in kernel.probes if probe.everywhere)
+    arguments = (first.model, "sm_90")
+    if fault:
+        module = mutated(kernel.name, *fault, *arguments, **keys(first))
+    else:
+        (module,) = kernels((kernel.name,), *arguments, **keys(first))
+    found: list[Launched] = []
+    for case in import_module(f"{CASES}.{kernel.name}").cases(
+        module, SIZES[kernel.name](dims(first.model, **keys(first))), tokens, "meta"
+    ):
+        found += launches(module, case.run)
+    return found
+
+
+def faults(launch: Launched) -> list[str]:
+    return [*(line for line in escaping(launch, LOADED) if not line.startswith(BELOW)), *rounded(launch)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [kernel.name for kernel in LAUNCHED])
+def test_offsets_and_precision(name: str) -> None:
+    found = launched(KERNELS[name], TOKENS)
+    assert found
+    assert [line for launch in found for line in faults(launch)] == []
+
+
+FAULTS = {
+    "rows of a product": (
+        "expert_dispatch",
+        (
+            "tl.load(position_ptr + token * CHOSEN + k).to(tl.int64)\n        y +=",
+            "tl.load(position_ptr + token * CHOSEN + k)\n        y +=",
+        ),
+    ),
+    "experts": ("grouped_gemm", ("weight_ptr + expert.to(tl.int64)", "weight_ptr + expert")),
+    "precision": (
+        "mla_decode",
+        (
+            'scores = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")',
+            "scores = tl.dot(q_latent, tl.trans(latent))",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str) -> None:
+    name, replacement = FAULTS[fault]
+    assert any(faults(launch) for launch in launched(KERNELS[name], TOKENS, replacement))
