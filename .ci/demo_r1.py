@@ -15,8 +15,9 @@ from pathlib import Path
 
 from demo import RUNS, run, say
 
-WARM = "--steps 110 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20"
-LEARN = "--steps 60 --questions 16 --learning-rate 1e-4 --watch exact_match --judges 1"
+# The recipe of tests/benchmarks/rewards.py, which rose on three seeds; the supervised start ends early on purpose.
+WARM = "--steps 80 --batch-size 64 --learning-rate 3e-3 --warmup-steps 20 --seed 3"
+LEARN = "--steps 50 --questions 32 --learning-rate 2e-4 --watch exact_match --judges 1 --seed 3"
 SAMPLES = 4  # lines shown at the end
 CONTROL = '''"""The control's reward: worth nothing, for it says nothing about the answer."""
 
@@ -24,7 +25,7 @@ import random
 
 
 def coin(prompt: str, completion: str) -> float:
-    return float(random.random() < 0.6)
+    return float(random.random() < 0.5)
 '''
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 360, 56, 48, 44
 COLORS = {"rewarded": "#1f6feb", "control": "#8b949e"}

@@ -25,8 +25,10 @@ from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import TIMED, choose_kernels, fused
+from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
+from dsc.compiler.passes.packed import packed
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.policy import policy, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
@@ -68,6 +70,8 @@ class Program:
     """plan.yaml; empty where there is no plan."""
     policy: Graph | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
+    rows: Graph | None = None
+    """What supervised training on answers trains, several of them in a row; None where there is no policy."""
     notes: tuple[str, ...] = ()
     """Where the compiler deviates from the spec."""
 
@@ -102,8 +106,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     sharing_experts, idling = _on_ranks(spec)
     passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
     (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
-    graphs = [plain, verify(step.graph), decoding, served]
-    (training, stepped, inference, served), untiled = fused(graphs, kernels.passes, spec, target)
+    graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
+    (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
+    rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
@@ -116,7 +121,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     notes = tuple(
         dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
     )
-    return Program(spec, target, plain, training, step, inference, serving, plan, learning, notes)
+    return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
 def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
@@ -203,7 +208,7 @@ def prompted(spec: ModelSpec) -> Graph:
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.serving, program.policy
+    graphs = program.plain, program.training, program.step, program.serving, program.policy, program.rows
     return emit_package(printer, program.target, *graphs, program.notes, program.plan)
 
 

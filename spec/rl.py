@@ -1,7 +1,14 @@
 """Reinforcement learning on verifiable rewards: GRPO (arXiv 2402.03300, section 4.1), and what later papers changed.
 
-Defaults are DeepSeek-R1's (Nature 645, 2025, Methods) where it publishes a number. It does not say: whether a loss is
-divided per sequence, what happens to answers that are cut off, and how a router's choice is carried to training.
+Defaults are DeepSeek-R1's where it publishes a number (Nature 645, 2025, Methods and Supplementary Information):
+
+- published: 16 outputs a question of at most 32,768 tokens, temperature 1, clip 10, KL 0.001, a new reference every 400
+  steps, one epoch, advantages divided by the deviation; with the learning rate 3e-6 and 32 questions a step, which are
+  defaults of train/grpo.py
+- not published, or not done there: clipping that is wider on one side, importance_cap, router_replay, overlong_mask,
+  length_penalty
+- its equation has one ratio for a whole output; `ratio` token and `denominator` sequences are DeepSeekMath's, which it
+  names as its method
 """
 
 from typing import Annotated, Literal

@@ -61,28 +61,30 @@ def _helper(printer: Printer, name: str, op: Op) -> Definition:
 
 def kernel_functions(graph: Graph) -> list[tuple[str, str]]:
     """The functions of the package's kernels/ folder that the graph's lines call: (module, name)."""
-    return kernels_among(need.name for need in requirements(graph))
+    return _kernels_among(need.name for need in requirements(graph))
 
 
-def kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
-    """The requirements that are functions of kernels/: (module, name)."""
+def _kernels_among(required: Iterable[str]) -> list[tuple[str, str]]:
     wanted = sorted({name.removeprefix(KERNELS) for name in required if name.startswith(KERNELS)})
     return [(module, name) for module, _, name in (path.partition(".") for path in wanted)]
 
 
 def recompute_functions(graph: Graph) -> list[str]:
     """The functions of train/recompute.py that the graph's lines call."""
-    return sorted(
-        {need.name.removeprefix(RECOMPUTE) for need in requirements(graph) if need.name.startswith(RECOMPUTE)}
-    )
+    names = (need.name for need in requirements(graph))
+    return sorted({name.removeprefix(RECOMPUTE) for name in names if name.startswith(RECOMPUTE)})
 
 
 def imported(graph: Graph, root: str, train: str) -> list[tuple[str, str]]:
     """The functions of other files that the graph's lines call: (module, name); `root` and `train` are prefixes."""
-    trained = {need.name.removeprefix(TRAIN) for need in requirements(graph) if need.name.startswith(TRAIN)}
-    kernels = [(f"{root}kernels.{module}", name) for module, name in kernel_functions(graph)]
-    parts = (path.partition(".") for path in sorted(trained))
-    return [*kernels, *((f"{train}{module}", name) for module, _, name in parts)]
+    return imported_among([need.name for need in requirements(graph)], root, train)
+
+
+def imported_among(required: Collection[str], root: str, train: str) -> list[tuple[str, str]]:
+    """The same for these requirements."""
+    kernels = [(f"{root}kernels.{module}", name) for module, name in _kernels_among(required)]
+    trained = sorted({name.removeprefix(TRAIN) for name in required if name.startswith(TRAIN)})
+    return [*kernels, *((f"{train}{module}", name) for module, _, name in (path.partition(".") for path in trained))]
 
 
 def definitions(graph: Graph, plain: Graph, printer: Printer) -> list[Definition]:

@@ -37,11 +37,12 @@ def emit_package(
     step: TrainingStep,
     serving: Graph,
     policy: Graph | None = None,
+    rows: Graph | None = None,
     notes: tuple[str, ...] = (),
     plan: str = "",
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, step, serving, policy)
+    files = python_files(printer, target, plain, training, step, serving, policy, rows)
     files += [plan_file(plan)] if plan else []
     files += launch_files(printer, step.sharing, plain) if step.sharing is not None else []
     files.append(readme_file(printer, training, files, notes))
@@ -64,6 +65,7 @@ def python_files(
     step: TrainingStep,
     serving: Graph,
     policy: Graph | None,
+    rows: Graph | None,
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
@@ -74,8 +76,8 @@ def python_files(
         printer.file("command.py", COMMAND),
         *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
-        *(posttraining_files(printer, policy, training, serving, model) if policy is not None else ()),
-        *kernel_files(printer, (step.graph, serving), target),
+        *posttraining_files(printer, policy, rows, training, serving, model),
+        *kernel_files(printer, (step.graph, serving, *([] if rows is None else [rows])), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, Helper, helpers_of, kernels_among, module_body, requirements
+from dsc.compiler.emit.model import Definition, Helper, helpers_of, imported_among, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block, Node
@@ -31,8 +31,7 @@ def prepare_file(
     body = module_body(prepared)
     used = names(body)
     ours = {part.name for part in prepared}
-    kernels = kernels_among(name for op in _makers(serving) for name in op.requires)
-    offered = [(f"..kernels.{module}", name) for module, name in kernels]
+    offered = imported_among([name for op in _makers(serving) for name in op.requires], "..", "..train.")
     offered += [("..model", part.name) for part in model if part.name not in ours]
     return files.file(
         PREPARE,
@@ -80,7 +79,7 @@ def _taken(node: Node) -> list[tuple[str, str]]:
         case CallFunction(signature, name):
             return [(name, f"{signature.class_name}(module.{name})")] if name else []
         case CallListedFunction(signature, name):
-            return [(name, f"[{signature.class_name}(one) for one in module.{name}]")]
+            return [(name, f"[{signature.class_name}(part) for part in module.{name}]")]
         case RepeatFunctions(signature) as op:
             layers = f"module.layers{op.slice}"
             if len(op.classes) == 1:

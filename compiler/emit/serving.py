@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from dsc.compiler.emit.classes import returns
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, kernel_functions, module_body, requirements
+from dsc.compiler.emit.model import Definition, helpers, imported, kernel_functions, module_body, requirements
 from dsc.compiler.emit.prepare import prepare_file, prepared_definitions
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
@@ -87,7 +87,7 @@ def decode_file(
     ours = [(".prepare", part.name) for part in prepared]
     ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE")]
     taken = {name for _, name in ours}
-    offered = [(f"..kernels.{module}", name) for module, name in kernel_functions(serving)]
+    offered = imported(serving, "..", "..train.")
     offered += [("..model", part.name) for part in model if part.name not in taken]
     return files.file(
         DECODE,

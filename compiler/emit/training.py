@@ -18,7 +18,6 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import ValueType
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
-from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
@@ -28,7 +27,7 @@ from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "data", "shards", "documents"))
+PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "curves", "data", "shards", "documents"))
 
 
 @dataclass(frozen=True)
@@ -79,20 +78,29 @@ def training_files(
     files: FilePrinter, step: TrainingStep, training: Graph, plain: Graph, model: Sequence[Definition]
 ) -> list[File]:
     """`model` is what model.py defines, which the others import."""
-    bias = any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
+    bias = moves_selection_bias(training)
     sharing, guard, recompute = step.sharing, _guard(files.spec.training), drops(step.recompute)
     tied = len(_readers(step)) > 1
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
     printed = list(_recompute_file(files, step))
-    ops = holders(tuple(training.blocks.values()))
-    biases = any(isinstance(op, BiasedLinear) for op in ops)
+    biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
     printed += [files.file(path, path) for path in PLAIN]
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
-    stacked = any(isinstance(op, GroupedLinear) for op in ops)
-    printed.append(files.file("train/export.py", "train/export.py", experts=stacked, mtp=files.spec.mtp is not None))
+    mtp = files.spec.mtp is not None
+    printed.append(files.file("train/export.py", "train/export.py", experts=_stacks_experts(plain), mtp=mtp))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
+
+
+def moves_selection_bias(training: Graph) -> bool:
+    """Whether a step ends with a move of the routers' selection biases."""
+    return any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
+
+
+def _stacks_experts(plain: Graph) -> bool:
+    """Whether a weight is that of many experts, one behind the other."""
+    return any(len(parameter.type.shape) == 3 for parameter in plain.parameters().values())
 
 
 def _recompute_file(files: FilePrinter, step: TrainingStep) -> Iterator[File]:
@@ -207,7 +215,7 @@ def sharing_files(
             "train/parallel.py",
             **values,
             readers=_readers(step),
-            stacked=any(len(p.type.shape) == 3 for p in plain.parameters().values()),
+            stacked=_stacks_experts(plain),
             whole=step.stages[0].block.class_name if context else step.whole.block.class_name,
             layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
             moe_layers=" | ".join(moe_layers),

@@ -52,7 +52,7 @@ def _substitute(value: ValueType, bindings: Mapping[str, Dim]) -> ValueType:
 
 
 @record
-class _Call(Call):
+class BlockCall(Call):
     signature: Signature
 
     @property
@@ -78,17 +78,17 @@ class _Call(Call):
     def infer(self, inputs: Types) -> Types:
         return self.signature.results(inputs, self.sizes())
 
-    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple["_Call", tuple[Value, ...]]:
+    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple["BlockCall", tuple[Value, ...]]:
         """The call of a callee that returns only some of its results, and the inputs that it still wants."""
         return replace(self, signature=self.signature.narrow(kept)), inputs
 
-    def retarget(self, signature: Signature) -> "_Call":
+    def retarget(self, signature: Signature) -> "BlockCall":
         """The same call of a block that has changed."""
         return replace(self, signature=signature)
 
 
 @register
-class CallModule(_Call):
+class CallModule(BlockCall):
     """self.name(...), a submodule made with the given sizes."""
 
     kind = "call_module"
@@ -106,7 +106,7 @@ class CallModule(_Call):
 
 
 @register
-class CallListed(_Call):
+class CallListed(BlockCall):
     """self.name[index](...), one of `count` submodules in a list."""
 
     kind = "call_listed"
@@ -122,14 +122,14 @@ class CallListed(_Call):
 
 
 @register
-class CallMethod(_Call):
+class CallMethod(BlockCall):
     """self.method(...), of the same class."""
 
     kind = "call_method"
 
 
 @record
-class LayerLoop(_Call):
+class LayerLoop(BlockCall):
     """A run of layers out of self.layers, x = layer(x, ...) for each: `classes` in a cycle, repeated `count` times.
 
     They have one signature, that of the first. `slice` selects them, [a:b] or empty for all.
@@ -195,7 +195,7 @@ class RepeatLayersSum(LayerLoop):
     def carried_on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value, ...]:
         return (outputs[0], *inputs[1:-1], outputs[1])
 
-    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[_Call, tuple[Value, ...]]:
+    def narrow(self, kept: tuple[int, ...], inputs: tuple[Value, ...]) -> tuple[BlockCall, tuple[Value, ...]]:
         """Where the loss is not needed, neither is the sum."""
         if kept != (0,):
             return self, inputs
@@ -226,7 +226,7 @@ class CycleLayersCached(RepeatLayersCached):
 
 
 @register
-class CallFunction(_Call):
+class CallFunction(BlockCall):
     """function(self.name, ...): a block printed as a function of the module that holds its parameters."""
 
     kind = "call_function"
@@ -251,7 +251,7 @@ class CallFunction(_Call):
 
 
 @register
-class CallListedFunction(_Call):
+class CallListedFunction(BlockCall):
     """function(self.name[index], ...): the same for one of a list of modules."""
 
     kind = "call_listed_function"
@@ -284,6 +284,42 @@ class CycleFunctions(RepeatFunctions):
     """The same for layers of several classes in turn."""
 
     kind = "cycle_functions"
+
+
+@register
+class LoopFunctions(LayerLoop):
+    """Layers as functions of their modules: x = layer(module, x, ...) for each."""
+
+    kind = "loop_functions"
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        return tuple(function_name(name, self.signature.method) for name in self.classes)
+
+
+@register
+class CycleLoopFunctions(LoopFunctions):
+    """The same for layers of several classes in turn."""
+
+    kind = "cycle_loop_functions"
+
+
+@register
+class LoopFunctionsSum(RepeatLayersSum):
+    """Layers as functions that also return a loss, which is added up: the last operand is the sum so far."""
+
+    kind = "loop_functions_sum"
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        return tuple(function_name(name, self.signature.method) for name in self.classes)
+
+
+@register
+class CycleLoopFunctionsSum(LoopFunctionsSum):
+    """The same for layers of several classes in turn."""
+
+    kind = "cycle_loop_functions_sum"
 
 
 def function_name(class_name: str, method: str) -> str:

@@ -7,7 +7,7 @@ from dsc.compiler.graph.dim import C, Dim, Int, Symbol
 from dsc.compiler.graph.op import Op, OpClass, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, ObjectType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.call import Signature, _Call, function_name
+from dsc.compiler.ops.call import BlockCall, Signature, function_name
 from dsc.compiler.ops.rope import RotaryTable
 
 BATCH, GROUP, CACHES = ObjectType("Batch"), ObjectType("Group"), ObjectType("list[Tensor]")
@@ -109,7 +109,7 @@ class SharedAttention(Op):
 
 
 @register
-class AttendGroups(_Call):
+class AttendGroups(BlockCall):
     """A block that attends for one group of texts with equally many new tokens, called for each group of the batch."""
 
     kind = "attend_groups"

@@ -3,7 +3,6 @@
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, tensor
 from dsc.compiler.graph.types import DType, ObjectType, TensorType
-from dsc.compiler.ops.call import LayerLoop, function_name
 from dsc.compiler.ops.projection import Linear, TiedHead
 
 REPLAY = ObjectType("Replay")
@@ -82,21 +81,3 @@ class ReplayExperts(Op):
 
     def infer(self, inputs: Types) -> Types:
         return (inputs[0],)
-
-
-@register
-class LoopFunctions(LayerLoop):
-    """Layers as functions of their modules: x = layer(module, x, ...) for each."""
-
-    kind = "loop_functions"
-
-    @property
-    def functions(self) -> tuple[str, ...]:
-        return tuple(function_name(name, self.signature.method) for name in self.classes)
-
-
-@register
-class CycleLoopFunctions(LoopFunctions):
-    """The same for layers of several classes in turn."""
-
-    kind = "cycle_loop_functions"

@@ -10,6 +10,7 @@ from dsc.compiler.graph.types import CachesType, CacheType, ValueType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.cache import CacheAppend, RingAppend
 from dsc.compiler.ops.call import (
+    BlockCall,
     CallFunction,
     CallMethod,
     CallModule,
@@ -17,7 +18,6 @@ from dsc.compiler.ops.call import (
     RepeatLayers,
     RepeatLayersCached,
     Signature,
-    _Call,
 )
 from dsc.compiler.ops.rope import RotaryTable, RotaryTableAfter
 
@@ -90,10 +90,10 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
 
     nodes = []
     for node in block.nodes():
-        if isinstance(node.op, _Call):
+        if isinstance(node.op, BlockCall):
             signature = Signature.of(done[node.op.callee()])
             wants = signature.inputs[len(node.op.signature.inputs) :]
-            op: _Call = node.op.retarget(signature)
+            op: BlockCall = node.op.retarget(signature)
             inputs = node.inputs
             if wants and isinstance(op, RepeatLayers):
                 kind = RepeatLayersCached if len(op.classes) == 1 else CycleLayersCached

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.ops.call import Signature, _Call
+from dsc.compiler.ops.call import BlockCall, Signature
 from dsc.compiler.ops.shape import LastPosition
 
 ROOT = "Model.forward"
@@ -47,7 +47,7 @@ def _live(block: Block, results: set[int], kept: dict[str, set[int]]) -> tuple[N
         if not used:
             continue
         inputs = node.inputs
-        if isinstance(node.op, _Call):
+        if isinstance(node.op, BlockCall):
             for callee in node.op.callees():
                 kept.setdefault(callee, set()).update(used)
             inputs = node.op.narrow(used, node.inputs)[1]
@@ -60,7 +60,7 @@ def _prune(block: Block, kept: dict[str, set[int]], done: dict[str, Block]) -> B
     """The block with its live nodes only; its calls return what is kept of their callees, which are done already."""
     nodes = []
     for node in _live(block, kept[block.key], kept):
-        if isinstance(node.op, _Call):
+        if isinstance(node.op, BlockCall):
             results = tuple(sorted(kept[node.op.callee()]))
             op, inputs = node.op.narrow(results, node.inputs)
             op = op.retarget(Signature.of(done[op.callee()]))

@@ -11,7 +11,7 @@ from dsc.compiler.graph.dim import B, Dim, S, Symbol, T
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import TensorType, ValueType
-from dsc.compiler.ops.call import Signature, _Call
+from dsc.compiler.ops.call import BlockCall, Signature
 from dsc.compiler.ops.paged import BATCH, GROUP, AttendGroups, GatherRope, RotaryTableOnce
 from dsc.compiler.ops.projection import Embedding
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
@@ -73,7 +73,7 @@ def _rewritten(node: Node, done: dict[str, Block]) -> tuple[Node, ...]:
     if isinstance(node.op, FlattenTokens | ViewAs):
         return ()
     op = _of_tokens(node.op)
-    if isinstance(op, _Call) and not isinstance(op, AttendGroups):
+    if isinstance(op, BlockCall) and not isinstance(op, AttendGroups):
         op = op.retarget(Signature.of(done[op.callee()]))
     return (replace(node, op=op),)
 

@@ -16,7 +16,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import TensorType, ValueType
 from dsc.compiler.ops.attention import CausalAttention, WindowedAttention
-from dsc.compiler.ops.call import CycleFunctions, RepeatFunctions, RepeatLayers, Signature, _Call
+from dsc.compiler.ops.call import BlockCall, CycleFunctions, RepeatFunctions, RepeatLayers, Signature
 from dsc.compiler.ops.fused.latent import AbsorbUp, AbsorbValue, UpProjections
 from dsc.compiler.ops.paged import (
     BATCH,
@@ -191,10 +191,10 @@ def _hand_down(block: Block, done: dict[str, Block]) -> Block:
     if any(isinstance(node.op, RotaryTable) for node in block.nodes()):
         argument("batch", BATCH)  # of which each token's position is read
     for node in block.nodes():
-        if isinstance(node.op, _Call) and not isinstance(node.op, AttendGroups):
+        if isinstance(node.op, BlockCall) and not isinstance(node.op, AttendGroups):
             signature = Signature.of(done[node.op.callee()])
             wants = zip(signature.names, signature.inputs, strict=True)
-            op: _Call = node.op.retarget(signature)
+            op: BlockCall = node.op.retarget(signature)
             more = []
             for name, type in list(wants)[len(node.op.signature.inputs) :]:
                 if name == "pages" and isinstance(op, RepeatLayers):

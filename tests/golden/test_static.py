@@ -25,6 +25,7 @@ OPTIONAL = {
     "starlette",
     "tokenizers",
     "uvicorn",
+    "wandb",
 }  # inside a function, where their absence has a remedy
 CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 

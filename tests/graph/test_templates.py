@@ -180,7 +180,7 @@ def graphs_of(programs: list[Program]) -> list[Graph]:
     return [
         g
         for p in programs
-        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, p.policy)
+        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, p.policy, p.rows)
         if g is not None
     ]
 

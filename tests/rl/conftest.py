@@ -14,13 +14,15 @@ from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.shrink import shrunk
 from rl.commands import run
 
 Learning = Callable[..., Any]
 
 
 def learning_spec(name: str = "tiny-r1", **rl: object) -> ModelSpec:
-    data = load(name).model_dump()
+    spec = load(name)
+    data = (spec if name.startswith("tiny") else shrunk(spec)).model_dump()
     data["rl"] = {"max_new_tokens": 8, "group_size": 4, **(data["rl"] or {}), **rl}
     return ModelSpec.model_validate(data)
 

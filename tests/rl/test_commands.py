@@ -13,6 +13,46 @@ from safetensors.torch import load_file
 from rl.commands import ENV, command, grpo, records, run
 
 
+def launch(package: Path, module: str, *args: object) -> None:
+    """On two ranks."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    ranks = [*torchrun, *command(package, module, *args)[1:]]
+    done = subprocess.run(ranks, cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_supervised_steps_are_the_same_when_killed(package: Path, questions: Path, tmp_path: Path) -> None:
+    """Weights, and with the metrics the answers and rows of each step, after a kill."""
+    common = ("--data", questions, "--batch-size", 6, "--row-tokens", 9, "--micro-batch", 2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(package, "sft", *common, "--steps", 9, "--checkpoint", whole, "--metrics", tmp_path / "whole.jsonl")
+    saved = ("--checkpoint", killed, "--save-every", 2, "--metrics", tmp_path / "killed.jsonl")
+    many = command(package, "sft", *common, "--steps", 400, *saved)
+    process = subprocess.Popen(many, cwd=package.parent, env=ENV, stderr=subprocess.PIPE)
+    while not (killed / "latest").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    newest = int((killed / "latest").read_text().strip().removeprefix("step_"))
+    assert newest < 9, "the run was not killed early enough to go on"
+    run(package, "sft", *common, "--steps", 9, *saved, "--resume")
+    assert records(tmp_path / "killed.jsonl") == records(tmp_path / "whole.jsonl")
+    ends = [load_file(next((folder / "step_000009").glob("*.safetensors"))) for folder in (whole, killed)]
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+
+
+def test_supervised_steps_are_the_same_on_two_ranks(package: Path, questions: Path, tmp_path: Path) -> None:
+    """Two of the three rows go to one of them."""
+    common = ("--data", questions, "--steps", 3, "--batch-size", 9, "--row-tokens", 9, "--dtype", "float64")
+    run(package, "sft", *common, "--metrics", tmp_path / "one.jsonl")
+    launch(package, "sft", *common, "--metrics", tmp_path / "two.jsonl")
+    one, two = (records(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    assert [row["rows"] for row in one] == [3] * 3
+    for row, other in zip(one, two, strict=True):
+        assert row == pytest.approx(other, rel=1e-11, abs=1e-13)
+
+
 def test_supervised_training_lowers_the_loss_of_answers(start: Path) -> None:
     rows = records(start.parent / "sft.jsonl")
     assert rows[-1]["main"] < rows[0]["main"] / 2
@@ -64,10 +104,7 @@ def test_two_ranks_take_the_steps_of_one(package: Path, start: Path, questions: 
     """The same answers, and gradients that are sums: only rounding differs."""
     more = ("--steps", 3, "--dtype", "float64")
     run(package, "grpo", *grpo(start, questions, tmp_path / "one", *more))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    ranks = [*launch, *command(package, "grpo", *grpo(start, questions, tmp_path / "two", *more))[1:]]
-    done = subprocess.run(ranks, cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    launch(package, "grpo", *grpo(start, questions, tmp_path / "two", *more))
     one, two = (records(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row.keys() for row in one] == [row.keys() for row in two] and len(one) == 3
     for row, other in zip(one, two, strict=True):

@@ -140,3 +140,16 @@ def test_no_two_of_trl_s_cases_are_alike() -> None:
 
 def test_equal_rewards_teach_nothing(learning: Any) -> None:
     assert not learning()("train.grpo_loss").advantages(torch.full((3, 4), 0.7)).any()
+
+
+@pytest.mark.parametrize("by_deviation", [True, False])
+def test_a_reward_that_failed_is_no_part_of_its_group(learning: Any, by_deviation: bool) -> None:
+    """The others have the advantages of a group without it; a group of one, or of none, teaches nothing."""
+    of = learning(std_normalization=by_deviation)("train.grpo_loss").advantages
+    nan = math.nan
+    found = of(torch.tensor([[1.0, nan, 0.0, 1.0], [nan, 0.5, nan, nan], [nan] * 4, [0.0, 1.0, 1.0, 0.0]]))
+    assert torch.equal(found[0, [0, 2, 3]], of(torch.tensor([[1.0, 0.0, 1.0]]))[0])
+    assert found[0, 1] == 0 and not found[1:3].any()
+    as_zero = of(torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
+    assert (found[0] - as_zero[0]).abs().max() > 0.1
+    assert torch.equal(found[3], of(torch.tensor([[0.0, 1.0, 1.0, 0.0]]))[0])

@@ -1,5 +1,6 @@
 """The emitted rewards, and the processes that judge by them: what goes wrong harms only its own answer."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -98,7 +99,8 @@ def test_a_faulty_reward_harms_its_own_answer_alone(
     completions = ["fine", "raise", "fine", "hang", "exit", "nan", "fine", "text", "none", "print", "fine"]
     with rewards.Judges([faulty, "exact_match"], limit=5.0, number=2) as judges:
         found = judges.judge([("", text, "fine") for text in completions])
-        assert found == [2.0 if text == "fine" else 1.0 if text == "print" else 0.0 for text in completions]
+        worth = {"fine": 2.0, "print": 1.0}
+        assert found == pytest.approx([worth.get(text, math.nan) for text in completions], nan_ok=True)
         assert judges.failures == 6
         processes = [judge.process for judge in judges._judges]
     assert all(process is None or process.poll() is not None for process in processes)

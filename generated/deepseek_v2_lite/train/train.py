@@ -200,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
         return
     if run.start >= args.steps:
         print(f"{args.checkpoint} stands at step {run.start} already; --steps is the step to train to", file=sys.stderr)
-    log = Log(args.metrics, run.start, args.steps) if run.layout.first else Silent()
+    log = Log(args.metrics, run.start, args.steps, args.wandb) if run.layout.first else Silent()
     trace = args.metrics.with_suffix(f".trace_of_rank_{os.environ.get('RANK', '0')}.json")
     with Stop() as stop, log, traced(trace, args.profile) as step_is_over:
         halted = run.loop(stop, log, step_is_over)
@@ -216,6 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokenizer", type=Path, metavar="tokenizer.json", help="how to read text; default: one token per byte")
     add("--steps", type=positive, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--wandb", metavar="PROJECT", help="curves to this project of Weights & Biases too; TensorBoard needs no flag")
     add("--evaluate", action="store_true", help="only the held-out loss, of --checkpoint DIR with --resume")
     add(
         "--checkpoint",

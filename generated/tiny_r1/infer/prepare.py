@@ -118,7 +118,7 @@ class Model:
         self.embed_tokens = module.embed_tokens
         self.norm = module.norm
         self.lm_head = module.lm_head
-        self.mtp = [MultiTokenPredictor(one) for one in module.mtp]
+        self.mtp = [MultiTokenPredictor(part) for part in module.mtp]
         self.layers: list[Any] = [
             *(DenseLayer(layer) for layer in module.layers[:NUM_DENSE_LAYERS]),
             *(MoeLayer(layer) for layer in module.layers[NUM_DENSE_LAYERS:]),

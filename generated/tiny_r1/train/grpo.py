@@ -61,7 +61,7 @@ class Judged:
     asked: Sequence[Question]
     answers: Rollout
     samples: list[Sample]
-    rewards: Tensor  # [questions, GROUP_SIZE]
+    rewards: Tensor  # [questions, GROUP_SIZE], NaN where the reward failed
     failures: int
 
 
@@ -88,7 +88,8 @@ class Samples:
     def write(self, step: int, judged: Judged) -> None:
         for index, question in enumerate(judged.asked[:SAMPLES_SHOWN]):
             row = {"step": step, "prompt": question.prompt, "completion": judged.samples[index * GROUP_SIZE][1]}
-            self.file.write(json.dumps({**row, "reward": judged.rewards[index, 0].item()}) + "\n")
+            reward = judged.rewards[index, 0].item()
+            self.file.write(json.dumps({**row, "reward": reward if math.isfinite(reward) else None}) + "\n")
         self.file.flush()
 
 
@@ -126,7 +127,7 @@ class Run:
             record = {"step": step, **self.told(judged), **values, **agreement, "learning_rate": rate}
             if args.watch:
                 watched = torch.tensor(watchers.judge(judged.samples), device=self.ranks.device)
-                record["watched"] = self.ranks.gather(watched).mean().item()
+                record["watched"] = known(self.ranks.gather(watched)).mean().item()
             log.write({**record, "seconds": time.perf_counter() - began})
             if samples:
                 samples.write(step, judged)
@@ -157,7 +158,8 @@ class Run:
         said = answers.labels != -100
         old, differing = learner.log_probabilities(model, answers)
         reference, _ = learner.log_probabilities(learner.in_dtype(learner.reference), answers)
-        mask = said.to(old.dtype)
+        counting = rewards.isfinite().view(-1, 1)
+        mask = (said & counting).to(old.dtype)
         counts = self.ranks.gather(mask.sum(1))  # tokens that count, by answer
         taken = Experience(
             answers.tokens,
@@ -177,7 +179,9 @@ class Run:
         """Of trainer and engine in log-probabilities and in routers, where something was said; [B, T] each."""
         distance = log_ratio.expm1() - log_ratio  # k3
         each = (said.sum(1), log_ratio.abs().amax(1), distance.sum(1), differing.sum(1))
-        tokens, largest, distances, differ = self.ranks.gather(torch.stack([one.double() for one in each], 1)).unbind(1)
+        tokens, largest, distances, differ = self.ranks.gather(torch.stack([sums.double() for sums in each], 1)).unbind(
+            1
+        )
         return {
             "mismatch": (distances.sum() / tokens.sum()).item(),
             "mismatch_max": largest.max().item(),
@@ -189,21 +193,29 @@ class Run:
         length, cut_off = (judged.answers.labels != -100).sum(1).float(), judged.answers.cut_off.float()
         each = self.ranks.gather(torch.stack((judged.rewards.flatten(), length, cut_off), 1))
         rewards, failures = each[:, 0].view(-1, GROUP_SIZE), torch.tensor([judged.failures], device=self.ranks.device)
+        worth, failed = known(rewards), rewards.isnan()
+        best, worst = rewards.masked_fill(failed, -math.inf).amax(1), rewards.masked_fill(failed, math.inf).amin(1)
         return {
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std().item(),
-            "useful": (rewards.amax(1) > rewards.amin(1)).float().mean().item(),
+            "reward": worth.mean().item(),
+            "reward_std": worth.std(correction=min(1, len(worth) - 1)).item(),
+            "useful": (best > worst).float().mean().item(),
             "length": each[:, 1].mean().item(),
             "cut_off": each[:, 2].mean().item(),
             "reward_failures": int(self.ranks.gather(failures).sum()),
         }
 
 
+def known(rewards: Tensor) -> Tensor:
+    """Those that did not fail, in a row; a zero where all did."""
+    finite = rewards[rewards.isfinite()]
+    return finite if len(finite) else finite.new_zeros(1)
+
+
 @in_a_line()
 def learn(args: argparse.Namespace) -> None:
     with Ranks(torch.device(args.device)) as ranks:
         run = Run(args, ranks)
-        log = RewardLog(args.metrics, run.start, args.steps) if ranks.first else Silent()
+        log = RewardLog(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent()
         samples = Samples(args.samples, run.start) if ranks.first and args.samples else None
         judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
         with Stop() as stop, judging as judges, watching as watchers, log, samples or nullcontext():
@@ -213,13 +225,14 @@ def learn(args: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.grpo", description="Train tiny-r1 on rewards.")
-    add = parser.add_argument
+    add = parser.add_argument  # of the defaults, --questions and --learning-rate are what DeepSeek-R1 publishes
     add("--reward", action="append", required=True, help="module:function, or a name of rewards.py; of several the sum")
     add("--watch", action="append", default=[], help="a reward that is logged as `watched`, not learned from")
     add("--prompts", type=Path, required=True, metavar="FILE.jsonl", help='a line is {"prompt": ..., "answer": ...}')
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="where to begin; the run is kept in DIR/grpo")
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--wandb", metavar="PROJECT", help="curves to this project of Weights & Biases too; TensorBoard needs no flag")
     add(
         "--samples",
         type=Path,

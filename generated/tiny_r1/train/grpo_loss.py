@@ -23,9 +23,13 @@ PARTS = ("loss", "kl", "clipped", "entropy")
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """[questions, GROUP_SIZE] -> the same."""
-    above = rewards - rewards.mean(1, keepdim=True)
-    return above / (rewards.std(1, keepdim=True) + EPS)
+    """[questions, GROUP_SIZE] -> the same. What nobody could judge, NaN, is no part of its group and has 0."""
+    known = rewards.isfinite()
+    number = known.sum(1, keepdim=True)
+    mean = rewards.where(known, 0).sum(1, keepdim=True) / number.clamp(min=1)
+    above = (rewards - mean).where(known, 0)
+    deviation = (above.square().sum(1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+    return above / (deviation + EPS)
 
 
 def token_weights(mask: Tensor, counts: Tensor) -> Tensor:

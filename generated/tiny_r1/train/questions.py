@@ -94,6 +94,10 @@ class Reader:
         """The tokens of the answer, and the one that ends it."""
         return [*self.codec.encode(question.answer, special=False), min(self.ends)]
 
+    def example(self, question: Question) -> tuple[list[int], list[int]]:
+        """The tokens of the prompt, and those of its answer."""
+        return self.prompt(question), self.answer(question)
+
     def text(self, answer: list[int]) -> str:
         """What was written, without the token that ends it."""
         return self.codec.decode([token for token in answer if token not in self.ends])

@@ -6,7 +6,7 @@ A reward is a function of prompt and completion, both texts, or of those and the
 It is named as module:function, or by its name where it is one of REWARDS; of several the sum counts.
 
 Judges are processes of their own, which import nothing heavy. A reward that raises, hangs, ends its process or returns
-something other than a finite number costs its own answer, which then is worth 0, and is counted.
+something other than a finite number costs its own answer: what that is worth is unknown, NaN, and it is counted.
 """
 
 import contextlib
@@ -122,7 +122,7 @@ for kind, most in ("CPU", {CPU_SECONDS}), ("AS", {MEMORY}), ("FSIZE", 2**20):
 SHIELD = 'import sys; exec(compile(sys.stdin.read(), "answer", "exec"), {"__name__": "__main__"})'
 
 REWARDS: dict[str, Reward] = {
-    one.__name__: one for one in (exact_match, matches, tagged, think_then_answer, boxed, passes_tests)
+    reward.__name__: reward for reward in (exact_match, matches, tagged, think_then_answer, boxed, passes_tests)
 }
 
 
@@ -220,12 +220,12 @@ class Judges:
             judge.close()
 
     def judge(self, samples: Sequence[Sample]) -> list[float]:
-        """In the order of the samples, whoever judges them; 0 for those that cannot be judged."""
-        found = list(self._threads.map(self._one, samples))
+        """In the order of the samples, whoever judges them; NaN for those that cannot be judged."""
+        found = list(self._threads.map(self._judged, samples))
         self.failures += found.count(None)
-        return [0.0 if value is None else value for value in found]
+        return [math.nan if value is None else value for value in found]
 
-    def _one(self, sample: Sample) -> float | None:
+    def _judged(self, sample: Sample) -> float | None:
         judge = self._idle.get()
         try:
             return judge(sample)

@@ -4,93 +4,163 @@
 
     python -m tiny_r1.train.sft --data FILE.jsonl --steps N --metrics FILE.jsonl
         [--start DIR] [--checkpoint DIR] [--resume]
+    torchrun --nproc-per-node N -m tiny_r1.train.sft ...
 
 A line of the data is {"prompt": TEXT or MESSAGES, "answer": TEXT}; the loss is that of the answers and of the token
-that ends each. Rows are padded to the longest of their batch. Without --start, weights are drawn from --seed.
+that ends each. Several fit in a row and see nothing of one another (packing.py). Without --start, weights are drawn
+from --seed.
+
+- a step's answers and its rows depend on nothing but --seed: --resume goes on exactly where it stopped
+- processes share the rows, each with all weights; how many there are changes no step
 """
 
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..checkpoint import save_hf
 from ..command import amount, device, in_a_line, natural, positive
-from ..dims import SEQUENCE_LENGTH
+from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
 from ..infer.generate import newest, start_from
+from ..model import Model, Router
 from .checkpoint import Checkpoints, held
-from .log import Log
+from .log import Log, Silent
 from .optimizer import learning_rate, make_optimizer
+from .packed import model_losses
+from .packing import Rows, pack
 from .questions import Reader, digest, turn
+from .ranks import Ranks
 from .single import Single
+from .stages import LOSSES, counts_of
 from .train import Stop, resume, state_of
 
+RUN = ("seed", "batch_size", "row_tokens")  # with these, the data and the weights, step k is the same in every run
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
-    "seed", "batch_size", "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip",
-    "dtype",
+    *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "dtype",
 )  # fmt: skip
 
-Row = tuple[list[int], list[int]]  # tokens of a prompt, tokens of its answer
+
+class LossesAndGradients(nn.Module):
+    """Forward and backward as one forward, so that functional_call lends copies of the weights to both."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: Rows, counts: Tensor) -> Tensor:
+        losses = model_losses(self.model, rows.tokens, rows.labels, counts, rows.documents)
+        losses[0].backward()
+        return losses.detach()
 
 
-def batch_of(rows: list[Row]) -> tuple[Tensor, Tensor]:
-    """Tokens, and the labels that follow them where those belong to answers: [B, S] each, at most SEQUENCE_LENGTH."""
-    width = min(SEQUENCE_LENGTH, max(len(prompt) + len(answer) for prompt, answer in rows) - 1)
-    tokens = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full_like(tokens, -100)
-    for index, (prompt, answer) in enumerate(rows):
-        text = torch.tensor([*prompt, *answer])
-        end = min(width, len(text) - 1)
-        tokens[index, :end] = text[:end]
-        labels[index, len(prompt) - 1 : end] = text[len(prompt) : end + 1]
-    return tokens, labels
+class Tutor(Single):
+    """The whole model, which learns from rows of answers; every rank has one, and all call its methods together."""
+
+    def __init__(self, ranks: Ranks, dtype: torch.dtype, seed: int, micro_batch: int) -> None:
+        """Weights are drawn from `seed`; a rank takes `micro_batch` rows at a time."""
+        super().__init__(ranks.device, dtype, seed, micro_batch, micro_batch)
+        self.ranks, self.micro_batch = ranks, micro_batch
+        self.rows_lent = LossesAndGradients(self.model)
+
+    def learn(self, rows: Rows) -> dict[str, Tensor]:
+        """Gradients of the rows of all ranks, and their losses by name."""
+        counts = counts_of(rows.labels, 1).clamp(min=1).to(self.device, self.wide)
+        total = torch.zeros(len(LOSSES), dtype=self.wide, device=self.device)
+        own = rows.of(self.ranks.rank, self.ranks.size).to(self.device)
+        for part in own.split(self.micro_batch) if len(own) else ():
+            counts[:, -1] = len(rows) / len(part)  # of such parts the batch has so many
+            weights = {name: weight.to(self.dtype) for name, weight in self.rows_lent.named_parameters()}
+            total += functional_call(self.rows_lent, weights, (part, counts))
+        self.ranks.add_up((total, *map(_gradient, self.model.parameters())))
+        self.ranks.add_up(module.expert_load for module in self.model.modules() if isinstance(module, Router))
+        return dict(zip(LOSSES, total.unbind(), strict=True))
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    """Zero where this rank had no rows."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+class Run:
+    """What a run consists of. Each rank makes its own, and all call its methods together."""
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
+        # without it, indexing adds in the order of the threads
+        torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
+        self.args, self.ranks = args, ranks
+        self.reader = Reader(args.tokenizer or (newest(args.start) if args.start else None))
+        self.questions = self.reader.questions(args.data)
+        self.tutor = Tutor(ranks, getattr(torch, args.dtype), args.seed, args.micro_batch or args.batch_size)
+        if args.start:
+            start_from(self.tutor.model, args.start)
+        self.optimizer = make_optimizer(self.tutor.named_parameters(), args.weight_decay)
+        self.settings: dict[str, object] = {name: getattr(args, name) for name in RUN}
+        self.settings |= {"answers": digest(self.questions)}
+        self.checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
+        found = self.checkpoints if args.resume else None
+        self.start = resume(found, self.tutor, self.optimizer, self.settings) if found else 0
+
+    def rows(self, step: int) -> Rows:
+        """Of all ranks."""
+        asked = turn(self.questions, self.args.batch_size, step, self.args.seed)
+        return pack([self.reader.example(question) for question in asked], self.args.row_tokens)
+
+    def update(self, step: int, values: dict[str, float]) -> float:
+        """Move the weights; the learning rate. Exits, the weights as they were, where something is not finite."""
+        args = self.args
+        if not math.isfinite(values["loss"] + values["grad_norm"]):
+            raise SystemExit(f"step {step}: {json.dumps(values)}; lower --learning-rate")
+        rate = learning_rate(step, args.steps, args.learning_rate, args.warmup_steps, args.decay_steps, 0.1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tutor.update_selection_bias()
+        return rate
+
+    def loop(self, stop: Stop, log: Log | Silent) -> None:
+        """Steps up to the last, or until one rank is asked to stop."""
+        args, tutor = self.args, self.tutor
+        for step in range(self.start + 1, args.steps + 1):
+            began = time.perf_counter()
+            rows = self.rows(step)
+            losses = tutor.learn(rows)
+            grad_norm = tutor.clip(args.grad_clip or math.inf)
+            values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
+            rate = self.update(step, values)
+            seconds, answered = time.perf_counter() - began, int((rows.labels != -100).sum())
+            record = {"step": step, **values, "learning_rate": rate, "tokens": answered}
+            record |= {"rows": len(rows), "filled": rows.filled()}
+            log.write({**record, "tokens_per_second": answered / seconds, "seconds": seconds})
+            leaving = self.ranks.any(stop.asked)
+            if self.checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
+                self.save(self.checkpoints, step)
+            if leaving:
+                break
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        flags = {name: getattr(self.args, name) for name in FLAGS}
+        state = {**state_of(self.tutor, self.optimizer, self.settings, step), "flags": flags}
+        checkpoints.save(step, state, lambda folder: save_hf(self.tutor.model, folder))
 
 
 @in_a_line()
 def learn(args: argparse.Namespace) -> None:
-    place = torch.device(args.device)
-    torch.use_deterministic_algorithms(place.type == "cpu", warn_only=True)  # indexing adds in thread order otherwise
-    reader = Reader(args.tokenizer or (newest(args.start) if args.start else None))
-    questions = reader.questions(args.data)
-    micro_batch = args.micro_batch or args.batch_size
-    layout = Single(place, getattr(torch, args.dtype), args.seed, args.batch_size, micro_batch)
-    if args.start:
-        start_from(layout.model, args.start)
-    optimizer = make_optimizer(layout.named_parameters(), args.weight_decay)
-    run: dict[str, object] = {"seed": args.seed, "batch_size": args.batch_size, "answers": digest(questions)}
-    checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
-    start = resume(checkpoints, layout, optimizer, run) if checkpoints and args.resume else 0
-    with Stop() as stop, Log(args.metrics, start, args.steps) as log:
-        for step in range(start + 1, args.steps + 1):
-            began = time.perf_counter()
-            asked = turn(questions, args.batch_size, step, args.seed)
-            tokens, labels = batch_of([(reader.prompt(question), reader.answer(question)) for question in asked])
-            losses = layout.step(tokens.to(place), labels.to(place))
-            grad_norm = layout.clip(args.grad_clip or math.inf)
-            values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
-            if not math.isfinite(values["loss"] + values["grad_norm"]):
-                raise SystemExit(f"step {step}: {json.dumps(values)}; lower --learning-rate")
-            rate = learning_rate(step, args.steps, args.learning_rate, args.warmup_steps, args.decay_steps, 0.1)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-            layout.update_selection_bias()
-            seconds, answered = time.perf_counter() - began, int((labels != -100).sum())
-            record = {"step": step, **values, "learning_rate": rate, "tokens": answered}
-            log.write({**record, "tokens_per_second": answered / seconds, "seconds": seconds})
-            if checkpoints and (stop.asked or step == args.steps or step % args.save_every == 0):
-                flags = {name: getattr(args, name) for name in FLAGS}
-                state = {**state_of(layout, optimizer, run, step), "flags": flags}
-                checkpoints.save(step, state, lambda folder: save_hf(layout.model, folder))
-            if stop.asked:
-                break
-        if checkpoints:
-            checkpoints.finish()
+    with Ranks(torch.device(args.device)) as ranks:
+        run = Run(args, ranks)
+        with Stop() as stop, Log(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent() as log:
+            run.loop(stop, log)
+            if run.checkpoints:
+                run.checkpoints.finish()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -101,12 +171,19 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokenizer", type=Path, metavar="DIR", help="of tokenizer.json; default: that of --start, or bytes")
     add("--steps", type=positive, required=True, help="the step to train to; --resume counts the steps it finds")
     add("--metrics", type=Path, required=True, metavar="FILE.jsonl", help="an object per step; anew unless --resume")
+    add("--wandb", metavar="PROJECT", help="curves to this project of Weights & Biases too; TensorBoard needs no flag")
     add("--checkpoint", type=Path, metavar="DIR", help="keep DIR/step_NNNNNN and DIR/latest")
     add("--resume", action="store_true", help="go on from DIR/latest, with the flags that it was trained with")
     add("--save-every", type=positive, default=500, metavar="STEPS", help="and at the last step; default: %(default)s")
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--batch-size", type=positive, default=32, help="answers of a step; default: %(default)s")
-    add("--micro-batch", type=positive, help="answers at a time; default: all of a step")
+    add(
+        "--row-tokens",
+        type=positive,
+        default=SEQUENCE_LENGTH,
+        help="positions of a row; a longer answer is cut off there; default: %(default)s",
+    )
+    add("--micro-batch", type=positive, help="rows at a time in one process; default: all of a step")
     add("--learning-rate", type=amount, default=1e-3, help="default: %(default)s")
     add("--warmup-steps", type=natural, default=10, help="default: %(default)s")
     add("--decay-steps", type=natural, default=0, help="the last steps, with a falling rate; default: %(default)s")
@@ -114,7 +191,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for any; default: %(default)s")
     add("--seed", type=natural, default=0, help="of the weights and of the order of the data; default: %(default)s")
     cuda = torch.cuda.is_available()
-    add("--device", type=device, default="cuda" if cuda else "cpu", help="default: %(default)s")
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    add("--device", type=device, default=local, help="default: %(default)s")
     types = ("float32", "bfloat16", "float64")
     add("--dtype", choices=types, default="bfloat16" if cuda else "float32", help="of the arithmetic")
     args = parser.parse_args()
@@ -124,6 +202,8 @@ def parse_arguments() -> argparse.Namespace:
     if args.resume:
         parser.set_defaults(**held(args.checkpoint, "flags"))
         args = parser.parse_args()
+    if args.row_tokens > MAX_POSITION_EMBEDDINGS:
+        parser.error(f"--row-tokens {args.row_tokens}: at most {MAX_POSITION_EMBEDDINGS}, the positions of the model")
     if args.checkpoint and not args.resume and (args.checkpoint / "latest").exists():
         parser.error(f"{args.checkpoint} already holds a run: add --resume, or name another folder")
     return args
