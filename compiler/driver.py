@@ -17,6 +17,7 @@ from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
+from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
@@ -37,6 +38,7 @@ from dsc.compiler.passes.shard import Sharing, sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
+from dsc.compiler.planner.layout.pins import refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -93,7 +95,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
     planned = plan_of_package(spec, locked)
-    alone = [f"train: on one device, for there is no code yet for {planned}"] if isinstance(planned, str) else []
+    alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
         step, plan = training_step(plain, None), ""
     else:
@@ -132,15 +134,17 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says what there is no code for."""
+    a string says why they do not."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
+    if reason := refused_pins(lowered(spec).spec):
+        return reason
     try:
         return package_plan(problem_of(spec), locked)
-    except DscError as error:
-        return f"pins that the planner refuses: {error.findings[0].message}"
+    except DscError as error:  # legal, but not with what is emitted for what the pins leave open
+        return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
 
 
 def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
@@ -156,7 +160,7 @@ def problem_of(spec: ModelSpec) -> Problem:
     from dsc.compiler.planner.search.problem import Problem
 
     assert spec.cluster is not None
-    return Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec))
+    return Problem(lowered(spec).spec, *planned(spec), hardware(spec.cluster), in_context(spec), asked=spec)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:

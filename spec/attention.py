@@ -49,6 +49,8 @@ class GroupedQueries(Section):
     """Key-value heads, each shared by num_attention_heads / num_key_value_heads query heads."""
     head_dim: Count
     """Width of each head's queries, keys and values; even."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values add a bias (Qwen2)."""
     qk_norm: QkNorm | None = None
     """RMSNorm of each head's queries and keys before rotation; null for none."""
     rope: Rope

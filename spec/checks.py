@@ -16,6 +16,7 @@ from dsc.spec.errors import Finding
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import LayerCycle, LayerKind, ModelSpec, package_of
 from dsc.spec.partial import until_unread
+from dsc.spec.placement_checks import PLACEMENT_RULES
 from dsc.spec.precision import CACHE_GROUP, Fp8BlockLinear
 from dsc.spec.rl_checks import RL_RULES
 from dsc.spec.rope import Llama3Scaling, Rope, YarnScaling
@@ -242,14 +243,6 @@ def _mtp_depth(spec: ModelSpec) -> Iterator[Finding]:
         yield Finding("DSC064", message, ("mtp", "depth"), "lower depth, or raise workload.sequence_length")
 
 
-def _recompute_full(spec: ModelSpec) -> Iterator[Finding]:
-    chosen = (spec.placement and spec.placement.recompute) or []
-    others = [name for name in chosen if name != "full"]
-    if "full" in chosen and others:
-        message = f"recompute: full leaves nothing to {', '.join(others)}"
-        yield Finding("DSC070", message, ("placement", "recompute"), "write [full], or the parts without it")
-
-
 def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
     if spec.cluster is None or spec.cluster.machine is not None or is_file(spec.cluster.kind):
         return
@@ -368,9 +361,9 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _number_of_layers,
     _workload_length,
     _mtp_depth,
-    _recompute_full,
     _known_cluster,
     _nodes_or_gpus,
+    *PLACEMENT_RULES,
     *RL_RULES,
     *SERVING_RULES,
 )

@@ -22,6 +22,8 @@ CONFIG = core_schema.CoreConfig(strict=True, allow_inf_nan=False, extra_fields_b
 
 def readable_part(section: type[S], values: object) -> S | None:
     """What can be read of a mapping that the schema refused; None for what is no mapping."""
+    if not isinstance(values, dict):  # of which nothing was validated: pydantic may not have built its schema yet
+        return None
     try:
         part: S = SchemaValidator(_lenient(section.__pydantic_core_schema__), CONFIG).validate_python(values)
     except ValidationError:

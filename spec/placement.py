@@ -1,10 +1,13 @@
 """Pins of the plan: choices that the planner must keep. What is left out, it chooses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from dsc.spec.base import Count, Section
+
+Recompute = Literal["experts", "full", "mla_up_proj", "norms", "swiglu"]
+RECOMPUTE: tuple[str, ...] = get_args(Recompute)
 
 
 class Placement(Section):
@@ -30,7 +33,7 @@ class Placement(Section):
     """What data parallelism shards: 0 nothing, 1 the optimizer, 2 gradients too, 3 parameters too (FSDP)."""
     micro_batch: Count | None = None
     """Sequences."""
-    recompute: list[Literal["experts", "full", "mla_up_proj", "norms", "swiglu"]] | None = None
+    recompute: list[Recompute] | None = None
     """What backward recomputes instead of storing."""
     activations: Literal["bf16", "fp8"] | None = None
     """Type in which dispatched tokens and SwiGLU's inputs are stored for backward (DeepSeek-V3, section 3.3.3)."""

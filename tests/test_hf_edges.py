@@ -16,6 +16,7 @@ from dsc.compiler.hf import export_config, import_config, import_path
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load, loads
+from dsc.spec.model import ModelSpec
 
 Config = dict[str, Any]
 
@@ -68,6 +69,26 @@ def test_head_dim_beside_another_rotary_part_is_refused() -> None:
     assert imported({**DEEPSEEK_V3, "head_dim": 64}) == imported(DEEPSEEK_V3)
 
 
+QWEN2: Config = {  # DeepSeek-R1-Distill-Qwen-1.5B
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 21,
+    "model_type": "qwen2",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "sliding_window": 4096,
+    "vocab_size": 151936,
+}
+
 # --- harmless keys, and those that are not
 
 HARMLESS: list[tuple[Config, Config]] = [
@@ -77,6 +98,7 @@ HARMLESS: list[tuple[Config, Config]] = [
     ),
     (LLAMA, {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
     (LLAMA, {"rope_scaling": {"type": "linear", "factor": 1.0}}),
+    (QWEN2, {"use_mrope": False, "qkv_bias": True, "use_sliding_window": False}),
     (LLAMA, {"rope_scaling": {"rope_type": "linear", "factor": 1}}),
     (MIXTRAL, {"top_p": 0.9, "max_length": 20, "is_decoder": False, "torchscript": False, "num_labels": 2}),
     (DEEPSEEK_V3, {"sliding_window": None, "anything": None}),
@@ -87,6 +109,10 @@ CHANGING: list[tuple[Config, str, object]] = [
     (QWEN3_MOE, "use_qk_norm", False),
     (LLAMA, "rope_interleaved", True),
     (LLAMA, "is_decoder", True),
+    (LLAMA, "attention_bias", True),
+    (QWEN2, "qkv_bias", False),
+    (QWEN2, "use_mrope", True),
+    (QWEN2, "attention_bias", True),
     (LLAMA, "attention_multiplier", 0.5),
     (MIXTRAL, "use_qk_norm", True),
 ]
@@ -202,6 +228,23 @@ def test_youtu() -> None:
     assert spec.initializer_range == pytest.approx(2 / (5 * 2048) ** 0.5)
     assert imported({**YOUTU, "initializer_range": None}) == spec
     assert imported(export_config(spec)) == spec
+
+
+def test_qwen2() -> None:
+    spec = imported(QWEN2)
+    assert spec.attention.qkv_bias and spec.attention.kind == "gqa" and spec.attention.head_dim == 128
+    assert imported(export_config(spec)) == spec
+    last = imported({**QWEN2, "use_sliding_window": True})
+    assert [(group.repeat, group.kinds[0].attention) for group in last.layers] == [(21, "full"), (7, "sliding")]
+    assert imported(export_config(last)) == last
+    assert refusals({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention"]}) == {"layer_types"}
+
+
+def test_biases_of_other_types_have_no_model_type() -> None:
+    data = imported(QWEN3_MOE).model_dump()
+    data["attention"]["qkv_bias"] = True
+    with pytest.raises(DscError, match="have no biases"):
+        export_config(ModelSpec.model_validate(data))
 
 
 def test_one_expert_per_token_is_valid_where_weights_are_always_normalized() -> None:

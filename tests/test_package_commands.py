@@ -13,6 +13,7 @@ from dsc.compiler.emit.write import write
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.rl import ReinforcementLearning
 
 END = 256  # what the trainer puts behind a text of bytes
 
@@ -107,6 +108,26 @@ def test_the_trainer_refuses_lengths_that_the_language_refuses(
         patch.setattr(sys, "argv", ["train", *map(str, flags)])
         package("train.train").parse_arguments()
     assert "--sequence-length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "where"), [("train.train", "file"), ("train.sft", "file/below"), ("train.train", "/proc/nowhere")]
+)
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_first_step(
+    module: str, where: str, shrunk: Any, tmp_path: Path
+) -> None:
+    spec = small_spec(shrunk).model_copy(update={"rl": ReinforcementLearning(max_new_tokens=8)})
+    write(emit(build(spec)), tmp_path / "here")
+    (tmp_path / "file").write_text("somebody's")
+    (tmp_path / "text.txt").write_text("one two three " * 100)
+    (tmp_path / "text.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    data = "text.txt" if module == "train.train" else "text.jsonl"
+    flags = ("--data", data, "--steps", "1", "--metrics", "m.jsonl", "--checkpoint", where)
+    command = [sys.executable, "-m", f"here.{module}", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"error: {where.partition('/below')[0]}" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "m.jsonl").exists()
+    assert (tmp_path / "file").read_text() == "somebody's"
 
 
 def test_without_triton_a_package_says_what_to_install(shrunk: Any, tmp_path: Path) -> None:

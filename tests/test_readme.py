@@ -123,3 +123,16 @@ def test_make_lists_its_targets() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "test-all", "lint", "types", "goldens", "bench", "clean"):
         assert f"make {target} " in listed
+
+
+def test_every_axis_of_a_plan_is_expanded_before_it_is_used() -> None:
+    section = README.partition("## A plan before")[2].partition("\n## ")[0]
+    words = re.sub(r"```.*?```", "", section, flags=re.DOTALL)
+    for axis in ("pp", "vpp", "dp", "cp", "tp", "ep", "etp", "edp"):
+        assert len(re.findall(rf"`{axis}`", words)) == 1, axis
+
+
+def test_what_the_trainer_runs_is_said_beside_the_plan_and_the_link_leads_there() -> None:
+    section = README.partition("## A plan before")[2].partition("\n## ")[0]
+    (anchor,) = re.findall(r"\]\(#([a-z-]+)\)", section)
+    assert anchor in {re.sub(r"\W+", "-", title.lower()) for title in re.findall(r"^## (.*)$", README, re.MULTILINE)}

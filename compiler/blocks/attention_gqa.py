@@ -9,7 +9,7 @@ from dsc.compiler.graph.dim import Axis, Dim
 from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
-from dsc.compiler.ops.projection import Linear
+from dsc.compiler.ops.projection import BiasedLinear, Linear
 from dsc.compiler.ops.rope import Rotate
 from dsc.compiler.ops.shape import FlattenHeads, Unflatten
 from dsc.spec.attention import GqaAttention, GroupedQueries
@@ -34,9 +34,14 @@ def build_grouped(
     block = BlockBuilder(class_name, class_doc=doc)
     x, rope = block.input("x", context.hidden), block.input(table.name, table.type)
 
-    q = block.add("q", Linear("q_proj", hidden, heads * head_dim, dtype, "attention"), x)
-    k = block.add("k", Linear("k_proj", hidden, kv_heads * head_dim, dtype, "attention"), x)
-    v = block.add("v", Linear("v_proj", hidden, kv_heads * head_dim, dtype, "attention"), x)
+    def projection(name: str, width: Dim) -> Op:
+        if spec.qkv_bias:
+            return BiasedLinear(name, hidden, width, dtype)
+        return Linear(name, hidden, width, dtype, "attention")
+
+    q = block.add("q", projection("q_proj", heads * head_dim), x)
+    k = block.add("k", projection("k_proj", kv_heads * head_dim), x)
+    v = block.add("v", projection("v_proj", kv_heads * head_dim), x)
     q = block.add("q", Unflatten((heads, head_dim)), q)
     k = block.add("k", Unflatten((kv_heads, head_dim)), k)
     v = block.add("v", Unflatten((kv_heads, head_dim)), v)
@@ -70,5 +75,12 @@ def _normed(
 
 
 def _doc(spec: GqaAttention) -> str:
-    norms = ", with norms on the heads of q and k" if spec.qk_norm else ""
-    return f"Grouped-query attention{norms} (arXiv 2305.13245)."
+    return f"Grouped-query attention{parts(spec)} (arXiv 2305.13245)."
+
+
+def parts(spec: GroupedQueries) -> str:
+    """What the doc of a class says besides its kind."""
+    biases = "biases of q, k and v" if spec.qkv_bias else ""
+    norms = "norms on the heads of q and k" if spec.qk_norm else ""
+    named = " and ".join(part for part in (biases, norms) if part)
+    return f", with {named}" if named else ""

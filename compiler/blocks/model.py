@@ -11,10 +11,10 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.types import DType
 from dsc.compiler.ops.call import CallMethod, RepeatLayers, RepeatLayersSum, Signature
 from dsc.compiler.ops.elementwise import Add, Scale
-from dsc.compiler.ops.init import InitWeights
+from dsc.compiler.ops.init import InitWeights, InitWeightsAndBiases
 from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss, LossParts, SumLosses, WeighMtpLoss, ZeroLoss
 from dsc.compiler.ops.norm import RmsNorm
-from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
+from dsc.compiler.ops.projection import BiasedLinear, Embedding, Linear, TiedHead
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.spec.model import Layer, ModelSpec
@@ -38,7 +38,8 @@ def build_graph(spec: ModelSpec) -> Graph:
     mtp = build_mtp(context, last) if spec.mtp else None
     backbone = _backbone(context, schedule, layers, [value.name for value in last.inputs] if mtp else [])
     blocks += [mtp] if mtp else []
-    blocks += [_init_weights(context), backbone, _forward(context, backbone), _loss(context, backbone, mtp)]
+    biased = any(isinstance(node.op, BiasedLinear) for block in blocks for node in block.nodes())
+    blocks += [_init_weights(context, biased), backbone, _forward(context, backbone), _loss(context, backbone, mtp)]
     routers = tuple(block.class_name for block in blocks if block.method == "update_selection_bias")
     blocks += [_update_biases(routers)] if routers else []
     return Graph({block.key: block for block in blocks}, context.constants)
@@ -204,10 +205,10 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
     return block.add("mtp_loss", WeighMtpLoss(weight, depths), sum_of_depths), balance
 
 
-def _init_weights(context: Context) -> Block:
+def _init_weights(context: Context, biased: bool) -> Block:
     std = context.constants.number("INITIALIZER_RANGE", context.spec.initializer_range, "initializer_range")
     block = BlockBuilder("Model", INIT_DOC, method="init_weights")
-    block.add_many((), InitWeights(std))
+    block.add_many((), InitWeightsAndBiases(std) if biased else InitWeights(std))
     return block.finish()
 
 

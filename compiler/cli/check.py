@@ -12,7 +12,10 @@ from dsc.compiler.cli.console import report, say
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dsc.spec.errors import Finding
+    from dsc.spec.model import ModelSpec
     from dsc.spec.report import Format
 
 STDIN = "<stdin>"
@@ -51,7 +54,7 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
         else:
             if format_ == "human":
                 say(f"{STDIN if spec == '-' else spec}: ok")
-                for caution in cautions(loaded):
+                for caution in (*cautions(loaded), *_on_its_cluster(loaded)):
                     say(f"warning: {caution}", stderr=True)
     if format_ != "human":
         click.echo(render(findings, format_, {}), nl=False)
@@ -59,3 +62,15 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
         report(findings, {STDIN: typed.decode("utf-8-sig", "replace")})
     if findings:
         ctx.exit(Exit.BAD_INPUT)
+
+
+def _on_its_cluster(spec: ModelSpec) -> Iterator[str]:
+    """What `compile` will say of the machines that a spec names."""
+    from dsc.compiler.kernels.lowering import lowered
+    from dsc.compiler.planner.layout.pins import refused_pins
+
+    if spec.cluster is not None:
+        emitted, notes = lowered(spec)
+        yield from notes
+        if reason := refused_pins(emitted):
+            yield f"train: on one device, for {reason}"

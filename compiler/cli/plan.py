@@ -82,6 +82,7 @@ def plan_command(
     """
     from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
     from dsc.compiler.cli.planned_serving import Asked, serving, two_pools
+    from dsc.compiler.kernels.lowering import lowered
     from dsc.spec.loader import load
 
     model = load(spec)
@@ -95,6 +96,8 @@ def plan_command(
         nowhere(model, as_json)
         return
     model, machines = placed(model, cluster, nodes, gpus)
+    for note in lowered(model).notes:
+        say(f"note: {note}", stderr=True)
     if trace is not None and mode != "train":
         raise click.UsageError("--trace shows the pipeline of a training step: it is for --mode train")
     if report is not None and mode == "serve":

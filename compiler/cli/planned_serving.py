@@ -11,6 +11,7 @@ from dsc.compiler.cli.console import console
 from dsc.compiler.cli.planned import Planned, refusal
 from dsc.compiler.cli.serving_tables import show_pools, show_serving
 from dsc.compiler.driver import build, prompted
+from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.report.page import serving_html
 from dsc.compiler.planner.report.pools import pools_record, pools_yaml
@@ -97,6 +98,7 @@ def two_pools(spec: ModelSpec, machines: Hardware, asked: Asked) -> Planned:
 def _problem(spec: ModelSpec, machines: Hardware, phase: Phase, asked: Asked, context: int) -> ServingProblem:
     if asked.acceptance is not None and spec.mtp is None:
         raise click.UsageError(f"--acceptance is of multi-token prediction, which {spec.name} has not")
+    spec = lowered(spec).spec
     program = build(spec)
     target = asked.target_tpot if phase == "decode" else asked.target_ttft
     return ServingProblem(

@@ -18,7 +18,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import ValueType
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
-from dsc.compiler.ops.projection import Embedding, TiedHead
+from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
@@ -27,9 +27,7 @@ from dsc.compiler.passes.stages import Stage
 from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
-PLAIN = tuple(
-    f"train/{name}.py" for name in ("init", "optimizer", "checkpoint", "curves", "data", "shards", "documents")
-)
+PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "curves", "data", "shards", "documents"))
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,9 @@ def training_files(
     tied = len(_readers(step)) > 1
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
     printed = list(_recompute_file(files, step))
-    printed += [stages_file(files, step, model), *(files.file(path, path) for path in PLAIN)]
+    biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
+    printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
+    printed += [files.file(path, path) for path in PLAIN]
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
     mtp = files.spec.mtp is not None

@@ -20,7 +20,6 @@ from dsc.spec.router import Balance
 
 FORWARD = "Model.forward"
 MTP = "mtp."
-HEAD = "lm_head.weight"
 
 # Keys whose change alone makes other numbers of the same weights, by what they are about. Any other is BRK205.
 MEANINGS = {
@@ -67,10 +66,10 @@ def breaks(old: Side, new: Side) -> list[Break]:
 
 
 def _tensors(old: Side, new: Side) -> Iterator[Break]:
-    """A head of its own is passed over where NEW ties it to the embedding, and so is multi-token prediction it adds."""
+    """Multi-token prediction that NEW adds is passed over. A head of its own is not, where NEW ties it: load_hf takes
+    it only where it equals the embedding, which a trained one does not."""
     before, after = (_shapes(side.graph) for side in (old, new))
-    passed = {HEAD} if new.spec.tie_word_embeddings else set()
-    yield from _grouped("BRK101", {name: _list(before[name]) for name in before if name not in {*after, *passed}})
+    yield from _grouped("BRK101", {name: _list(before[name]) for name in before if name not in after})
     added = {name: _list(after[name]) for name in after if name not in before}
     if any(name.startswith(MTP) for name in before):
         yield from _grouped("BRK102", added)

@@ -22,7 +22,8 @@ RULES: dict[str, Rule] = {
     "BRK101": Rule(
         "checkpoint",
         "tensors that NEW does not have",
-        "A checkpoint of OLD holds tensors that the model of NEW has no place for; load_hf raises and names them.",
+        "A checkpoint of OLD holds tensors that the model of NEW has no place for; load_hf raises and names them. "
+        "So it is with a head of its own that NEW ties to the embedding, unless the two are equal.",
         "layers: [{repeat: 4, ffn: moe}] -> layers: [{repeat: 3, ffn: moe}]",
     ),
     "BRK102": Rule(
@@ -72,9 +73,9 @@ RULES: dict[str, Rule] = {
     "BRK205": Rule(
         "meaning",
         "the same tensors make another model",
-        "Weights load, and another function is computed from them: heads are divided otherwise, or an attention, a "
-        "feed-forward or the head is of another kind.",
-        "tie_word_embeddings: false -> tie_word_embeddings: true",
+        "Weights load, and another function is computed from them: heads are divided otherwise, or an attention or a "
+        "feed-forward is of another kind.",
+        "attention: {kind: window, window: 4096} -> attention: {kind: gqa}",
     ),
     "BRK301": Rule(
         "python",

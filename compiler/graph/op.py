@@ -36,7 +36,7 @@ class Parameter:
 
     name: str
     type: TensorType
-    init: Literal["normal", "ones"] = "normal"
+    init: Literal["normal", "ones", "zeros"] = "normal"
     # Share of the elements that one token touches, as (chosen, all): routed experts use k of E.
     active: tuple[Dim, Dim] = (Int(1), Int(1))
 

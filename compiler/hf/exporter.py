@@ -160,6 +160,10 @@ def _qwen3_moe(spec: ModelSpec) -> Config:
     }
 
 
+def _qwen2(spec: ModelSpec) -> Config:
+    return {key: value for key, value in _qwen3(spec).items() if key != "attention_bias"}
+
+
 def _qwen3(spec: ModelSpec) -> Config:
     """layer_types stands for max_window_layers too, which says the same of a model whose last layers have windows."""
     window = window_of(spec)
@@ -186,5 +190,6 @@ _OF_TYPE: dict[ModelType, Callable[[ModelSpec], Config]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
     "qwen3": _qwen3,
+    "qwen2": _qwen2,
     "mistral": _mistral,
 }

@@ -36,6 +36,7 @@ FAMILIES: dict[ModelType, Family] = {
     "mixtral": Family("mixtral", "MixtralForCausalLM", _MIXTRAL_NAMES),
     "qwen3_moe": Family("qwen3_moe", "Qwen3MoeForCausalLM"),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM"),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
     "mistral": Family("mistral", "MistralForCausalLM"),
 }
 

@@ -11,15 +11,19 @@ from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 from dsc.spec.rope import YarnScaling
 
-ModelType = Literal["deepseek_v2", "deepseek_v3", "minicpm3", "llama", "mixtral", "qwen3_moe", "qwen3", "mistral"]
+ModelType = Literal[
+    "deepseek_v2", "deepseek_v3", "minicpm3", "llama", "mixtral", "qwen3_moe", "qwen3", "qwen2", "mistral"
+]
 
 LATENT_NORM_EPS = 1e-6  # transformers builds the latent norms with its class default, whatever rms_norm_eps says
 
 LAYER_TYPES = ("full_attention", "sliding_attention")  # without a window, and with one
 
 _MLA_TYPES = ("deepseek_v2", "deepseek_v3", "minicpm3")
-_WINDOW_TYPES = ("qwen3", "mistral")
+_WINDOW_TYPES = ("qwen3", "qwen2", "mistral")
+_MIXED_TYPES = ("qwen3", "qwen2")
 _NORMED_TYPES = ("qwen3_moe", "qwen3")
+_BIASED_TYPES = ("qwen2",)
 _DIVISIBLE_HIDDEN_TYPES = ("deepseek_v2", "minicpm3", "llama")
 
 
@@ -89,7 +93,7 @@ def _attentions(spec: ModelSpec, model_type: ModelType) -> Iterator[Requirement]
         else:
             yield from _grouped_attention(attention, key, spec, model_type)
     several = len(spec.attentions) > 1
-    if model_type == "qwen3":
+    if model_type in _MIXED_TYPES:
         yield Requirement(_differ_by_window(spec), ("attention",), "attentions differ by one window and nothing else")
     else:
         yield Requirement(not several, ("attention",), "all layers have the same attention")
@@ -122,6 +126,10 @@ def _grouped_attention(
         yield Requirement(has_norm, (*key, "qk_norm"), "queries and keys are normalised with norm.eps")
     else:
         yield Requirement(norm is None, (*key, "qk_norm"), "queries and keys have no norm")
+    biased = model_type in _BIASED_TYPES
+    has = "have biases" if biased else "have no biases"
+    reason = f"projections to queries, keys and values {has}"
+    yield Requirement(attention.qkv_bias == biased, (*key, "qkv_bias"), reason)
     scaling = attention.rope.scaling
     if isinstance(scaling, YarnScaling):
         no_scale = scaling.mscale_all_dim == 0
@@ -239,5 +247,6 @@ _OF_TYPE: dict[ModelType, Callable[[ModelSpec], Iterator[Requirement]]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
     "qwen3": _all_dense,
+    "qwen2": _all_dense,
     "mistral": _all_dense,
 }

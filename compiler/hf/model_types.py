@@ -16,6 +16,7 @@ from dsc.compiler.hf.sections import (
     read_minicpm3,
     read_mistral,
     read_mixtral,
+    read_qwen2,
     read_qwen3,
     read_qwen3_moe,
     read_youtu,
@@ -24,7 +25,7 @@ from dsc.compiler.hf.tokens import read_tokens
 from dsc.spec.workload import Workload
 
 _SEQUENCE_LENGTH = Workload().sequence_length
-_NO_BIAS = "the language has no biases in projections"
+_NO_BIAS = "no projections have biases, except those to queries, keys and values in qwen2"
 
 # Bookkeeping, generation and logging: nothing here changes logits or losses.
 _NEUTRAL_KEYS = (
@@ -166,6 +167,7 @@ MODEL_TYPES: dict[str, ImportedType] = {
     ),
     "qwen3_moe": ImportedType(FAMILIES["qwen3_moe"], read_qwen3_moe, {**_DTYPE, "num_experts": "num_local_experts"}),
     "qwen3": ImportedType(FAMILIES["qwen3"], read_qwen3, _DTYPE),
+    "qwen2": ImportedType(FAMILIES["qwen2"], read_qwen2, _DTYPE),
     "mistral": ImportedType(FAMILIES["mistral"], read_mistral, _DTYPE, tokens=_tokens(1, 2)),
 }
 

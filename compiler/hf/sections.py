@@ -103,7 +103,7 @@ def read_mixtral(config: ConfigReader) -> Sections:
 def read_qwen3_moe(config: ConfigReader) -> Sections:
     config.ignore("sliding_window", "max_window_layers")
     config.refuse_null("num_key_value_heads", "head_dim")
-    config.only("qkv_bias", (False, None), "the language has no biases in projections")
+    config.only("qkv_bias", (False, None), "qwen3_moe has no biases")
     config.only("use_qk_norm", (True, None), "queries and keys are normalized in qwen3_moe")
     config.only("shared_expert_intermediate_size", (0, None), "qwen3_moe has no shared experts")
     if config.flag("use_sliding_window", False) and config.has("sliding_window"):
@@ -131,11 +131,29 @@ def read_qwen3_moe(config: ConfigReader) -> Sections:
 
 
 def read_qwen3(config: ConfigReader) -> Sections:
-    config.refuse_null("head_dim", "max_window_layers")
+    config.refuse_null("head_dim")
     full = _gqa(config, kv_heads=32, theta=10000.0, head_dim=128)
     full["qk_norm"] = {"eps": config.number("rms_norm_eps", 1e-6)}
+    return _some_in_windows(config, full)
+
+
+def read_qwen2(config: ConfigReader) -> Sections:
+    config.only("qkv_bias", (True, None), "projections to queries, keys and values have biases in qwen2")
+    config.only("use_mrope", (False, None), "positions have one axis")
+    config.refuse_null("head_dim")  # transformers reads it where it is there
+    full = _gqa(config, kv_heads=32, theta=10000.0)
+    return _some_in_windows(config, {**full, "qkv_bias": True})
+
+
+def _some_in_windows(config: ConfigReader, full: Sections) -> Sections:
+    """Dense layers with this attention, some of them or all in a sliding window."""
+    config.refuse_null("max_window_layers")
     config.ignore("sliding_window", "max_window_layers", "layer_types")
     layers, window = _layer_count(config), 0
+    if config.is_null("sliding_window") and "sliding_attention" in config.texts("layer_types"):
+        config.refuse(
+            "sliding_window", "sliding_window is null, and layer_types has layers with a window", "say how long"
+        )
     kinds = ["full"] * layers
     if config.flag("use_sliding_window", False) and not config.is_null("sliding_window"):
         window = config.integer("sliding_window", 4096)

@@ -16,3 +16,10 @@ class InitWeights(Op):
 
     def infer(self, inputs: Types) -> Types:
         return ()
+
+
+@register
+class InitWeightsAndBiases(InitWeights):
+    """The same where projections have biases, vectors that begin at zero."""
+
+    kind = "init_weights_and_biases"

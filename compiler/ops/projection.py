@@ -44,6 +44,39 @@ class Linear(Op):
 
 
 @register
+class BiasedLinear(Op):
+    """x @ weight.T + bias, [..., in] -> [..., out], in the precision of parameters: kernels of FP8 add no bias."""
+
+    kind = "biased_linear"
+    op_class = OpClass.PRODUCT
+    name: str
+    in_features: Dim
+    out_features: Dim
+    dtype: DType
+    """Of weight and bias."""
+
+    def infer(self, inputs: Types) -> Types:
+        x = tensor(inputs[0])
+        assert x.shape[-1].same(self.in_features), f"{self.name} wants {self.in_features}, got {x.shape_text()}"
+        return (retyped(x, *x.shape[:-1], self.out_features),)
+
+    def attribute(self) -> str:
+        return self.name
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        weight = TensorType((self.out_features, self.in_features), self.dtype)
+        bias = TensorType((self.out_features,), self.dtype)
+        return Parameter(f"{self.name}.weight", weight), Parameter(f"{self.name}.bias", bias, init="zeros")
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        """Two for each weight and token, as of norms, the bias among them."""
+        return tensor(inputs[0]).numel * self.out_features * 2 + tensor(outputs[0]).numel * 2
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
+
+
+@register
 class TiedHead(Op):
     """Logits from the embedding's own weight, [..., D] -> [..., W]."""
 

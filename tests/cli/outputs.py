@@ -31,8 +31,10 @@ COMMANDS = {
     "breaking-github": "breaking small.yaml broken.yaml --format github --only meaning",
     "breaking-nothing": "breaking small.yaml small.yaml",
     "check": "check tiny small.yaml",
+    "check-a100": "check a100.yaml",
     "check-bad": "check bad.yaml tiny",
     "compile": "compile small.yaml",
+    "compile-a100": "compile a100.yaml",
     "compile-check": "compile wider.yaml -o package --check",
     "compile-clash": "compile wider.yaml -o edited",
     "compile-edited": "compile small.yaml -o edited",
@@ -55,9 +57,11 @@ COMMANDS = {
     "init-from": "init --from tiny mine.yaml",
     "init-again": "init small.yaml",
     "plan": "plan llama-3.1-8b --cluster h100 --nodes 1",
+    "plan-a100": "plan a100.yaml",
     "plan-decode": "plan deepseek-v2-lite --mode decode --cluster h800 --nodes 1",
     "plan-explain": "plan tiny --cluster cpu --nodes 4 --explain recompute",
     "plan-nowhere": "plan tiny",
+    "plan-serve": "plan deepseek-v2-lite --mode serve --answer 512 --cluster h800 --nodes 2",
     "plan-too-large": "plan llama-3.1-70b --cluster h100 --nodes 1",
     "shrink": "shrink tiny",
     "stats": "stats tiny",
@@ -114,6 +118,8 @@ def _prepare(folder: Path) -> None:
         Path("wider.yaml").write_text(small.replace("hidden_size: 64", "hidden_size: 72"), encoding="utf-8")
         broken = small.replace("layout: interleaved", "layout: half").replace("kv_lora_rank: 24", "kv_lora_rank: 32")
         Path("broken.yaml").write_text(broken, encoding="utf-8")
+        a100 = small.replace("cluster: null", "cluster: {kind: a100, gpus: 1}")  # which has no FP8
+        Path("a100.yaml").write_text(a100, encoding="utf-8")
         no_type = small.replace("score: sigmoid", "score: softmax")
         Path("no-type.yaml").write_text(no_type, encoding="utf-8")
         shutil.copy(ERRORS / "DSC020-beside-the-schema" / "spec.yaml", "bad.yaml")

@@ -1,6 +1,8 @@
 """dsc check."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,12 @@ def test_github(run: Any, bad_spec: Path) -> None:
 @pytest.mark.parametrize("arguments", [(), ("tiny", "--format", "xml"), ("--no-such",)])
 def test_usage(run: Any, arguments: tuple[str, ...]) -> None:
     assert "Usage:" in run("check", *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "1\n2\n3\n", "a text\n", "# nothing\n"])
+def test_what_is_no_mapping_is_refused_by_a_process_that_has_validated_nothing(text: str, tmp_path: Path) -> None:
+    """pydantic builds its validators late: what other tests have built does not count."""
+    (tmp_path / "spec.yaml").write_text(text)
+    dsc = Path(sys.executable).with_name("dsc")
+    done = subprocess.run([dsc, "check", "spec.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "error[DSC006]" in done.stderr and "Traceback" not in done.stderr

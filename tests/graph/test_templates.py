@@ -65,6 +65,13 @@ def multi_head() -> ModelSpec:
     return ModelSpec.model_validate(data)
 
 
+def with_biases() -> ModelSpec:
+    data = load("tiny-window").model_dump()
+    for attention in data["attention"].values():
+        attention["qkv_bias"] = True
+    return ModelSpec.model_validate(data)
+
+
 def multi_head_in_a_window() -> ModelSpec:
     data = load("mistral-7b").model_dump()
     data["attention"]["num_key_value_heads"] = data["attention"]["num_attention_heads"]
@@ -139,7 +146,8 @@ def learning_with_layers_in_turn() -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
-    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp.
+    """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp;
+    biases.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
@@ -148,7 +156,7 @@ def programs() -> list[Program]:
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
-    odd += [with_z_loss("tiny"), with_clamp("tiny")]
+    odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases()]
     odd += [learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),

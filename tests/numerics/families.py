@@ -107,6 +107,15 @@ BASES: dict[str, Config] = {
         "sliding_window": 6,  # far below the sequences under test
         "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     },
+    "qwen2": {
+        **COMMON,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "rope_theta": 100.0,
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    },
     "mistral": {
         **COMMON,
         "num_key_value_heads": 2,
@@ -272,6 +281,16 @@ CASES: list[Case] = [
             "multi_head": {"num_key_value_heads": 4},
             "odd": {**ODD_GROUPED, "num_key_value_heads": 1},
             "tied": {"tie_word_embeddings": True},
+        },
+    ),
+    *_cases(
+        "qwen2",
+        {
+            "last_layers": {"layer_types": None, "max_window_layers": 3},
+            "no_window": {"use_sliding_window": False, "layer_types": None},
+            "multi_head": {"num_key_value_heads": 4},
+            "odd": {**ODD_GROUPED, "num_key_value_heads": 1, "head_dim": 6},
+            "tied": {"tie_word_embeddings": True, "use_sliding_window": False, "layer_types": None},
         },
     ),
     *_cases(

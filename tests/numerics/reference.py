@@ -140,7 +140,8 @@ def latent_attention(x: Tensor, weights: Weights, spec: MlaAttention) -> Tensor:
 
 def grouped_attention(x: Tensor, weights: Weights, spec: GqaAttention | WindowAttention) -> Tensor:
     """Grouped-query attention, arXiv 2305.13245, with Qwen3's norms on the heads of q and k before rotation."""
-    q, k, v = ((x @ weights[f"{name}_proj.weight"].T).view(len(x), -1, spec.head_dim) for name in "qkv")
+    q, k, v = (x @ weights[f"{name}_proj.weight"].T + weights.get(f"{name}_proj.bias", 0) for name in "qkv")
+    q, k, v = (projected.view(len(x), -1, spec.head_dim) for projected in (q, k, v))
     if spec.qk_norm is not None:
         q = rms_norm(q, weights["q_norm.weight"], spec.qk_norm.eps)
         k = rms_norm(k, weights["k_norm.weight"], spec.qk_norm.eps)

@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "mtp": {"depth": 1, "loss_weight": 0.3},
     },
     "llama": {
-        "attention": GQA,
+        "attention": {**GQA, "qkv_bias": True},
         "ffn": {"dense": {"intermediate_size": 128}},
         "layers": [{"repeat": 4, "ffn": "dense"}],
         "tie_word_embeddings": True,

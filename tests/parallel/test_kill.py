@@ -135,6 +135,20 @@ def test_all_ranks_save_and_leave_when_one_is_told_to(folder: Path, unbroken: An
     assert again.pairs() == unbroken(2)
 
 
+@pytest.mark.slow
+def test_ctrl_c_reaches_torchrun_which_tells_all_ranks(folder: Path, unbroken: Any) -> None:
+    """Ranks are in sessions of their own, so a terminal's Ctrl-C is torchrun's alone, and it hands the signal on."""
+    run = Run(folder, "ctrl_c", 2, STEPS, "--save-every", "100")
+    run.until_step(2)
+    run.process.send_signal(signal.SIGINT)
+    run.ends()  # torchrun's own code is that of an interrupted launcher
+    (last, _) = run.pairs()[-1]
+    assert last < STEPS and (run.checkpoints / "latest").read_text() == f"step_{last:06d}\n"
+    again = Run(folder, "ctrl_c", 2, STEPS, "--resume")
+    assert again.ends() == 0, again.said.read_text()
+    assert again.pairs() == unbroken(2)
+
+
 @ONE_OR_TWO
 def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(ranks: int, folder: Path, unbroken: Any) -> None:
     """Files may grow to 64 KiB, more than the metrics take and less than a checkpoint."""

@@ -116,7 +116,7 @@ def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> N
     (said,) = plan.not_emitted
     assert said.endswith("the package trains on one GPU instead") and said.split()[0] in pin
     shared = sharing_of(problem, plan.layout)
-    assert isinstance(shared, str) and said.startswith(shared)
+    assert isinstance(shared, str) and said.startswith(shared.removeprefix("there is no code yet for "))
 
 
 def test_a_neighbour_that_is_not_emitted_is_told_for_comparison_only() -> None:

@@ -14,7 +14,7 @@ import pytest
 from dsc.compiler.driver import in_context, planned
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.layout.legal import problems, recompute_choices
+from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.compiler.planner.search.emitted import choose, emitted
@@ -26,6 +26,7 @@ from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
+from dsc.spec.placement_checks import recompute_choices
 
 MODELS = ("tiny", "tiny-window", "deepseek-v2-lite", "llama-3.1-8b", "qwen3-30b-a3b")
 KINDS = ("h100", "a100", "l40s", "rtx4090", "mi350x", "gb200")

@@ -43,8 +43,8 @@ def attention(draw: Draw) -> Section:
         kv_heads = number(draw, 1, 3)
         section = {"kind": kind, "num_key_value_heads": kv_heads, "num_attention_heads": kv_heads * number(draw, 1, 3)}
         section |= {"window": number(draw, 1, 70)} if kind == "window" else {}
-        qk_norm = pick(draw, None, {"eps": 1e-5})
-        return section | {"head_dim": 2 * number(draw, 1, 9), "qk_norm": qk_norm, "rope": rope}
+        section |= {"qkv_bias": pick(draw, False, True), "qk_norm": pick(draw, None, {"eps": 1e-5})}
+        return section | {"head_dim": 2 * number(draw, 1, 9), "rope": rope}
     return {
         "kind": "mla",
         "num_attention_heads": number(draw, 1, 4),

@@ -131,7 +131,8 @@ def layer_parameters(spec: ModelSpec, layer: Layer) -> int:
 def attention_parameters(a: Attention, hidden: int) -> int:
     if not isinstance(a, MlaAttention):
         heads = 2 * a.num_attention_heads + 2 * a.num_key_value_heads
-        return hidden * heads * a.head_dim + (2 * a.head_dim if a.qk_norm else 0)
+        biases = (a.num_attention_heads + 2 * a.num_key_value_heads) * a.head_dim if a.qkv_bias else 0
+        return hidden * heads * a.head_dim + biases + (2 * a.head_dim if a.qk_norm else 0)
     query_dim = a.num_attention_heads * (a.qk_nope_head_dim + a.qk_rope_head_dim)
     rank = a.q_lora_rank
     queries = hidden * query_dim if rank is None else hidden * rank + rank + rank * query_dim

@@ -1,5 +1,7 @@
 """Packages that learn from rewards: the zoo's tiny-r1 with some keys of rl changed, each compiled once."""
 
+import json
+import random
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from dsc.compiler.emit.write import write
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.shrink import shrunk
+from rl.commands import run
 
 Learning = Callable[..., Any]
 
@@ -49,4 +52,22 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to start commands beside."""
     folder = tmp_path_factory.mktemp("runs") / "package"
     write(emit(build(learning_spec(group_size=4))), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(package: Path) -> Path:
+    """Digits to be written again."""
+    draw, file = random.Random(0), package.parent / "questions.jsonl"
+    rows = ({"prompt": f"{digit}>", "answer": digit} for digit in draw.choices("0123456789", k=50))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def start(package: Path, questions: Path) -> Path:
+    """A short supervised run: answers end, and some are right."""
+    folder = package.parent / "start"
+    args = ("--learning-rate", "3e-3", "--batch-size", "16", "--metrics", folder.parent / "sft.jsonl")
+    run(package, "sft", "--data", questions, "--steps", 30, "--checkpoint", folder, *args)
     return folder

@@ -1,33 +1,16 @@
 """train.sft and train.grpo as a user starts them: what they write, and that a killed run goes on bit by bit."""
 
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-ENV = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-TIMES = ("seconds", "tokens_per_second")
-
-
-def command(package: Path, module: str, *args: object) -> list[str]:
-    return [sys.executable, "-m", f"{package.name}.train.{module}", *map(str, args)]
-
-
-def run(package: Path, module: str, *args: object, fails: bool = False) -> str:
-    done = subprocess.run(
-        command(package, module, *args), cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout, done.stderr
-    return done.stderr
+from rl.commands import ENV, command, grpo, records, run
 
 
 def launch(package: Path, module: str, *args: object) -> None:
@@ -36,29 +19,6 @@ def launch(package: Path, module: str, *args: object) -> None:
     ranks = [*torchrun, *command(package, module, *args)[1:]]
     done = subprocess.run(ranks, cwd=package.parent, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def questions(package: Path) -> Path:
-    """Digits to be written again."""
-    draw, file = random.Random(0), package.parent / "questions.jsonl"
-    rows = ({"prompt": f"{digit}>", "answer": digit} for digit in draw.choices("0123456789", k=50))
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.fixture(scope="module")
-def start(package: Path, questions: Path) -> Path:
-    """A short supervised run: answers end, and some are right."""
-    folder = package.parent / "start"
-    args = ("--learning-rate", "3e-3", "--batch-size", "16", "--metrics", folder.parent / "sft.jsonl")
-    run(package, "sft", "--data", questions, "--steps", 30, "--checkpoint", folder, *args)
-    return folder
 
 
 def test_supervised_steps_are_the_same_when_killed(package: Path, questions: Path, tmp_path: Path) -> None:
@@ -91,17 +51,6 @@ def test_supervised_steps_are_the_same_on_two_ranks(package: Path, questions: Pa
     assert [row["rows"] for row in one] == [3] * 3
     for row, other in zip(one, two, strict=True):
         assert row == pytest.approx(other, rel=1e-11, abs=1e-13)
-
-
-def grpo(start: Path, questions: Path, folder: Path, *args: object) -> tuple[object, ...]:
-    """The arguments of a run that begins at the supervised weights and is kept in a folder of its own."""
-    if not folder.exists():
-        folder.mkdir()
-        newest = (start / "latest").read_text().strip()
-        (folder / "latest").write_text(newest)
-        (folder / newest).symlink_to(start / newest)
-    common = ("--reward", "exact_match", "--prompts", questions, "--checkpoint", folder, "--questions", 4)
-    return *common, "--learning-rate", "1e-3", "--metrics", folder / "metrics.jsonl", *args
 
 
 def test_supervised_training_lowers_the_loss_of_answers(start: Path) -> None:

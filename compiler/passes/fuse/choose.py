@@ -8,8 +8,8 @@ from functools import partial
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
-from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE
 from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
+from dsc.compiler.kernels.lowering import lowered_for, mixtures
 from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
 from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
@@ -25,7 +25,6 @@ from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.passes.fuse.pages import fuse_grouped_pages, fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
 from dsc.spec.attention import GqaAttention, MlaAttention
-from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -50,9 +49,9 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels; over
     pages, which that does not read, it has a kernel.
     """
+    spec, unlike = lowered_for(spec, target)
     if target is None:
-        lacking = "a cluster" if spec.cluster is None else f"kernels for {spec.cluster.kind}"
-        return Choice(serving=(loop_over_experts,), notes=_without_fp8(spec, f"plain PyTorch, for lack of {lacking}"))
+        return Choice(serving=(loop_over_experts,), notes=unlike)
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []
@@ -71,19 +70,14 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
     elif isinstance(spec.attention, GqaAttention):
         serving.append(fuse_grouped_pages)
-    if spec.precision.kv_cache == "fp8" and not (inference and target.fp8):
-        notes.append("precision.kv_cache: rows are kept in bf16, for lack of kernels for FP8 rows there")
-    if _mixtures(spec) > 1:
+    if mixtures(spec) > 1:
         notes.append("ffn: plain PyTorch for routers and experts: the kernels have the sizes of one mixture of experts")
     else:
         passes += [fuse_router, fuse_experts]
     passes += [fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
-        if (reason := FP8_QUANTIZE.refusal(spec, target)) is None:
-            passes.append(partial(multiply_in_fp8, linear=linear))
-        else:
-            notes += _without_fp8(spec, reason)
-    return Choice(tuple(passes), tuple(inference), tuple(serving), tuple(notes))
+        passes.append(partial(multiply_in_fp8, linear=linear))
+    return Choice(tuple(passes), tuple(inference), tuple(serving), (*notes, *unlike))
 
 
 def fused(
@@ -120,14 +114,3 @@ def _without_tile(kernel: str, graph: Graph, spec: ModelSpec, target: Target | N
     except (NoTile, TileTooLarge) as reason:
         return f"kernels/{kernel}.py: {reason}"
     return ""
-
-
-def _mixtures(spec: ModelSpec) -> int:
-    return sum(isinstance(ffn, MoeFfn) for ffn in spec.ffns.values())
-
-
-def _without_fp8(spec: ModelSpec, reason: str) -> tuple[str, ...]:
-    linear = spec.precision.linear
-    if not isinstance(linear, Fp8BlockLinear) or not linear.products.in_fp8():
-        return ()
-    return (f"precision.linear: products run in {spec.precision.parameters}, not in FP8: {reason}",)

@@ -13,7 +13,6 @@ from dsc.compiler.planner.pipeline.schedule import Schedule, stage_count, stages
 from dsc.spec.model import ModelSpec
 
 Activations = Literal["bf16", "fp8"]
-RECOMPUTE = ("experts", "full", "mla_up_proj", "norms", "swiglu")
 
 # Sequences that a GPU sees in a step where the spec does not say: DeepSeek-V3's 15360 on 2048 GPUs, 7.5, rounded up.
 SEQUENCES_PER_GPU = 8

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsc.compiler.planner.layout.layout import RECOMPUTE, Layout
+from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.pipeline.schedule import why_not
-from dsc.spec.attention import GroupedQueries, MlaAttention
+from dsc.spec.attention import GroupedQueries
 from dsc.spec.ffn import MoeFfn
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import RECOMPUTE
+from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
 
@@ -94,13 +96,3 @@ def choice_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
         yield f"zero is 0, 1, 2 or 3, not {layout.zero}"
     if layout.activations == "fp8" and not isinstance(spec.precision.linear, Fp8BlockLinear):
         yield "activations are kept in fp8 where products read fp8: precision.linear is bf16"
-
-
-def recompute_choices(spec: ModelSpec) -> tuple[str, ...]:
-    """Those of RECOMPUTE that the model has."""
-    absent = set()
-    if not any(isinstance(attention, MlaAttention) for attention in spec.attentions.values()):
-        absent.add("mla_up_proj")
-    if "moe" not in spec.ffn_kinds:
-        absent.add("experts")
-    return tuple(name for name in RECOMPUTE if name not in absent)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
-from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout, global_batch
 from dsc.compiler.planner.layout.legal import choice_problems, problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families
+from dsc.compiler.planner.machine.hardware import hardware
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
@@ -21,6 +22,18 @@ def check_pins(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tupl
         return found
     reasons = [*_pinned_product(spec, world), *_pinned_choices(spec)] or _pinned_layout(spec, world, batch)
     raise DscError([Finding("DSC070", reason, ("placement",)) for reason in reasons])
+
+
+def refused_pins(spec: ModelSpec) -> str | None:
+    """Why no layout on the spec's own cluster keeps to its pins; None where one does, or where there is no cluster."""
+    if spec.cluster is None or spec.placement is None:
+        return None
+    machines = hardware(spec.cluster)
+    try:
+        check_pins(spec, machines.gpus, global_batch(spec, machines.gpus), machines.cluster.scale_up_domain)
+    except DscError as error:
+        return f"no layout keeps to the pins: {error.findings[0].message}"
+    return None
 
 
 def _pinned_product(spec: ModelSpec, world: int) -> Iterator[str]:

@@ -9,10 +9,11 @@ from itertools import combinations
 from typing import NamedTuple, TypeVar
 
 from dsc.compiler.planner.layout.layout import TRIVIAL, Activations, Layout
-from dsc.compiler.planner.layout.legal import model_problems, recompute_choices
+from dsc.compiler.planner.layout.legal import model_problems
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES, Schedule, stage_count, why_not
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
+from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
 Pin = TypeVar("Pin")

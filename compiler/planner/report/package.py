@@ -47,7 +47,7 @@ def package_plan(problem: Problem, locked: LockedPlan | None) -> PackagePlan | s
     else:  # it was edited, or figures of machines are better known than when it was written
         text = plan_yaml(plan or given_plan(problem, layout))
     pinned = Placement.model_validate(placement(layout))
-    return PackagePlan(problem.spec.model_copy(update={"placement": pinned}), sharing, text)
+    return PackagePlan(problem.written.model_copy(update={"placement": pinned}), sharing, text)
 
 
 def _says(text: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "largest_saving": None if plan.saving is None else plan.saving.change,
         "sensitivity": _sensitivity(plan),
         "searched": {"legal": plan.found.legal, "simulated": plan.found.simulated},
-        "spec_sha256": spec_hash(spec),
+        "spec_sha256": spec_hash(plan.problem.written),
         "hardware_sha256": hardware_hash(hardware.cluster),
     }
 

@@ -48,7 +48,7 @@ def choose(problem: Problem) -> Found:
 def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
     """Where a layout has no code, the reason."""
     if reason := next(missing(layout, problem.graph), None):
-        return reason
+        return f"there is no code yet for {reason}"
     stages = problem.stages(layout)
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages(rank)}
     return Sharing(

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.layout.legal import problems, recompute_choices
+from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.compiler.planner.search.offer import Lacks
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate
+from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
 TIE = 1 - 1e-9

@@ -34,6 +34,12 @@ class Problem:
     """The same two graphs where ranks share sequences, if those run others."""
     others: OtherEngines | None = None
     """Where it is another engine that trains, for comparison."""
+    asked: ModelSpec | None = None
+    """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
+
+    @property
+    def written(self) -> ModelSpec:
+        return self.asked or self.spec
 
     def of(self, layout: Layout) -> Problem:
         """The problem whose graphs are those that a layout runs."""

@@ -13,7 +13,6 @@ from dsc.compiler.planner.serving.expert_loads import Loads, PlacedLayer, place_
 from dsc.compiler.planner.serving.memory import Phase, Request, Rows, Serving, ServingMemory, ServingPlan, Storing
 from dsc.compiler.planner.serving.work import Load
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import Fp8BlockLinear
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class ServingProblem:
         """Weights as the spec's products read them, the cache as it says."""
         precision = self.spec.precision
         rows: Rows = "fp8" if precision.kv_cache == "fp8" else "plain"
-        return Storing(fp8_weights=isinstance(precision.linear, Fp8BlockLinear), rows=rows)
+        return Storing(fp8_weights=bool(precision.fp8_products()), rows=rows)
 
     @cached_property
     def memory(self) -> ServingMemory:

@@ -15,13 +15,13 @@ from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
-from dsc.compiler.planner.layout.layout import RECOMPUTE
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.terms import Terms, terms_of
+from dsc.spec.placement import RECOMPUTE
 
 FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 # Bytes moved per element cast to FP8 on its own: bfloat16 read, FP8 and its share of a float32 scale per 128 written.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.alone = not dist.is_initialized()
         self.first = self.alone or dist.get_rank() == 0
+        if self.first:  # what cannot be written to is said now, not after the last step
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
         # The thread that writes uses collectives: in a group of their own they do not meet the trainer's.
         self.group = None if self.alone else dist.new_group(backend="gloo")
         self.pending: tuple[str, Future[Any]] | None = None
