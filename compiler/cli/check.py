@@ -66,11 +66,12 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
 
 def _on_its_cluster(spec: ModelSpec) -> Iterator[str]:
     """What `compile` will say of the machines that a spec names."""
-    from dsc.compiler.kernels.lowering import lowered
+    if spec.cluster is None:
+        return
+    from dsc.compiler.kernels.lowering import lowered  # takes long to import
     from dsc.compiler.planner.layout.pins import refused_pins
 
-    if spec.cluster is not None:
-        emitted, notes = lowered(spec)
-        yield from notes
-        if reason := refused_pins(emitted):
-            yield f"train: on one device, for {reason}"
+    emitted, notes = lowered(spec)
+    yield from notes
+    if reason := refused_pins(emitted):
+        yield f"train: on one device, for {reason}"

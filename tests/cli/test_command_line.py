@@ -22,12 +22,12 @@ OPTIONS = {
     "stats": {"SPEC", "--compare", "--context", "--batch", "--markdown", "--json"},
     "plan": {
         *("SPEC", "--mode", "--cluster", "--nodes", "--gpus", "--context", "--redundant", "--loads"),
-        *("--answer", "--target-ttft", "--target-tpot", "--acceptance", "--price"),
+        *("--explain", "--answer", "--target-ttft", "--target-tpot", "--acceptance", "--price"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
     "diff": {"FIRST", "SECOND", "--files", "--breaking", "--hashes", "--json"},
     "breaking": {"SPECS", "--against", "--only", "--format"},
-    "compile": {"SPEC", "-o", "--output", "--check", "--force"},
+    "compile": {"SPEC", "-o", "--output", "--check", "--force", "--plan"},
     "verify": {"SPEC", "--json"},
     "bench": {
         "PACKAGE",
@@ -110,7 +110,7 @@ def test_bad_input_has_one_report_and_no_traceback(run: Any, bad_spec: Path) -> 
 def test_a_crash_is_no_verdict(monkeypatch: Any, run: Any, raised: BaseException, code: int, said: str) -> None:
     """1 means that a check said no; whoever scripts dsc must not take a fault of ours for that."""
 
-    def build(spec: object) -> None:
+    def build(spec: object, locked: object = None) -> None:
         raise raised
 
     monkeypatch.setattr("dsc.compiler.driver.build", build)
