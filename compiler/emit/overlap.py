@@ -39,7 +39,7 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
     kinds = dict.fromkeys(stage.block.class_name for stage in step.stages)
     table = [(kind, _name(kind) if f"{kind}.{METHOD}" in turns.blocks else "unbroken") for kind in kinds]
     unbroken = any(function == "unbroken" for _, function in table)
-    used = names(body) | {"Tensor", "nn", "Tape", "Turns", *kinds} if unbroken else names(body) | set(kinds)
+    used = names(body) | {"Callable", "nn", "Turns", *(("Tensor", "Tape") if unbroken else ()), *kinds}
     experts = [EXPERT_PARALLEL, *(one.name for one in helpers(step.graph, printer))]
     offered = [
         *imported(turns, "..", "."),

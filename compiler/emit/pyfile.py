@@ -15,6 +15,7 @@ IMPORTS = (
     ("Callable", "from collections.abc import Callable", 0),
     ("Any", "from typing import Any", 0),
     ("Self", "from typing import Self", 0),
+    ("cast", "from typing import cast", 0),
     ("torch", "import torch", 1),
     ("dist", "import torch.distributed as dist", 1),
     ("F", "import torch.nn.functional as F", 1),

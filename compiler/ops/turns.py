@@ -89,6 +89,8 @@ class _Turns(Op):
     """A call of what stops: behind its arguments, and behind its results, stands what is alive across it."""
 
     function: str
+    class_name: str
+    """Of the module, where its attribute or its list is declared as something wider; else empty."""
     arguments: int
     results: Types
     alive: int
@@ -100,6 +102,9 @@ class _Turns(Op):
 
     def infer(self, inputs: Types) -> Types:
         return (*self.results, *inputs[1 + self.arguments :])
+
+    def cast(self, module: str) -> str:
+        return f"cast({self.class_name}, {module})" if self.class_name else module
 
     @property
     def comma(self) -> str:

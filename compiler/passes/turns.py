@@ -147,14 +147,15 @@ class _Writer:
         inputs = (TAPE_VALUE, *given, *kept)
         if isinstance(op, RepeatLayersSum):
             summed = replace(node, outputs=node.outputs[:1], inputs=inputs)
-            loop = LoopTurnsSum(name, len(given), results[:1], len(kept), op.slice)
-            return _through(replace(summed, op=loop), kept, {total[0]: node.outputs[1].name})
+            added = LoopTurnsSum(name, callee.class_name, len(given), results[:1], len(kept), op.slice)
+            return _through(replace(summed, op=added), kept, {total[0]: node.outputs[1].name})
         if isinstance(op, LayerLoop):
-            return _through(
-                replace(node, op=LoopTurns(name, len(given), results, len(kept), op.slice), inputs=inputs), kept
-            )
+            loop = LoopTurns(name, callee.class_name, len(given), results, len(kept), op.slice)
+            return _through(replace(node, op=loop, inputs=inputs), kept)
         path = f"{op.name}[{op.index}]" if isinstance(op, CallListed) else op.name
-        return _through(replace(node, op=CallTurns(name, len(given), results, len(kept), path), inputs=inputs), kept)
+        wider = isinstance(op, CallListed) or callee is not self.graph.blocks[key]
+        call = CallTurns(name, callee.class_name if wider else "", len(given), results, len(kept), path)
+        return _through(replace(node, op=call, inputs=inputs), kept)
 
 
 def _gathered(nodes: Sequence[Node]) -> list[Node]:

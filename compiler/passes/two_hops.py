@@ -17,7 +17,7 @@ from dsc.compiler.ops.shape import FlattenTokens, ViewAs
 from dsc.compiler.passes.fuse.pattern import find
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, multiply
 
-DOC = "This rank's share of the experts: a token goes once to each node, and there to the ranks whose experts it chose."
+DOC = "This rank's share of the experts: a token goes once to each node, and there to the ranks of its experts."
 NODES, LOCAL = "nodes", "local"
 """Attributes of the class: the ranks with our number on every node, and those of our node."""
 

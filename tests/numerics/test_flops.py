@@ -1,8 +1,8 @@
 """FLOPs of the graph against those that PyTorch counts while the emitted model runs, to the last one.
 
-The graph counts causal attention as half a square, less what a window hides, and norms as 2 per weight and token.
-PyTorch counts products alone and sees the whole square that plain attention computes, at the width that the narrower of
-k and v is padded to. Checked are forward, the loss with multi-token prediction, and backward.
+The graph counts causal attention as half a square, less what a window hides, and norms and biases as 2 per weight and
+token. PyTorch counts products alone and sees the whole square that plain attention computes, at the width that the
+narrower of k and v is padded to. Checked are forward, the loss with multi-token prediction, and backward.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.norm import RmsNorm
+from dsc.compiler.ops.projection import BiasedLinear
 
 BATCH = 2
 VARIANTS = [
@@ -32,7 +33,7 @@ WITH_MORE_LOSSES = ["mtp", "mtp_of_depth_3_before_the_norm", "mtp_beside_grouped
 
 
 def expected_products(package: Package, method: str) -> int:
-    """What PyTorch should count in a method of the model: parts of squares made whole, norms left out."""
+    """What PyTorch should count in a method of the model: parts of squares made whole, norms and biases left out."""
     graph, sizes = build(package.spec).training, {"B": BATCH, "S": LENGTH}
     expected = graph.flops(method).value(sizes)
     norms = 0
@@ -41,6 +42,8 @@ def expected_products(package: Package, method: str) -> int:
             useful = node.flops().substitute(bound).value(sizes)
             norms += useful * isinstance(node.op, RmsNorm)
             expected += whole_square(node, bound, sizes) - useful
+        elif isinstance(node.op, BiasedLinear):
+            expected -= 2 * tensor(node.output_types[0]).numel.substitute(bound).value(sizes)
     assert norms > 0
     return expected
 

@@ -24,6 +24,7 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
             "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
         },
     ),
+    "sequences, in turns": ("deepseek", {**V, "cp": 2, "schedule": "dualpipe-v"}),
     "sequences": ("window", {"cp": 2, "zero": 1}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
@@ -31,7 +32,10 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any, run_in: Any, tmp_path: Path) -> None:
-    package = package_of(placed_spec(*PLACEMENTS[placement]), tmp_path)
+    spec = placed_spec(*PLACEMENTS[placement])
+    package = package_of({**spec, "workload": {"sequence_length": 32, "global_batch": 64}}, tmp_path)
+    assert (tmp_path / package / "train/parallel.py").exists(), "the layout is emitted"
+    assert (tmp_path / package / "train/turns.py").exists() == ("in turns" in placement)
     run_in(*RUFF, "check", *SETTINGS, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".", folder=tmp_path)
     run_in(*RUFF, "format", *SETTINGS, "--check", ".", folder=tmp_path)
     config = f"--config-file={ROOT / 'tests' / 'golden' / 'mypy.ini'}"
