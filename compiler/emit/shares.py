@@ -88,7 +88,7 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     used = (
         names(f"{body}\n{lines}")
         | names(" ".join(one.expression for one in shared))
-        | {"Tensor", "MixtureOfExperts", "EP"}
+        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts", "EP"}
     )
     offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
     return files.file(

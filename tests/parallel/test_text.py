@@ -26,6 +26,7 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sequences, in turns": ("deepseek", {**V, "cp": 2, "schedule": "dualpipe-v"}),
     "sequences": ("window", {"cp": 2, "zero": 1}),
+    "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
 
@@ -33,6 +34,8 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any, run_in: Any, tmp_path: Path) -> None:
     spec = placed_spec(*PLACEMENTS[placement])
+    if "kernels" in placement:
+        spec |= {"cluster": {"kind": "h100", "nodes": 1}, "precision": {"parameters": "bf16"}}
     package = package_of({**spec, "workload": {"sequence_length": 32, "global_batch": 64}}, tmp_path)
     assert (tmp_path / package / "train/parallel.py").exists(), "the layout is emitted"
     assert (tmp_path / package / "train/turns.py").exists() == ("in turns" in placement)
