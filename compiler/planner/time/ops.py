@@ -75,8 +75,8 @@ class OpCost:
     casts: Casts
     of_whole: bool
     """It runs for whole sequences on every rank that shares them."""
-    sent_bytes: tuple[Terms, Terms]
-    """Of attention: what context parallelism gathers, by heads, and for all heads alike."""
+    sent_bytes: tuple[Terms, Terms] | None
+    """Of attention: what context parallelism gathers, by heads, and for all heads alike. None of other ops."""
 
 
 def op_costs(parts: Iterable[Part], others: OtherEngines | None = None) -> dict[str, tuple[OpCost, ...]]:
@@ -145,7 +145,7 @@ def _op_cost(
         weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
         of_whole=of_whole,
-        sent_bytes=_sent(sent),
+        sent_bytes=_sent(sent) if sent else None,
         casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
     )
 

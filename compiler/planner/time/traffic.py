@@ -120,9 +120,11 @@ class Communication:
 
     def context_bytes(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """Of the rows of whole sequences that attention of one micro-batch has on a rank."""
-        by_heads, alike = (
-            sum(op.sent_bytes[which].at(sharing.micro_batch, self._length) for op in ops) for which in (0, 1)
-        )
+        by_heads = alike = 0.0
+        for op in ops:
+            if op.sent_bytes is not None:
+                some, whole = (bytes.at(sharing.micro_batch, self._length) for bytes in op.sent_bytes)
+                by_heads, alike = by_heads + some, alike + whole
         return by_heads / sharing.tp + alike
 
     def sharded_weights(
