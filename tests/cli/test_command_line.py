@@ -169,7 +169,9 @@ def test_the_compiler_never_imports_torch(tmp_path: Path) -> None:
 
 # What takes long to import: libraries, the schema, and every room of the compiler but this one.
 LIBRARIES = {"jinja2", "numpy", "pydantic", "ruamel.yaml", "ruff", "torch", "triton"}
-LIGHT = re.compile(r"dsc\.compiler\.(cli|facts$|facts\.breaking_rules$)|dsc\.spec\.(errors|pages|words|zoo)$")
+LIGHT = re.compile(
+    r"dsc\.compiler\.(cli|facts$|facts\.breaking_rules$)|dsc\.spec\.(errors|code_page|pages|pages_of_runs|words|zoo)$"
+)
 
 
 def heavy(modules: set[str]) -> set[str]:
