@@ -38,6 +38,7 @@ from planner.machines import machine, model
 
 DAY_6 = "open-infra-index, day 6 (February 2025)"
 DEEPEP = "DeepEP docs/legacy.md: 128 tokens a GPU, top 8 of 256, FP8 out and BF16 back"
+IN_NODE = 0.45  # see test_what_misses_inside_a_node_is_a_fixed_time
 HELD_CACHED = 342 / 608  # of the day's input tokens, found in a cache
 
 
@@ -99,8 +100,14 @@ SERVED = [
 def test_published_deployments(fact: Served) -> None:
     error = fact.found / fact.published - 1
     print(f"{fact.name}: published {fact.published:g}, found {fact.found:.4g} ({error:+.1%}); {fact.source}")
-    if "EP8" not in fact.name:  # inside a node DeepEP's kernels wait for more than the links; README counts the miss
-        assert abs(error) <= fact.tolerance
+    assert abs(error) <= (IN_NODE if "EP8" in fact.name else fact.tolerance)  # README counts those of EP8 as misses
+
+
+def test_what_misses_inside_a_node_is_a_fixed_time() -> None:
+    """There and back are too fast by the same 31 us, whatever the bytes: what DeepEP's kernels take to cast, count and
+    meet, which the network hides. IN_NODE is the band that follows; no step of a plan uses DeepEP inside a node."""
+    there, back = 77 - low_latency(8, FP8), 114 - low_latency(8, 2)
+    assert there == pytest.approx(31, abs=2) and back == pytest.approx(31, abs=2)
 
 
 def test_half_the_memory_bandwidth_misses_the_published_day() -> None:

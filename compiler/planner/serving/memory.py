@@ -123,7 +123,8 @@ class ServingMemory:
     def __init__(self, spec: ModelSpec, training: Graph, graphs: Graphs, phase: Phase, drafts: bool = False) -> None:
         self.spec = spec
         self.drafts = drafts
-        self._alone, self._shared = (Served(graph, phase, drafts) for graph in graphs)
+        self._alone = Served(graphs.alone, phase, drafts)
+        self._shared = self._alone if graphs.shared is graphs.alone else Served(graphs.shared, phase, drafts)
         self.rows_of = {**cache_rows(training, LOSS), **cache_rows(training, ROOT)}
         """By the path of the module that attends."""
         used = (rows for path, rows in self.rows_of.items() if path.startswith(FIRST) * drafts or MTP not in path)
@@ -237,7 +238,7 @@ class ServingMemory:
         yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
         if serving.gpus > 1:
             yield _assumed("collective buffers", round(NCCL.value), NCCL)
-        if serving.shares_experts:
+        if serving.shares_experts and self._shared is self._alone:  # the package's rows are values of the step
             yield self._expert_buffers(serving, request, sequences)
 
     def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> MemoryLine:
