@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
+    from dsc.compiler.planner.serving.served import Graphs
 
 Pass = Callable[[Graph], Graph]
 
@@ -191,12 +192,31 @@ def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Itera
         yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
-def prompted(spec: ModelSpec) -> Graph:
-    """The inference graph of a prompt, whose many new tokens the engine attends to with keys and values of heads."""
+def served(spec: ModelSpec) -> Graphs:
+    """What the planner reads of the package's engine: its graph on one device, and where ranks share the experts out.
+
+    How many ranks is the planner's to say: the experts of the second graph are those of all.
+    """
+    from dsc.compiler.planner.serving.served import Graphs  # takes long to import
+
     target = target_of(spec)
-    plain = verify(build_graph(spec))
-    graphs = [plain, run(plain, INFERENCE_PASSES)]
-    return fused(graphs, choose_kernels(spec, target).passes, spec, target)[0][1]
+    kernels, plain = choose_kernels(spec, target), verify(build_graph(spec))
+
+    def prepared(*passes: Pass) -> Graph:
+        packed, _ = fused(
+            [run(plain, (*passes, partial(pack, positions=spec.max_position_embeddings)))],
+            kernels.serving,
+            spec,
+            target,
+        )
+        return run(
+            fused(packed, kernels.passes, spec, target)[0][0], (multiply_by_codes, prepare, as_functions_of_weights)
+        )
+
+    alone = prepared(for_serving, with_pages)
+    if "moe" not in spec.ffn_kinds:
+        return Graphs(alone, alone)
+    return Graphs(alone, prepared(partial(share_served_experts, ranks=1), for_serving, with_pages, may_idle))
 
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:

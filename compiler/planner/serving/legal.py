@@ -45,6 +45,11 @@ def servings(problem: ServingProblem) -> Iterator[Serving]:
         raise DscError([Finding("DSC070", reason, _key(problem)) for reason in next(iter(reasons.values()))])
 
 
+def emitted(serving: Serving, experts: int) -> bool:
+    """Whether the package serves so: ranks with equally many experts each, of which none is there twice."""
+    return serving.tp == 1 and not serving.redundant(experts) * bool(experts)
+
+
 def check_pins(problem: ServingProblem) -> None:
     """Raises what no deployment can keep to."""
     pins, world = pins_of(problem), problem.world
