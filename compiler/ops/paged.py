@@ -127,9 +127,6 @@ class AttendGroups(BlockCall):
         """Heads and the width of a result of each."""
         return ", ".join(str(dim) for dim in tensor(self.signature.outputs[0]).shape[2:])
 
-    def prefixes(self) -> tuple[str, ...]:
-        return ("",)
-
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         """As for texts with one new token each, once tokens are packed."""
         lead = tensor(inputs[0]).shape[:-2]
