@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from numerics.specs import BASE, GROUPED
+from numerics.test_checkpoint import SINGLE, all_tensors, quantised
+from safetensors.torch import save_file
 from serving.test_ranks import MODELS, Sections, assert_clean, played_by, write_package, wrong
 
 DENSE: Sections = {"ffn": {"dense": {"intermediate_size": 40}}, "layers": [{"repeat": 3, "ffn": "dense"}]}
@@ -34,17 +36,17 @@ def assert_alike(found: Any, *scenes: str) -> None:
 
 
 def test_two_ranks_write_dense_layers_together(tmp_path: Path) -> None:
-    """Heads of queries, keys and values, the width, a tied vocabulary; prompts in parts, found prefixes, an error."""
-    found = played_by(DIVIDED["llama"], {"tp": 2}, ("uneven", "dealt", "logprobs", "failing"), tmp_path)
-    assert_alike(found, "uneven", "dealt")
+    """Heads of queries, keys and values, the width, a tied vocabulary; prompts in parts, a text cancelled, an error."""
+    found = played_by(DIVIDED["llama"], {"tp": 2}, ("dealt", "logprobs", "failing"), tmp_path)
+    assert_alike(found, "dealt")
     assert max(found["logprobs"]) < CLOSE and len(found["logprobs"]) == 2
     assert found["failing"] == ["RankFailed: rank 1 failed: ValueError: planted", "ValueError: planted"]
 
 
 def test_two_ranks_write_mixtures_together(tmp_path: Path) -> None:
-    """Latents whole on both, tokens dealt to the experts of both, guesses."""
-    found = played_by(DIVIDED["deepseek"], {"tp": 2, "ep": 2}, ("uneven", "dealt", "logprobs"), tmp_path)
-    assert_alike(found, "uneven", "dealt")
+    """Latents whole on both, tokens dealt to the experts of both, guesses, found prefixes."""
+    found = played_by(DIVIDED["deepseek"], {"tp": 2, "ep": 2}, ("uneven", "logprobs"), tmp_path)
+    assert_alike(found, "uneven")
     assert max(found["logprobs"]) < CLOSE and len(found["logprobs"]) == 2
     assert all(rank["guesses"] > 0 for rank in found["uneven"])
 
@@ -87,28 +89,59 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     assert wrong(found, "uneven")
 
 
-def test_each_rank_reads_its_part_and_all_that_is_not_divided(tmp_path: Path, package_at: Any) -> None:
-    """Parts of all ranks, put together along the dim that differs, are the checkpoint; no more of a file is read."""
-    write_package({**DIVIDED["deepseek"], "serving": {"tp": 2, "ep": 4}}, "shared", tmp_path)
-    package = package_at(tmp_path / "shared")
-    checkpoint, share, model = (package(name) for name in ("checkpoint", "infer.share", "model"))
-    whole = model.Model()
-    checkpoint.save_hf(whole, tmp_path)
+Tensors = dict[str, torch.Tensor]
+
+
+def parts_of(
+    sections: Sections, folder: Path, package_at: Any, block: tuple[int, int] | None = None
+) -> tuple[Any, ...]:
+    """What each of four ranks read of a checkpoint, and what it says; with `block`, it has codes in FP8."""
+    write_package({**sections, "serving": {"tp": 2, "ep": 4}}, "shared", folder)
+    package = package_at(folder / "shared")
+    checkpoint, share = package("checkpoint"), package("infer.share")
+    whole = package("model").Model()
+    checkpoint.save_hf(whole, folder)
     expected = dict(checkpoint.named_tensors(whole))
-    parts = [dict(checkpoint.named_tensors(share.load_share(tmp_path, rank), rank)) for rank in range(4)]
-    assert {name for part in parts for name in part} == expected.keys()
+    if block is not None:
+        stored, expected = quantised(all_tensors(folder), block)
+        save_file(stored, folder / SINGLE)
+    return [dict(checkpoint.named_tensors(share.load_share(folder, rank), rank)) for rank in range(4)], expected
+
+
+def differing(parts: list[Tensors], expected: Tensors) -> list[str]:
+    """Names whose parts, put together along the dim that is cut, are not what the checkpoint says."""
+    wrong = []
     for name, tensor in expected.items():
         found = [part[name] for part in parts if name in part]
-        if ".experts." in name:
-            assert len(found) == 1 and found[0].equal(tensor)
-        elif found[0].shape == tensor.shape:
-            assert len(found) == 4 and all(part.equal(tensor) for part in found)
-        else:
+        if ".experts." not in name and found[0].shape != tensor.shape:
             dim = next(dim for dim, size in enumerate(tensor.shape) if size != found[0].shape[dim])
-            assert torch.cat(found[:2], dim).equal(tensor) and found[2].equal(found[0]) and found[3].equal(found[1])
-    kinds = re.compile(r"(embed_tokens|lm_head|q_b_proj|kv_b_proj|o_proj|layers\.0\.mlp\..*)\.weight$")
+            found = [torch.cat(found[:2], dim), torch.cat(found[2:], dim)]
+        copies = 1 if ".experts." in name else len(found)
+        if len(found) != copies or not all(part.equal(tensor) for part in found):
+            wrong.append(name)
+    return wrong
+
+
+CUT = re.compile(r"(embed_tokens|lm_head|q_b_proj|kv_b_proj|o_proj|layers\.0\.mlp\..*)\.weight$")
+
+
+def test_each_rank_reads_its_part_and_all_that_is_not_divided(tmp_path: Path, package_at: Any) -> None:
+    parts, expected = parts_of(DIVIDED["deepseek"], tmp_path, package_at)
+    assert {name for part in parts for name in part} == expected.keys() and not differing(parts, expected)
     cut = {name for name in expected if parts[0].get(name, expected[name]).shape != expected[name].shape}
-    assert cut == {name for name in expected if kinds.search(name)}
+    assert cut == {name for name in expected if CUT.search(name)}
+
+
+@pytest.mark.parametrize("block", [(16, 24), (7, 5)], ids=str)
+def test_parts_of_weights_in_fp8_take_the_multipliers_of_their_blocks(
+    block: tuple[int, int], tmp_path: Path, package_at: Any
+) -> None:
+    """Where parts begin inside a block too."""
+    linear = {"kind": "fp8_block", "weight_block": list(block), "activation_block": [1, block[1]]}
+    precision = {"precision": {"parameters": "fp32", "kv_cache": "fp32", "linear": linear}}
+    parts, expected = parts_of({**DIVIDED["deepseek"], **precision}, tmp_path, package_at, block)
+    held = {name for part in parts for name in part}  # a checkpoint repeats what guesses share with the model
+    assert held < expected.keys() and not differing(parts, {name: expected[name] for name in held})
 
 
 @pytest.mark.slow
