@@ -80,7 +80,7 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
         shared=shared,
         legend=legend(graph.constants.symbols(), f"{text}\n# [B, S, D, W]", OF_RANK),
         imports=_imports(used),
-        local=local_imports(used, [one for one in offered if not one[0] == ".tensor"]),
+        local=local_imports(used, [one for one in offered if one[0] != ".tensor"]),
         body=body,
         cut=sorted(tensor.cut_weights(plain, step.sharing.tp).items()),
         several=any(isinstance(op, GatherSequences) for op in ops),
@@ -92,7 +92,7 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
 
 
 def _of_mtp(shared: Sequence[_Share]) -> dict[str, _Share | None] | None:
-    """Of multi-token prediction the class of its layer, if that routes, and of the shared experts there, if it has them."""
+    """Of multi-token prediction the class of its layer, if that routes, and of shared experts in it, if there are."""
     layers = [one for one in shared if one.of_mtp and not one.has_width]
     beside = [one for one in shared if one.of_mtp and one.has_width]
     return {"layer": layers[0], "shared_experts": beside[0] if beside else None} if layers else None
@@ -117,8 +117,7 @@ def _share(graph: Graph, printer: Printer, name: str) -> _Share:
     blocks = graph.methods(name)
     of_mtp = any(isinstance(node.op, LeaveOut) for block in blocks for node in block.nodes())
     has_width = any(block.arguments for block in blocks)
-    base = name.removeprefix(context.PREFIX).removeprefix(tensor.PREFIX).removesuffix(tensor.OF_MTP)
-    return _Share(name, base, described.doc, described.methods, of_mtp, has_width)
+    return _Share(name, tensor.of_plain(name), described.doc, described.methods, of_mtp, has_width)
 
 
 def _imports(used: set[str]) -> str:

@@ -6,7 +6,7 @@ add up what each has, and keep their own part. Each collective is an op, with th
 """
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.context import GatherContext, own_length
 from dsc.compiler.ops.loss import SCALAR
@@ -23,6 +23,7 @@ class GatherSequence(GatherContext):
     """
 
     kind = "gather_sequence"
+    op_class = OpClass.EXCHANGE
     names: tuple[str, ...] = ("x",)
 
     @property
@@ -49,6 +50,7 @@ class SumOwnPart(Op):
     """
 
     kind = "sum_own_part"
+    op_class = OpClass.EXCHANGE
     ranks: Dim
 
     @property

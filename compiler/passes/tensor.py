@@ -27,7 +27,9 @@ from dsc.compiler.ops.tensor import (
     GatherSequences,
     SumOwnPart,
 )
+from dsc.compiler.passes import context
 from dsc.compiler.passes.context import (
+    LOSS,
     WHOLE_SEQUENCES,
     at_all_positions,
     balances,
@@ -37,8 +39,11 @@ from dsc.compiler.passes.context import (
     widened,
 )
 
+BACKBONE = "Model.backbone"
 PREFIX = "TensorParallel"
 """Of the classes that stand in for the model's own."""
+PREFIXES = (context.PREFIX, PREFIX)
+"""Of all classes that stand in for the model's own where ranks share sequences."""
 OF_TENSOR = f"{PREFIX}Model"
 """The one stage where there is no pipeline."""
 OF_MTP = "OfMtp"
@@ -46,6 +51,13 @@ OF_MTP = "OfMtp"
 DOC = "This rank's {shares} for whole sequences; what it is given and returns is of its own tokens."
 
 O = TypeVar("O", bound=Op)  # noqa: E741  an op
+
+
+def of_plain(name: str) -> str:
+    """Of a share's class, the class of the model that it stands in for."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name.removesuffix(OF_MTP)
 
 
 def tensor_ranks(count: int) -> Symbol:
@@ -87,6 +99,20 @@ def divided(block: Block, ranks: Dim) -> dict[str, Dim]:
     return {symbol.name: symbol // ranks for symbol in symbols if symbol.axis is Axis.HEADS or symbol == WIDTH}
 
 
+def sharing_tensors(graph: Graph) -> Graph:
+    """The plain graph as it is where ranks share heads, widths and the vocabulary, for however many."""
+    ranks = tensor_ranks(1)
+
+    def shared(block: Block) -> Block:
+        if divided(block, ranks):
+            return replace(share_sublayer(block, ranks), class_name=block.class_name)
+        if block.key in (BACKBONE, LOSS):
+            return block.with_nodes(new for node in block.nodes() for new in _shared_line(node, ranks)).reinfer({})
+        return block
+
+    return graph.map(shared)
+
+
 def share_sublayer(block: Block, ranks: Dim) -> Block:
     """Attention of some of the heads, or some of a feed-forward's columns, over whole sequences."""
     sizes = divided(block, ranks)
@@ -105,13 +131,13 @@ def share_sublayer(block: Block, ranks: Dim) -> Block:
     doc = DOC.format(shares="columns" if block.arguments else "heads")
     shared = replace(block, class_name=f"{PREFIX}{block.class_name}", class_doc=doc, cached=())
     shared = replace(shared, inputs=(block.inputs[0], *tables.values())).with_nodes(nodes)
-    return shared.reinfer({**dict(zip(crossing, whole, strict=True)), **tables}, leave=(gather.id,))
+    own_lines = (node.id for node in block.nodes() if node not in of_all)
+    return shared.reinfer({**dict(zip(crossing, whole, strict=True)), **tables}, leave=(gather.id, *own_lines))
 
 
 def _of_all_ranks(block: Block, sizes: Mapping[str, Dim]) -> list[Node]:
     """The nodes that work on whole sequences: those with shared weights, with tables of positions, and what follows."""
-    x, *tables = block.inputs
-    whole = set(tables)
+    whole = set(block.inputs[1:])
     found = []
     for node in block.nodes():
         if whole & set(node.inputs) or _is_shared(node.op, sizes):
