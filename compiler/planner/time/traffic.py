@@ -110,14 +110,14 @@ class Communication:
     def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """The collectives of a part's graph; backward has as many.
 
-        Beside context parallelism, which the package does not run, all-gather and reduce-scatter of hidden states around
-        attention and around a feed-forward (arXiv 2205.05198).
+        Beside context parallelism, which the package does not run: all-gather and reduce-scatter of hidden states
+        around attention and around a feed-forward (arXiv 2205.05198).
         """
         if sharing.tp == 1:
             return 0.0
-        if kind in self._sent:
-            bytes = (one.at(sharing.micro_batch, self._length) / sharing.cp for one in self._sent[kind])
-            return sum(collectives.all_gather(one, Group(sharing.tp), self._hardware) for one in bytes)
+        if self._sent:
+            sent = self.tensor_bytes(kind, sharing)
+            return sum(collectives.all_gather(bytes, Group(sharing.tp), self._hardware) for bytes in sent)
         total = self._rows(sharing) * sharing.tp * self._hidden * self._width
         one = collectives.all_gather(total, Group(sharing.tp), self._hardware)
         if kind in (EMBEDDING, HEAD):
@@ -125,6 +125,10 @@ class Communication:
         attends = any(op.kernel_class == "attention" for op in ops)
         widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
+
+    def tensor_bytes(self, kind: str, sharing: PartSharing) -> list[float]:
+        """What a rank has of all ranks after each collective of one micro-batch, forward."""
+        return [one.at(sharing.micro_batch, self._length) for one in self._sent.get(kind, ())]
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """Latents, or keys and values, of all ranks that share a sequence, gathered before attention; as long as the
