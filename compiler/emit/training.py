@@ -131,7 +131,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
-    offered = imported(graph, "..", ".")
+    offered = [*imported(graph, "..", "."), (".plan", "TP")]
     return files.file(
         "train/stages.py",
         "train/stages.py",
