@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 
 from dsc.compiler.driver import build, in_tensor
+from dsc.compiler.graph.dim import Axis, B, S
+from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
+from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.ops.tensor import CrossEntropyOfShards, GatherSequence, SumOwnPart
-from dsc.compiler.passes.tensor import PREFIX, divided, tensor_ranks
+from dsc.compiler.passes.tensor import PREFIX, divided, share_sublayer, tensor_ranks
 from dsc.compiler.planner.machine.hardware import hardware
+from dsc.compiler.planner.parts.tensor import whole_on_each
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.sharing import PartSharing
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 Compared = Callable[..., tuple[float, bool]]
+LENGTH, WIDTH = 1024, {"width": 512}
 SENT = Path(__file__).with_name("context.py")
 EP = {"tp": 2, "ep": 2}
 V = {"pp": 2, "vpp": 2, **EP}
@@ -114,6 +119,39 @@ def test_the_plan_reads_the_shares_that_are_emitted(name: str) -> None:
     for block in found:
         planned = timed.blocks[block.key.removeprefix(PREFIX)]
         assert [node.op.kind for node in planned.nodes()] == [node.op.kind for node in block.nodes()]
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-v2-lite", "llama-3.1-8b", "mistral-7b", "tiny"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_plan_counts_what_a_rank_keeps_and_computes(name: str, ranks: int) -> None:
+    """The plan reads shares of one rank and divides by ranks all but what it marks; the pass makes those of several."""
+    timed, _ = in_tensor(load(name).model_copy(update={"cluster": None}))
+    plain = build(load(name).model_copy(update={"cluster": None})).plain
+    of_all, own = {B.name: 1, S.name: LENGTH}, {B.name: 1, S.name: LENGTH // ranks}
+    sublayers = [block for block in plain.blocks.values() if divided(block, tensor_ranks(ranks))]
+    assert len(sublayers) >= 2
+    for block in sublayers:
+        shared = share_sublayer(block, tensor_ranks(ranks))
+        graph = Graph({**plain.blocks, shared.key: shared}, plain.constants)
+        steps, made = trace(timed, block.key), trace(graph, shared.key)
+        marked = whole_on_each(steps)
+        in_plan = sum(bytes_of(one, of_all | WIDTH) * (ranks if one in marked else 1) for one in kept(steps))
+        assert in_plan == ranks * sum(bytes_of(one, own | WIDTH) for one in kept(made))
+        flops = [
+            sum(step.node.flops().value(sizes | WIDTH) for step in some)
+            for some, sizes in ((steps, of_all), (made, own))
+        ]
+        assert flops[0] == ranks * flops[1]
+
+
+def kept(steps: tuple[Step, ...]) -> dict[Storage, None]:
+    """What is saved of sequences: tables of positions and a window's mask have no batch."""
+    found = dict.fromkeys(one for step in steps for one in step.saved)
+    return {one: None for one in found if Axis.BATCH in one.type.axes}
+
+
+def bytes_of(storage: Storage, sizes: dict[str, int]) -> int:
+    return storage.type.bytes.value(sizes)
 
 
 def sends(block: Any) -> bool:
