@@ -86,8 +86,8 @@ OF_CONTEXT: dict[str, tuple[str, str, str]] = {
 OF_TENSOR: dict[str, tuple[str, str, str]] = {
     "gradients of norms are of one rank's tokens": (
         "train/weights.py",
-        "dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp_tp, shard_mesh_dim=0))",
-        "dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp, shard_mesh_dim=0))",
+        "of_part if weight in parts else dense",
+        "of_part",
     ),
     "a rank has other columns": ("train/weights.py", "tp_rank * len(weight) if dim == 0", "0 if dim == 0"),
     "a rank has other rows": ("train/weights.py", "chunk(TP, 1)[tp_rank]", "chunk(TP, 1)[TP - 1 - tp_rank]"),

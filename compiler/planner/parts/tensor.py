@@ -17,7 +17,7 @@ def sent(steps: tuple[Step, ...]) -> Iterator[Dim]:
 
 
 def whole_on_each(steps: tuple[Step, ...]) -> frozenset[Storage]:
-    """Of whole sequences in full width: what was gathered, its FP8 codes, and parts of sums before they are added up."""
+    """Of whole sequences in full width: what was gathered, its FP8 codes, and parts of sums not yet added up."""
     gathered = {one for step in steps if isinstance(step.node.op, GatherSequence) for one in step.outputs}
     reading = [step for step in steps if step.node.op.saves_codes and gathered & set(step.inputs)]
     codes = [one for step in reading for one in step.saved if one not in step.inputs]
