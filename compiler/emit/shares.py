@@ -11,6 +11,7 @@ from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.context import LeaveOut
 from dsc.compiler.ops.moe import GroupedLinear
@@ -67,7 +68,9 @@ def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition]) 
 def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Sequence[Definition]) -> File:
     """The same of heads, columns and the vocabulary; and which weights are cut, how."""
     graph = step.graph
-    shared, body, text = _classes(files, graph, tensor.PREFIX, tensor.OF_TENSOR, model)
+    shared, body, text = _classes(
+        files, graph, tensor.PREFIX, tensor.OF_TENSOR, model, [stage.block for stage in step.stages]
+    )
     assert step.sharing is not None
     ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
     used = names(text) | {one.base for one in shared} | {"TP", "Model", "F", "upcast"}
@@ -99,15 +102,24 @@ def _of_mtp(shared: Sequence[_Share]) -> dict[str, _Share | None] | None:
 
 
 def _classes(
-    files: FilePrinter, graph: Graph, prefix: str, whole: str, model: Sequence[Definition]
+    files: FilePrinter,
+    graph: Graph,
+    prefix: str,
+    whole: str,
+    model: Sequence[Definition],
+    stages: Sequence[Block] = (),
 ) -> tuple[list[_Share], str, str]:
-    """Those of a prefix but for the whole model's, the helpers that model.py does not define, and all of their text."""
+    """Those of a prefix but for the whole model's, the helpers that model.py does not define, and all of their text.
+
+    `stages`: blocks whose helpers are wanted too.
+    """
     printer = Printer(files.templates)
     blocks = {key: one for key, one in graph.blocks.items() if one.class_name.startswith(prefix)}
     only = Graph({key: one for key, one in blocks.items() if one.class_name != whole}, graph.constants)
     shared = [_share(only, printer, name) for name in dict.fromkeys(one.class_name for one in only.blocks.values())]
     defined = {part.name for part in model}
-    body = module_body([part for part in helpers(only, printer) if part.name not in defined]).strip("\n")
+    calling = Graph({**only.blocks, **{block.key: block for block in stages}}, graph.constants)
+    body = module_body([part for part in helpers(calling, printer) if part.name not in defined]).strip("\n")
     lines = "\n".join(line for one in shared for method in one.methods for line in method.lines)
     return shared, f"{body}\n" if body else "", f"{body}\n{lines}"
 
