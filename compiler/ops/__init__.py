@@ -25,6 +25,7 @@ from dsc.compiler.ops import (
     router,
     shape,
     tensor,
+    together,
     turns,
 )
 
@@ -53,5 +54,6 @@ __all__ = [
     "router",
     "shape",
     "tensor",
+    "together",
     "turns",
 ]

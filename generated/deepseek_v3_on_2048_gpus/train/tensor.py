@@ -109,6 +109,11 @@ def cross_entropy_of_shards(group: dist.ProcessGroup, logits: Tensor, labels: Te
     return losses.masked_fill(ignored, 0).sum() / (labels != -100).sum().clamp(min=1)
 
 
+def upcast(x: Tensor) -> Tensor:
+    """x in float32, or in its own type where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class TensorParallelLatentAttention(LatentAttention):
     """This rank's heads for whole sequences; what it is given and returns is of its own tokens."""
 
