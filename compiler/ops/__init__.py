@@ -24,6 +24,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    tensor,
     together,
     turns,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "tensor",
     "together",
     "turns",
 ]
