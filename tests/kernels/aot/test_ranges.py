@@ -15,7 +15,8 @@ TOKENS = 1 << 19
 ROWS = TOKENS * 8
 LOADED = {
     "block_table_ptr": 1 << 24, "lengths_ptr": TOKENS, "ends_ptr": ROWS, "tiles_ptr": ROWS, "order_ptr": ROWS,
-    "position_ptr": ROWS, "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30, "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
+    "position_ptr": ROWS, "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30,
+    "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
     "positions_ptr": TOKENS,
 }  # fmt: skip
 """The largest that stands in memory: tokens, rows of experts, pages; of indices that are checked, anything."""
