@@ -21,7 +21,6 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     weights = torch.rand(tokens, top_k, device=device)
     x, h, dpre = (normal(*shape, device=device) for shape in ((tokens, width), (rows, inner), (rows, 2 * inner)))
     gate_up_proj, down_proj = expert_weights(num_experts, width, inner, device)
-    token, routing_weight = order // top_k, weights.flatten()[order].unsqueeze(1).to(x.dtype)
     label = f"{tokens} x {top_k} of {num_experts}, {width} x {inner}"
     yield Case(
         f"experts gate_up {label}",
@@ -29,7 +28,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         partial(kernel.reference_gate_up, x, weights, order, ends, gate_up_proj),
         bytes=2 * (x.numel() + gate_up_proj.numel() + 3 * h.numel()),
         flops=2 * rows * 2 * inner * width,
-        library=lambda: _swiglu(grouped_mm(x[token], gate_up_proj.mT, ends)) * routing_weight,
+        library=partial(_gate_up, x, weights, order, ends, gate_up_proj),
     )
     yield Case(
         f"experts down {label}",
@@ -54,9 +53,9 @@ def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(a, b, offs=ends)
 
 
-def _swiglu(preactivation: Tensor) -> Tensor:
-    gate, up = preactivation.chunk(2, -1)
-    return F.silu(gate) * up
+def _gate_up(x: Tensor, weights: Tensor, order: Tensor, ends: Tensor, gate_up_proj: Tensor) -> Tensor:
+    gate, up = grouped_mm(x[order // weights.shape[1]], gate_up_proj.mT, ends).chunk(2, -1)
+    return F.silu(gate) * up * weights.flatten()[order].unsqueeze(1).to(x.dtype)
 
 
 def expert_weights(num_experts: int, width: int, inner: int, device: str) -> tuple[Tensor, Tensor]:
