@@ -87,7 +87,8 @@ def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
 
 
 def _serving(problem: ServingProblem, tp: int, ep: int) -> Serving:
-    slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
+    own = problem.spec.serving.redundant_experts if problem.spec.serving is not None else 0
+    slots = share(problem.experts + max(own, problem.redundant), ep) if problem.experts else 0
     divides = problem.spec.serving is not None or not problem.experts  # a package divides dense layers too
     dense_tp = tp if divides else 1  # beside experts they are few (DeepSeek-V3 report, section 3.4.1)
     return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)
