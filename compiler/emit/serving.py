@@ -105,9 +105,11 @@ def decode_file(
     )
 
 
-def function(block: Block, printer: Printer) -> Definition:
-    """A block as a function of its prepared weights, where it reads any."""
+def function(block: Block, printer: Printer, narrowed: str = "") -> Definition:
+    """A block as a function of its prepared weights, where it reads any; `narrowed`: the class that the module has."""
     lines = [f"    {line}".rstrip() for line in printer.body(block, block.doc or block.class_doc)]
+    if narrowed:
+        lines.insert(1, f"    assert isinstance({printer.owner}, {narrowed})")  # below a docstring of one line
     arguments = [f"{value.name}: {value.type.annotation}" for value in block.inputs]
     if re.search(rf"\b{printer.owner}\b", "\n".join(lines)):
         arguments.insert(0, f"{printer.owner}: {block.class_name}")

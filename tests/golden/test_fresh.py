@@ -36,12 +36,21 @@ def differences(golden: Mapping[str, str], emitted: Mapping[str, str]) -> str:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: Path(source).name)
 def test_golden_is_what_is_emitted(source: str | Path) -> None:
     spec, emitted = compile_spec(source)
-    if found := differences(files_under(GENERATED / spec.package_name), emitted):
+    compare(GENERATED / spec.package_name, emitted)
+
+
+@pytest.mark.parametrize("folder", ACCEPT["PLANNED"])
+def test_golden_of_a_plan_is_what_is_emitted(folder: str) -> None:
+    compare(GENERATED / folder, ACCEPT["planned_package"](ACCEPT["PLANNED"][folder]))
+
+
+def compare(folder: Path, emitted: Mapping[str, str]) -> None:
+    if found := differences(files_under(folder), emitted):
         pytest.fail(f"{found}\n\n{REMEDY}", pytrace=False)
 
 
 def test_every_folder_is_a_golden() -> None:
-    names = {load(source).package_name for source in SOURCES}
+    names = {load(source).package_name for source in SOURCES} | set(ACCEPT["PLANNED"])
     assert {path.name for path in GENERATED.iterdir()} == names, REMEDY
 
 

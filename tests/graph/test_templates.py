@@ -177,11 +177,15 @@ def served_on_ranks(name: str, tp: int = 1, redundant: int = 0) -> ModelSpec:
     return load(name).model_copy(update={"cluster": None, "serving": serving})
 
 
+def policies_of(program: Program) -> tuple[Graph | None, ...]:
+    return () if program.policies is None else (program.policies.alone, program.policies.shared)
+
+
 def graphs_of(programs: list[Program]) -> list[Graph]:
     return [
         g
         for p in programs
-        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, p.policy, p.rows)
+        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, *policies_of(p), p.rows)
         if g is not None
     ]
 

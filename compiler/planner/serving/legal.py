@@ -45,6 +45,11 @@ def servings(problem: ServingProblem) -> Iterator[Serving]:
         raise DscError([Finding("DSC070", reason, _key(problem)) for reason in next(iter(reasons.values()))])
 
 
+def emitted(serving: Serving, experts: int) -> bool:
+    """Whether the package serves so: ranks that share experts are whole groups of those that divide layers."""
+    return not experts or (serving.ep or serving.gpus) % serving.tp == 0
+
+
 def check_pins(problem: ServingProblem) -> None:
     """Raises what no deployment can keep to."""
     pins, world = pins_of(problem), problem.world
