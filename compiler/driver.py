@@ -137,7 +137,8 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
     if ep == 1:
         return (), (*dividing, with_pages), ()
     dealing = (deal_tokens,) if tp > 1 else ()
-    return (partial(share_served_experts, ranks=ep),), (*dividing, with_pages, may_idle), dealing
+    sharing = partial(share_served_experts, ranks=ep, redundant=spec.serving.redundant_experts)
+    return (sharing,), (*dividing, with_pages, may_idle), dealing
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:

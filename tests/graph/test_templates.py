@@ -157,7 +157,7 @@ def programs() -> list[Program]:
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
-    again; two with pairs that take turns; one whose tokens take two hops; two that several ranks serve; some with
+    again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some with
     sequences shared out, or heads and widths.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
@@ -170,7 +170,7 @@ def programs() -> list[Program]:
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
     shared.append(in_two_hops(load("tiny")))
-    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2)]
+    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
@@ -179,8 +179,9 @@ def programs() -> list[Program]:
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 
-def served_on_ranks(name: str, tp: int = 1) -> ModelSpec:
-    return load(name).model_copy(update={"cluster": None, "serving": Serving(ep=2, tp=tp)})
+def served_on_ranks(name: str, tp: int = 1, redundant: int = 0) -> ModelSpec:
+    serving = Serving(ep=2, tp=tp, redundant_experts=redundant)
+    return load(name).model_copy(update={"cluster": None, "serving": serving})
 
 
 def policies_of(program: Program) -> tuple[Graph | None, ...]:
