@@ -169,8 +169,10 @@ def problem_of(spec: ModelSpec) -> Problem:
     from dsc.compiler.planner.search.problem import Problem
 
     assert spec.cluster is not None
-    graphs = {"in_context": in_context(spec), "in_tensor": in_tensor(spec)}
-    return Problem(lowered(spec).spec, *planned(spec), hardware(spec.cluster), **graphs, asked=spec)
+    alone, shared = planned(spec)
+    context, tensor = in_context(spec), in_tensor(spec)
+    cluster = hardware(spec.cluster)
+    return Problem(lowered(spec).spec, alone, shared, cluster, in_context=context, in_tensor=tensor, asked=spec)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
