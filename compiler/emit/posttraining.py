@@ -47,6 +47,7 @@ def posttraining_files(
         "guesses": DRAFT in serving.blocks,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
+        "ahead": files.spec.training.documents == "apart" and files.spec.mtp is not None,
     }
     plain = [f"train/{name}.py" for name in (*PLAIN, *SUPERVISED)] + ([REPLAY] if rl.router_replay else [])
     return [

@@ -138,6 +138,10 @@ def learning(name: str, **rl: object) -> ModelSpec:
     return ModelSpec.model_validate(load(name).model_dump() | {"rl": {"max_new_tokens": 8, **rl}})
 
 
+def documents_apart(name: str) -> ModelSpec:
+    return ModelSpec.model_validate(load(name).model_dump() | {"training": {"documents": "apart"}})
+
+
 def learning_with_layers_in_turn() -> ModelSpec:
     data = load("tiny-r1").model_dump()
     data["layers"] = [{"repeat": 2, "cycle": [{"ffn": "dense"}, {"ffn": "moe"}]}]
@@ -147,7 +151,7 @@ def learning_with_layers_in_turn() -> ModelSpec:
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp;
-    biases.
+    biases; documents that are kept apart.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
@@ -157,7 +161,7 @@ def programs() -> list[Program]:
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases()]
-    odd += [learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
+    odd += [documents_apart("tiny"), learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),

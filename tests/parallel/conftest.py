@@ -72,6 +72,9 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+MODELS |= {
+    f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
+}
 PLACEMENT = {
     "pp": 1,
     "vpp": 1,
@@ -92,7 +95,7 @@ def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict
     """A spec, as plain values, on as many CPU ranks as its placement has."""
     ranks = placement.get("pp", 1) * placement.get("dp", 1) * placement.get("cp", 1)
     return {
-        "name": f"small-{model}",
+        "name": f"small-{model.rpartition(', ')[2]}",
         "vocab_size": 256,
         "hidden_size": 64,
         "max_position_embeddings": 256,

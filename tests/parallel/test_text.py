@@ -27,6 +27,8 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequences, in turns": ("deepseek", {**V, "cp": 2, "schedule": "dualpipe-v"}),
     "sequences": ("window", {"cp": 2, "zero": 1}),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
+    "documents, in turns": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
+    "documents, kernels": ("deepseek, documents", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
 }
 
