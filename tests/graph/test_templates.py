@@ -172,7 +172,7 @@ def programs() -> list[Program]:
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
-    gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
+    gpus = [*specs, documents_apart("tiny"), in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 
