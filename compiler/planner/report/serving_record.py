@@ -158,8 +158,14 @@ def speed_text(found: ServingFound) -> str:
 def not_emitted(found: ServingFound) -> Iterator[str]:
     """What of the deployment the package has no code for yet."""
     serving, problem = found.chosen.serving, found.problem
-    if serving.tp > 1:
-        yield f"tp {serving.tp}: each rank of the package's engine has whole layers, with its part of the experts"
+    if serving.gpus > 1 and problem.spec.serving is None:
+        shared = [f"{name} {size}" for name, size in (("tp", serving.tp), ("ep", serving.ep or 1)) if size > 1]
+        if serving.slots == 0:
+            shared = shared[: serving.tp > 1]
+        if shared:
+            keys = ", ".join(size.replace(" ", ": ") for size in shared)
+            whole = f"the package's engine has its whole model on one {problem.hardware.device}"
+            yield f"{' and '.join(shared)}: {whole} where the spec does not say serving: {{{keys}}}"
     if problem.experts and serving.redundant(problem.experts):
         yield "redundant experts: the package's engine has each expert once"
 
