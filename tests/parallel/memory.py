@@ -87,7 +87,6 @@ def rank_main(rank: int, world: int, folder: str, package: str, batch: int, leng
 def main(folder: str, package: str, batch: str, length: str) -> None:
     sys.path.insert(0, folder)
     world = importlib.import_module(f"{package}.train.plan").WORLD
-    arguments = (world, "", package, int(batch), int(length))
     with tempfile.TemporaryDirectory() as results:
         arguments = (world, results, package, int(batch), int(length))
         mp.start_processes(rank_main, arguments, nprocs=world, start_method="fork")

@@ -27,7 +27,7 @@ CASES = [
     pytest.param("deepseek", {"dp": 2, "zero": 1}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"dp": 2, "zero": 2}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"dp": 2, "zero": 3}, marks=pytest.mark.slow),
-    pytest.param("deepseek", {"dp": 2, "ep": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"pp": 2}, marks=pytest.mark.slow),
 ]
 
 

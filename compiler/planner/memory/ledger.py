@@ -103,7 +103,7 @@ class MemoryModel:
         sharded = share(dense, replicas) + share(experts, copies)
         kept = (dense + experts, sharded)
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
-        if layout.zero in (1, 2) and self._keeps_shares:
+        if layout.zero in (1, 2) and layout.world > 1 and self._keeps_shares:
             amounts[WEIGHTS] += width * sharded
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
