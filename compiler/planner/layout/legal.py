@@ -24,15 +24,15 @@ def problems(layout: Layout, spec: ModelSpec, world: int, batch: int) -> tuple[s
     )
 
 
-def are_gpus(count: int) -> str:
-    """With the verb."""
-    return "is 1 GPU" if count == 1 else f"are {count} GPUs"
+def are_ranks(count: int) -> str:
+    """With the verb. A rank is a GPU, or a process of a computer without one."""
+    return "is 1 rank" if count == 1 else f"are {count} ranks"
 
 
 def _grid(layout: Layout, world: int) -> Iterator[str]:
     pp, dp, cp, tp, ep, etp = layout.pp, layout.dp, layout.cp, layout.tp, layout.ep, layout.etp
     if layout.world != world:
-        yield f"pp x dp x cp x tp = {pp} x {dp} x {cp} x {tp} = {layout.world}, but there {are_gpus(world)}"
+        yield f"pp x dp x cp x tp = {pp} x {dp} x {cp} x {tp} = {layout.world}, but there {are_ranks(world)}"
     if dp * cp * tp % (ep * etp):
         yield (
             f"experts fold over dp x cp x tp = {dp} x {cp} x {tp} = {dp * cp * tp}, "
