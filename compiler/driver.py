@@ -23,6 +23,7 @@ from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.divide import deal_tokens, divide_layers
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
+    from dsc.compiler.planner.serving.served import Graphs
 
 Pass = Callable[[Graph], Graph]
 
@@ -104,8 +106,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    sharing_experts, idling = _on_ranks(spec)
-    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    before, between, after = _on_ranks(spec)
+    passes = (*before, for_serving, *between, *recording, packing, *after)
     (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
     (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
@@ -125,11 +127,16 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
-def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
-    if spec.serving_ranks == 1:
-        return (), ()
-    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, around those of attention over pages, and last."""
+    if spec.serving is None or spec.serving.ranks == 1:
+        return (), (with_pages,), ()
+    ep, tp = spec.serving.ep, spec.serving.tp
+    dividing = (partial(divide_layers, ranks=tp),) if tp > 1 else ()
+    if ep == 1:
+        return (), (*dividing, with_pages), ()
+    dealing = (deal_tokens,) if tp > 1 else ()
+    return (partial(share_served_experts, ranks=ep),), (*dividing, with_pages, may_idle), dealing
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -149,7 +156,7 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
 
 def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
     """What the engine multiplies in more than the spec asks for."""
-    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    shared, chosen = spec.serving is not None and spec.serving.ep > 1, spec.precision.fp8_products()
     if shared and "experts" in chosen and target is not None and target.fp8:
         yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
@@ -191,12 +198,31 @@ def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Itera
         yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
-def prompted(spec: ModelSpec) -> Graph:
-    """The inference graph of a prompt, whose many new tokens the engine attends to with keys and values of heads."""
+def served(spec: ModelSpec) -> Graphs:
+    """What the planner reads of the package's engine: its graph on one device, and where ranks share the experts out.
+
+    How many ranks is the planner's to say: the experts of the second graph are those of all.
+    """
+    from dsc.compiler.planner.serving.served import Graphs  # takes long to import
+
     target = target_of(spec)
-    plain = verify(build_graph(spec))
-    graphs = [plain, run(plain, INFERENCE_PASSES)]
-    return fused(graphs, choose_kernels(spec, target).passes, spec, target)[0][1]
+    kernels, plain = choose_kernels(spec, target), verify(build_graph(spec))
+
+    def prepared(*passes: Pass) -> Graph:
+        packed, _ = fused(
+            [run(plain, (*passes, partial(pack, positions=spec.max_position_embeddings)))],
+            kernels.serving,
+            spec,
+            target,
+        )
+        return run(
+            fused(packed, kernels.passes, spec, target)[0][0], (multiply_by_codes, prepare, as_functions_of_weights)
+        )
+
+    alone = prepared(for_serving, with_pages)
+    if "moe" not in spec.ffn_kinds:
+        return Graphs(alone, alone)
+    return Graphs(alone, prepared(partial(share_served_experts, ranks=1), for_serving, with_pages, may_idle))
 
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:

@@ -20,6 +20,7 @@ from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, SharedAttention, VisibleAttention, VisibleInWindow
 from dsc.compiler.ops.policy import RecordExperts
+from dsc.compiler.passes.divide import cut_dims
 from dsc.compiler.passes.serve import DRAFT, FORWARD
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
@@ -52,6 +53,9 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     values = {
         "guesses": guesses,
         "ranks": ranks,
+        "shares_experts": files.spec.serving is not None and files.spec.serving.ep > 1,
+        "divides": files.spec.tensor_ranks > 1,
+        "cut": cut_dims(training, serving) if files.spec.tensor_ranks > 1 else {},
         "windows": any(windows := _windows(serving)),
         "forgets": windows.pop() if len(windows) == 1 else "",
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
@@ -85,7 +89,7 @@ def decode_file(
     body = module_body([*parts, _caches(files, serving)])
     used = names(body) | {"torch", "Tensor"}
     ours = [(".prepare", part.name) for part in prepared]
-    ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE")]
+    ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE"), (".ranks", "Ranks")]
     taken = {name for _, name in ours}
     offered = imported(serving, "..", "..train.")
     offered += [("..model", part.name) for part in model if part.name not in taken]
