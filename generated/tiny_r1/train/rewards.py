@@ -108,9 +108,12 @@ def passes_tests(prompt: str, completion: str, answer: str) -> float:
             cwd=folder, env={}, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(program, timeout=2 * CPU_SECONDS)
-        kill(process)
+        try:
+            process.communicate(program, timeout=CPU_SECONDS + 1)  # less than --reward-seconds, so somebody ends it
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            kill(process)
         out.seek(0)  # a file and no pipe: what is printed without end fills no memory
         return float(process.returncode == 0 and out.read().endswith(f"{passed}\n".encode()))
 
