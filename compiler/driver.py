@@ -120,11 +120,29 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
-    spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
+    spoken = (
+        *cautions(spec),
+        *kernels.notes,
+        *expanded,
+        *gathered,
+        *untiled,
+        *alone,
+        *apart,
+        *wide_state(spec),
+        *_answers(spec, step),
+    )
     notes = tuple(
         dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
     )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
+
+
+def _answers(spec: ModelSpec, step: TrainingStep) -> Iterator[str]:
+    """Where sft and grpo do less than the plan has of pre-training."""
+    if spec.rl is not None and step.recompute:
+        yield "sft and grpo: backward makes nothing again, whatever is recomputed in pre-training"
+    if spec.rl is not None and step.sharing is not None and step.sharing.pp > 1:
+        yield "sft and grpo: one process, for they have no code on a pipeline"
 
 
 def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:

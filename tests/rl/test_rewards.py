@@ -97,10 +97,20 @@ open({str(tmp_path / "children")!r}, "w").write(" ".join(str(child.pid) for chil
 ```"""
     assert rewards.passes_tests("", program, "") == (os.geteuid() == 0)
     if os.geteuid() == 0:
-        children = (tmp_path / "children").read_text().split()
-        states = [Path(f"/proc/{pid}/stat") for pid in children]
+        children = [Path(f"/proc/{pid}/stat") for pid in (tmp_path / "children").read_text().split()]
         assert len(children) == 8
-        assert not [pid for pid in states if pid.exists() and pid.read_text().rsplit(")")[1].split()[0] != "Z"]
+        until = time.monotonic() + 30
+        while any(map(runs, children)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def runs(stat: Path) -> bool:
+    """Whether the process is more than an entry that nobody has read yet."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.fixture
