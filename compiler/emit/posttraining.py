@@ -18,9 +18,9 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes import packed, policy
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import functions_of
-from dsc.compiler.passes.policy import Policies
+from dsc.compiler.passes.policy import Policies, shares_weights
 from dsc.compiler.passes.serve import DRAFT
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 
 POLICY, PACKED, SHARED = "train/policy.py", "train/packed.py", "train/shared_policy.py"
 PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "layout", "learner", "grpo")
@@ -36,7 +36,7 @@ OURS = [
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
 PART = {"S": "S tokens of a sequence that are this rank's"}
-NO_PIPELINE = "sft and grpo do not run on a pipeline; compile with placement.pp 1, or start one process"
+REFUSAL = "sft and grpo do not run where ranks share {}; compile with placement.{} 1, or start one process"
 NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
@@ -69,7 +69,7 @@ def posttraining_files(
     if rl is None:
         return []
     assert policies is not None and rows is not None
-    model, shared = list(model), sharing is not None and sharing.pp == 1
+    model, shared = list(model), shares_weights(sharing)
     context = shared and sharing is not None and sharing.cp > 1
     values = {
         "rl": rl,
@@ -81,7 +81,7 @@ def posttraining_files(
         "shared": shared,
         "shared_policy": policies.shared is not None,
         "context": context,
-        "refusal": NO_PIPELINE,
+        "refusal": _refusal(sharing),
         "refused_sft": NO_SEQUENCES.format("sft does not run"),
         "refused_grpo": NO_SEQUENCES.format("rl.ratio sequence is not found") if rl.ratio == "sequence" else "",
     }
@@ -103,6 +103,13 @@ def _sharing_experts(ranks: _Ranks, graph: Graph) -> _Ranks:
     blocks = {block.key: block for block in graph.methods(EXPERT_PARALLEL)}
     there = tuple(requirements(Graph(blocks, graph.constants)))
     return replace(ranks, narrowed={MOE.partition(".")[0]: EXPERT_PARALLEL}, experts=there)
+
+
+def _refusal(sharing: Sharing | None) -> str:
+    """What a start on several ranks says where their layout is none for answers."""
+    if sharing is None or shares_weights(sharing):
+        return ""
+    return REFUSAL.format("layers in a pipeline", "pp") if sharing.pp > 1 else REFUSAL.format("heads and widths", "tp")
 
 
 def functions_file(

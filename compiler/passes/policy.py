@@ -21,7 +21,7 @@ from dsc.compiler.passes.context import TOKENS, share_step
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import as_functions_of_modules, hand_down, readers_of, retarget
 from dsc.compiler.passes.inference import for_inference
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,23 @@ FORWARD, ROOT = "Model.forward", "Model.log_probabilities"
 DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b, s]; 0 where the label is -100."
 
 
+def shares_weights(sharing: Sharing | None) -> bool:
+    """Whether ranks that learn from answers share the weights as the plan says: of some layouts there is no code."""
+    return sharing is not None and sharing.pp == sharing.tp == 1
+
+
 def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, replay: bool) -> Policies:
     """`stepped`: the graph of the step with kernels, as `training` is `plain` with kernels."""
-    sharing = step.sharing
-    apart = sharing is not None and sharing.pp == 1 and (sharing.ep > 1 or sharing.cp > 1)
-    alone = verify(policy(training, plain, replay, shared=sharing is not None and sharing.pp == 1 and not apart))
+    sharing, shared = step.sharing, shares_weights(step.sharing)
+    apart = sharing is not None and shared and (sharing.ep > 1 or sharing.cp > 1)
+    alone = verify(policy(training, plain, replay, shared and not apart))
     if sharing is None or not apart:
         return Policies(alone, None)
     graphs = training, plain
     if sharing.ep > 1:
         graphs = _sharing_experts(training, stepped), _sharing_experts(plain, step.graph)
-    shared = policy(*graphs, replay, shared=True)
-    return Policies(alone, verify(shared if sharing.cp == 1 else _sharing_sequences(shared, sharing.cp)))
+    graph = policy(*graphs, replay, shared=True)
+    return Policies(alone, verify(graph if sharing.cp == 1 else _sharing_sequences(graph, sharing.cp)))
 
 
 def _sharing_sequences(graph: Graph, ranks: int) -> Graph:
