@@ -29,7 +29,7 @@ from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
-from dsc.compiler.passes.packed import packed
+from dsc.compiler.passes.packed import documents_apart, packed
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.policy import Policies, policies, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
@@ -100,9 +100,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     planned = plan_of_package(spec, locked)
     alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
-        step, plan = training_step(plain, None), ""
+        step, plan = training_step(read_in_rows(spec, plain), None), ""
     else:
-        step, plan, spec = training_step(plain, planned.sharing), planned.text, planned.spec
+        step, plan, spec = training_step(read_in_rows(spec, plain), planned.sharing), planned.text, planned.spec
     packing = partial(pack, positions=spec.max_position_embeddings)
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
@@ -128,6 +128,11 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
+def read_in_rows(spec: ModelSpec, plain: Graph) -> Graph:
+    """The plain graph as pre-training runs it on the rows that the spec asks for."""
+    return verify(documents_apart(plain)) if spec.training.documents == "apart" else plain
+
+
 def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
     """Passes of a graph that several ranks serve: before all others, around those of attention over pages, and last."""
     if spec.serving is None or spec.serving.ranks == 1:
@@ -137,7 +142,8 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
     if ep == 1:
         return (), (*dividing, with_pages), ()
     dealing = (deal_tokens,) if tp > 1 else ()
-    return (partial(share_served_experts, ranks=ep),), (*dividing, with_pages, may_idle), dealing
+    sharing = partial(share_served_experts, ranks=ep, redundant=spec.serving.redundant_experts)
+    return (sharing,), (*dividing, with_pages, may_idle), dealing
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -168,14 +174,16 @@ def problem_of(spec: ModelSpec) -> Problem:
     from dsc.compiler.planner.search.problem import Problem
 
     assert spec.cluster is not None
-    graphs = {"in_context": in_context(spec), "in_tensor": in_tensor(spec)}
-    return Problem(lowered(spec).spec, *planned(spec), hardware(spec.cluster), **graphs, asked=spec)
+    alone, shared = planned(spec)
+    context, tensor = in_context(spec), in_tensor(spec)
+    cluster = hardware(spec.cluster)
+    return Problem(lowered(spec).spec, alone, shared, cluster, in_context=context, in_tensor=tensor, asked=spec)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
     target = target_of(spec)
-    plain = verify(build_graph(spec))
+    plain = read_in_rows(spec, verify(build_graph(spec)))
     graphs = [plain, verify(sharing_experts(plain), plain)]
     alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
     return alone, shared

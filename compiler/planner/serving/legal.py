@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsc.compiler.planner.layout.layout import TRIVIAL
-from dsc.compiler.planner.layout.legal import are_gpus, problems
+from dsc.compiler.planner.layout.legal import are_ranks, problems
 from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.memory import Serving
 from dsc.compiler.planner.serving.problem import ServingProblem
@@ -46,10 +46,8 @@ def servings(problem: ServingProblem) -> Iterator[Serving]:
 
 
 def emitted(serving: Serving, experts: int) -> bool:
-    """Whether the package serves so: equally many experts on every rank that divides layers, and none of them twice."""
-    if not experts:
-        return True
-    return not serving.redundant(experts) and (serving.tp == 1 or (serving.ep or 1) % serving.tp == 0)
+    """Whether the package serves so: ranks that share experts are whole groups of those that divide layers."""
+    return not experts or (serving.ep or serving.gpus) % serving.tp == 0
 
 
 def check_pins(problem: ServingProblem) -> None:
@@ -60,11 +58,11 @@ def check_pins(problem: ServingProblem) -> None:
         if (getattr(pins, name) or 1) > 1:
             wrong.append(f"{name} = {getattr(pins, name)}, but GPUs that serve are shared by tp, dp and ep only")
     if pins.tp and pins.dp and pins.tp * pins.dp != world:
-        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_gpus(world)}")
+        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_ranks(world)}")
     for name in ("tp", "dp", "ep"):
         size = getattr(pins, name)
         if size and world % size:
-            wrong.append(f"{name} = {size} does not divide {world} GPUs: {_division(world, size)}")
+            wrong.append(f"{name} = {size} does not divide {world} ranks: {_division(world, size)}")
     if problem.redundant and not problem.experts:
         wrong.append(f"{problem.redundant} redundant experts, but the model has no experts")
     if wrong:
@@ -94,7 +92,8 @@ def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
 
 
 def _serving(problem: ServingProblem, tp: int, ep: int) -> Serving:
-    slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
+    own = problem.spec.serving.redundant_experts if problem.spec.serving is not None else 0
+    slots = share(problem.experts + max(own, problem.redundant), ep) if problem.experts else 0
     divides = problem.spec.serving is not None or not problem.experts  # a package divides dense layers too
     dense_tp = tp if divides else 1  # beside experts they are few (DeepSeek-V3 report, section 3.4.1)
     return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)
