@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsc.compiler.emit.classes import signature
+from dsc.compiler.emit.documents import from_documents
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported
 from dsc.compiler.emit.printer import Printer
@@ -13,7 +14,7 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import function_name
 from dsc.compiler.ops.turns import GroupedProduct
-from dsc.compiler.passes.context import PREFIX
+from dsc.compiler.passes import context, tensor
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL
 from dsc.compiler.passes.turns import METHOD
@@ -40,13 +41,17 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
     table = [(kind, _name(kind) if f"{kind}.{METHOD}" in turns.blocks else "unbroken") for kind in kinds]
     unbroken = any(function == "unbroken" for _, function in table)
     used = names(body) | {"Callable", "nn", "Turns", *(("Tensor", "Tape") if unbroken else ()), *kinds}
+    of_documents = from_documents(step.graph, printer, model)
+    elsewhere = {*(part.name for part in model), *(name for _, name in of_documents)}
     experts = [EXPERT_PARALLEL, *(one.name for one in helpers(step.graph, printer))]
     offered = [
         *imported(turns, "..", "."),
+        *of_documents,
         *(("..model", part.name) for part in model),
         *((".stages", kind) for kind in kinds),
-        *((".experts", name) for name in experts if name not in {part.name for part in model}),
-        *((".context", one.class_name) for one in step.graph.blocks.values() if one.class_name.startswith(PREFIX)),
+        *((".experts", name) for name in experts if name not in elsewhere),
+        *_shares(step.graph, ".context", context.PREFIX),
+        *_shares(step.graph, ".tensor", tensor.PREFIX),
         *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
         *((".plan", name) for name in ("EP", "NODES", "LOCAL")),
     ]
@@ -60,6 +65,10 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         table=table,
         unbroken=unbroken,
     )
+
+
+def _shares(graph: Graph, module: str, prefix: str) -> list[tuple[str, str]]:
+    return [(module, one.class_name) for one in graph.blocks.values() if one.class_name.startswith(prefix)]
 
 
 def _name(class_name: str) -> str:

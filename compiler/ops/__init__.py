@@ -25,6 +25,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    tensor,
     together,
     turns,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "tensor",
     "together",
     "turns",
 ]

@@ -1,6 +1,7 @@
 """Small models of several families, placed in several ways."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -72,6 +73,9 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+MODELS |= {
+    f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
+}
 PLACEMENT = {
     "pp": 1,
     "vpp": 1,
@@ -90,9 +94,9 @@ PLACEMENT = {
 
 def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict[str, Any]:
     """A spec, as plain values, on as many CPU ranks as its placement has."""
-    ranks = placement.get("pp", 1) * placement.get("dp", 1) * placement.get("cp", 1)
+    ranks = math.prod(placement.get(name, 1) for name in ("pp", "dp", "cp", "tp"))
     return {
-        "name": f"small-{model}",
+        "name": f"small-{model.rpartition(', ')[2]}",
         "vocab_size": 256,
         "hidden_size": 64,
         "max_position_embeddings": 256,

@@ -62,6 +62,8 @@ class MemoryModel:
         self.spec = spec
         self._on_gpus = on_gpus
         self._buffered = shared is None
+        # FSDP keeps a rank's share beside the whole weights; where it is of another type, it is the master copy.
+        self._keeps_shares = shared is not None and spec.precision.parameters == "fp32"
         self.parts = parts_of(graph)
         away = () if shared is None else parts_of(shared)
         self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters], away)
@@ -97,10 +99,12 @@ class MemoryModel:
         """Bytes by line, activations in one."""
         width = BYTES[self.spec.precision.parameters]
         dense, experts = content.elements.dense_on(layout), content.elements.experts_on(layout)
-        replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
-        sharded = share(dense, replicas) + share(experts, copies)
+        sharded = content.elements.dense_shard(layout, layout.duplicates)
+        sharded += share(experts, layout.edp * layout.duplicates)
         kept = (dense + experts, sharded)
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
+        if layout.zero in (1, 2) and layout.world > 1 and self._keeps_shares:
+            amounts[WEIGHTS] += width * sharded
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             amounts[GATHERED] = 2 * width * largest
@@ -148,7 +152,9 @@ class MemoryModel:
         """Bytes that the fullest rank cannot fall below: parameters spread evenly over the ranks, no activations."""
         dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
         whole = layout.duplicates * (dense + experts)
-        sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
+        replicas = layout.dp * layout.cp
+        whole_on_tensor_ranks = self._everything.replicated * (1 - 1 / layout.tp)
+        sharded = (dense - whole_on_tensor_ranks) / replicas + experts / layout.edp
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
         return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
 
