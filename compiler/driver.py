@@ -29,7 +29,7 @@ from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
-from dsc.compiler.passes.packed import packed
+from dsc.compiler.passes.packed import documents_apart, packed
 from dsc.compiler.passes.paged import with_pages
 from dsc.compiler.passes.policy import Policies, policies, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
@@ -100,9 +100,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     planned = plan_of_package(spec, locked)
     alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
-        step, plan = training_step(plain, None), ""
+        step, plan = training_step(read_in_rows(spec, plain), None), ""
     else:
-        step, plan, spec = training_step(plain, planned.sharing), planned.text, planned.spec
+        step, plan, spec = training_step(read_in_rows(spec, plain), planned.sharing), planned.text, planned.spec
     packing = partial(pack, positions=spec.max_position_embeddings)
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
@@ -126,6 +126,11 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
         dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
     )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
+
+
+def read_in_rows(spec: ModelSpec, plain: Graph) -> Graph:
+    """The plain graph as pre-training runs it on the rows that the spec asks for."""
+    return verify(documents_apart(plain)) if spec.training.documents == "apart" else plain
 
 
 def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
@@ -178,7 +183,7 @@ def problem_of(spec: ModelSpec) -> Problem:
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
     target = target_of(spec)
-    plain = verify(build_graph(spec))
+    plain = read_in_rows(spec, verify(build_graph(spec)))
     graphs = [plain, verify(sharing_experts(plain), plain)]
     alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
     return alone, shared

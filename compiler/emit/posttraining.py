@@ -21,6 +21,7 @@ from dsc.compiler.passes.handing import functions_of
 from dsc.compiler.passes.policy import Policies
 from dsc.compiler.passes.serve import DRAFT
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.spec.model import ModelSpec
 
 POLICY, PACKED, SHARED = "train/policy.py", "train/packed.py", "train/shared_policy.py"
 PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "layout", "learner", "grpo")
@@ -35,7 +36,7 @@ OURS = [
 ]
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
-REFUSAL = "sft and grpo do not run where ranks share {}; compile with placement.{} 1, or start one process"
+REFUSAL = "sft and grpo do not run where ranks share {}; compile with {}, or start one process"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ def posttraining_files(
     if rl is None:
         return []
     assert policies is not None and rows is not None
-    model, refusal = list(model), _refusal(sharing)
+    model, refusal = list(model), _refusal(sharing, files.spec)
     shared = sharing is not None and not refusal
+    policies = policies if shared else replace(policies, shared=None)
     values = {
         "rl": rl,
         "left_out": _left_out(policies.alone, training),
         "guesses": DRAFT in serving.blocks,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
+        "ahead": files.spec.training.documents == "apart" and files.spec.mtp is not None,
         "sharing": sharing,
         "shared": shared,
         "shared_policy": policies.shared is not None,
@@ -96,12 +99,17 @@ def posttraining_files(
     return printed
 
 
-def _refusal(sharing: Sharing | None) -> str:
+def _refusal(sharing: Sharing | None, spec: ModelSpec) -> str:
     """What a start on several ranks says where their layout is none for answers."""
     if sharing is None:
         return ""
-    shared = {"pp": "layers in a pipeline", "cp": "sequences", "tp": "heads and widths"}
-    return next((REFUSAL.format(what, axis) for axis, what in shared.items() if getattr(sharing, axis) > 1), "")
+    shared = {
+        "placement.pp 1": "layers in a pipeline" if sharing.pp > 1 else "",
+        "placement.cp 1": "sequences" if sharing.cp > 1 else "",
+        "placement.tp 1": "heads and widths" if sharing.tp > 1 else "",
+        "training.documents joined": "weights and documents are apart" if spec.training.documents == "apart" else "",
+    }
+    return next((REFUSAL.format(what, cure) for cure, what in shared.items() if what), "")
 
 
 def functions_file(
