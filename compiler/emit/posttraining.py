@@ -36,7 +36,7 @@ OURS = [
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
 PART = {"S": "S tokens of a sequence that are this rank's"}
-REFUSAL = "sft and grpo do not run where ranks share {}; compile with placement.{} 1, or start one process"
+REFUSAL = "sft and grpo do not run with placement.{} above 1; compile with 1, or start one process"
 NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
@@ -109,7 +109,7 @@ def _refusal(sharing: Sharing | None) -> str:
     """What a start on several ranks says where their layout is none for answers."""
     if sharing is None or shares_weights(sharing):
         return ""
-    return REFUSAL.format("layers in a pipeline", "pp") if sharing.pp > 1 else REFUSAL.format("heads and widths", "tp")
+    return REFUSAL.format("pp" if sharing.pp > 1 else "tp")
 
 
 def functions_file(
