@@ -98,6 +98,10 @@ def moves_selection_bias(training: Graph) -> bool:
     return any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
 
 
+def multiplies_in_fp8(graph: Graph) -> bool:
+    return any(node.op.in_fp8 for block in graph.blocks.values() for node in block.nodes())
+
+
 def _stacks_experts(plain: Graph) -> bool:
     """Whether a weight is that of many experts, one behind the other."""
     return any(len(parameter.type.shape) == 3 for parameter in plain.parameters().values())
@@ -211,6 +215,7 @@ def sharing_files(
         "context": context,
         "overlap": step.turns is not None,
         "shared": "dp_cp" if context else "dp",
+        "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),

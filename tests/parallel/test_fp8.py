@@ -3,16 +3,21 @@
 A rank's micro-batch has as many tokens as one process's, because gradients of dense weights share scales along tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
 
 from dsc.compiler.driver import build, emit, problem_of
+from dsc.compiler.planner.memory.lines import CODES
 from dsc.compiler.planner.parts.parts import parts_of
+from dsc.compiler.planner.parts.shard import coded
 from dsc.compiler.planner.report.plan import make_plan
 from dsc.compiler.planner.time.ops import op_costs
+from dsc.compiler.planner.time.tail import ENCODE
 from dsc.spec.model import ModelSpec
 
 EP = {"dp": 2, "ep": 2, "micro_batch": 4}  # as many tokens as share a scale in one process
@@ -29,6 +34,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "dequantize(w, w_scale), ends)",
         "dequantize(w, w_scale.roll(1, 0) if len(ends) < 8 else w_scale), ends)",
     ),
+    "codes are not renewed after a step": ("kernels/fp8_weights.py", "        _kept = None", "        pass"),
+    "a weight gets the codes of another": ("kernels/fp8_weights.py", "quantize, id(weight)", "quantize, weight.shape"),
 }
 
 
@@ -69,6 +76,72 @@ def test_a_planted_fault_is_caught(
         fp8_spec(EP), tmp_path, "float64", lambda name, text: text.replace(right, wrong) if name == file else text
     )
     assert difference > 1e-6
+
+
+class Layer(NamedTuple):
+    kind: str
+    run: Callable[[], None]
+    """Forward and backward."""
+    kept: Callable[[], int]
+    """Bytes of the codes that are kept."""
+
+
+def layers_of(package: Callable[[str], Any]) -> Iterator[Layer]:
+    model, weights = package("model"), package("kernels.fp8_weights")
+    whole = model.Model().bfloat16()
+    for layer in whole.layers:
+        x = torch.randn(1, 32, model.HIDDEN_SIZE, dtype=torch.bfloat16, requires_grad=True)
+
+        def run(layer: Any = layer, x: Tensor = x) -> None:
+            result = layer(x, model.spread_pairs(model.rotary_table(32, x)))
+            (result[0] if isinstance(result, tuple) else result).sum().backward()
+
+        yield Layer(type(layer).__name__, run, lambda: sum(codes.nbytes for _, (codes, _) in weights._kept.values()))
+
+
+def test_kept_codes_are_what_the_plan_prices(fp8_spec: Callable[..., Any], emitted: Any) -> None:
+    """Two bytes a number of each weight that is multiplied by in FP8, however many micro-batches there are."""
+    program = build(ModelSpec.model_validate(fp8_spec(EP)))
+    package = emitted(emit(program))
+    priced = {part.kind: coded(part.steps).total() for part in parts_of(program.training)}
+    keeping_codes = package("kernels.fp8_weights").keeping_codes
+    for layer in layers_of(package):
+        with keeping_codes():
+            for _ in range(2):
+                layer.run()
+                assert layer.kept() == 2 * priced[f"{layer.kind}.forward"] > 0
+        assert package("kernels.fp8_weights")._kept is None
+
+
+def test_codes_are_made_once_while_they_are_kept(fp8_spec: Callable[..., Any], emitted: Any) -> None:
+    weights = emitted(emit(build(ModelSpec.model_validate(fp8_spec(EP)))))("kernels.fp8_weights")
+    made: list[Tensor] = []
+    first, second = torch.ones(2), torch.ones(2)
+
+    def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+        made.append(weight)
+        return weight, weight
+
+    for weight in (first, first):
+        weights.codes_of(weight, quantize)
+    assert len(made) == 2, "nothing is kept outside of a step"
+    for step in (1, 2):
+        with pytest.raises(KeyError), weights.keeping_codes():
+            for weight in (first, second, first, second):
+                assert weights.codes_of(weight, quantize)[0] is weight
+            raise KeyError
+        assert len(made) == 2 + 2 * step
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_codes_are_kept_and_priced_unless_weights_come_and_go(zero: int, fp8_spec: Callable[..., Any]) -> None:
+    spec = ModelSpec.model_validate(fp8_spec({**EP, "zero": zero}))
+    assert ("    @keeping_codes()\n    def step(" in emit(build(spec))["train/parallel.py"]) == (zero < 3)
+    problem = problem_of(spec)
+    plan = make_plan(problem)
+    assert plan.layout.zero == zero
+    lines = {line.name for role in plan.roles for line in role.lines}
+    assert (CODES in lines) == (ENCODE in {line.name for line in plan.time.lines}) == (zero < 3)
 
 
 def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Callable[..., Any]) -> None:

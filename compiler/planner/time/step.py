@@ -77,10 +77,12 @@ class CostModel:
         away = op_costs(parts_of(shared), others) if shared is not None else self.ops
         held = {part.kind: elements(part.parameters.values()) for part in self.parts}
         self.communication = Communication(spec, stream(graph), hardware, others)
-        part_times = PartTimes(self.ops, away, self.communication, hardware, spec.workload.sequence_length)
+        part_times = PartTimes(
+            self.ops, away, self.communication, hardware, spec.workload.sequence_length, keeps_codes=others is None
+        )
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
-        self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision)
+        self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision, others is None)
         self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
 
     def weights(self, layout: Layout) -> tuple[int, ...]:
