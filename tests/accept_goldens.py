@@ -24,6 +24,8 @@ TESTS = Path(__file__).resolve().parent
 LANGUAGE = TESTS.parent / "spec" / "README.md"
 GENERATED = TESTS.parent / "generated"
 SPECS = ("tiny", "tiny-r1", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SERVED = TESTS / "golden" / "tiny-served.yaml"
+"""A package for several ranks, which no model of the zoo asks for."""
 
 
 class GoldenPlan(NamedTuple):
@@ -69,8 +71,8 @@ def accept_packages() -> None:
     for folder in GENERATED.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder)
-    for name in SPECS:
-        spec, files = compile_spec(name)
+    for source in (*SPECS, SERVED):
+        spec, files = compile_spec(source)
         write(files, GENERATED / spec.package_name)
 
 

@@ -24,6 +24,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    together,
     turns,
 )
 
@@ -51,5 +52,6 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "together",
     "turns",
 ]

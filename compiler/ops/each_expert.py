@@ -1,7 +1,7 @@
 """Routed experts one after the other, for CPUs: the weights of experts that nobody chose are never read."""
 
 from dsc.compiler.graph.dim import Dim
-from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import ObjectType
 from dsc.compiler.ops.moe import GroupedLinear, ScatterSum, SlotSource
 
@@ -60,6 +60,9 @@ class EachExpert(GroupedLinear):
     @property
     def requires(self) -> tuple[str, ...]:
         return ("each_expert",)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
 
 
 @register

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dsc.compiler.driver import compile_spec
+from dsc.spec.loader import load
 
 GENERATED = Path(__file__).parents[2] / "generated"
 ACCEPT = runpy.run_path(str(Path(__file__).parents[1] / "accept_goldens.py"))
-SPECS: tuple[str, ...] = ACCEPT["SPECS"]
+SOURCES: tuple[str | Path, ...] = (*ACCEPT["SPECS"], ACCEPT["SERVED"])
 REMEDY = "If the change is meant, accept it with `make goldens` and review the diff."
 
 
@@ -32,9 +33,9 @@ def differences(golden: Mapping[str, str], emitted: Mapping[str, str]) -> str:
     return "\n".join(diffs)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_golden_is_what_is_emitted(name: str) -> None:
-    spec, emitted = compile_spec(name)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: Path(source).name)
+def test_golden_is_what_is_emitted(source: str | Path) -> None:
+    spec, emitted = compile_spec(source)
     compare(GENERATED / spec.package_name, emitted)
 
 
@@ -49,7 +50,7 @@ def compare(folder: Path, emitted: Mapping[str, str]) -> None:
 
 
 def test_every_folder_is_a_golden() -> None:
-    names = {name.replace("-", "_").replace(".", "_") for name in SPECS} | set(ACCEPT["PLANNED"])
+    names = {load(source).package_name for source in SOURCES} | set(ACCEPT["PLANNED"])
     assert {path.name for path in GENERATED.iterdir()} == names, REMEDY
 
 
