@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from dsc.compiler.driver import build, emit, problem_of
+from dsc.compiler.ops.dispatch import ReceivedExperts
 from dsc.compiler.planner.memory.lines import CODES
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import coded
 from dsc.compiler.planner.report.plan import make_plan
 from dsc.compiler.planner.time.ops import op_costs
 from dsc.compiler.planner.time.tail import ENCODE
+from dsc.spec.cluster import Machines
+from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.serving import Serving
 
 EP = {"dp": 2, "ep": 2, "micro_batch": 4}  # as many tokens as share a scale in one process
 CLOSE = 1e-9
@@ -156,3 +160,10 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
     ops = {op.name: op for op in op_costs(parts_of(problem.shared))["MoeLayer.forward"]}
     experts = next(op for name, op in ops.items() if name.endswith("gate_up_proj"))
     assert (experts.kernel_class, experts.weight_class) == ("fp8_grouped", "gemm")
+
+
+def test_experts_that_serve_weigh_rows_at_home_and_stay_as_they_are() -> None:
+    spec = load("deepseek-v3").model_copy(update={"cluster": Machines(kind="h100", nodes=1), "serving": Serving(ep=8)})
+    program = build(spec)
+    assert any(note.startswith("serving.ep: experts multiply rows of other ranks in bf16") for note in program.notes)
+    assert not any(isinstance(node.op, ReceivedExperts) for b in program.serving.blocks.values() for node in b.nodes())
