@@ -81,7 +81,7 @@ def test_two_processes_write_the_same(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def quantized_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DeepSeek-V3's kinds of layers in FP8, MTP's too, with blocks that are cut short; a step of a run, exported twice."""
+    """DeepSeek-V3's kinds of layers in FP8, MTP's too, with blocks that are cut short; a step, exported twice."""
     folder = tmp_path_factory.mktemp("quantized")
     data = load("deepseek-v3").model_dump()
     data |= {"name": "small", "vocab_size": 256, "hidden_size": 192, "cluster": None}

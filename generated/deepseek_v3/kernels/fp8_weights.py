@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3
 """Codes of weights, made once for a step of several micro-batches.
 
-Every micro-batch multiplies by the codes of a weight, and by those of it transposed; a weight only changes between steps.
+Every micro-batch multiplies by the codes of a weight and by those of it transposed, and it only changes between steps.
 While `keeping_codes`, both are made when first asked for and kept to the end, 2 bytes an element; otherwise each time.
 """
 
