@@ -6,6 +6,7 @@ from dsc.compiler.ops import (
     cache,
     call,
     context,
+    copies,
     dispatch,
     each_expert,
     elementwise,
@@ -24,6 +25,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    tensor,
     together,
     turns,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "cache",
     "call",
     "context",
+    "copies",
     "dispatch",
     "each_expert",
     "elementwise",
@@ -52,6 +55,7 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "tensor",
     "together",
     "turns",
 ]

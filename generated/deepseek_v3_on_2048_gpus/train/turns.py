@@ -4,7 +4,8 @@
 
 What is alive across a cut, and has a gradient, goes through it: autograd is cut there as well (tape.py).
 
-Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
+Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, E NUM_EXPERTS, K TOP_K,
+    I EXPERT_SIZE.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..dims import NORM_EPS, NUM_DENSE_LAYERS, NUM_EXPERTS
-from ..kernels.expert_dispatch import sort_by_expert
-from ..kernels.fp8_experts import fp8_routed_experts
 from ..kernels.rms_norm import add_rms_norm, rms_norm
+from ..kernels.swiglu import swiglu
 from ..model import MoeLayer, MultiTokenPredictor, rotary_table, spread_pairs
-from .context import ContextParallelMoeLayer, own_part
-from .experts import ExpertParallel, received_experts, rows_for, weight_by_expert
-from .plan import EP, LOCAL, NODES
+from .experts import ExpertParallel, order_by_expert, rows_for, weight_by_expert
+from .plan import LOCAL, NODES
 from .stages import DenseMoeStage, EmbeddingDenseStage, HeadStage, MoeMtpStage, MoeStage
-from .tape import Tape, Turns
+from .tape import Tape, Turns, grouped_product
+from .tensor import TensorParallelMoeLayer, embedding_of_shard, own_sum
 
 
 def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive: Tensor) -> Turns:
@@ -48,12 +48,19 @@ def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive:
     to, of = sent.view(LOCAL, -1).sum(1).tolist(), received.sum(1).tolist()
     h = copies.index_select(0, row)  # [T * K, D]
     exchange = tape.start(h, slot_weights, to=to, of=of, hop="local")
+
+    by_expert = order_by_expert(received)  # [T * K]
+    ends = received.sum(0).cumsum(0).int()  # [E / NODES / LOCAL]
     # [T * K, D], [T * K, 1], [], [B, S, D]
     h, slot_weights, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)
-
-    expert = received_experts(received, len(h))  # [T * K, 1]
-    order, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
-    h = fp8_routed_experts(h, slot_weights, order, position, ends, module.gate_up_proj, module.down_proj)
+    h = h.index_select(0, by_expert)
+    h = grouped_product(h, module.gate_up_proj, ends)  # [T * K, 2 * I]
+    gate, up = h.chunk(2, -1)  # [T * K, I] each
+    h = swiglu(gate, up)
+    slot_weights = slot_weights.index_select(0, by_expert)
+    h = h * slot_weights
+    h = grouped_product(h, module.down_proj, ends)  # [T * K, D]
+    h = torch.empty_like(h).index_copy(0, by_expert, h)
     exchange = tape.start(h, to=of, of=to, hop="local")
     # [T * K, D], [], [B, S, D]
     h, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)
@@ -81,9 +88,8 @@ def moe_layer_turns(module: MoeLayer, tape: Tape, x: Tensor, rope: Tensor, *aliv
 def dense_moe_stage_turns(
     module: DenseMoeStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : NUM_DENSE_LAYERS]:
         x = layer(x, rope)
     for layer in module.layers[NUM_DENSE_LAYERS : module.end]:
@@ -95,17 +101,16 @@ def dense_moe_stage_turns(
 def moe_stage_turns(
     module: MoeStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : module.end]:
         x, layer_loss, balance_loss = yield from moe_layer_turns(cast(MoeLayer, layer), tape, x, rope, balance_loss)
         balance_loss = balance_loss + layer_loss
     return x, balance_loss
 
 
-def context_parallel_moe_layer_turns(
-    module: ContextParallelMoeLayer, tape: Tape, x: Tensor, rope: Tensor, *alive: Tensor
+def tensor_parallel_moe_layer_turns(
+    module: TensorParallelMoeLayer, tape: Tape, x: Tensor, rope: Tensor, *alive: Tensor
 ) -> Turns:
     h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)
     h = module.self_attn(h, rope)
@@ -125,8 +130,8 @@ def multi_token_predictor_turns(
     x = rms_norm(x, module.hnorm.weight, NORM_EPS)
     x = torch.cat((ahead, x), -1)  # [B, S, 2 * D]
     x = module.eh_proj(x)  # [B, S, D]
-    x, balance_loss, *alive = yield from context_parallel_moe_layer_turns(
-        cast(ContextParallelMoeLayer, module.layer), tape, x, rope, *alive
+    x, balance_loss, *alive = yield from tensor_parallel_moe_layer_turns(
+        cast(TensorParallelMoeLayer, module.layer), tape, x, rope, *alive
     )
     hidden = rms_norm(x, module.norm.weight, NORM_EPS)
     return hidden, balance_loss, *alive
@@ -135,17 +140,16 @@ def multi_token_predictor_turns(
 def moe_mtp_stage_turns(
     module: MoeMtpStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : module.end]:
         x, layer_loss, balance_loss = yield from moe_layer_turns(cast(MoeLayer, layer), tape, x, rope, balance_loss)
         balance_loss = balance_loss + layer_loss
     hidden = rms_norm(x, module.norm.weight, NORM_EPS)
 
     mtp_tokens = tokens.roll(-1, 1)
-    mtp_tokens = own_part(mtp_tokens, module.rank)  # [B, S]
-    ahead = module.embed_tokens(mtp_tokens)  # [B, S, D]
+    ahead = embedding_of_shard(module.group, mtp_tokens, module.embed_tokens.weight)  # [B, TP * S, D]
+    ahead = own_sum(module.group, ahead)  # [B, S, D]
     mtp_hidden, mtp_balance_loss, balance_loss, hidden = yield from multi_token_predictor_turns(
         cast(MultiTokenPredictor, module.mtp[0]), tape, hidden, ahead, rope, balance_loss, hidden
     )

@@ -26,6 +26,7 @@ from ..dims import (
     QK_NOPE_HEAD_DIM,
     QK_ROPE_HEAD_DIM,
     RANK_HEADS,
+    REDUNDANT_EXPERTS,
     ROUTED_SCALING_FACTOR,
     SERVING_RANKS,
     TENSOR_RANKS,
@@ -96,6 +97,16 @@ def own_tokens(x: Tensor) -> Tensor:
     """This rank's part of the tokens of its group: [T, D] -> [T / P, D] rounded up, the last parts shorter or empty."""
     size = -(-len(x) // TENSOR_RANKS)
     return x[dist.get_rank(Ranks.mates) * size :][:size]
+
+
+def deal_to_copies(experts: Tensor, copies: Tensor, num_copies: Tensor, loads: Tensor) -> Tensor:
+    """The slot of a copy of each chosen expert, added to the loads: [T, K] experts -> [T, K] slots.
+
+    Neighbouring tokens take turns, and so do ranks with a token each.
+    """
+    loads += experts.flatten().bincount(minlength=len(loads))
+    turn = torch.arange(len(experts), device=experts.device).unsqueeze(1) + dist.get_rank()
+    return copies[experts, turn % num_copies[experts]]
 
 
 def trade_counts(sent: Tensor) -> Tensor:
@@ -237,9 +248,11 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
     mine = own_tokens(x)  # [T / P, D]
     experts, weights = router(module.gate, mine)  # [T / P, K] each
-    _, order = experts.flatten().sort(stable=True)  # [T / P * K]
-    sent = experts.flatten().bincount(minlength=NUM_EXPERTS)  # [E]
-    received = trade_counts(sent).view(SERVING_RANKS, -1)  # [SERVING_RANKS, E / SERVING_RANKS]
+    slots = deal_to_copies(experts, module.copies, module.num_copies, module.loads)
+    _, order = slots.flatten().sort(stable=True)  # [T / P * K]
+    sent = slots.flatten().bincount(minlength=NUM_EXPERTS + REDUNDANT_EXPERTS)  # [E + REDUNDANT_EXPERTS]
+    # [SERVING_RANKS, (E + REDUNDANT_EXPERTS) / SERVING_RANKS]
+    received = trade_counts(sent).view(SERVING_RANKS, -1)
     # The only place where the host waits for the device.
     to, of = sent.view(SERVING_RANKS, -1).sum(1).tolist(), received.sum(1).tolist()
 
