@@ -62,7 +62,7 @@ def pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[tuple[str,
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of a weight [N, K] and the number to multiply each block by, [N / rows, K / columns] in float32.
 
-    Of the weight in bfloat16, as training multiplies by it (DeepSeek-V3, section 3.3.2); blocks at the edges are cut short.
+    Of the weight in bfloat16, as training multiplies by it (DeepSeek-V3, section 3.3.2). Blocks may be cut short.
     """
     rows, columns = WEIGHT_BLOCK
     padded = F.pad(weight.bfloat16().float(), (0, -weight.shape[1] % columns, 0, -weight.shape[0] % rows))
