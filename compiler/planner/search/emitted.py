@@ -154,8 +154,7 @@ def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
     ops = [node.op for block in graph.blocks.values() for node in block.nodes() if not node.op.in_fp8]
     wide = {name for op in ops for one in op.holders() if (name := one.product) in asked}
     if wide:
-        why = " where ranks share the experts out" if layout.ep > 1 and wide == {"experts"} else ""
-        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16{why}"
+        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16"
 
 
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
