@@ -116,7 +116,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     apart = one_by_one(step.sharing, step.stages)
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
-    serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
+    serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(

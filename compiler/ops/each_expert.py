@@ -59,7 +59,7 @@ class EachExpert(GroupedLinear):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("each_expert",)
+        return ("linear", "each_expert")
 
 
 @register
