@@ -17,7 +17,6 @@ from ..dims import (
     ATTENTION_SCALE,
     KV_LORA_RANK,
     NUM_DENSE_LAYERS,
-    NUM_EXPERTS,
     NUM_HEADS,
     NUM_MOE_LAYERS,
     Q_LORA_RANK,
@@ -109,6 +108,16 @@ def each_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
     return out
 
 
+def chosen_experts(x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+    """Each row times the weight of its expert, rows in the experts' order: [T * K, in] by [E, out, in] -> [T * K, out].
+
+    Compiled, for the few rows of a step, a row reads its weight where it lies, and nobody has to know how many there are.
+    """
+    if torch.compiler.is_compiling():
+        return (weight[chosen] * x.unsqueeze(1)).sum(-1)
+    return each_expert(x, weight, chosen.bincount(minlength=weight.shape[0]).tolist())
+
+
 def latent_attention_expanded(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
@@ -187,16 +196,15 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor, batch: Batch) -> Ten
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
     experts, weights = router(module.gate, x)  # [T, K] each
     batch.experts.append(experts)
-    _, order = experts.flatten().sort(stable=True)  # [T * K]
-    counts = experts.flatten().bincount(minlength=NUM_EXPERTS).tolist()
+    sorted_experts, order = experts.flatten().sort(stable=True)  # [T * K] each
     source = order // TOP_K
     slot_weights = weights.to(x.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T * K, 1]
     h = x.index_select(0, source)  # [T * K, D]
-    h = each_expert(h, module.gate_up_proj, counts)  # [T * K, 2 * I]
+    h = chosen_experts(h, module.gate_up_proj, sorted_experts)  # [T * K, 2 * I]
     gate, up = h.chunk(2, -1)  # [T * K, I] each
     h = F.silu(gate) * up
     h = h * slot_weights
-    h = each_expert(h, module.down_proj, counts)  # [T * K, D]
+    h = chosen_experts(h, module.down_proj, sorted_experts)  # [T * K, D]
 
     out = h.new_zeros(x.shape).index_add(0, source, h)  # [T, D]
     shared = feed_forward(module.shared_experts, x)
