@@ -23,6 +23,7 @@ from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
+from dsc.compiler.passes.divide import deal_tokens, divide_layers
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
@@ -30,7 +31,7 @@ from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.packed import packed
 from dsc.compiler.passes.paged import with_pages
-from dsc.compiler.passes.policy import policy, record_experts
+from dsc.compiler.passes.policy import Policies, policies, record_experts
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
+    from dsc.compiler.planner.serving.served import Graphs
 
 Pass = Callable[[Graph], Graph]
 
@@ -69,7 +71,7 @@ class Program:
     """The one that the package's engine runs: packed tokens, pages of a cache, prepared weights."""
     plan: str = ""
     """plan.yaml; empty where there is no plan."""
-    policy: Graph | None = None
+    policies: Policies | None = None
     """What reinforcement learning trains; None where the spec asks for none."""
     rows: Graph | None = None
     """What supervised training on answers trains, several of them in a row; None where there is no policy."""
@@ -104,12 +106,13 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    sharing_experts, idling = _on_ranks(spec)
-    passes = (*sharing_experts, for_serving, with_pages, *idling, *recording, packing)
+    before, between, after = _on_ranks(spec)
+    passes = (*before, for_serving, *between, *recording, packing, *after)
     (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
     (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
     rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
+    learning = None if spec.rl is None else policies(training, stepped, plain, step, replay)
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
@@ -117,7 +120,6 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
-    learning = None if spec.rl is None else verify(policy(training, plain, replay))
     spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
     notes = tuple(
         dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
@@ -125,11 +127,16 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
-def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """Passes of a graph that several ranks serve: before all others, and once attention is over pages."""
-    if spec.serving_ranks == 1:
-        return (), ()
-    return (partial(share_served_experts, ranks=spec.serving_ranks),), (may_idle,)
+def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
+    """Passes of a graph that several ranks serve: before all others, around those of attention over pages, and last."""
+    if spec.serving is None or spec.serving.ranks == 1:
+        return (), (with_pages,), ()
+    ep, tp = spec.serving.ep, spec.serving.tp
+    dividing = (partial(divide_layers, ranks=tp),) if tp > 1 else ()
+    if ep == 1:
+        return (), (*dividing, with_pages), ()
+    dealing = (deal_tokens,) if tp > 1 else ()
+    return (partial(share_served_experts, ranks=ep),), (*dividing, with_pages, may_idle), dealing
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -149,7 +156,7 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
 
 def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
     """What the engine multiplies in more than the spec asks for."""
-    shared, chosen = spec.serving_ranks > 1, spec.precision.fp8_products()
+    shared, chosen = spec.serving is not None and spec.serving.ep > 1, spec.precision.fp8_products()
     if shared and "experts" in chosen and target is not None and target.fp8:
         yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
@@ -191,18 +198,38 @@ def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Itera
         yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
 
 
-def prompted(spec: ModelSpec) -> Graph:
-    """The inference graph of a prompt, whose many new tokens the engine attends to with keys and values of heads."""
+def served(spec: ModelSpec) -> Graphs:
+    """What the planner reads of the package's engine: its graph on one device, and where ranks share the experts out.
+
+    How many ranks is the planner's to say: the experts of the second graph are those of all.
+    """
+    from dsc.compiler.planner.serving.served import Graphs  # takes long to import
+
     target = target_of(spec)
-    plain = verify(build_graph(spec))
-    graphs = [plain, run(plain, INFERENCE_PASSES)]
-    return fused(graphs, choose_kernels(spec, target).passes, spec, target)[0][1]
+    kernels, plain = choose_kernels(spec, target), verify(build_graph(spec))
+
+    def prepared(*passes: Pass) -> Graph:
+        packed, _ = fused(
+            [run(plain, (*passes, partial(pack, positions=spec.max_position_embeddings)))],
+            kernels.serving,
+            spec,
+            target,
+        )
+        return run(
+            fused(packed, kernels.passes, spec, target)[0][0],
+            (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights),
+        )
+
+    alone = prepared(for_serving, with_pages)
+    if "moe" not in spec.ffn_kinds:
+        return Graphs(alone, alone)
+    return Graphs(alone, prepared(partial(share_served_experts, ranks=1), for_serving, with_pages, may_idle))
 
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
     printer = file_printer(program.spec, program.training, templates, command)
-    graphs = program.plain, program.training, program.step, program.serving, program.policy, program.rows
+    graphs = program.plain, program.training, program.step, program.serving, program.policies, program.rows
     return emit_package(printer, program.target, *graphs, program.notes, program.plan)
 
 

@@ -71,6 +71,7 @@ Code = Literal[
     # serving
     "DSC090",
     "DSC091",
+    "DSC092",
 ]
 
 

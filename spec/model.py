@@ -146,7 +146,12 @@ class ModelSpec(Section):
     @property
     def serving_ranks(self) -> int:
         """Processes of the package's engine."""
-        return self.serving.ep if self.serving is not None else 1
+        return self.serving.ranks if self.serving is not None else 1
+
+    @property
+    def tensor_ranks(self) -> int:
+        """Processes of the engine that write the same texts together."""
+        return self.serving.tp if self.serving is not None else 1
 
     @property
     def attentions(self) -> dict[str, Attention]:

@@ -63,4 +63,12 @@ PAGES_OF_RUNS: dict[Code, Page] = {
         "rl: {max_new_tokens: 512}\nserving: {ep: 8}",
         "serving: {ep: 8}",
     ),
+    "DSC092": Page(
+        "layers that ranks cannot divide",
+        "Each rank of a group of serving.tp has equally many heads, of queries and of keys and values, equally much of "
+        "the width of dense layers and of the vocabulary: serving.tp divides all of them. Routed experts are not "
+        "divided but shared out, by serving.ep, over all ranks: as many as one group or several.",
+        "attention: {num_attention_heads: 8}\nserving: {tp: 16, ep: 16}",
+        "attention: {num_attention_heads: 8}\nserving: {tp: 8, ep: 16}",
+    ),
 }

@@ -4,7 +4,15 @@ from dsc.spec.base import Count, Section
 
 
 class Serving(Section):
-    """Ranks of the package's engine; each writes texts of its own."""
+    """Ranks of the package's engine."""
 
     ep: Count = 1
-    """Ranks that share the routed experts out among them; everything else is on each (DeepSeek-V3, section 3.4.2)."""
+    """Ranks that share the routed experts out among them: all that there are (DeepSeek-V3, section 3.4.2)."""
+    tp: Count = 1
+    """Ranks of a group that writes the same texts together: each has some of the heads, of the width of dense layers
+    and of the vocabulary. A cache of latents, which have no heads, is whole on each. Groups have their own texts."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the engine."""
+        return max(self.ep, self.tp)

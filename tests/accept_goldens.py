@@ -1,7 +1,7 @@
 """Accept what the compiler emits and plans today: packages, figures and plans of the zoo, what the verbs
 print, README's count.
 
-Run by `make goldens`; review the diff. `python tests/accept_goldens.py plans` leaves the packages as they are.
+Run by `make goldens`; review the diff. `python tests/accept_goldens.py plans` leaves the packages that keep to no plan.
 """
 
 import json
@@ -13,14 +13,19 @@ from typing import NamedTuple
 
 from dsc.compiler.cli import main
 from dsc.compiler.cli.zoo_figures import zoo_figures
-from dsc.compiler.driver import compile_spec
+from dsc.compiler.driver import build, compile_spec, emit
+from dsc.compiler.emit.command import regenerate
 from dsc.compiler.emit.write import write
+from dsc.compiler.planner.report.locked import locked_plan
+from dsc.spec.loader import load
 from dsc.spec.zoo import FIGURES
 
 TESTS = Path(__file__).resolve().parent
 LANGUAGE = TESTS.parent / "spec" / "README.md"
 GENERATED = TESTS.parent / "generated"
 SPECS = ("tiny", "tiny-r1", "tiny-window", "deepseek-v2-lite", "deepseek-v3", "llama-3.1-8b")
+SERVED = TESTS / "golden" / "tiny-served.yaml"
+"""A package for several ranks, which no model of the zoo asks for."""
 
 
 class GoldenPlan(NamedTuple):
@@ -44,6 +49,15 @@ PLANS = (
     GoldenPlan("llama-3.1-405b", "train", 128, "h100"),  # 1024
     GoldenPlan("tiny", "train", 4, "cpu"),
 )
+PLANNED = {"deepseek_v3_on_2048_gpus": PLANS[0]}
+"""Packages that keep to a plan, by folder; those of SPECS are named after their spec and share nothing."""
+
+
+def planned_package(plan: GoldenPlan) -> dict[str, str]:
+    """What `dsc compile SPEC --plan FILE` emits."""
+    spec = load(plan.spec)
+    locked = locked_plan(str(PLANS_FOLDER / plan.file), spec, given=True)
+    return emit(build(spec, locked=locked), command=regenerate(spec, plan=plan.file))
 
 
 def write_plan(plan: GoldenPlan, folder: Path) -> int:
@@ -57,9 +71,15 @@ def accept_packages() -> None:
     for folder in GENERATED.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder)
-    for name in SPECS:
-        spec, files = compile_spec(name)
+    for source in (*SPECS, SERVED):
+        spec, files = compile_spec(source)
         write(files, GENERATED / spec.package_name)
+
+
+def accept_planned_packages() -> None:
+    for folder, plan in PLANNED.items():
+        shutil.rmtree(GENERATED / folder, ignore_errors=True)
+        write(planned_package(plan), GENERATED / folder)
 
 
 def accept_plans() -> None:
@@ -96,4 +116,5 @@ if __name__ == "__main__":
         accept_language()
         run_path(str(TESTS / "cli" / "outputs.py"))["accept"]()
     accept_plans()
+    accept_planned_packages()
     accept_count()

@@ -12,7 +12,7 @@ from dsc.compiler.cli.console import print_json, say
 from dsc.compiler.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from dsc.compiler.planner.serving.memory import Phase
+    from dsc.compiler.planner.serving.served import Phase
 
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
 FOR_CLUSTERS = ("output", "report", "trace", "explain")

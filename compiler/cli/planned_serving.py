@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.cli.console import console
 from dsc.compiler.cli.planned import Planned, refusal
 from dsc.compiler.cli.serving_tables import show_pools, show_serving
-from dsc.compiler.driver import build, prompted
+from dsc.compiler.driver import served
 from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.report.page import serving_html
@@ -20,9 +21,9 @@ from dsc.compiler.planner.report.write import serving_yaml
 from dsc.compiler.planner.serving.deployment import WAITED, ServingFound, make_serving_plan, smallest_deployment
 from dsc.compiler.planner.serving.expert_loads import Loads, read_loads
 from dsc.compiler.planner.serving.experts import PlacementError
-from dsc.compiler.planner.serving.memory import Phase
 from dsc.compiler.planner.serving.pools import make_pools
 from dsc.compiler.planner.serving.problem import ServingProblem
+from dsc.compiler.planner.serving.served import Phase
 from dsc.spec.model import ModelSpec
 
 
@@ -99,12 +100,11 @@ def _problem(spec: ModelSpec, machines: Hardware, phase: Phase, asked: Asked, co
     if asked.acceptance is not None and spec.mtp is None:
         raise click.UsageError(f"--acceptance is of multi-token prediction, which {spec.name} has not")
     spec = lowered(spec).spec
-    program = build(spec)
     target = asked.target_tpot if phase == "decode" else asked.target_ttft
     return ServingProblem(
         spec,
-        program.training,
-        program.inference if phase == "decode" else prompted(spec),
+        build_graph(spec),
+        served(spec),
         machines,
         phase,
         context,

@@ -41,6 +41,8 @@ def show_serving(found: ServingFound) -> None:
         tell(f"{sequences(chosen.batch)} of a group in a step; {speed_text(found)} (+-{chosen.speed.uncertainty:.0%})")
     for text in facts["not_emitted"]:
         tell(f"not emitted yet: {text}")
+    if facts["other_engines"]:
+        tell(facts["other_engines"])
     if found.placed:
         worst = max(found.placed, key=lambda one: one.imbalance)
         blocks = f", {worst.of_blocks:.2f} in blocks" if worst.of_blocks is not None else ""

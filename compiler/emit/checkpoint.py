@@ -28,6 +28,8 @@ def checkpoint_file(printer: FilePrinter, graph: Graph) -> File:
         moe_block=names.moe_block,
         mtp=spec.mtp is not None,
         ranks=spec.serving_ranks > 1,
+        shares_experts=spec.serving is not None and spec.serving.ep > 1,
+        divides=spec.tensor_ranks > 1,
         fp8=isinstance(spec.precision.linear, Fp8BlockLinear),
         tied=spec.tie_word_embeddings,
         copies=copies(spec),

@@ -23,6 +23,7 @@ from dsc.compiler.emit.training import training_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.passes.distribute import TrainingStep
+from dsc.compiler.passes.policy import Policies
 from dsc.spec.model import ModelSpec
 
 STORAGE, COMMAND = "package/storage.py", "package/command.py"
@@ -36,13 +37,13 @@ def emit_package(
     training: Graph,
     step: TrainingStep,
     serving: Graph,
-    policy: Graph | None = None,
+    policies: Policies | None = None,
     rows: Graph | None = None,
     notes: tuple[str, ...] = (),
     plan: str = "",
 ) -> dict[str, str]:
     """Every file of the package by its path in the folder, sorted."""
-    files = python_files(printer, target, plain, training, step, serving, policy, rows)
+    files = python_files(printer, target, plain, training, step, serving, policies, rows)
     files += [plan_file(plan)] if plan else []
     files += launch_files(printer, step.sharing, plain) if step.sharing is not None else []
     files.append(readme_file(printer, training, files, notes))
@@ -64,7 +65,7 @@ def python_files(
     training: Graph,
     step: TrainingStep,
     serving: Graph,
-    policy: Graph | None,
+    policies: Policies | None,
     rows: Graph | None,
 ) -> list[File]:
     """All modules, not formatted."""
@@ -76,7 +77,7 @@ def python_files(
         printer.file("command.py", COMMAND),
         *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
-        *posttraining_files(printer, policy, rows, training, serving, model),
+        *posttraining_files(printer, policies, rows, training, step, serving, model),
         *kernel_files(printer, (step.graph, serving, *([] if rows is None else [rows])), target),
     ]
     files.append(dims_file(printer, files))

@@ -2,75 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from dsc.compiler.emit.classes import holders
 from dsc.compiler.emit.file import File, FilePrinter
-from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
+from dsc.compiler.emit.model import Definition, Helper, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.emit.serving import function
 from dsc.compiler.emit.training import moves_selection_bias
+from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.dim import T
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes import packed
-from dsc.compiler.passes import policy as policies
+from dsc.compiler.passes import packed, policy
+from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import functions_of
+from dsc.compiler.passes.policy import Policies
 from dsc.compiler.passes.serve import DRAFT
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 
-POLICY, PACKED = "train/policy.py", "train/packed.py"
-PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "learner", "grpo")
+POLICY, PACKED, SHARED = "train/policy.py", "train/packed.py", "train/shared_policy.py"
+PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "layout", "learner", "grpo")
 SUPERVISED = ("packing", "sft")
 REPLAY = "train/replay.py"
-OURS = [(".head", "log_probabilities"), (".replay", "Replay")]
+OURS = [
+    (".head", "log_probabilities"),
+    (".replay", "Replay"),
+    (".layout", "as_forward"),
+    (".experts", EXPERT_PARALLEL),
+    *((".plan", name) for name in ("EP", "NODES", "LOCAL")),
+]
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
+REFUSAL = "sft and grpo do not run where ranks share {}; compile with placement.{} 1, or start one process"
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """How functions of modules are printed where ranks share the weights."""
+
+    forwards: tuple[str, ...]
+    """The classes whose weights are gathered when their forward runs."""
+    narrowed: Mapping[str, str]
+    """By class, the one that stands in for it on ranks."""
+    experts: tuple[Helper, ...] = ()
+    """What experts.py defines."""
+
+
+ALONE = _Ranks((), {})
 
 
 def posttraining_files(
     files: FilePrinter,
-    policy: Graph | None,
+    policies: Policies | None,
     rows: Graph | None,
     training: Graph,
+    step: TrainingStep,
     serving: Graph,
     model: Iterable[Definition],
 ) -> list[File]:
     """`model` is what model.py defines, which these files import. None where the spec has no rl."""
-    rl = files.spec.rl
+    rl, sharing = files.spec.rl, step.sharing
     if rl is None:
         return []
-    assert policy is not None and rows is not None
-    model = list(model)
+    assert policies is not None and rows is not None
+    model, refusal = list(model), _refusal(sharing)
+    shared = sharing is not None and not refusal
     values = {
         "rl": rl,
-        "left_out": _left_out(policy, training),
+        "left_out": _left_out(policies.alone, training),
         "guesses": DRAFT in serving.blocks,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
+        "sharing": sharing,
+        "shared": shared,
+        "shared_policy": policies.shared is not None,
+        "refusal": refusal,
     }
+    ranks = _Ranks(("Model", *step.whole.layer_kinds), {}) if shared else ALONE
     plain = [f"train/{name}.py" for name in (*PLAIN, *SUPERVISED)] + ([REPLAY] if rl.router_replay else [])
-    return [
-        functions_file(files, POLICY, policy, policies.ROOT, training, model),
-        functions_file(files, PACKED, rows, packed.ROOT, training, model),
+    alone = ranks if policies.shared is None else ALONE
+    printed = [
+        functions_file(files, POLICY, policies.alone, policy.ROOT, training, model, alone),
+        functions_file(files, PACKED, rows, packed.ROOT, training, model, ranks),
         *(files.file(path, path, **values) for path in plain),
     ]
+    if policies.shared is not None:
+        experts = step.graph.methods(EXPERT_PARALLEL)
+        there = requirements(Graph({block.key: block for block in experts}, step.graph.constants))
+        ranks = replace(ranks, narrowed={MOE.partition(".")[0]: EXPERT_PARALLEL}, experts=tuple(there))
+        printed.append(functions_file(files, SHARED, policies.shared, policy.ROOT, training, model, ranks))
+    return printed
+
+
+def _refusal(sharing: Sharing | None) -> str:
+    """What a start on several ranks says where their layout is none for answers."""
+    if sharing is None:
+        return ""
+    shared = {"pp": "layers in a pipeline" if sharing.pp > 1 else "", "cp": "sequences" if sharing.cp > 1 else ""}
+    return next((REFUSAL.format(what, axis) for axis, what in shared.items() if what), "")
 
 
 def functions_file(
-    files: FilePrinter, path: str, graph: Graph, root: str, training: Graph, model: Iterable[Definition]
+    files: FilePrinter,
+    path: str,
+    graph: Graph,
+    root: str,
+    training: Graph,
+    model: Iterable[Definition],
+    ranks: _Ranks,
 ) -> File:
     """The blocks of a graph that are functions of the modules of the model."""
     printer = Printer(files.templates, owner="module")
     blocks = functions_of(graph, root)
     only = Graph({block.key: block for block in blocks}, graph.constants)
-    parts = helpers(only, printer, besides=set(requirements(training)))
-    body = module_body([*parts, *(function(block, printer) for block in blocks)])
+    parts = helpers(only, printer, besides={*requirements(training), *ranks.experts})
+    body = module_body([*parts, *(_function(block, printer, root, ranks) for block in blocks)])
     used = names(body) | {"Tensor"}
     offered = [*imported(only, "..", "."), *(("..model", part.name) for part in model), *OURS]
+    offered += [(".experts", helper.name) for helper in ranks.experts if "." not in helper.name]
     return files.file(
         path,
-        path,
+        "train/policy.py" if path == SHARED else path,
         replay=files.spec.rl is not None and files.spec.rl.router_replay,
+        shared=path == SHARED,
         legend=legend(graph.constants.symbols(), body, SIZES),
         imports=imports(used),
         local=local_imports(used, offered),
@@ -78,8 +134,15 @@ def functions_file(
     )
 
 
-def _left_out(policy: Graph, training: Graph) -> tuple[str, ...]:
+def _function(block: Block, printer: Printer, root: str, ranks: _Ranks) -> Definition:
+    """With what ranks do before and after it, where they do."""
+    name, text = function(block, printer, ranks.narrowed.get(block.class_name, ""))
+    gathers = block.class_name in ranks.forwards and block.key in {root, f"{block.class_name}.forward"}
+    return Definition(name, f"@as_forward\n{text}" if gathers else text)
+
+
+def _left_out(graph: Graph, training: Graph) -> tuple[str, ...]:
     """The model's parts that no answer's probability depends on."""
-    kept = {op.attribute() for op in holders(functions_of(policy, policies.ROOT))}
+    kept = {op.attribute() for op in holders(functions_of(graph, policy.ROOT))}
     every = {op.attribute(): None for op in holders(training.methods(training.root))}
     return tuple(name for name in every if name is not None and name not in kept)

@@ -21,6 +21,7 @@ from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, SharedAttention, VisibleAttention, VisibleInWindow
 from dsc.compiler.ops.policy import RecordExperts
+from dsc.compiler.passes.divide import cut_dims
 from dsc.compiler.passes.serve import DRAFT, FORWARD
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import CACHE_GROUP
@@ -54,6 +55,9 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     values = {
         "guesses": guesses,
         "ranks": ranks,
+        "shares_experts": files.spec.serving is not None and files.spec.serving.ep > 1,
+        "divides": files.spec.tensor_ranks > 1,
+        "cut": cut_dims(training, serving) if files.spec.tensor_ranks > 1 else {},
         "windows": any(windows := _windows(serving)),
         "forgets": windows.pop() if len(windows) == 1 else "",
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
@@ -88,7 +92,7 @@ def decode_file(
     body = module_body([*parts, _caches(files, serving)])
     used = names(body) | {"torch", "Tensor"}
     ours = [(".prepare", part.name) for part in prepared]
-    ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE")]
+    ours += [(".batch", "Batch"), (".batch", "Group"), (".cache", "PAGE_SIZE"), (".ranks", "Ranks")]
     taken = {name for _, name in ours}
     offered = imported(serving, "..", "..train.")
     offered += [("..model", part.name) for part in model if part.name not in taken]
@@ -102,9 +106,11 @@ def decode_file(
     )
 
 
-def function(block: Block, printer: Printer) -> Definition:
-    """A block as a function of its prepared weights, where it reads any."""
+def function(block: Block, printer: Printer, narrowed: str = "") -> Definition:
+    """A block as a function of its prepared weights, where it reads any; `narrowed`: the class that the module has."""
     lines = [f"    {line}".rstrip() for line in printer.body(block, block.doc or block.class_doc)]
+    if narrowed:
+        lines.insert(1, f"    assert isinstance({printer.owner}, {narrowed})")  # below a docstring of one line
     arguments = [f"{value.name}: {value.type.annotation}" for value in block.inputs]
     if re.search(rf"\b{printer.owner}\b", "\n".join(lines)):
         arguments.insert(0, f"{printer.owner}: {block.class_name}")

@@ -202,31 +202,52 @@ def sharing_files(
     model: Sequence[Definition],
     values: Mapping[str, object],
 ) -> list[File]:
-    """plan.py, parallel.py, and experts.py where ranks share them."""
-    experts, pipeline, context = sharing.ep > 1, sharing.pp > 1, sharing.cp > 1
-    layers = step.whole.layer_kinds
-    moe_layers = [name for name in layers if MOE in _callees(step.graph, f"{name}.forward")]
-    overlap = step.turns is not None
-    values = {**values, "pipeline": pipeline, "experts": experts, "context": context, "overlap": overlap}
+    """plan.py, parallel.py and what it stands on, and experts.py where ranks share them."""
+    experts, context = sharing.ep > 1, sharing.cp > 1
+    values = {
+        **values,
+        "pipeline": sharing.pp > 1,
+        "experts": experts,
+        "context": context,
+        "overlap": step.turns is not None,
+        "shared": "dp_cp" if context else "dp",
+    }
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
-        files.file(
-            "train/parallel.py",
-            "train/parallel.py",
-            **values,
-            readers=_readers(step),
-            stacked=_stacks_experts(plain),
-            whole=step.stages[0].block.class_name if context else step.whole.block.class_name,
-            layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
-            moe_layers=" | ".join(moe_layers),
-            model_names=sorted({*layers, "Model", *(["Router"] if values["bias"] else [])}),
-        ),
+        _parallel_file(files, step, values),
+        _weights_file(files, step, plain, values),
+        files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
     if context:
         printed.append(context_file(files, step.graph, model))
     return [*printed, *overlap_files(files, step, model)]
+
+
+def _parallel_file(files: FilePrinter, step: TrainingStep, values: Mapping[str, object]) -> File:
+    moe_layers = [name for name in step.whole.layer_kinds if MOE in _callees(step.graph, f"{name}.forward")]
+    used = ["Model", *(moe_layers if values["experts"] else []), *(["Router"] if values["bias"] else [])]
+    return files.file(
+        "train/parallel.py",
+        "train/parallel.py",
+        **values,
+        whole=step.stages[0].block.class_name if values["context"] else step.whole.block.class_name,
+        moe_layers=" | ".join(moe_layers),
+        model_names=sorted(used),
+    )
+
+
+def _weights_file(files: FilePrinter, step: TrainingStep, plain: Graph, values: Mapping[str, object]) -> File:
+    layers = step.whole.layer_kinds
+    return files.file(
+        "train/weights.py",
+        "train/weights.py",
+        **values,
+        stacked=_stacks_experts(plain),
+        layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
+        layer_names=sorted(layers),
+    )
 
 
 def _rank_of_stage(sharing: Sharing) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 INTERNAL = (
     *("kernels/", "infer/batch.py", "infer/decode.py", "infer/prepare.py", "infer/speculation.py"),
-    *("train/experts.py", "train/parallel.py", "train/plan.py", "train/single.py", "train/stages.py"),
+    *("train/experts.py", "train/gradients.py", "train/parallel.py", "train/plan.py", "train/single.py"),
+    *("train/stages.py", "train/weights.py"),
 )
 ROOT = "model.Model"
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from dsc.compiler.graph.block import Node, Value
 from dsc.compiler.graph.dim import Dim, total
@@ -41,10 +42,10 @@ class Step:
     """The module's own symbols in the terms of the whole run."""
 
 
-def trace(graph: Graph, key: str) -> tuple[Step, ...]:
-    """Every op that runs when a block does, through all calls, in order; sizes in B and S."""
+def trace(graph: Graph, key: str, sizes: Mapping[str, Dim] = MappingProxyType({})) -> tuple[Step, ...]:
+    """Every op that runs when a block does, through all calls, in order; sizes in B and S, or in what `sizes` says."""
     run = _Run(graph)
-    run.block(key, [_stored(value.name, value.type, {}) for value in graph.blocks[key].inputs], "", {})
+    run.block(key, [_stored(value.name, value.type, sizes) for value in graph.blocks[key].inputs], "", sizes)
     return tuple(run.steps)
 
 
@@ -70,6 +71,8 @@ class _Run:
 
     graph: Graph
     steps: list[Step] = field(default_factory=list)
+    prepared: set[Value] = field(default_factory=set)
+    """Weights that were made before the run; as parameters, they are no memory of it."""
 
     def block(
         self, key: str, arguments: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
@@ -77,6 +80,8 @@ class _Run:
         """The memory of a block's results; `sizes` are the block's symbols in the terms of the whole run."""
         block = self.graph.blocks[key]
         held: dict[Value, Storage | None] = dict(zip(block.inputs, arguments, strict=True))
+        held.update(dict.fromkeys(block.prepared))
+        self.prepared |= block.prepared
         for node in block.nodes():
             inputs = [held[value] for value in node.inputs]
             outputs = self._call(node, inputs, prefix, sizes) if isinstance(node.op, Call) else None
@@ -121,6 +126,8 @@ class _Run:
         for saved in node.op.saved(node.input_types, node.output_types):
             if saved.type is not None:
                 storage = _stored(f"{prefix}{node.id}.saved[{saved.index}]", saved.type, sizes)
+            elif saved.source == "input" and node.inputs[saved.index] in self.prepared:
+                continue
             else:
                 storage = (inputs if saved.source == "input" else outputs)[saved.index]
             assert storage is not None, f"{node.id} saves what is no tensor"

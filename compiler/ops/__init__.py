@@ -25,6 +25,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    together,
     turns,
 )
 
@@ -53,5 +54,6 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "together",
     "turns",
 ]

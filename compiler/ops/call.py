@@ -262,8 +262,8 @@ class CallListedFunction(BlockCall):
     def function(self) -> str:
         return function_name(self.signature.class_name, self.signature.method)
 
-    def prefixes(self) -> tuple[str, ...]:
-        return (f"{self.name}.{self.index}",)
+    def path(self) -> str:
+        return f"{self.name}.{self.index}"
 
 
 @register

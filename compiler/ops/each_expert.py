@@ -1,6 +1,6 @@
 """Routed experts one after the other, for CPUs: the weights of experts that nobody chose are never read."""
 
-from dsc.compiler.graph.op import Op, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import ObjectType
 from dsc.compiler.ops.moe import GroupedLinear, ScatterSum, SlotSource
 
@@ -44,6 +44,9 @@ class EachExpert(GroupedLinear):
     @property
     def requires(self) -> tuple[str, ...]:
         return ("linear", "each_expert")
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
 
 
 @register

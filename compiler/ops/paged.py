@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from dsc.compiler.graph.dim import C, Dim, Int, Symbol
-from dsc.compiler.graph.op import Op, OpClass, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, ObjectType, TensorType
 from dsc.compiler.ops.attention import CausalAttention
 from dsc.compiler.ops.call import BlockCall, Signature, function_name
@@ -65,6 +65,9 @@ class VisibleAttention(CausalAttention):
 
     def infer(self, inputs: Types) -> Types:
         return super().infer(inputs[:3])
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return super().saved(inputs[:3], outputs)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         """Two products with every row, visible or not: 2 S C H (qk + v)."""
@@ -127,9 +130,6 @@ class AttendGroups(BlockCall):
         """Heads and the width of a result of each."""
         return ", ".join(str(dim) for dim in tensor(self.signature.outputs[0]).shape[2:])
 
-    def prefixes(self) -> tuple[str, ...]:
-        return ("",)
-
     def bindings(self, inputs: Types) -> Mapping[str, Dim]:
         """As for texts with one new token each, once tokens are packed."""
         lead = tensor(inputs[0]).shape[:-2]
@@ -179,6 +179,7 @@ class SelectRows(Op):
     """The positions that somebody asks for: [T, D] -> [rows, D]."""
 
     kind = "select_rows"
+    op_class = OpClass.LOOKUP
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -210,6 +211,7 @@ class GatherRope(Op):
     """The rows of the new tokens' positions: [2, positions, R] -> [2, T, R]."""
 
     kind = "gather_rope"
+    op_class = OpClass.LOOKUP
     tokens: Dim
 
     @property

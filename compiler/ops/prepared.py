@@ -1,7 +1,7 @@
 """Weights as inference reads them, made once of the model's parameters."""
 
 from dsc.compiler.graph.dim import Dim, total
-from dsc.compiler.graph.op import Op, Parameter, Types, register, retyped, tensor
+from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.ops.projection import Linear
 
@@ -37,6 +37,7 @@ class Multiply(Op):
     """x @ weight.T by a weight that was prepared: [..., in] -> [..., out]."""
 
     kind = "multiply"
+    op_class = OpClass.PRODUCT
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -6,21 +6,49 @@ replay, each router takes the experts that the engine chose, weighs them anew an
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.verify import verify
 from dsc.compiler.ops.call import BlockCall
 from dsc.compiler.ops.paged import BATCH
 from dsc.compiler.ops.policy import REPLAY, LogProbabilities, RecordExperts, ReplayExperts
 from dsc.compiler.ops.projection import Linear, TiedHead
 from dsc.compiler.ops.router import TopExperts
+from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import as_functions_of_modules, hand_down, readers_of
 from dsc.compiler.passes.inference import for_inference
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The same policy for one process that holds all weights, and for ranks that share them."""
+
+    alone: Graph
+    shared: Graph | None
+    """None where ranks run the functions of one process: they share no experts."""
+
 
 FORWARD, ROOT = "Model.forward", "Model.log_probabilities"
 DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b, s]; 0 where the label is -100."
+
+
+def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, replay: bool) -> Policies:
+    """`stepped`: the graph of the step with kernels, as `training` is `plain` with kernels."""
+    alone, sharing = verify(policy(training, plain, replay)), step.sharing
+    if sharing is None or sharing.pp > 1 or sharing.ep == 1:
+        return Policies(alone, None)
+    return Policies(alone, verify(policy(_on_ranks(training, stepped), _on_ranks(plain, step.graph), replay)))
+
+
+def _on_ranks(graph: Graph, step: Graph) -> Graph:
+    """With the experts of a rank in the place of all."""
+    mixture, share = graph.blocks[MOE], step.blocks[f"{EXPERT_PARALLEL}.{graph.blocks[MOE].method}"]
+    share = replace(share, class_name=mixture.class_name)
+    return replace(graph, blocks={**graph.blocks, MOE: share})
 
 
 def policy(training: Graph, plain: Graph, replay: bool) -> Graph:

@@ -1,6 +1,7 @@
 """Generation by an emitted package's engine against transformers' generate, side by side in one process.
 
-    python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile] [--out FILE.jsonl]
+    python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile]
+        [--out FILE.jsonl]
 
 Both in float32 with the same weights on one thread; the clock is the process's own time, so that a busy machine does
 not count. A step is the difference of two lengths divided by the steps between: prompts and start cancel. `floor_ms` is

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from dsc.compiler.driver import compile_spec
+from dsc.spec.loader import load
 
 GENERATED = Path(__file__).parents[2] / "generated"
-SPECS: tuple[str, ...] = runpy.run_path(str(Path(__file__).parents[1] / "accept_goldens.py"))["SPECS"]
+ACCEPT = runpy.run_path(str(Path(__file__).parents[1] / "accept_goldens.py"))
+SOURCES: tuple[str | Path, ...] = (*ACCEPT["SPECS"], ACCEPT["SERVED"])
 REMEDY = "If the change is meant, accept it with `make goldens` and review the diff."
 
 
@@ -31,15 +33,24 @@ def differences(golden: Mapping[str, str], emitted: Mapping[str, str]) -> str:
     return "\n".join(diffs)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_golden_is_what_is_emitted(name: str) -> None:
-    spec, emitted = compile_spec(name)
-    if found := differences(files_under(GENERATED / spec.package_name), emitted):
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: Path(source).name)
+def test_golden_is_what_is_emitted(source: str | Path) -> None:
+    spec, emitted = compile_spec(source)
+    compare(GENERATED / spec.package_name, emitted)
+
+
+@pytest.mark.parametrize("folder", ACCEPT["PLANNED"])
+def test_golden_of_a_plan_is_what_is_emitted(folder: str) -> None:
+    compare(GENERATED / folder, ACCEPT["planned_package"](ACCEPT["PLANNED"][folder]))
+
+
+def compare(folder: Path, emitted: Mapping[str, str]) -> None:
+    if found := differences(files_under(folder), emitted):
         pytest.fail(f"{found}\n\n{REMEDY}", pytrace=False)
 
 
 def test_every_folder_is_a_golden() -> None:
-    names = {name.replace("-", "_").replace(".", "_") for name in SPECS}
+    names = {load(source).package_name for source in SOURCES} | set(ACCEPT["PLANNED"])
     assert {path.name for path in GENERATED.iterdir()} == names, REMEDY
 
 

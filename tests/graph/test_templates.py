@@ -164,7 +164,7 @@ def programs() -> list[Program]:
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
     shared.append(in_two_hops(load("tiny")))
-    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b")]
+    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2)]
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
@@ -172,15 +172,19 @@ def programs() -> list[Program]:
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 
-def served_on_ranks(name: str) -> ModelSpec:
-    return load(name).model_copy(update={"cluster": None, "serving": Serving(ep=2)})
+def served_on_ranks(name: str, tp: int = 1) -> ModelSpec:
+    return load(name).model_copy(update={"cluster": None, "serving": Serving(ep=2, tp=tp)})
+
+
+def policies_of(program: Program) -> tuple[Graph | None, ...]:
+    return () if program.policies is None else (program.policies.alone, program.policies.shared)
 
 
 def graphs_of(programs: list[Program]) -> list[Graph]:
     return [
         g
         for p in programs
-        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, p.policy, p.rows)
+        for g in (p.training, p.step.turns or p.step.graph, p.inference, p.serving, *policies_of(p), p.rows)
         if g is not None
     ]
 

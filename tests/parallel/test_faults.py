@@ -8,23 +8,23 @@ import pytest
 
 FAULTS: dict[str, tuple[str, str, str]] = {
     "gradients are averaged over dp": (
-        "train/parallel.py",
+        "train/weights.py",
         "module.set_gradient_divide_factor(1.0)",
         "module.set_gradient_divide_factor(2.0)",
     ),
     "the embedding's copies are not summed": (
         "train/parallel.py",
-        "        self.sum_tied_gradients()\n",
+        "        sum_copies(self.stages, self.tied)\n",
         "",
     ),
     "the copy counts in the norm": (
-        "train/parallel.py",
+        "train/gradients.py",
         "for index in READERS[1:]:",
         "for index in ():",
     ),
     "the norm leaves out other ranks' experts": (
-        "train/parallel.py",
-        'dist.all_reduce(squares[1:], group=self.expert_mesh.get_group("ep"))',
+        "train/gradients.py",
+        "dist.all_reduce(squares[1:], group=ep)",
         "pass",
     ),
     "labels are counted on each rank alone": (
@@ -48,9 +48,9 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "h.index_select(0, by_expert)",
     ),
     "ranks draw the first experts' weights": (
-        "train/parallel.py",
-        "draw(name, weight.to_local(), seed, first_row, first_expert)",
-        "draw(name, weight.to_local(), seed, first_row, 0)",
+        "train/weights.py",
+        "seed, first_row, first_expert if is_expert(weight) else 0)",
+        "seed, first_row, 0)",
     ),
 }
 

@@ -28,6 +28,9 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequences": ("window", {"cp": 2, "zero": 1}),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
+    "answers, experts": ("deepseek", {"dp": 4, "ep": 2}),
+    "answers": ("llama", {"dp": 2, "zero": 2}),
+    "answers, pipeline": ("mixtral", {"pp": 2, "dp": 2, "ep": 2}),
 }
 
 
@@ -36,6 +39,8 @@ def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any
     spec = placed_spec(*PLACEMENTS[placement])
     if "kernels" in placement:
         spec |= {"cluster": {"kind": "h100", "nodes": 1}, "precision": {"parameters": "bf16"}}
+    if "answers" in placement:
+        spec |= {"rl": {"max_new_tokens": 8, "router_replay": "experts" in placement}, "tokens": {"eos": 255}}
     package = package_of({**spec, "workload": {"sequence_length": 32, "global_batch": 64}}, tmp_path)
     assert (tmp_path / package / "train/parallel.py").exists(), "the layout is emitted"
     assert (tmp_path / package / "train/turns.py").exists() == ("in turns" in placement)

@@ -18,7 +18,7 @@ from dsc.compiler.planner.time.kernels import CLASSES
 from dsc.compiler.planner.time.lines import EXPOSED
 from dsc.compiler.planner.time.step import MANY, CostModel
 from dsc.compiler.planner.time.tail import REDUCE, UPDATE
-from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, machine, staged, theirs
+from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, emitted, machine, staged, theirs
 
 V3 = costs("deepseek-v3", "h800", 256)
 PLAIN = Layout(16, 1, "1f1b", 1, 1, 8, 1, 16, 1, 1, (), "bf16")
@@ -118,7 +118,7 @@ def test_a_long_step_is_told_by_its_beginning(schedule: Schedule) -> None:
     stages, count = staged(V3, layout), (MANY + 4) * layout.pp
     step = V3.step(layout, stages, count * layout.dp)
     whole = V3.timeline(layout, stages, count).step * (1 + V3.hardware.calibration.sync.value)
-    assert step.seconds == pytest.approx(whole + sum(V3.tail.longest(layout, stages).values()), rel=1e-9)
+    assert step.seconds == pytest.approx(whole + sum(tail_of(V3, layout).values()), rel=1e-9)
 
 
 # Laws.
@@ -131,7 +131,7 @@ def test_doubling_the_micro_batches_doubles_compute() -> None:
     count = layout.micro_batches(BATCH)
     once, twice = (V3.timeline(layout, stages, some).busy for some in (count, 2 * count))
     assert twice == pytest.approx([2 * busy for busy in once])
-    assert V3.tail.longest(layout, stages) == {line.name: line.seconds for line in double.lines[-3:]}
+    assert tail_of(V3, layout) == {line.name: line.seconds for line in double.lines[-3:]}
 
 
 @pytest.mark.parametrize(
@@ -297,8 +297,8 @@ def test_the_optimizer_touches_its_shard_of_the_parameters() -> None:
     layout = Layout(1, 1, "1f1b", 1, 1, 1, 1, 4, 1, 1, (), "bf16")
     bandwidth = 4.8e12 * llama.hardware.calibration.forward["memory"].value
     for cp, zero, shards in ((1, 0, 1), (1, 1, 4), (2, 1, 8)):
-        one = replace(layout, cp=cp, zero=zero)
-        found = llama.tail.longest(one, staged(llama, one))[UPDATE]
+        sharing = replace(layout, cp=cp, zero=zero)
+        found = tail_of(llama, sharing)[UPDATE]
         assert found == pytest.approx(30 * 8_030_261_248 / shards / bandwidth)
 
 
@@ -309,3 +309,32 @@ def test_both_copies_of_a_dualpipe_stage_share_its_optimizer() -> None:
     once = V3.tail.of_rank(replace(V3_PLAN, schedule="1f1b"), stage)
     assert twice[UPDATE] == pytest.approx(once[UPDATE])
     assert twice[REDUCE] > 1.9 * once[REDUCE]
+
+
+def tail_of(model: CostModel, layout: Layout) -> dict[str, float]:
+    stages = staged(model, layout)
+    return model.tail.longest(layout, stages, model.stages.times(layout, stages))
+
+
+def test_zero_1_without_a_pipeline_reduces_beside_the_last_backward() -> None:
+    """FSDP starts a layer's reduction when its backward is done: of 34 parts the last is exposed, and the links take
+    multiprocessors. Under a pipeline torch reduces after a stage's last backward, and all of it is exposed."""
+    llama = costs("llama-3.1-8b", "h200", 1)
+    layout = Layout(1, 1, "1f1b", 8, 1, 1, 1, 8, 1, 4, (), "bf16")
+    share = llama.hardware.calibration.communication_share.value
+    times = llama.stages.times(layout, staged(llama, layout))[0]
+    backward = times.backward_input + times.backward_weight
+    reduced = llama.tail._alone(layout, staged(llama, layout))[REDUCE]
+    assert 0.01 < reduced < backward
+    parts = len(staged(llama, layout)[0])
+    assert tail_of(llama, layout)[REDUCE] == pytest.approx(reduced / parts + share * reduced)
+    piped = replace(layout, pp=2, dp=4)
+    assert tail_of(llama, piped) == llama.tail._alone(piped, staged(llama, piped))
+
+
+def test_the_host_waits_once_in_each_layer_whose_experts_are_shared_out() -> None:
+    """Forward alone: backward sends the same rows back."""
+    model = emitted("deepseek-v2-lite", "h200", 1).cost
+    counted = {kind: sum(op.waits for op in ops) for kind, ops in model.away.items()}
+    assert counted == {kind: int(any(op.routed for op in ops)) for kind, ops in model.away.items()}
+    assert not any(op.waits for ops in model.ops.values() for op in ops)

@@ -10,9 +10,11 @@ from functools import cache
 
 import pytest
 
-from dsc.compiler.driver import build, prompted
+from dsc.compiler.blocks.model import build_graph
+from dsc.compiler.driver import served
 from dsc.compiler.planner.machine.collectives import FP8, Experts, Group, direct_all_to_all
 from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.report.serving_record import not_emitted
 from dsc.compiler.planner.serving.deployment import RESOLUTION, make_serving_plan, option
 from dsc.compiler.planner.serving.estimate import (
     ATTENTION,
@@ -26,39 +28,43 @@ from dsc.compiler.planner.serving.estimate import (
     ServingCost,
     Speed,
 )
-from dsc.compiler.planner.serving.legal import servings
+from dsc.compiler.planner.serving.legal import emitted, servings
 from dsc.compiler.planner.serving.memory import Request, Serving, ServingMemory, Storing
 from dsc.compiler.planner.serving.pools import Pools, make_pools
 from dsc.compiler.planner.serving.problem import ServingProblem
-from dsc.compiler.planner.serving.work import Load, work_of
+from dsc.compiler.planner.serving.work import Load, Work, work_of
 from dsc.spec.cluster import Machines
 from planner.machines import machine, model
 
 DAY_6 = "open-infra-index, day 6 (February 2025)"
 DEEPEP = "DeepEP docs/legacy.md: 128 tokens a GPU, top 8 of 256, FP8 out and BF16 back"
+IN_NODE = 0.45  # see test_what_misses_inside_a_node_is_a_fixed_time
 HELD_CACHED = 342 / 608  # of the day's input tokens, found in a cache
 
 
 @cache
 def problem(name: str, kind: str, nodes: int, phase: str, context: int) -> ServingProblem:
     spec = model(name)[0].model_copy(update={"cluster": Machines(kind=kind, nodes=nodes)})
-    program = build(spec)
-    graph = program.inference if phase == "decode" else prompted(spec)
-    return ServingProblem(spec, program.training, graph, machine(kind, nodes), phase, context)  # type: ignore[arg-type]
+    return ServingProblem(spec, build_graph(spec), served(spec), machine(kind, nodes), phase, context)  # type: ignore[arg-type]
+
+
+def deepseeks(phase: str, nodes: int) -> ServingProblem:
+    """The online deployment: what dsc emits, with rows exchanged by DeepEP and experts in FP8."""
+    return replace(problem("deepseek-v3", "h800", nodes, phase, 4989), others=True)
 
 
 def online_decode() -> Speed:
     """EP144 / DP144 on 18 nodes, 2 routed experts a GPU, 4,989 tokens of context, which makes 88 sequences a GPU."""
-    load = Load(Serving(1, 144, 2, ep=144), Storing(fp8_weights=True), Request("decode", 4989), 88)
-    return problem("deepseek-v3", "h800", 18, "decode", 4989).cost.speed(load, Guesses())
+    load = Load(Serving(1, 144, 2, ep=144), Storing(), Request("decode", 4989), 88)
+    return deepseeks("decode", 18).cost.speed(load, Guesses())
 
 
 def online_prefill() -> Speed:
     """EP32 / DP32, 9 routed experts a GPU. Prompts are taken to be as long as the context of answers, of which the
     cache had 56 %; a step has eight of them."""
     new = round(4989 * (1 - HELD_CACHED))
-    load = Load(Serving(1, 32, 9, ep=32), Storing(fp8_weights=True), Request("prefill", 4989, new, 8), 8)
-    return problem("deepseek-v3", "h800", 4, "prefill", 4989).cost.speed(load, Guesses())
+    load = Load(Serving(1, 32, 9, ep=32), Storing(), Request("prefill", 4989, new, 8), 8)
+    return deepseeks("prefill", 4).cost.speed(load, Guesses())
 
 
 def low_latency(ranks: int, width: float) -> float:
@@ -94,16 +100,22 @@ SERVED = [
 def test_published_deployments(fact: Served) -> None:
     error = fact.found / fact.published - 1
     print(f"{fact.name}: published {fact.published:g}, found {fact.found:.4g} ({error:+.1%}); {fact.source}")
-    if "EP8" not in fact.name:  # inside a node DeepEP's kernels wait for more than the links; README counts the miss
-        assert abs(error) <= fact.tolerance
+    assert abs(error) <= (IN_NODE if "EP8" in fact.name else fact.tolerance)  # README counts those of EP8 as misses
+
+
+def test_what_misses_inside_a_node_is_a_fixed_time() -> None:
+    """There and back are too fast by the same 31 us, whatever the bytes: what DeepEP's kernels take to cast, count and
+    meet, which the network hides. IN_NODE is the band that follows; no step of a plan uses DeepEP inside a node."""
+    there, back = 77 - low_latency(8, FP8), 114 - low_latency(8, 2)
+    assert there == pytest.approx(31, abs=2) and back == pytest.approx(31, abs=2)
 
 
 def test_half_the_memory_bandwidth_misses_the_published_day() -> None:
     """The comparison can fail: a decode that reads twice as slowly is not the published one."""
-    decode = problem("deepseek-v3", "h800", 18, "decode", 4989)
+    decode = deepseeks("decode", 18)
     slow = changed(decode.hardware, hbm_bandwidth=decode.hardware.cluster.hbm_bandwidth / 3)
-    load = Load(Serving(1, 144, 2, ep=144), Storing(fp8_weights=True), Request("decode", 4989), 88)
-    speed = ServingCost(decode.memory, slow).speed(load, Guesses())
+    load = Load(Serving(1, 144, 2, ep=144), Storing(), Request("decode", 4989), 88)
+    speed = ServingCost(decode.memory, slow, others=True).speed(load, Guesses())
     assert abs(8 * speed.per_gpu / 14_800 - 1) > speed.uncertainty
 
 
@@ -112,6 +124,11 @@ def changed(hardware: Hardware, **figures: float) -> Hardware:
 
 
 # The roofline by hand.
+
+
+def of_step(memory: ServingMemory, serving: Serving) -> tuple[Work, ...]:
+    served = memory.served(serving)
+    return work_of(served, served.steps, memory)
 
 
 def llama(sequences: int, context: int, tp: int = 1) -> Speed:
@@ -124,7 +141,7 @@ def test_a_step_of_one_sequence_reads_every_weight_once() -> None:
     """All parameters but the embedding, whose one row counts as activations: 2 bytes each."""
     one = problem("llama-3.1-8b", "h100", 1, "decode", 4096)
     load = Load(Serving(1, 8), Storing(), Request("decode", 1), 1)
-    demands = [(work, work.demand(load, one.memory)) for work in work_of(one.memory.steps, one.memory)]
+    demands = [(work, work.demand(load, one.memory)) for work in of_step(one.memory, load.serving)]
     parameters = one.memory.parameters()
     matrices = [p for name, p in parameters.items() if len(p.type.shape) > 1 and "embed" not in name]
     assert sum(work.count * demand.weights for work, demand in demands) == sum(p.type.bytes.value() for p in matrices)
@@ -136,7 +153,7 @@ def test_attention_reads_the_whole_context() -> None:
     """32 layers, keys and values of 8 heads of 128 in bfloat16, for each of 16 sequences of 4,096 tokens."""
     one = problem("llama-3.1-8b", "h100", 1, "decode", 4096)
     load = Load(Serving(1, 8), Storing(), Request("decode", 4096), 16)
-    attends = [work for work in work_of(one.memory.steps, one.memory) if work.attends]
+    attends = [work for work in of_step(one.memory, load.serving) if work.attends]
     read = sum(work.count * work.demand(load, one.memory).context for work in attends)
     assert read == 16 * 4096 * 32 * 2 * 8 * 128 * 2
     line = next(line for line in llama(16, 4096).lines if line.name == ATTENTION)
@@ -147,7 +164,7 @@ def test_attention_reads_the_whole_context() -> None:
 def test_experts_are_read_as_far_as_tokens_choose_them() -> None:
     """One token of DeepSeek-V2-Lite reads 6 of 64 experts, many tokens all of them."""
     one = problem("deepseek-v2-lite", "h200", 1, "decode", 4096)
-    (experts,) = [work for work in work_of(one.memory.steps, one.memory) if work.routed]
+    (experts,) = [work for work in of_step(one.memory, Serving(1, 8, 64, ep=1)) if work.routed]
     alone, many = (
         experts.demand(Load(Serving(1, 8, 64, ep=1), Storing(), Request("decode", 128), count), one.memory).weights
         for count in (1, 4096)
@@ -241,8 +258,17 @@ def test_a_target_that_nothing_keeps_names_the_fastest() -> None:
     base = replace(problem("llama-3.1-8b", "h100", 1, "decode", 4096), target=0.0001)
     found = make_serving_plan(base)
     assert found.fits and not found.meets and found.chosen.speed
-    waits = [option(base, one, base.storing).speed for one in servings(base)]
-    assert found.chosen.speed.waited == min(one.waited for one in waits if one)
+    ours = [serving for serving in servings(base) if emitted(serving, base.experts)]
+    waits = [option(base, serving, base.storing).speed for serving in ours]
+    assert found.chosen.speed.waited == min(speed.waited for speed in waits if speed)
+
+
+def test_gpus_divide_a_layer_where_only_so_the_target_is_met() -> None:
+    """A token every 5 ms: no GPU reads 15 GiB so fast alone, four together do."""
+    base = replace(problem("llama-3.1-8b", "h100", 1, "decode", 4096), target=0.005)
+    found = make_serving_plan(base)
+    assert found.meets and found.chosen.serving.tp == 4
+    assert [text.split(":")[0] for text in not_emitted(found)] == [f"tp {found.chosen.serving.tp}"]
 
 
 @pytest.mark.parametrize(
@@ -255,11 +281,12 @@ def test_a_target_that_nothing_keeps_names_the_fastest() -> None:
     ],
 )
 def test_no_deployment_is_ahead_by_more_than_the_model_tells(name: str, kind: str, nodes: int, phase: str) -> None:
-    """Against every legal one, none left out by its bound."""
+    """Against every one that is emitted, none left out by its bound."""
     one = problem(name, kind, nodes, phase, 2048)
     chosen = make_serving_plan(one).chosen
-    every = [found.speed.per_gpu for serving in servings(one) if (found := option(one, serving, one.storing)).speed]
-    assert chosen.speed and len(every) > 1
+    ours = [serving for serving in servings(one) if emitted(serving, one.experts)]
+    every = [found.speed.per_gpu for serving in ours if (found := option(one, serving, one.storing)).speed]
+    assert chosen.speed and every
     assert chosen.speed.per_gpu >= max(every) * (1 - RESOLUTION)
 
 
@@ -306,12 +333,12 @@ def test_longer_answers_take_more_of_the_nodes() -> None:
 
 def test_a_prompt_is_attended_to_as_the_engine_does_it() -> None:
     """With keys and values of heads, which takes fewer operations for many new tokens; tokens of answers do not."""
-    one = problem("deepseek-v3", "h800", 4, "prefill", 4096)
-    absorbed = ServingMemory(one.spec, one.training, build(one.spec).inference)
+    prefill = problem("deepseek-v3", "h800", 4, "prefill", 4096)
+    absorbed = problem("deepseek-v3", "h800", 4, "decode", 4096).memory
 
     def operations(memory: ServingMemory, new: int) -> float:
-        load = Load(Serving(1, 32, 9, ep=32), one.storing, Request("prefill", 4096, new), 1)
-        return sum(work.count * work.demand(load, memory).flops for work in work_of(memory.steps, memory))
+        load = Load(Serving(1, 32, 9, ep=32), prefill.storing, Request("prefill", 4096, new), 1)
+        return sum(work.count * work.demand(load, memory).flops for work in of_step(memory, load.serving))
 
-    assert operations(one.memory, 4096) < operations(absorbed, 4096)
-    assert operations(one.memory, 1) > operations(absorbed, 1)
+    assert operations(prefill.memory, 4096) < operations(absorbed, 4096)
+    assert operations(prefill.memory, 1) > operations(absorbed, 1)

@@ -12,6 +12,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
@@ -67,7 +68,10 @@ class Rank:
 
     def __init__(self, package: str, ranks: Any, folder: Path, texts: Drawn) -> None:
         self.package, self.ranks, self.rank, self.folder = package, ranks, ranks.rank, folder
-        self.last = self.module("ranks").SERVING_RANKS - 1
+        dims = import_module(f"{package}.dims")
+        self.last = dims.SERVING_RANKS - 1
+        tensor_ranks = getattr(dims, "TENSOR_RANKS", 1)
+        self.group, self.last_group = self.rank // tensor_ranks, self.last // tensor_ranks
         self.sampling = self.module("sampling").Sampling
         self.texts = [(prompt, self.sampling(**how)) for prompt, how in texts]
 
@@ -96,12 +100,12 @@ class Rank:
 
 
 def uneven(rank: Rank, **options: Any) -> Any:
-    """Rank 0 has most texts, the last one none at first; later ones begin as others did, whose pages are there."""
-    engine = rank.engine(**options)
-    mine = list(range(5)) if rank.rank == 0 else [5 + (rank.rank - 1) % 2] if rank.rank < rank.last else []
+    """The first group has most texts, the last one none at first; later ones find pages of those that began alike."""
+    engine, group = rank.engine(**options), rank.group
+    mine = list(range(5)) if group == 0 else [5 + (group - 1) % 2] if group < rank.last_group else []
     texts = {index: engine.submit(*rank.texts[index]) for index in mine}
     idle = rank.run_dry(engine)
-    again = {index: engine.submit(*rank.texts[index]) for index in ((7, 8) if rank.rank == 0 else (6,))}
+    again = {index: engine.submit(*rank.texts[index]) for index in ((7, 8) if group == 0 else (6,))}
     engine.step()
     hits = {index: text.shared for index, text in again.items()}
     idle += rank.run_dry(engine)
@@ -153,12 +157,22 @@ def failing(rank: Rank) -> Any:
     rank.run_dry(engine)
 
 
+def logprobs(rank: Rank) -> Any:
+    """What is likeliest behind each token, from steps of a few tokens and guesses; of the texts that all ranks have."""
+    engine = rank.engine(step_tokens=24)
+    hows = [replace(how, temperature=0.0, logprobs=5) for _, how in rank.texts]
+    texts = [engine.submit(prompt, how) for (prompt, _), how in zip(rank.texts, hows, strict=True)]
+    rank.run_dry(engine)
+    return [{"tokens": text.tokens, "logprobs": [list(row.items()) for row in text.logprobs]} for text in texts]
+
+
 SCENES: dict[str, Callable[[Rank], Any]] = {
     "uneven": uneven,
     "uneven, without guesses": lambda rank: uneven(rank, speculate=False),
     "dealt": dealt,
     "crowded": lambda rank: dealt(rank, cache_bytes=rank.few_bytes),
     "failing": failing,
+    "logprobs": logprobs,
 }
 
 
@@ -176,6 +190,18 @@ def rank_main(rank: int, port: int, folder: Path, package: str, scene: str, text
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
+def farthest(model: Any, texts: Any) -> float:
+    """By how much logarithms of probabilities differ from those of the model's own forward over a whole text."""
+    most = 0.0
+    for text in texts:
+        rows, begin = text["logprobs"], len(text["tokens"]) - len(text["logprobs"])
+        with torch.no_grad():
+            whole = model(torch.tensor([text["tokens"]]))[0].log_softmax(-1)
+        pairs = ((value, whole[begin + place - 1, token]) for place, row in enumerate(rows) for token, value in row)
+        most = max(most, *(abs(float(ours - theirs)) for ours, theirs in pairs))
+    return most
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -190,7 +216,9 @@ def main(folder: Path, package: str, alone: str, ranks: int, *scenes: str) -> No
     for scene in scenes:
         arguments = (free_port(), folder, package, scene, texts, ranks)
         mp.start_processes(rank_main, arguments, nprocs=ranks, start_method="fork")
-        results[scene] = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+        found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+        wanted = scene == "logprobs" and not any(isinstance(rank, str) for rank in found)
+        results[scene] = [farthest(model, texts) for texts in found] if wanted else found
     print(json.dumps(results))
 
 

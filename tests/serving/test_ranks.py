@@ -56,9 +56,22 @@ def played(
     change: Callable[[str, str], str] | None = None,
     patience: int = 120,
 ) -> Any:
-    """What the ranks wrote in some scenes of ranks.py, and one process; `patience`: seconds a rank waits for others."""
-    write_package(MODELS[model], "alone", folder)
-    write_package({**MODELS[model], "serving": {"ep": ranks}}, "shared", folder, change)
+    """What ranks with shared experts wrote in some scenes of ranks.py, and one process."""
+    return played_by(MODELS[model], {"ep": ranks}, scenes, folder, change, patience)
+
+
+def played_by(
+    sections: Sections,
+    serving: dict[str, int],
+    scenes: tuple[str, ...],
+    folder: Path,
+    change: Callable[[str, str], str] | None = None,
+    patience: int = 120,
+) -> Any:
+    """`patience`: seconds that a rank waits for others."""
+    write_package(sections, "alone", folder)
+    write_package({**sections, "serving": serving}, "shared", folder, change)
+    ranks = max(serving.values())
     command = [sys.executable, str(SCRIPT), str(folder), "shared", "alone", str(ranks), *scenes]
     environment = {**os.environ, "PATIENCE": str(patience)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
@@ -71,8 +84,8 @@ def wrong(found: Any, scene: str) -> list[str]:
     alone = found["alone"]
     expected = {str(index): text for index, text in enumerate(alone)} | {"9": alone[0][:5], "10": alone[3]}
     failed = [rank for rank in found[scene] if isinstance(rank, str)]
-    written = {index: text for rank in found[scene] if isinstance(rank, dict) for index, text in rank["texts"].items()}
-    return failed + [f"text {index}" for index, text in written.items() if text != expected[index]]
+    written = [pair for rank in found[scene] if isinstance(rank, dict) for pair in rank["texts"].items()]
+    return failed + [f"text {index}" for index, text in written if text != expected[index]]
 
 
 def assert_uneven(found: Any, scene: str, guesses: bool) -> None:
@@ -178,17 +191,23 @@ def test_each_rank_reads_its_experts_and_all_that_is_not_one(tmp_path: Path, pac
 @pytest.mark.slow
 def test_what_is_emitted_is_typed_linted_and_formatted(tmp_path: Path) -> None:
     """As tests/golden/test_static.py has it of packages for one rank."""
-    root, names = Path(__file__).parents[2], []
-    for model in ("deepseek", "mixtral"):
-        names.append(f"shared_{model}")
-        write_package({**MODELS[model], "serving": {"ep": 2}}, names[-1], tmp_path)
+    assert_clean(
+        {f"shared_{model}": {**MODELS[model], "serving": {"ep": 2}} for model in ("deepseek", "mixtral")}, tmp_path
+    )
+
+
+def assert_clean(packages: dict[str, Sections], folder: Path) -> None:
+    """Types, lints and format of packages by name."""
+    root, names = Path(__file__).parents[2], list(packages)
+    for name, sections in packages.items():
+        write_package(sections, name, folder)
     cache = f"--cache-dir={root / '.mypy_cache' / 'generated'}"
     typed = ("mypy", f"--config-file={root / 'tests/golden/mypy.ini'}", cache, *(f"--package={name}" for name in names))
     ruff = ("--isolated", "--no-cache", "--line-length=120", "--target-version=py311")
     linted = ("ruff", "check", *ruff, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".")
     for command in (typed, linted, ("ruff", "format", *ruff, "--check", ".")):
         result = subprocess.run(
-            (sys.executable, "-m", *command), cwd=tmp_path, capture_output=True, text=True, check=False
+            (sys.executable, "-m", *command), cwd=folder, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, f"{result.stdout}{result.stderr}"
 

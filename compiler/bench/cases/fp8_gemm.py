@@ -56,4 +56,4 @@ def _codes(rows: int, columns: int, device: str) -> Tensor:
 
 
 def _scales(rows: int, columns: int, block_rows: int, block: int, device: str) -> Tensor:
-    return 1e-3 + torch.rand(-(-rows // block_rows), -(-columns // block), device=device)
+    return 1e-3 + torch.rand(-(-columns // block), -(-rows // block_rows), device=device).T

@@ -54,7 +54,7 @@ def codes(device: str, *shape: int) -> Tensor:
 def activation(device: str, block: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Codes with a scale for each block of a row; values of order one."""
     q = codes(device, 1, rows, columns)[0]
-    return q, torch.rand(rows, -(-columns // block), device=device) / 60
+    return q, torch.rand(-(-columns // block), rows, device=device).T / 60
 
 
 def weight(device: str, block: int, matrices: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from dsc.compiler.graph.dim import Blocks, Dim, Int
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.ops.fused.fp8 import READ, WRITTEN, along_rows
 from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import Linear
 
@@ -93,6 +94,9 @@ class Fp8LinearsByCodes(Op):
         assert all(code.shape[-1].same(x.shape[-1]) for code in codes), inputs
         return tuple(retyped(x, *x.shape[:-1], code.shape[0]) for code in codes)
 
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        return along_rows(tensor(inputs[0]).numel), Int(0)
+
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         width = tensor(inputs[0]).shape[-1]
         found: Dim = Int(0)
@@ -126,6 +130,10 @@ class Fp8SwigluLinearByCodes(Fp8LinearsByCodes):
     def requires(self) -> tuple[str, ...]:
         return ("kernels.fp8_swiglu_linear.fp8_swiglu_linear_by_codes",)
 
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        """SwiGLU's result is quantized where it is made, of gate and up."""
+        return tensor(inputs[0]).numel * (2 * READ + WRITTEN), Int(0)
+
 
 @register
 class Fp8RoutedExpertsByCodes(Op):
@@ -148,6 +156,10 @@ class Fp8RoutedExpertsByCodes(Op):
         x, gate_up = tensor(inputs[0]), tensor(inputs[5])
         assert x.shape[-1].same(gate_up.shape[-1]), inputs
         return (inputs[0],)
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        """Tokens, not a copy for each expert."""
+        return along_rows(tensor(inputs[0]).numel), Int(0)
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
         """Three products of D by I for every row."""

@@ -11,7 +11,7 @@ READ, WRITTEN = 2, 1
 EVERY_PASS: frozenset[Pass] = frozenset(("forward", "input_gradient", "weight_gradient"))
 
 
-def _along_rows(elements: Dim) -> Dim:
+def along_rows(elements: Dim) -> Dim:
     return elements * (READ + WRITTEN)
 
 
@@ -104,7 +104,7 @@ class Fp8SwigluLinear(Fp8Linears):
 def _of_experts(op: RoutedExperts, inputs: Types) -> tuple[Dim, Dim]:
     """Tokens and their gradients, not a copy for each expert; the gradients of gate and up are."""
     tokens, of_gate_up = tensor(inputs[0]).numel, op.rows * op.gate_up.out_features
-    return _along_rows(tokens), _along_rows(tokens + of_gate_up)
+    return along_rows(tokens), along_rows(tokens + of_gate_up)
 
 
 @register

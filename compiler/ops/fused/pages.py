@@ -57,6 +57,7 @@ class AttendLatents(Op):
     """Attention of a group over the latents of its pages: [B, S, H, L], [B, S, H, R] -> [B, S, H, L]."""
 
     kind = "attend_latents"
+    op_class = OpClass.ATTENTION
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -47,6 +47,8 @@ class Calibration:
     """Seconds that the smallest kernel takes."""
     launch: Figure
     """Seconds of the host for each kernel; no stage is faster than its launches."""
+    host_wait: Figure
+    """Seconds that the GPU idles where the host reads a number from it before it launches what comes next."""
     communication_share: Figure
     """Of a GPU's multiprocessors, what overlapped communication occupies."""
     overlapped_dispatch: Figure
@@ -113,6 +115,7 @@ HOPPER = Calibration(
     fp32_rate=Figure(0.5, "assumed", "NVIDIA H100 data sheet: TF32 dense is half of bfloat16"),
     kernel_floor=Figure(3e-6, "assumed", "aiconfigurator's constant for a memory-bound op"),
     launch=Figure(7e-6, "assumed", "AutoParallel compute_estimation.py: 7 us for each op of the host"),
+    host_wait=Figure(30e-6, "assumed", "a copy to the host, its event, Python's list and the next launch: 30 us"),
     communication_share=Figure(20 / 132, "measured", f"{REPORT}, section 3.2.2: 20 of 132 SMs"),
     overlapped_dispatch=_trace(24.8 / 50, "dispatch kernels 3.88 ms each for 96.2 MB"),
     overlapped_combine=_trace(30.2 / 50, "combine kernels 6.18 ms each for 186.5 MB"),
@@ -160,6 +163,7 @@ def _cpu() -> Calibration:
         fp32_rate=_assumed(1.0, "the cluster's figure is of float32"),
         kernel_floor=_assumed(5e-6, why),
         launch=_assumed(10e-6, why),
+        host_wait=_assumed(0.0, "the host is the device"),
         communication_share=_assumed(0.0, "nothing is overlapped"),
         overlapped_dispatch=_assumed(0.5, why),
         overlapped_combine=_assumed(0.5, why),

@@ -146,6 +146,11 @@ def direct_all_to_all(
 ) -> ExpertTraffic:
     """The same with every token sent to each of its experts by itself, as few tokens are in decode: nothing is copied
     on the way, so that the network has all that leaves the domain (DeepSeek-V3 report, section 3.4.2)."""
+    return rows_all_to_all(tokens * experts.top_k * hidden * element, group, hardware)
+
+
+def rows_all_to_all(bytes: float, group: Group, hardware: Hardware) -> ExpertTraffic:
+    """`bytes` of each rank to all of them alike, those that stay among them."""
     local = members(group, hardware)
-    row = tokens * experts.top_k * hidden * element / group.size
+    row = bytes / group.size
     return ExpertTraffic(row * (group.size - local), row * (local - 1), -(-group.size // local), local)

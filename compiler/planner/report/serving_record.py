@@ -48,12 +48,13 @@ def serving_record(found: ServingFound) -> dict[str, Any]:
         "sequences": _sequences(found),
         "experts": _experts(found) if problem.experts else None,
         "expert_placement": [_placed(one) for one in found.placed] or None,
-        "weights": "fp8_block" if chosen.storing.fp8_weights else problem.spec.precision.parameters,
+        "weights": "fp8_block" if problem.spec.precision.fp8_products() else problem.spec.precision.parameters,
         "cache": _cache(found),
         "arena": _arena(found),
         "time": _time(found),
         "acceptance": problem.acceptance,
         "not_emitted": list(not_emitted(found)),
+        "other_engines": elsewhere(found) or None,
         "memory": [
             {
                 "ranks": [0],
@@ -157,14 +158,29 @@ def speed_text(found: ServingFound) -> str:
 def not_emitted(found: ServingFound) -> Iterator[str]:
     """What of the deployment the package has no code for yet."""
     serving, problem = found.chosen.serving, found.problem
-    if serving.gpus > 1:
+    if serving.gpus > 1 and problem.spec.serving is None:
         shared = [f"{name} {size}" for name, size in (("tp", serving.tp), ("ep", serving.ep or 1)) if size > 1]
         if serving.slots == 0:
             shared = shared[: serving.tp > 1]
         if shared:
-            yield f"{' and '.join(shared)}: the package's engine has its whole model on one {problem.hardware.device}"
-    if problem.redundant or found.placed:
+            keys = ", ".join(size.replace(" ", ": ") for size in shared)
+            whole = f"the package's engine has its whole model on one {problem.hardware.device}"
+            yield f"{' and '.join(shared)}: {whole} where the spec does not say serving: {{{keys}}}"
+    if problem.experts and serving.redundant(problem.experts):
         yield "redundant experts: the package's engine has each expert once"
+
+
+def elsewhere(found: ServingFound) -> str:
+    """What engines other than the package would reach; empty where it is no more."""
+    option = found.elsewhere
+    if option is None or option.speed is None:
+        return ""
+    serving, speed = option.serving, option.speed
+    redundant = serving.redundant(found.problem.experts)
+    return (
+        f"other engines, which send FP8 and each token once to a node: {speed.per_gpu:,.0f} tokens/s a "
+        f"{found.problem.hardware.device} with tp {serving.tp}, ep {serving.ep} and {redundant} redundant experts"
+    )
 
 
 def _alternative(one: Alternative, capacity: int) -> dict[str, Any]:

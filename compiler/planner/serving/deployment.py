@@ -16,7 +16,7 @@ from typing import Literal
 from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.estimate import Speed
 from dsc.compiler.planner.serving.expert_loads import PlacedLayer
-from dsc.compiler.planner.serving.legal import servings
+from dsc.compiler.planner.serving.legal import emitted, servings
 from dsc.compiler.planner.serving.memory import DoesNotFit, Serving, Storing
 from dsc.compiler.planner.serving.problem import Option, ServingProblem
 from dsc.spec.errors import DscError
@@ -57,6 +57,19 @@ class ServingFound:
         return self.chosen.meets(self.problem.target)
 
     @cached_property
+    def elsewhere(self) -> Option | None:
+        """The best deployment of engines that share experts out as DeepEP does; None where it is not faster by what
+        counts."""
+        if self.problem.others or not self.problem.experts:
+            return None
+        problem = replace(self.problem, others=True)
+        best = _best(problem, tuple(servings(problem)))
+        here = self.chosen.speed.per_gpu if self.chosen.speed and self.meets else 0.0
+        return (
+            best if best.speed and best.meets(problem.target) and best.speed.per_gpu * (1 - RESOLUTION) > here else None
+        )
+
+    @cached_property
     def placed(self) -> tuple[PlacedLayer, ...]:
         """Experts by their load, layer by layer; empty where no loads are known."""
         return self.problem.placed(self.chosen.serving)
@@ -65,13 +78,23 @@ class ServingFound:
 def make_serving_plan(problem: ServingProblem) -> ServingFound:
     """Raises DscError where pins contradict each other."""
     legal = tuple(servings(problem))
-    best = _best(problem, legal)
+    best = _preferred(problem, legal)
     return ServingFound(problem, best, tuple(_alternatives(problem, best, legal)))
+
+
+def _preferred(problem: ServingProblem, legal: tuple[Serving, ...]) -> Option:
+    """The best of what the package does, where any of it fits; engines other than the package may do all."""
+    ours = () if problem.others else tuple(serving for serving in legal if emitted(serving, problem.experts))
+    best = _best(problem, ours) if ours else None
+    if best and best.meets(problem.target):
+        return best
+    other = _best(problem, legal)
+    return best if best and best.plan and not other.meets(problem.target) else other
 
 
 def _best(problem: ServingProblem, legal: tuple[Serving, ...]) -> Option:
     """What has the highest bound is looked at next, until nothing can be ahead by what counts."""
-    bounds = sorted(((_bound(problem, one), -one.tp, -(one.ep or 0), one) for one in legal), key=lambda b: b[:3])
+    bounds = sorted(((_bound(problem, way), -way.tp, -(way.ep or 0), way) for way in legal), key=lambda b: b[:3])
     found: list[Option] = []
     most = 0.0
     while bounds and (not most or bounds[-1][0] >= most * (1 - RESOLUTION)):
@@ -145,9 +168,6 @@ def _alternatives(problem: ServingProblem, best: Option, legal: tuple[Serving, .
         more = slots * (serving.ep or serving.gpus) - problem.experts
         change = f"{serving.redundant(problem.experts)} -> {more} redundant experts"
         yield _against(problem, best, change, option(problem, replace(serving, slots=slots), storing))
-    if storing.fp8_weights:
-        plain = option(problem, serving, replace(storing, fp8_weights=False))
-        yield _against(problem, best, "weights in bfloat16", plain)
     if storing.rows == "plain" and problem.memory.has_fp8_rows:
         yield _against(problem, best, "cache rows in FP8", option(problem, serving, replace(storing, rows="fp8")))
     double = replace(problem, context=2 * problem.context)
@@ -171,7 +191,8 @@ def _against(problem: ServingProblem, best: Option, change: str, other: Option) 
         missing = other.bytes - problem.capacity
         reason = f"needs {gib(other.bytes)}, a GPU has {gib(problem.capacity)}: {gib(missing)} too much"
         return Alternative(change, "memory", reason, other)
-    reason = f"{other.speed.per_gpu:,.0f} tokens/s a GPU"
+    reason = "" if problem.others or emitted(other.serving, problem.experts) else "not emitted: "
+    reason += f"{other.speed.per_gpu:,.0f} tokens/s a GPU"
     if best.speed:
         difference = other.speed.per_gpu / best.speed.per_gpu - 1
         reason += f", {abs(difference):.1%} {'more' if difference >= 0 else 'fewer'}"

@@ -24,7 +24,7 @@ def pins_of(problem: ServingProblem) -> Placement:
     """Where a spec says how ranks serve, what its package does; otherwise its placement."""
     serving = problem.spec.serving
     if serving is not None:
-        return Placement(tp=1, ep=serving.ep)
+        return Placement(tp=serving.tp, ep=serving.ep)
     return problem.spec.placement or Placement()
 
 
@@ -43,6 +43,13 @@ def servings(problem: ServingProblem) -> Iterator[Serving]:
             yield from (_serving(problem, tp, ep) for ep in _expert_groups(problem, tp))
     if all(reasons.values()):
         raise DscError([Finding("DSC070", reason, _key(problem)) for reason in next(iter(reasons.values()))])
+
+
+def emitted(serving: Serving, experts: int) -> bool:
+    """Whether the package serves so: equally many experts on every rank that divides layers, and none of them twice."""
+    if not experts:
+        return True
+    return not serving.redundant(experts) and (serving.tp == 1 or (serving.ep or 1) % serving.tp == 0)
 
 
 def check_pins(problem: ServingProblem) -> None:
@@ -88,7 +95,8 @@ def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
 
 def _serving(problem: ServingProblem, tp: int, ep: int) -> Serving:
     slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
-    dense_tp = 1 if problem.experts else tp  # beside experts, dense layers are few (DeepSeek-V3 report, section 3.4.1)
+    divides = problem.spec.serving is not None or not problem.experts  # a package divides dense layers too
+    dense_tp = tp if divides else 1  # beside experts they are few (DeepSeek-V3 report, section 3.4.1)
     return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)
 
 

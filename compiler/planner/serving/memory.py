@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Literal
 
 from dsc.compiler.graph.cache_rows import CacheRow, cache_rows
-from dsc.compiler.graph.dim import Axis, B, C, S, product
+from dsc.compiler.graph.dim import Axis, B, C, S
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Parameter
-from dsc.compiler.graph.saved import Step, trace
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.planner.machine.calibration import Figure
 from dsc.compiler.planner.memory.lines import CONTEXT, EXPERT_BUFFER, NCCL, MemoryLine
-from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import share
-from dsc.compiler.planner.serving.arena import Arena, Interval, Life, lives, place, sized
+from dsc.compiler.planner.serving.arena import Arena, Interval, lives, place, sized
+from dsc.compiler.planner.serving.served import ROTARY, Graphs, Phase, Served
 from dsc.spec.model import ModelSpec
-from dsc.spec.precision import Fp8BlockLinear
 
-ROOT = "Model.forward"
-MTP = "mtp."  # paths of the modules of multi-token prediction
+ROOT, LOSS = "Model.forward", "Model.loss"
+MTP, FIRST = "mtp.", "mtp.0."  # paths of the modules of multi-token prediction, of which the first serves
 STRAIGHT = 4  # tries along a line
 
-Phase = Literal["prefill", "decode"]
 Rows = Literal["plain", "fp8"]
 
 
@@ -64,6 +61,11 @@ class Serving:
     def gpus(self) -> int:
         return self.tp * self.dp
 
+    @property
+    def shares_experts(self) -> bool:
+        """Whether tokens go to other GPUs for their experts."""
+        return self.slots > 0 and (self.ep or self.gpus) > 1
+
     def redundant(self, experts: int) -> int:
         """Slots beyond one for each routed expert; with shared=False, those of shared experts are among them."""
         return self.slots * (self.ep or self.gpus) - experts
@@ -88,12 +90,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Storing:
-    """How weights and cache are kept."""
+    """How the cache is kept."""
 
-    fp8_weights: bool = False
-    """As checkpoints of precision.linear fp8_block have them; else as the graph's parameters are."""
     rows: Rows = "plain"
-    """Of the cache: in its own type, or as FP8 codes with scales and a bfloat16 rotary part."""
+    """In their own type, or as FP8 codes with scales and a bfloat16 rotary part."""
     page: int = 64
     """Tokens."""
 
@@ -117,31 +117,25 @@ class ServingPlan:
         return sum(line.bytes for line in self.lines)
 
 
-class Weight(NamedTuple):
-    """Parameters that are alike in all layers."""
-
-    name: str
-    type: TensorType
-    is_routed: bool
-    bytes: int
-    """Of one, whole."""
-    fp8_bytes: int
-    """The same as a checkpoint in FP8 has it."""
-
-
 class ServingMemory:
-    """The graphs of a spec, read once. With `drafts`, the modules of multi-token prediction guess ahead."""
+    """The graphs of a spec in one phase, read once. With `drafts`, multi-token prediction guesses ahead."""
 
-    def __init__(self, spec: ModelSpec, training: Graph, inference: Graph, drafts: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, training: Graph, graphs: Graphs, phase: Phase, drafts: bool = False) -> None:
         self.spec = spec
-        self.steps = trace(inference, ROOT)
-        self.modules = tuple(part for part in parts_of(training) if part.name.startswith(MTP)) if drafts else ()
-        self.rows_of = cache_rows(training, ROOT)
+        self.drafts = drafts
+        self._alone = Served(graphs.alone, phase, drafts)
+        self._shared = self._alone if graphs.shared is graphs.alone else Served(graphs.shared, phase, drafts)
+        self.rows_of = {**cache_rows(training, LOSS), **cache_rows(training, ROOT)}
         """By the path of the module that attends."""
-        of_layers = list(self.rows_of.values())
-        of_layers += of_layers[-1:] * len(self.modules)
-        self.rows = tuple(row for rows in of_layers for row in rows)
+        used = (rows for path, rows in self.rows_of.items() if path.startswith(FIRST) * drafts or MTP not in path)
+        self.rows = tuple(row for rows in used for row in rows)
         self._arena = cache(self._arena_of)
+        self._weights = cache(self._weights_of)
+        self._lives = cache(lambda served: lives(served.steps))
+
+    def served(self, serving: Serving) -> Served:
+        """What each GPU of a deployment runs."""
+        return self._shared if serving.shares_experts else self._alone
 
     def plan(self, serving: Serving, request: Request, storing: Storing, capacity: int) -> ServingPlan:
         """With as many sequences as fit. Raises DoesNotFit."""
@@ -172,82 +166,35 @@ class ServingMemory:
 
     def arena(self, serving: Serving, request: Request, sequences: int) -> Arena:
         """Of a step with so many sequences in the cache."""
-        return self._arena(serving.tp, request.new_tokens, request.context, request.stepping(sequences))
+        alike = Serving(serving.tp, 2, int(serving.shares_experts))
+        return self._arena(alike, request.new_tokens, request.context, request.stepping(sequences))
 
-    def _arena_of(self, tp: int, new_tokens: int, context: int, sequences: int) -> Arena:
-        return place(self.values(Serving(tp, 1), Request("decode", context, new_tokens), sequences))
+    def _arena_of(self, serving: Serving, new_tokens: int, context: int, sequences: int) -> Arena:
+        return place(self.values(serving, Request("decode", context, new_tokens), sequences))
 
     def weights(self, serving: Serving, storing: Storing) -> Iterator[MemoryLine]:
         """Of one GPU, by what divides them."""
         sums: dict[str, int] = {}
         names: dict[str, dict[str, None]] = {}
-        for one, count in self._weights.items():
-            kind, (part, of) = held(one.type, one.is_routed, serving)
-            whole = one.fp8_bytes if storing.fp8_weights else one.bytes
-            sums[kind] = sums.get(kind, 0) + count * share(whole * part, of)
-            names.setdefault(kind, {})[one.name] = None
-        for kind, size in sums.items():
-            if size:
-                yield MemoryLine(f"{kind} weights", size, "derived", "parameters of the model", tuple(names[kind]))
+        for (name, parameter, size), count in self._weights(self.served(serving)).items():
+            kind, (part, of) = held(parameter, serving)
+            sums[kind] = sums.get(kind, 0) + count * share(size * part, of)
+            names.setdefault(kind, {})[name] = None
+        for kind, total in sums.items():
+            if total:
+                yield MemoryLine(
+                    f"{kind} weights", total, "derived", "weights as the engine prepares them", tuple(names[kind])
+                )
 
-    @cached_property
-    def _weights(self) -> dict[Weight, int]:
-        """How many there are of each."""
-        block, counts = self._block(), Counter[Weight]()
-        for name, parameter in self.parameters().items():
-            size, short = parameter.type.bytes.value(), re.sub(r"\.\d+\.", ".*.", name)
-            fp8 = _fp8_bytes(parameter.type, block) if block and name in self._fp8 else size
-            counts[Weight(short, parameter.type, parameter.is_routed, size, fp8)] += 1
-        return counts
+    def _weights_of(self, served: Served) -> Mapping[tuple[str, Parameter | None, int], int]:
+        """How many there are of each that are alike in all layers."""
+        every = (one for weights in served.weights.values() for one in weights)
+        return Counter((_short(one.name), one.parameter, one.bytes) for one in every)
 
     def parameters(self) -> dict[str, Parameter]:
         """Every parameter that inference reads, by full name."""
-        return self._parameters
-
-    @cached_property
-    def _parameters(self) -> dict[str, Parameter]:
-        return {
-            step.path + one.name: one.substitute(step.sizes)
-            for step in self._reading
-            for one in step.node.op.parameters()
-        }
-
-    @property
-    def _reading(self) -> tuple[Step, ...]:
-        """Steps that read parameters: the main model's, and those of modules beside its embedding and head."""
-        return (*self.steps, *(step for part in self.modules for step in part.steps if step.path.startswith(MTP)))
-
-    @cached_property
-    def _lives(self) -> tuple[Life, ...]:
-        return lives(self.steps)
-
-    def draft(self) -> tuple[Step, ...]:
-        """What one guess runs: a module's own ops as they are in training, a layer like the last one, the head."""
-        last = max(index for index, step in enumerate(self.steps) if step.path)
-        layer = ".".join(self.steps[last].path.split(".")[:2]) + "."
-        own = [step for part in self.modules[:1] for step in part.steps if step.path == f"{part.name}."]
-        return (
-            *own,
-            *(step for step in self.steps[: last + 1] if step.path.startswith(layer)),
-            *self.steps[last + 1 :],
-        )
-
-    def _block(self) -> tuple[int, int] | None:
-        """Rows and columns of a checkpoint's weights that share a scale."""
-        linear = self.spec.precision.linear
-        return (linear.weight_block[0], linear.weight_block[1]) if isinstance(linear, Fp8BlockLinear) else None
-
-    @cached_property
-    def _fp8(self) -> frozenset[str]:
-        """Names of the parameters that an fp8_block checkpoint has in FP8."""
-        in_fp8 = self.spec.precision.fp8_products()
-        return frozenset(
-            step.path + one.name
-            for step in self._reading
-            for op in step.node.op.holders()
-            for one in op.parameters()
-            if op.product in in_fp8
-        )
+        every = (one for weights in self._alone.weights.values() for one in weights)
+        return {one.name: one.parameter for one in every if one.parameter is not None}
 
     def token_bytes(self, serving: Serving, storing: Storing) -> int:
         """What one token leaves on one GPU in the caches that keep all tokens."""
@@ -276,7 +223,7 @@ class ServingMemory:
         def size(type: TensorType) -> int:
             return share(type.bytes.value(sizes), serving.tp if divided(type) else 1)
 
-        return sized(self._lives, size)
+        return sized(self._lives(self.served(serving)), size)
 
     def _beside(
         self, serving: Serving, request: Request, arena: Arena, sequences: int, pages_each: int
@@ -291,7 +238,7 @@ class ServingMemory:
         yield _assumed("CUDA context", round(CONTEXT.value), CONTEXT)
         if serving.gpus > 1:
             yield _assumed("collective buffers", round(NCCL.value), NCCL)
-        if (serving.ep or serving.gpus) > 1 and serving.slots:
+        if serving.shares_experts and self._shared is self._alone:  # the package's rows are values of the step
             yield self._expert_buffers(serving, request, sequences)
 
     def _expert_buffers(self, serving: Serving, request: Request, sequences: int) -> MemoryLine:
@@ -322,11 +269,13 @@ def divided(type: TensorType) -> bool:
     return Axis.BATCH in type.axes and (Axis.SEQUENCE in type.axes or Axis.HEADS in type.axes)
 
 
-def held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[int, int]]:
+def held(parameter: Parameter | None, serving: Serving) -> tuple[str, tuple[int, int]]:
     """What a parameter is called in the ledger, and the part of it on one GPU as (numerator, denominator)."""
-    axes = type.axes
-    if routed:
-        return "routed expert", (serving.slots, type.shape[0].value())
+    if parameter is None:
+        return ROTARY, (1, 1)
+    axes = parameter.type.axes
+    if parameter.is_routed:
+        return "routed expert", (serving.slots, parameter.type.shape[0].value())
     if Axis.SHARED_EXPERTS in axes:
         return "shared expert", (int(serving.shared), 1)
     if Axis.FEED_FORWARD in axes:
@@ -336,11 +285,9 @@ def held(type: TensorType, routed: bool, serving: Serving) -> tuple[str, tuple[i
     return "attention", (1, serving.tp if Axis.HEADS in axes else 1)
 
 
-def _fp8_bytes(type: TensorType, block: tuple[int, int]) -> int:
-    """One byte a number, and a float32 scale for each block of each matrix."""
-    *others, rows, columns = type.shape
-    scales = product(tuple(others)).value() * share(rows.value(), block[0]) * share(columns.value(), block[1])
-    return type.numel.value() + scales * DType.FP32.bytes
+def _short(name: str) -> str:
+    """Without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _last(needed: Callable[[int], int], capacity: int, too_many: int) -> int:

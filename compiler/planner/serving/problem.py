@@ -10,7 +10,8 @@ from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.memory.lines import MemoryLine
 from dsc.compiler.planner.serving.estimate import Guesses, ServingCost, Speed
 from dsc.compiler.planner.serving.expert_loads import Loads, PlacedLayer, place_by_load
-from dsc.compiler.planner.serving.memory import Phase, Request, Rows, Serving, ServingMemory, ServingPlan, Storing
+from dsc.compiler.planner.serving.memory import Request, Rows, Serving, ServingMemory, ServingPlan, Storing
+from dsc.compiler.planner.serving.served import Graphs, Phase
 from dsc.compiler.planner.serving.work import Load
 from dsc.spec.model import ModelSpec
 
@@ -21,8 +22,8 @@ class ServingProblem:
 
     spec: ModelSpec
     training: Graph
-    inference: Graph
-    """As the phase runs it."""
+    graphs: Graphs
+    """That the package's engine runs."""
     hardware: Hardware
     phase: Phase
     context: int
@@ -36,7 +37,9 @@ class ServingProblem:
     price: float | None = None
     """Dollars for an hour of a GPU."""
     acceptance: float | None = None
-    """Of the first guess of multi-token prediction; None: nothing is guessed."""
+    """Of the guess of multi-token prediction; None: nothing is guessed."""
+    others: bool = False
+    """As engines do that exchange rows as DeepEP does, where the package exchanges a row for each expert."""
 
     @property
     def world(self) -> int:
@@ -62,7 +65,7 @@ class ServingProblem:
     def guesses(self) -> Guesses:
         if self.acceptance is None or self.spec.mtp is None:
             return Guesses()
-        return Guesses(self.spec.mtp.depth, self.acceptance)
+        return Guesses(1, self.acceptance)  # the first depth serves
 
     def request(self, at_once: int | None = None) -> Request:
         """Of so many sequences in a step, or all that fit: whole prompts, or in decode a token and its guesses."""
@@ -71,18 +74,18 @@ class ServingProblem:
 
     @property
     def storing(self) -> Storing:
-        """Weights as the spec's products read them, the cache as it says."""
-        precision = self.spec.precision
-        rows: Rows = "fp8" if precision.kv_cache == "fp8" else "plain"
-        return Storing(fp8_weights=bool(precision.fp8_products()), rows=rows)
+        """The cache as the spec says."""
+        rows: Rows = "fp8" if self.spec.precision.kv_cache == "fp8" else "plain"
+        return Storing(rows)
 
     @cached_property
     def memory(self) -> ServingMemory:
-        return ServingMemory(self.spec, self.training, self.inference, self.guesses.modules > 0)
+        graphs = Graphs(self.graphs.alone, self.graphs.alone) if self.others else self.graphs
+        return ServingMemory(self.spec, self.training, graphs, self.phase, self.guesses.modules > 0)
 
     @cached_property
     def cost(self) -> ServingCost:
-        return ServingCost(self.memory, self.hardware)
+        return ServingCost(self.memory, self.hardware, self.others)
 
     @cached_property
     def _imbalances(self) -> dict[tuple[int, int], float]:
@@ -106,7 +109,7 @@ class ServingProblem:
             return None
         key = serving.slots, serving.ep or serving.gpus
         if key not in self._imbalances:
-            layers = [one.imbalance for one in self.placed(serving)]
+            layers = [layer.imbalance for layer in self.placed(serving)]
             self._imbalances[key] = sum(layers) / len(layers)
         return self._imbalances[key]
 

@@ -67,6 +67,8 @@ class KernelTime(NamedTuple):
     routed: bool
     of_whole: bool
     """Ranks that share sequences all run it for the whole of them."""
+    idle: float = 0.0
+    """That the GPU has nothing to do behind it, because the host reads what it made."""
 
 
 class Kernels(NamedTuple):
@@ -93,7 +95,7 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     def time(kernel: KernelTime) -> float:
         among = dense if kernel.of_whole else tokens
         moving = kernel.moving / among + kernel.weights / (experts if kernel.routed else dense)
-        return max(kernel.computing / among, moving, floor)
+        return max(kernel.computing / among, moving, floor) + kernel.idle
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}
@@ -155,7 +157,8 @@ def _passes(
 
     if op.kernel_class == "memory":
         back = [kernel(calibration.input_gradient, moved=moved_back)] if moved_back else []
-        return [kernel(calibration.forward, moved=moved)], back, []
+        idle = calibration.host_wait.value if op.waits else 0.0
+        return [kernel(calibration.forward, moved=moved)._replace(idle=idle)], back, []
     if op.kernel_class == "attention":
         again = calibration.attention_backward_products.value
         back = [kernel(calibration.input_gradient, backward * again, moved_back)]

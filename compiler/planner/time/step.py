@@ -19,7 +19,7 @@ from dsc.compiler.planner.parts.parts import BACKBONE, parts_of, stream
 from dsc.compiler.planner.parts.shard import elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.schedule import actions
-from dsc.compiler.planner.pipeline.simulate import Timeline, simulate
+from dsc.compiler.planner.pipeline.simulate import StageTimes, Timeline, simulate
 from dsc.compiler.planner.time.bounds import even_bound, pipeline_bound
 from dsc.compiler.planner.time.lines import BUBBLE, SYNC, TimeLine, work_lines
 from dsc.compiler.planner.time.ops import op_costs
@@ -74,10 +74,10 @@ class CostModel:
         if others and others.fp8_products:
             hardware.peak("fp8_gemm")  # refuses a machine without
         self.ops = op_costs(self.parts, others)
-        away = op_costs(parts_of(shared), others) if shared is not None else self.ops
+        self.away = op_costs(parts_of(shared), others) if shared is not None else self.ops
         held = {part.kind: elements(part.parameters.values()) for part in self.parts}
         self.communication = Communication(spec, stream(graph), hardware, others)
-        part_times = PartTimes(self.ops, away, self.communication, hardware, spec.workload.sequence_length)
+        part_times = PartTimes(self.ops, self.away, self.communication, hardware, spec.workload.sequence_length)
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
         self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision)
@@ -95,7 +95,7 @@ class CostModel:
         times, transfer = self.stages.as_run(layout, alone), self.communication.transfer(layout)
         pipeline = pipeline_bound(layout, layout.micro_batches(global_batch), times, transfer)
         pipeline += self.stages.warm_up(layout, alone)
-        return pipeline * (1 + self._sync(layout)) + sum(self.tail.longest(layout, stages).values())
+        return pipeline * (1 + self._sync(layout)) + sum(self.tail.longest(layout, stages, alone).values())
 
     def floor(self, layout: Layout, global_batch: int) -> float:
         """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
@@ -148,7 +148,7 @@ class CostModel:
         return (
             *work_lines(timeline.actions[rank], costs, times, warm_up, self.hardware),
             *self._waits(layout, timeline.step - timeline.busy[rank], timeline.step + warm_up),
-            *self._tail_lines(layout, stages),
+            *self._tail_lines(layout, stages, alone),
         )
 
     def _summed(self, layout: Layout, lines: tuple[TimeLine, ...], global_batch: int) -> StepTime:
@@ -181,9 +181,9 @@ class CostModel:
             TimeLine(SYNC, pipeline * self._sync(layout), sync.provenance, sync.source),
         )
 
-    def _tail_lines(self, layout: Layout, stages: Stages) -> Iterator[TimeLine]:
+    def _tail_lines(self, layout: Layout, stages: Stages, times: list[StageTimes]) -> Iterator[TimeLine]:
         source = "bytes of the parameters that one rank holds, over the links and the memory"
-        for name, time in self.tail.longest(layout, stages).items():
+        for name, time in self.tail.longest(layout, stages, times).items():
             yield TimeLine(name, time, "derived", source)
 
 

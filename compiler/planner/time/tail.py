@@ -12,6 +12,7 @@ from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.parts.widths import BYTES
+from dsc.compiler.planner.pipeline.simulate import StageTimes
 from dsc.compiler.planner.time.sharing import stage_sharing
 from dsc.compiler.planner.time.traffic import Communication
 from dsc.spec.precision import Precision
@@ -38,8 +39,25 @@ class Tail:
         self._longest = cache(self._longest_of)
         self._held = cache(self._held_by)
 
-    def longest(self, layout: Layout, stages: Stages) -> dict[str, float]:
-        """On the pipeline rank where it takes longest."""
+    def longest(self, layout: Layout, stages: Stages, times: Sequence[StageTimes]) -> dict[str, float]:
+        """On the pipeline rank where it takes longest; `times` are those of the stages for a micro-batch.
+
+        Without a pipeline FSDP reduces a layer's gradients beside the last micro-batch's backward, and gathers weights
+        beside the next step's first forward. A pipeline's stages reduce after their last backward
+        (torch.distributed.pipelining, PipelineStage.backward_maybe_with_nosync).
+        """
+        lines = self._alone(layout, stages)
+        if layout.pp > 1 or layout.zero != 1:
+            return lines
+        backward = times[0].backward_input + times[0].backward_weight
+        beside = self._communication.exposed
+        return {
+            REDUCE: beside(lines[REDUCE], backward, len(stages[0])),
+            UPDATE: lines[UPDATE],
+            GATHER: beside(lines[GATHER], times[0].forward, len(stages[0])),
+        }
+
+    def _alone(self, layout: Layout, stages: Stages) -> dict[str, float]:
         if layout.recompute or layout.activations != "bf16" or layout.micro_batch > 1:  # which tell nothing here
             layout = replace(layout, micro_batch=1, recompute=(), activations="bf16")
         return self._longest(layout, stages)

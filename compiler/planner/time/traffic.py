@@ -152,6 +152,12 @@ class Communication:
         forward, backward, weight = (min(moving, computing) * share for computing, moving in passes)
         return forward, backward, weight
 
+    def exposed(self, moving: float, computing: float, parts: int) -> float:
+        """Seconds more that a collective of each of so many parts takes beside compute: what that does not hide, and
+        what it slows down."""
+        share = self._hardware.calibration.communication_share.value
+        return max(moving / parts, moving - computing) + share * min(moving, computing)
+
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
         """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
         tp, experts = sharing.sharing.tp, sharing.sharing.ep * sharing.sharing.etp

@@ -10,6 +10,9 @@ as act_quant of DeepSeek-V3's inference/kernel.py, but multiplied by the recipro
 per_token_cast_to_fp8: one division per block, and bit-equal codes on every device. Both clamp the largest magnitude to
 1e-4, which suits activations: gradients of a mean over many tokens lie below it, and all their codes would be zero. The
 clamp here is that of torchao's blockwise_fp8_training.
+
+The scales of activations, [M, K / 128], lie in memory block by block: scale.T is contiguous. A step of a product
+reads those of all rows of one block, which then stand side by side.
 """
 
 import triton
@@ -24,6 +27,11 @@ E4M3_MAX = tl.constexpr(448.0)
 def reference_scale(amax: Tensor) -> Tensor:
     """Scales of blocks from their largest magnitudes, float32."""
     return amax.clamp(min=AMAX_MIN.value) / E4M3_MAX.value
+
+
+def by_blocks(scale: Tensor) -> Tensor:
+    """Scales [M, K / 128] as kernels read them, [K / 128, M]: a view where they lie so, otherwise a copy."""
+    return scale.T.contiguous()
 
 
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_codes import BLOCK, dequantize
+from .fp8_codes import BLOCK, by_blocks, dequantize
 from .launch import runs_triton
 from .swizzle import swizzled_tile
 
@@ -48,7 +48,6 @@ def fp8_gemm_forward_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T for a weight b: forward, and dgrad with the transposed weight."""
-    num_blocks: tl.constexpr = (K + BLOCK - 1) // BLOCK
     pid_m, pid_n = swizzled_tile(tl.program_id(0), tl.cdiv(num_rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -58,19 +57,20 @@ def fp8_gemm_forward_kernel(
     read_n = offs_n if N % BLOCK_N == 0 else tl.minimum(offs_n, N - 1)
     a_ptr += read_m[:, None] * K + offs_k[None, :]
     b_ptr += read_n.to(tl.int64)[:, None] * K + offs_k[None, :]
-    a_scale_ptr += read_m * num_blocks
+    a_scale_ptr += offs_m
     b_scale_ptr += pid_n * BLOCK_N // BLOCK * b_scale_stride_n  # a tile lies within one block of columns
     # Matrix units take 64 rows at once: of the transposed product where there are fewer.
     TRANSPOSED: tl.constexpr = BLOCK_M < 64
     acc = tl.zeros((BLOCK_N, BLOCK_M) if TRANSPOSED else (BLOCK_M, BLOCK_N), tl.float32)
-    for block in tl.range(0, num_blocks):
+    for block in tl.range(0, (K + BLOCK - 1) // BLOCK):
         if K % BLOCK == 0:
             a = tl.load(a_ptr + block * BLOCK)
             b = tl.load(b_ptr + block * BLOCK)
         else:
             a = tl.load(a_ptr + block * BLOCK, mask=(offs_k < K - block * BLOCK)[None, :], other=0.0)
             b = tl.load(b_ptr + block * BLOCK, mask=(offs_k < K - block * BLOCK)[None, :], other=0.0)
-        scale = tl.load(a_scale_ptr + block) * tl.load(b_scale_ptr + block * b_scale_stride_k)
+        scale = tl.load(a_scale_ptr + block * num_rows, mask=offs_m < num_rows)
+        scale *= tl.load(b_scale_ptr + block * b_scale_stride_k)
         if TRANSPOSED:
             acc += tl.dot(b, a.T) * scale[None, :]
         else:
@@ -97,14 +97,14 @@ def fp8_gemm_wgrad_kernel(
     read_n = (offs_n if K % BLOCK_N == 0 else tl.minimum(offs_n, K - 1)).to(tl.int64)
     a_ptr += read_m[:, None] * num_rows + offs_k[None, :]
     b_ptr += read_n[:, None] * num_rows + offs_k[None, :]
-    a_scale_ptr += read_m * num_blocks
-    b_scale_ptr += read_n * num_blocks
+    a_scale_ptr += offs_m
+    b_scale_ptr += offs_n
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for block in tl.range(0, num_blocks):
         a = tl.load(a_ptr + block * BLOCK)
         b = tl.load(b_ptr + block * BLOCK)
-        a_scale = tl.load(a_scale_ptr + block)
-        b_scale = tl.load(b_scale_ptr + block)
+        a_scale = tl.load(a_scale_ptr + block * N, mask=offs_m < N)
+        b_scale = tl.load(b_scale_ptr + block * K, mask=offs_n < K)
         acc += tl.dot(a, b.T) * a_scale[:, None] * b_scale[None, :]
     mask = (offs_m < N)[:, None] & (offs_n < K)[None, :]
     tl.store(c_ptr + offs_m.to(tl.int64)[:, None] * K + offs_n[None, :], acc.to(c_ptr.dtype.element_ty), mask=mask)
@@ -119,7 +119,7 @@ def multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torc
     c = a.new_empty(num_rows, n, dtype=dtype)
     fp8_gemm_forward_kernel[(triton.cdiv(num_rows, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)](
         a.contiguous(),
-        a_scale.contiguous(),
+        by_blocks(a_scale),
         b.contiguous(),
         b_scale,
         *b_scale.stride(),
@@ -141,9 +141,9 @@ def multiply_along_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, 
     c = a.new_empty(n, k, dtype=dtype)
     fp8_gemm_wgrad_kernel[(triton.cdiv(n, WGRAD["BLOCK_M"]) * triton.cdiv(k, WGRAD["BLOCK_N"]),)](
         a.contiguous(),
-        a_scale.contiguous(),
+        by_blocks(a_scale),
         b.contiguous(),
-        b_scale.contiguous(),
+        by_blocks(b_scale),
         c,
         num_rows,
         N=n,

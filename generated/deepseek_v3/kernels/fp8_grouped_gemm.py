@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_codes import BLOCK, dequantize, encode, scale_of
-from .fp8_quantize import reference_rows
+from .fp8_codes import BLOCK, by_blocks, dequantize, encode, scale_of
+from .fp8_quantize import empty_codes, reference_rows
 from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
@@ -60,6 +60,7 @@ def reference_product_of_codes(
 @triton.jit
 def fp8_grouped_gemm_gate_up_kernel(
     x_ptr, x_scale_ptr, weights_ptr, order_ptr, ends_ptr, w_ptr, w_scale_ptr, h_ptr, h_scale_ptr, pre_ptr,
+    num_tokens, num_rows,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +75,7 @@ def fp8_grouped_gemm_gate_up_kernel(
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
     token = (slot // CHOSEN).to(tl.int64)
     x_ptrs = x_ptr + token[:, None] * D + offs_k[None, :]
-    x_scale_ptrs = x_scale_ptr + token * num_steps
+    x_scale_ptrs = x_scale_ptr + token
     w_ptrs = w_ptr + expert.to(tl.int64) * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
     w_scale_ptr += (expert * 2 * num_blocks + start_n // BLOCK) * num_steps
     mask_n = (offs_n < F)[None, :]
@@ -83,7 +84,7 @@ def fp8_grouped_gemm_gate_up_kernel(
     for step in tl.range(0, num_steps):
         mask_k = offs_k < D - step * BLOCK
         x = load(x_ptrs + step * BLOCK, mask_k[None, :], D % BLOCK != 0)
-        scale = tl.load(x_scale_ptrs + step)
+        scale = tl.load(x_scale_ptrs + step * num_tokens)
         w = load(w_ptrs + step * BLOCK, mask_k[:, None] & mask_n, D % BLOCK != 0 or F % BLOCK_N != 0)
         gate += tl.dot(x, w) * (scale * tl.load(w_scale_ptr + step))[:, None]
         w = load(w_ptrs + F * D + step * BLOCK, mask_k[:, None] & mask_n, D % BLOCK != 0 or F % BLOCK_N != 0)
@@ -100,12 +101,12 @@ def fp8_grouped_gemm_gate_up_kernel(
     h_scale = scale_of(tl.max(tl.abs(h), 1))  # columns past the last are zero
     h_ptrs = h_ptr + start_m.to(tl.int64) * F + (offs_m - start_m)[:, None] * F + offs_n[None, :]
     tl.store(h_ptrs, encode(h, h_scale[:, None]), mask=mask)
-    tl.store(h_scale_ptr + offs_m.to(tl.int64) * num_blocks + start_n // BLOCK, h_scale, mask=offs_m < end_m)
+    tl.store(h_scale_ptr + start_n // BLOCK * num_rows + offs_m, h_scale, mask=offs_m < end_m)
 
 
 @triton.jit
 def sum_of_steps(
-    x_ptrs, x_scale_ptrs, w_ptrs, w_scale_ptr, w_scale_stride_k, offs_k, mask_n,
+    x_ptrs, x_scale_ptrs, x_scale_stride_k, w_ptrs, w_scale_ptr, w_scale_stride_k, offs_k, mask_n,
     K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of x @ w.T, each step scaled and accumulated in float32."""
@@ -114,7 +115,7 @@ def sum_of_steps(
         mask_k = offs_k < K - step * BLOCK
         x = load(x_ptrs + step * BLOCK, mask_k[None, :], K % BLOCK != 0)
         w = load(w_ptrs + step * BLOCK, mask_k[:, None] & mask_n, MASKED)
-        scale = tl.load(x_scale_ptrs + step) * tl.load(w_scale_ptr + step * w_scale_stride_k)
+        scale = tl.load(x_scale_ptrs + step * x_scale_stride_k) * tl.load(w_scale_ptr + step * w_scale_stride_k)
         acc += tl.dot(x, w) * scale[:, None]
     return acc
 
@@ -122,7 +123,7 @@ def sum_of_steps(
 @triton.jit
 def fp8_grouped_gemm_product_kernel(
     x_ptr, x_scale_ptr, ends_ptr, w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k, y_ptr,
-    N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
+    num_rows, N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, N, BLOCK_M, BLOCK_N)
@@ -134,7 +135,7 @@ def fp8_grouped_gemm_product_kernel(
     read_m = tl.minimum(offs_m, end_m - 1).to(tl.int64)
     mask_n = (offs_n < N)[None, :]
     acc = sum_of_steps(
-        x_ptr + read_m[:, None] * K + offs_k[None, :], x_scale_ptr + read_m * ((K + BLOCK - 1) // BLOCK),
+        x_ptr + read_m[:, None] * K + offs_k[None, :], x_scale_ptr + read_m, num_rows,
         w_ptr + expert.to(tl.int64) * (N * K) + offs_n[None, :] * K + offs_k[:, None],
         w_scale_ptr + expert * w_scale_stride_e + start_n // BLOCK * w_scale_stride_n, w_scale_stride_k,
         offs_k, mask_n, K, BLOCK, BLOCK_M, BLOCK_N, K % BLOCK != 0 or N % BLOCK_N != 0,
@@ -152,12 +153,12 @@ def gate_up(
     if not runs_triton(x):
         h, h_scale, preactivation = reference_gate_up(x, x_scale, weights, order, ends, w, w_scale, dtype)
         return h, h_scale, preactivation if keep else preactivation.new_empty(0)
-    h, h_scale = x.new_empty(rows, inner), x_scale.new_empty(rows, triton.cdiv(inner, BLOCK))
+    h, h_scale = empty_codes(x, rows, inner)
     preactivation = x.new_empty((rows, 2 * inner) if keep else 0, dtype=dtype)
     tile = tile_for(GATE_UP, rows, num_experts, x.itemsize)
     fp8_grouped_gemm_gate_up_kernel[(num_programs(rows, num_experts, inner, tile),)](
-        x.contiguous(), x_scale.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(),
-        w.contiguous(), w_scale.contiguous(), h, h_scale, preactivation,
+        x.contiguous(), by_blocks(x_scale), weights.contiguous(), order.contiguous(), ends.contiguous(),
+        w.contiguous(), w_scale.contiguous(), h, h_scale, preactivation, len(x), rows,
         D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
         KEEP=keep, BLOCK=BLOCK, **tile,
     )  # fmt: skip
@@ -172,7 +173,7 @@ def product(x: Tensor, x_scale: Tensor, ends: Tensor, w: Tensor, w_scale: Tensor
     y = x.new_empty(rows, n, dtype=dtype)
     tile = tile_for(PRODUCT, rows, num_experts, x.itemsize)
     fp8_grouped_gemm_product_kernel[(num_programs(rows, num_experts, n, tile),)](
-        x.contiguous(), x_scale.contiguous(), ends.contiguous(), w.contiguous(), w_scale, *w_scale.stride(), y,
+        x.contiguous(), by_blocks(x_scale), ends.contiguous(), w.contiguous(), w_scale, *w_scale.stride(), y, rows,
         N=n, K=k, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return y

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_codes import BLOCK, dequantize
+from .fp8_codes import BLOCK, by_blocks, dequantize
 from .fp8_grouped_gemm import sum_of_steps
 from .grouped_gemm import num_programs, tile_for, tile_of_program
 from .grouped_gemm_backward import reference_down_gradient, swiglu_gradients
@@ -42,7 +42,7 @@ def reference_down_gradient_of_codes(
 def fp8_grouped_gemm_backward_down_gradient_kernel(
     dy_ptr, dy_scale_ptr, weights_ptr, order_ptr, ends_ptr,
     w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k,
-    pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_rows,
+    pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_tokens, num_rows,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +55,7 @@ def fp8_grouped_gemm_backward_down_gradient_kernel(
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
     token = (slot // CHOSEN).to(tl.int64)
     dh = sum_of_steps(
-        dy_ptr + token[:, None] * D + offs_k[None, :], dy_scale_ptr + token * ((D + BLOCK - 1) // BLOCK),
+        dy_ptr + token[:, None] * D + offs_k[None, :], dy_scale_ptr + token, num_tokens,
         w_ptr + expert.to(tl.int64) * (D * F) + offs_n[None, :] * D + offs_k[:, None],
         w_scale_ptr + expert * w_scale_stride_e + start_n // BLOCK * w_scale_stride_n, w_scale_stride_k,
         offs_k, (offs_n < F)[None, :], D, BLOCK, BLOCK_M, BLOCK_N, D % BLOCK != 0 or F % BLOCK_N != 0,
@@ -77,8 +77,8 @@ def down_gradient(
     dpre, h = preactivation.new_empty(rows, 2 * inner), preactivation.new_empty(rows, inner)
     partial = dy_scale.new_empty(triton.cdiv(inner, tile["BLOCK_N"]), rows)
     fp8_grouped_gemm_backward_down_gradient_kernel[(num_programs(rows, num_experts, inner, tile),)](
-        dy.contiguous(), dy_scale.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(),
-        w.contiguous(), w_scale, *w_scale.stride(), preactivation.contiguous(), dpre, h, partial, rows,
+        dy.contiguous(), by_blocks(dy_scale), weights.contiguous(), order.contiguous(), ends.contiguous(),
+        w.contiguous(), w_scale, *w_scale.stride(), preactivation.contiguous(), dpre, h, partial, len(dy), rows,
         D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
         BLOCK=BLOCK, **tile,
     )  # fmt: skip

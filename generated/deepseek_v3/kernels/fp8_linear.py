@@ -65,7 +65,7 @@ def _(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
 def _(x: Tensor, weights: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
     blocks = (len(x) + BLOCK - 1) // BLOCK
     q_t = x.new_empty(x.shape[1], blocks * BLOCK, dtype=torch.float8_e4m3fn)
-    scale_t = x.new_empty(x.shape[1], blocks, dtype=torch.float32)
+    scale_t = x.new_empty(blocks, x.shape[1], dtype=torch.float32).T
     return [x.new_empty(len(x), len(weight)) for weight in weights], q_t, scale_t
 
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_codes import BLOCK, encode, reference_scale, scale_of
+from .fp8_codes import BLOCK, by_blocks, encode, reference_scale, scale_of
 from .launch import operator, rows_of, runs_triton
 
 # Tiles have 128 columns.
@@ -35,7 +35,7 @@ def reference_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     blocks = F.pad(x.float(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     scale = reference_scale(blocks.abs().amax(-1))
     q = (blocks * (1 / scale).unsqueeze(-1)).to(torch.float8_e4m3fn)
-    return q.flatten(1)[:, : x.shape[1]].contiguous(), scale
+    return q.flatten(1)[:, : x.shape[1]].contiguous(), by_blocks(scale).T
 
 
 def reference_rows_and_columns(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ def store_rows(x, offs_m, pid_n, q_ptr, scale_ptr, num_rows, K: tl.constexpr, BL
     scale = scale_of(tl.max(tl.abs(x), 1))
     mask = (offs_m < num_rows)[:, None] & (offs_n < K)[None, :]
     tl.store(q_ptr + offs_m[:, None] * K + offs_n[None, :], encode(x, scale[:, None]), mask=mask)
-    tl.store(scale_ptr + offs_m * tl.cdiv(K, BLOCK) + pid_n, scale, mask=offs_m < num_rows)
+    tl.store(scale_ptr + pid_n * num_rows + offs_m, scale, mask=offs_m < num_rows)
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def store_columns(x, pid_m, pid_n, q_t_ptr, scale_t_ptr, num_rows, K: tl.constex
     scale = scale_of(tl.max(tl.abs(x), 0))
     mask = (offs_n < K)[:, None] & (offs_m < num_rows)[None, :]
     tl.store(q_t_ptr + offs_n[:, None] * num_rows + offs_m[None, :], tl.trans(encode(x, scale[None, :])), mask=mask)
-    tl.store(scale_t_ptr + offs_n * tl.cdiv(num_rows, BLOCK) + pid_m, scale, mask=offs_n < K)
+    tl.store(scale_t_ptr + pid_m * K + offs_n, scale, mask=offs_n < K)
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _launch_blocks(w: Tensor, transpose: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def empty_codes(like: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
     """Uninitialized codes and scales of a tensor [M, K] in blocks along K, on the device of `like`."""
-    return like.new_empty((m, k), dtype=torch.float8_e4m3fn), like.new_empty((m, -(-k // BLOCK)), dtype=torch.float32)
+    return like.new_empty((m, k), dtype=torch.float8_e4m3fn), like.new_empty((-(-k // BLOCK), m), dtype=torch.float32).T
 
 
 def _empty_weight_codes(w: Tensor) -> tuple[Tensor, Tensor]:

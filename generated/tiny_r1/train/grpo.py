@@ -29,11 +29,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..checkpoint import save_hf
 from ..command import amount, device, in_a_line, natural, positive
 from ..dims import EPOCHS, GROUP_SIZE, MAX_NEW_TOKENS, MAX_POSITION_EMBEDDINGS, REFERENCE_REFRESH
 from ..infer.generate import newest
-from ..model import Model
 from .checkpoint import Checkpoints, held
 from .experience import Experience
 from .grpo_loss import advantages, token_weights
@@ -116,9 +114,8 @@ class Run:
         args, learner = self.args, self.learner
         for step in range(self.start + 1, args.steps + 1):
             began = time.perf_counter()
-            model = learner.in_dtype(learner.model)
-            judged = self.answered(step, model, judges)
-            taken, agreement = self.experience(model, judged)
+            judged = self.answered(step, judges)
+            taken, agreement = self.experience(judged)
             rate = learning_rate(step, args.steps, args.learning_rate, args.warmup_steps, 0, 1.0)
             for _ in range(EPOCHS):
                 values = learner.step(taken, rate, args.grad_clip or math.inf)
@@ -134,30 +131,30 @@ class Run:
             leaving = self.ranks.any(stop.asked)
             if leaving or step == args.steps or step % args.save_every == 0:
                 state = {**learner.state(self.settings, step), "flags": self.flags}
-                self.checkpoints.save(step, state, lambda folder: save_hf(learner.model, folder))
+                self.checkpoints.save(step, state, learner.layout.export)
             if leaving:
                 break
 
-    def answered(self, step: int, model: Model, judges: Judges) -> Judged:
+    def answered(self, step: int, judges: Judges) -> Judged:
         """GROUP_SIZE answers to each of this rank's questions of a step, judged. Ranks change no answer's seed."""
         args = self.args
         questions = self.ranks.share(turn(self.questions, args.questions, step, args.seed))
         asked = [question for question in questions for _ in range(GROUP_SIZE)]
         before = (step - 1) * args.questions * GROUP_SIZE + self.ranks.rank * len(asked)
         prompts = [self.reader.prompt(question) for question in asked]
-        answers = rollout(model, prompts, self.reader.ends, (args.seed << 40) + before)
+        answers = rollout(self.learner.layout.answering(), prompts, self.reader.ends, (args.seed << 40) + before)
         texts = [self.reader.text(answer) for answer in answers.answers]
         samples: list[Sample] = [(q.prompt, text, q.answer) for q, text in zip(asked, texts, strict=True)]
         failures = judges.failures
         worth = torch.tensor(judges.judge(samples), device=self.ranks.device)
         return Judged(questions, answers, samples, worth.view(-1, GROUP_SIZE), judges.failures - failures)
 
-    def experience(self, model: Model, judged: Judged) -> tuple[Experience, dict[str, float]]:
-        """What is learned from the answers of `model`, and how far the engine's view of them is the trainer's."""
+    def experience(self, judged: Judged) -> tuple[Experience, dict[str, float]]:
+        """What is learned from answers, and how far the engine's view of them is the trainer's."""
         answers, rewards, learner = judged.answers, judged.rewards, self.learner
         said = answers.labels != -100
-        old, differing = learner.log_probabilities(model, answers)
-        reference, _ = learner.log_probabilities(learner.in_dtype(learner.reference), answers)
+        old, differing = learner.log_probabilities(learner.model, answers)
+        reference, _ = learner.log_probabilities(learner.reference, answers)
         counting = rewards.isfinite().view(-1, 1)
         mask = (said & counting).to(old.dtype)
         counts = self.ranks.gather(mask.sum(1))  # tokens that count, by answer

@@ -8,8 +8,8 @@
     kl        = exp(reference - logp) - (reference - logp) - 1                 (k3: never negative, its mean is the KL)
     loss      = sum over tokens of weight * (KL_COEFFICIENT * kl - gain)
 
-Weights divide by the number of tokens of all answers (DAPO, arXiv 2503.14476, equation 8). They are made for
-all answers of a step at once, so that micro-batches and ranks only add up what is theirs.
+Weights divide by the number of tokens of all answers (DAPO, arXiv 2503.14476, equation 8).
+They are made for all answers of a step at once, so that micro-batches and ranks only add up what is theirs.
 """
 
 import torch

@@ -3,23 +3,21 @@
 """The weights that learn, and one step of theirs."""
 
 import argparse
-import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..dims import EPOCHS, GROUP_SIZE
-from ..infer.generate import start_from
 from ..model import Model
 from .checkpoint import Checkpoints
 from .experience import Experience
 from .grpo_loss import PARTS, grpo_loss
+from .layout import make_layout
 from .optimizer import make_optimizer, moments_of
-from .policy import model_log_probabilities
+from .policy import model_log_probabilities as log_probabilities
 from .ranks import Ranks
 from .replay import Replay
 from .rollout import Rollout
@@ -27,68 +25,46 @@ from .rollout import Rollout
 LEFT_OUT = ("mtp",)  # parts of the model that no answer depends on
 
 
-class PolicyGradient(nn.Module):
-    """Forward and backward as one forward, so that functional_call lends copies of the weights to both."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, part: Experience) -> Tensor:
-        logp = model_log_probabilities(self.model, part.tokens, part.labels, Replay(part.experts))
-        loss, parts = grpo_loss(logp, part)
-        loss.backward()
-        return parts
-
-
 class Learner:
-    """The policy, its reference and the optimizer.
-
-    Weights are float32, or float64 with that --dtype; a step computes on copies in `dtype`.
-    """
+    """The policy, its reference and the optimizer."""
 
     def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
-        self.ranks, self.device, self.dtype = ranks, ranks.device, getattr(torch, args.dtype)
+        self.device = ranks.device
         self.micro_batch: int = args.micro_batch or args.questions * GROUP_SIZE // ranks.size
-        wide = torch.promote_types(self.dtype, torch.float32)
-        self.model = Model().to(wide)
-        start_from(self.model, args.checkpoint)
-        self.model.to(self.device).eval()  # nobody counts experts, and their selection bias stays
-        self.reference = copy.deepcopy(self.model).requires_grad_(False)
-        self.gradient = PolicyGradient(self.model)
+        self.layout = make_layout(ranks, getattr(torch, args.dtype), args.seed)
+        self.layout.start_from(args.checkpoint)
+        self.model = self.layout.model
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name.partition(".")[0] not in LEFT_OUT)
+        self.reference = self.layout.frozen()
         self.optimizer = make_optimizer(self.trained(), args.weight_decay)
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The weights that an answer depends on."""
-        named = self.model.named_parameters()
-        return ((name, weight) for name, weight in named if name.partition(".")[0] not in LEFT_OUT)
+        return [(name, weight) for name, weight in self.layout.named_parameters() if weight.requires_grad]
 
-    def in_dtype(self, model: Model) -> Model:
-        """As it answers and is scored: itself where it has that type, or a copy."""
-        same = next(model.parameters()).dtype is self.dtype
-        return model if same else copy.deepcopy(model).to(self.dtype)
-
-    @torch.no_grad()
     def log_probabilities(self, model: Model, answers: Rollout) -> tuple[Tensor, Tensor]:
         """Of the answers' tokens, 0 elsewhere; how many routers would have chosen other experts: [B, T] each."""
-        found, differing = [], []
-        for rows in torch.arange(len(answers.tokens), device=self.device).split(self.micro_batch):
+
+        def score(model: Model, rows: Tensor) -> tuple[Tensor, Tensor]:
             replay = Replay(answers.experts[rows])
-            found.append(model_log_probabilities(model, answers.tokens[rows], answers.labels[rows], replay))
+            found = log_probabilities(model, answers.tokens[rows], answers.labels[rows], replay)
             assert replay.used_up, "the engine recorded more routers than the policy has"
-            differing.append(replay.differing)
+            return found, replay.differing
+
+        found, differing = zip(*self.layout.scores(model, score, self.micro_batches(answers)), strict=True)
         return torch.cat(found), torch.cat(differing)
+
+    def micro_batches(self, answers: Rollout) -> Sequence[Tensor]:
+        """Their rows."""
+        return torch.arange(len(answers.tokens), device=self.device).split(self.micro_batch)
 
     def step(self, taken: Experience, rate: float, largest: float) -> dict[str, float]:
         """One optimizer step over the answers of all ranks; the parts of the loss, and the gradient's norm."""
-        total = torch.zeros(len(PARTS), dtype=taken.old.dtype, device=self.device)
-        for part in taken.split(self.micro_batch):
-            weights = {name: weight.to(self.dtype) for name, weight in self.gradient.named_parameters()}
-            total += functional_call(self.gradient, weights, part)
-        gradients = [weight.grad for _, weight in self.trained() if weight.grad is not None]
-        self.ranks.add_up((total, *gradients))
-        norm = nn.utils.clip_grad_norm_([weight for _, weight in self.trained()], largest)
-        values = {**dict(zip(PARTS, total.tolist(), strict=True)), "grad_norm": norm.item()}
+        told = torch.zeros(len(PARTS), dtype=taken.old.dtype, device=self.device)
+        told = self.layout.learn(self.loss_of, taken.split(self.micro_batch), told)
+        norm = self.layout.clip(largest)
+        values = {**dict(zip(PARTS, told.tolist(), strict=True)), "grad_norm": norm.item()}
         if not math.isfinite(values["loss"] + values["grad_norm"]):
             raise SystemExit(f"{json.dumps(values)}; the weights stay as they were; lower --learning-rate")
         for group in self.optimizer.param_groups:
@@ -97,14 +73,21 @@ class Learner:
         self.optimizer.zero_grad()
         return values
 
+    def loss_of(self, model: Model, part: Experience) -> tuple[Tensor, Tensor]:
+        """The loss of some answers, and its PARTS."""
+        logp = log_probabilities(model, part.tokens, part.labels, Replay(part.experts))
+        return grpo_loss(logp, part)
+
     def state(self, run: dict[str, object], step: int) -> dict[str, object]:
         """What a checkpoint holds. Its tensors share the memory of the weights and moments."""
-        state: dict[str, object] = {"run": run, "step": torch.tensor(step)}
-        state |= {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
-        state |= {f"reference.{name}": weight for name, weight in self.reference.state_dict().items()}
+        whole, state = self.layout.whole, dict[str, object](run=run, step=torch.tensor(step))
+        for name, weight in self.layout.named_parameters():
+            state[f"model.{name}"] = whole(name, weight.data)
+        for name, weight in self.reference.named_parameters():
+            state[f"reference.{name}"] = whole(name, weight.data)
         for name, weight in self.trained():
-            state |= moments_of(self.optimizer, name, weight)
-        return state
+            state |= {key: whole(name, part) for key, part in moments_of(self.optimizer, name, weight).items()}
+        return state | {f"model.{name}": buffer for name, buffer in self.layout.named_buffers()}
 
     def resume(self, checkpoints: Checkpoints, run: dict[str, object]) -> int:
         """The step of the newest checkpoint, its weights and moments here."""

@@ -22,22 +22,20 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from ..checkpoint import save_hf
 from ..command import amount, device, in_a_line, natural, positive
 from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
-from ..infer.generate import newest, start_from
-from ..model import Model, Router
+from ..infer.generate import newest
+from ..model import Model
 from .checkpoint import Checkpoints, held
+from .layout import make_layout
 from .log import Log, Silent
 from .optimizer import learning_rate, make_optimizer
 from .packed import model_losses
 from .packing import Rows, pack
 from .questions import Reader, digest, turn
 from .ranks import Ranks
-from .single import Single
 from .stages import LOSSES, counts_of
 from .train import Stop, resume, state_of
 
@@ -45,49 +43,6 @@ RUN = ("seed", "batch_size", "row_tokens")  # with these, the data and the weigh
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
     *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "dtype",
 )  # fmt: skip
-
-
-class LossesAndGradients(nn.Module):
-    """Forward and backward as one forward, so that functional_call lends copies of the weights to both."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, rows: Rows, counts: Tensor) -> Tensor:
-        losses = model_losses(self.model, rows.tokens, rows.labels, counts, rows.documents)
-        losses[0].backward()
-        return losses.detach()
-
-
-class Tutor(Single):
-    """The whole model, which learns from rows of answers; every rank has one, and all call its methods together."""
-
-    def __init__(self, ranks: Ranks, dtype: torch.dtype, seed: int, micro_batch: int) -> None:
-        """Weights are drawn from `seed`; a rank takes `micro_batch` rows at a time."""
-        super().__init__(ranks.device, dtype, seed, micro_batch, micro_batch)
-        self.ranks, self.micro_batch = ranks, micro_batch
-        self.rows_lent = LossesAndGradients(self.model)
-
-    def learn(self, rows: Rows) -> dict[str, Tensor]:
-        """Gradients of the rows of all ranks, and their losses by name."""
-        counts = counts_of(rows.labels, 1).clamp(min=1).to(self.device, self.wide)
-        total = torch.zeros(len(LOSSES), dtype=self.wide, device=self.device)
-        own = rows.of(self.ranks.rank, self.ranks.size).to(self.device)
-        for part in own.split(self.micro_batch) if len(own) else ():
-            counts[:, -1] = len(rows) / len(part)  # of such parts the batch has so many
-            weights = {name: weight.to(self.dtype) for name, weight in self.rows_lent.named_parameters()}
-            total += functional_call(self.rows_lent, weights, (part, counts))
-        self.ranks.add_up((total, *map(_gradient, self.model.parameters())))
-        self.ranks.add_up(module.expert_load for module in self.model.modules() if isinstance(module, Router))
-        return dict(zip(LOSSES, total.unbind(), strict=True))
-
-
-def _gradient(weight: nn.Parameter) -> Tensor:
-    """Zero where this rank had no rows."""
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad
 
 
 class Run:
@@ -99,20 +54,35 @@ class Run:
         self.args, self.ranks = args, ranks
         self.reader = Reader(args.tokenizer or (newest(args.start) if args.start else None))
         self.questions = self.reader.questions(args.data)
-        self.tutor = Tutor(ranks, getattr(torch, args.dtype), args.seed, args.micro_batch or args.batch_size)
+        self.layout = make_layout(ranks, getattr(torch, args.dtype), args.seed)
         if args.start:
-            start_from(self.tutor.model, args.start)
-        self.optimizer = make_optimizer(self.tutor.named_parameters(), args.weight_decay)
+            self.layout.start_from(args.start)
+        self.optimizer = make_optimizer(self.layout.named_parameters(), args.weight_decay)
         self.settings: dict[str, object] = {name: getattr(args, name) for name in RUN}
         self.settings |= {"answers": digest(self.questions)}
         self.checkpoints = Checkpoints(args.checkpoint, args.keep) if args.checkpoint else None
         found = self.checkpoints if args.resume else None
-        self.start = resume(found, self.tutor, self.optimizer, self.settings) if found else 0
+        self.start = resume(found, self.layout, self.optimizer, self.settings) if found else 0
 
     def rows(self, step: int) -> Rows:
         """Of all ranks."""
         asked = turn(self.questions, self.args.batch_size, step, self.args.seed)
         return pack([self.reader.example(question) for question in asked], self.args.row_tokens)
+
+    def learn(self, rows: Rows) -> dict[str, Tensor]:
+        """Gradients of the rows of all ranks, and their losses by name."""
+        counts = counts_of(rows.labels, 1).clamp(min=1).to(self.ranks.device, self.layout.wide)
+
+        def loss_of(model: Model, part: Rows) -> tuple[Tensor, Tensor]:
+            share = counts.clone()
+            share[:, -1] = len(rows) / len(part)  # of such parts the batch has so many
+            losses = model_losses(model, part.tokens, part.labels, share, part.documents)
+            return losses[0], losses.detach()
+
+        own = rows.of(self.ranks.rank, self.ranks.size).to(self.ranks.device)
+        parts = list(own.split(self.args.micro_batch or len(rows))) if len(own) else []
+        told = torch.zeros(len(LOSSES), dtype=self.layout.wide, device=self.ranks.device)
+        return dict(zip(LOSSES, self.layout.learn(loss_of, parts, told).unbind(), strict=True))
 
     def update(self, step: int, values: dict[str, float]) -> float:
         """Move the weights; the learning rate. Exits, the weights as they were, where something is not finite."""
@@ -124,17 +94,17 @@ class Run:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.tutor.update_selection_bias()
+        self.layout.update_selection_bias()
         return rate
 
     def loop(self, stop: Stop, log: Log | Silent) -> None:
         """Steps up to the last, or until one rank is asked to stop."""
-        args, tutor = self.args, self.tutor
+        args = self.args
         for step in range(self.start + 1, args.steps + 1):
             began = time.perf_counter()
             rows = self.rows(step)
-            losses = tutor.learn(rows)
-            grad_norm = tutor.clip(args.grad_clip or math.inf)
+            losses = self.learn(rows)
+            grad_norm = self.layout.clip(args.grad_clip or math.inf)
             values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
             rate = self.update(step, values)
             seconds, answered = time.perf_counter() - began, int((rows.labels != -100).sum())
@@ -149,8 +119,8 @@ class Run:
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         flags = {name: getattr(self.args, name) for name in FLAGS}
-        state = {**state_of(self.tutor, self.optimizer, self.settings, step), "flags": flags}
-        checkpoints.save(step, state, lambda folder: save_hf(self.tutor.model, folder))
+        state = {**state_of(self.layout, self.optimizer, self.settings, step), "flags": flags}
+        checkpoints.save(step, state, self.layout.export)
 
 
 @in_a_line()

@@ -138,12 +138,12 @@ FAULTS = {
         "tl.load(w_scale_ptr + step)",
     ),
     "one scale for all steps": (
-        "scale = tl.load(x_scale_ptrs + step) *",
+        "scale = tl.load(x_scale_ptrs + step * x_scale_stride_k) *",
         "scale = tl.load(x_scale_ptrs) *",
     ),
     "scale of another slot's token": (
-        "x_scale_ptrs = x_scale_ptr + token * num_steps",
-        "x_scale_ptrs = x_scale_ptr + 0 * token",
+        "x_scale_ptrs = x_scale_ptr + token\n",
+        "x_scale_ptrs = x_scale_ptr + 0 * token\n",
     ),
     "steps of up not accumulated": ("up += tl.dot(x, w) * (scale *", "up = tl.dot(x, w) * (scale *"),
     "the last step left out": ("in tl.range(0, num_steps)", "in tl.range(0, num_steps - 1)"),

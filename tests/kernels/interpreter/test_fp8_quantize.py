@@ -25,9 +25,14 @@ def bits(x: Tensor) -> Tensor:
     return x.view({1: torch.uint8, 4: torch.int32}[x.itemsize])
 
 
+def layout(x: Tensor) -> tuple[bool, bool]:
+    """Whether x lies row by row, and whether column by column: the strides of a dim of one say nothing."""
+    return x.is_contiguous(), x.mT.is_contiguous()
+
+
 def same(actual, expected) -> None:
     for a, e in zip(actual, expected, strict=True):
-        assert a.shape == e.shape and a.dtype is e.dtype and a.is_contiguous()
+        assert a.shape == e.shape and a.dtype is e.dtype and layout(a) == layout(e)
         assert torch.equal(bits(a), bits(e))
 
 
@@ -110,6 +115,15 @@ def test_zero_rows_stay_zero() -> None:
     assert bool(scale.isfinite().all()) and bool(scale_t.isfinite().all())
 
 
+def test_scales_of_activations_lie_block_by_block() -> None:
+    """Of the kernels, and of the references that CPUs run."""
+    module, x = quantize("float32"), activations(200, 300, torch.bfloat16)
+    for kind in ("quantize", "reference"):
+        _, scale, _, scale_t = getattr(module, f"{kind}_rows_and_columns")(x)
+        assert scale.shape == (200, 3) and scale.T.is_contiguous()
+        assert scale_t.shape == (300, 2) and scale_t.T.is_contiguous()
+
+
 def test_slices_expanded_and_transposed_inputs() -> None:
     module = quantize("float32")
     wide = randn(40, 300, dtype=torch.bfloat16)
@@ -140,6 +154,11 @@ FAULTS = {
     "signs": ("tl.max(tl.abs(x), 0)", "tl.max(x, 0)"),
     "columns under each other's scales": ("encode(x, scale[None, :])", "encode(x, scale[:, None])"),
     "not transposed": ("tl.trans(q)", "q"),
+    "scales row by row": ("scale_ptr + pid_n * num_rows + offs_m", "scale_ptr + offs_m * tl.cdiv(K, BLOCK) + pid_n"),
+    "scales of columns row by row": (
+        "scale_t_ptr + pid_m * K + offs_n",
+        "scale_t_ptr + offs_n * tl.cdiv(num_rows, BLOCK) + pid_m",
+    ),
     "the smallest block": ("scale_of(tl.max(tl.abs(w)))", "scale_of(tl.min(tl.abs(w)))"),
 }
 
