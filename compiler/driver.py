@@ -38,6 +38,7 @@ from dsc.compiler.passes.serve import for_serving
 from dsc.compiler.passes.shard import Sharing, sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
+from dsc.compiler.passes.tensor import sharing_tensors
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
 from dsc.compiler.planner.layout.pins import refused_pins
 from dsc.spec.checks import cautions
@@ -136,7 +137,8 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
     if ep == 1:
         return (), (*dividing, with_pages), ()
     dealing = (deal_tokens,) if tp > 1 else ()
-    return (partial(share_served_experts, ranks=ep),), (*dividing, with_pages, may_idle), dealing
+    sharing = partial(share_served_experts, ranks=ep, redundant=spec.serving.redundant_experts)
+    return (sharing,), (*dividing, with_pages, may_idle), dealing
 
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
@@ -167,7 +169,10 @@ def problem_of(spec: ModelSpec) -> Problem:
     from dsc.compiler.planner.search.problem import Problem
 
     assert spec.cluster is not None
-    return Problem(lowered(spec).spec, *planned(spec), hardware(spec.cluster), in_context(spec), asked=spec)
+    alone, shared = planned(spec)
+    context, tensor = in_context(spec), in_tensor(spec)
+    cluster = hardware(spec.cluster)
+    return Problem(lowered(spec).spec, alone, shared, cluster, in_context=context, in_tensor=tensor, asked=spec)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
@@ -186,6 +191,15 @@ def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
     graphs = [plain, verify(sharing_experts(plain), plain)]
     passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in CAUSAL)
     alone, shared = fused(graphs, passes, spec, target)[0]
+    return alone, shared
+
+
+def in_tensor(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The same two graphs where ranks share heads, widths and the vocabulary."""
+    target = target_of(spec)
+    plain = run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors))
+    graphs = [plain, verify(sharing_experts(plain), plain)]
+    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
     return alone, shared
 
 

@@ -52,7 +52,8 @@ PAGES_OF_RUNS: dict[Code, Page] = {
     "DSC090": Page(
         "experts that cannot be shared out",
         "serving.ep ranks hold equally many routed experts each, so their number divides n_routed_experts of every "
-        "mixture of experts. A model whose feed-forwards are all dense has nothing to share.",
+        "mixture of experts, with serving.redundant_experts added. A model whose feed-forwards are all dense has "
+        "nothing to share.",
         "ffn: {moe: {n_routed_experts: 64}}\nserving: {ep: 48}",
         "ffn: {moe: {n_routed_experts: 64}}\nserving: {ep: 32}",
     ),

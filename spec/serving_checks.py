@@ -17,11 +17,16 @@ def experts_to_share(spec: ModelSpec) -> Iterator[Finding]:
     if ranks > 1 and not mixtures:
         message = f"{ranks} ranks share out the experts of a model that has none"
         yield Finding("DSC090", message, key, "remove it: each process serves alone")
+    more = spec.serving.redundant_experts
+    if more and ranks == 1:
+        message = f"{more} redundant experts are for several ranks, and serving.ep is 1"
+        yield Finding("DSC090", message, ("serving", "redundant_experts"), "remove it, or write serving.ep")
     for moe in mixtures:
-        experts = moe.n_routed_experts
+        experts = moe.n_routed_experts + more
         if experts % ranks:
             message = f"{ranks} ranks cannot share {experts} experts evenly: {experts} % {ranks} = {experts % ranks}"
-            help = f"write a divisor of n_routed_experts, such as {divisor_near(experts, ranks)}"
+            whole = "n_routed_experts + serving.redundant_experts" if more else "n_routed_experts"
+            help = f"write a divisor of {whole}, such as {divisor_near(experts, ranks)}"
             yield Finding("DSC090", message, key, help)
 
 

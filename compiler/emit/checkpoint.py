@@ -29,6 +29,7 @@ def checkpoint_file(printer: FilePrinter, graph: Graph) -> File:
         mtp=spec.mtp is not None,
         ranks=spec.serving_ranks > 1,
         shares_experts=spec.serving is not None and spec.serving.ep > 1,
+        copies_experts=spec.serving is not None and spec.serving.redundant_experts > 0,
         divides=spec.tensor_ranks > 1,
         fp8=isinstance(spec.precision.linear, Fp8BlockLinear),
         tied=spec.tie_word_embeddings,

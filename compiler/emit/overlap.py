@@ -13,7 +13,7 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import function_name
 from dsc.compiler.ops.turns import GroupedProduct
-from dsc.compiler.passes.context import PREFIX
+from dsc.compiler.passes import context, tensor
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL
 from dsc.compiler.passes.turns import METHOD
@@ -46,7 +46,8 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         *(("..model", part.name) for part in model),
         *((".stages", kind) for kind in kinds),
         *((".experts", name) for name in experts if name not in {part.name for part in model}),
-        *((".context", one.class_name) for one in step.graph.blocks.values() if one.class_name.startswith(PREFIX)),
+        *_shares(step.graph, ".context", context.PREFIX),
+        *_shares(step.graph, ".tensor", tensor.PREFIX),
         *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
         *((".plan", name) for name in ("EP", "NODES", "LOCAL")),
     ]
@@ -60,6 +61,10 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         table=table,
         unbroken=unbroken,
     )
+
+
+def _shares(graph: Graph, module: str, prefix: str) -> list[tuple[str, str]]:
+    return [(module, one.class_name) for one in graph.blocks.values() if one.class_name.startswith(prefix)]
 
 
 def _name(class_name: str) -> str:

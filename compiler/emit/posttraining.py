@@ -100,8 +100,8 @@ def _refusal(sharing: Sharing | None) -> str:
     """What a start on several ranks says where their layout is none for answers."""
     if sharing is None:
         return ""
-    shared = {"pp": "layers in a pipeline" if sharing.pp > 1 else "", "cp": "sequences" if sharing.cp > 1 else ""}
-    return next((REFUSAL.format(what, axis) for axis, what in shared.items() if what), "")
+    shared = {"pp": "layers in a pipeline", "cp": "sequences", "tp": "heads and widths"}
+    return next((REFUSAL.format(what, axis) for axis, what in shared.items() if getattr(sharing, axis) > 1), "")
 
 
 def functions_file(

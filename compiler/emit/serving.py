@@ -50,12 +50,14 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     marks = files.spec.tokens.reasoning
     ranks = files.spec.serving_ranks > 1
     optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
-    optional |= dict.fromkeys(("ranks", "share", "front"), ranks)
+    copied = files.spec.serving is not None and files.spec.serving.redundant_experts > 0
+    optional |= {**dict.fromkeys(("ranks", "share", "front"), ranks), "placement": copied}
     optional["compiled"] = any(isinstance(op, FewRowLinear | FewRowMultiply) for op in ops) and not (ranks or recorded)
     values = {
         "guesses": guesses,
         "ranks": ranks,
         "shares_experts": files.spec.serving is not None and files.spec.serving.ep > 1,
+        "copies_experts": copied,
         "divides": files.spec.tensor_ranks > 1,
         "cut": cut_dims(training, serving) if files.spec.tensor_ranks > 1 else {},
         "windows": any(windows := _windows(serving)),

@@ -1,4 +1,5 @@
-"""Of train/, the classes of what a rank has of a module: experts.py its experts, context.py its part of sequences."""
+"""Of train/, the classes of what a rank has of a module: experts.py its experts, context.py its part of sequences,
+tensor.py its heads, columns and vocabulary."""
 
 from __future__ import annotations
 
@@ -10,21 +11,26 @@ from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
+from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.context import LeaveOut
 from dsc.compiler.ops.moe import GroupedLinear
-from dsc.compiler.passes.context import OF_CONTEXT, PREFIX
-from dsc.compiler.passes.shard import EXPERT_PARALLEL
+from dsc.compiler.ops.tensor import CrossEntropyAndZLossOfShards, GatherSequences
+from dsc.compiler.passes import context, tensor
+from dsc.compiler.passes.distribute import TrainingStep
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
 
 OF_RANK = {"B": "B batch", "S": "S tokens of a sequence that are this rank's", "T": "T = B * S"}
-COLLECTIVES = "from torch.distributed._functional_collectives import all_gather_single_autograd"
+COLLECTIVES = "from torch.distributed._functional_collectives import "
 IMPORTS = (
     ("", "from collections.abc import Callable\n"),
     ("", "import torch"),
     ("", "import torch.distributed as dist"),
     ("F", "import torch.nn.functional as F"),
     ("", "from torch import Tensor, nn"),
-    ("all_reduce", f"{COLLECTIVES}, all_reduce"),
+    (COLLECTIVES, "all_gather_single_autograd"),
+    (COLLECTIVES, "all_reduce"),
+    (COLLECTIVES, "reduce_scatter_single_autograd"),
     ("causal_lower_right", "from torch.nn.attention.bias import causal_lower_right"),
 )
 """Lines of the file, by the name of its body that one is there for; always, where none is said."""
@@ -32,47 +38,106 @@ IMPORTS = (
 
 @dataclass(frozen=True)
 class _Share:
-    """What templates/train/context.py.jinja prints of a class."""
+    """What templates/train/context.py.jinja and tensor.py.jinja print of a class."""
 
     name: str
     base: str
     doc: str
     methods: tuple[Method, ...]
     of_mtp: bool
+    has_width: bool
 
 
 def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition]) -> File:
     """The classes that the pass made, less what they inherit."""
-    printer = Printer(files.templates)
-    blocks = {key: block for key, block in graph.blocks.items() if block.class_name.startswith(PREFIX)}
-    only = Graph({key: one for key, one in blocks.items() if one.class_name != OF_CONTEXT}, graph.constants)
-    shared = [_share(only, printer, name) for name in dict.fromkeys(one.class_name for one in only.blocks.values())]
-    defined = {part.name for part in model}
-    body = module_body([part for part in helpers(only, printer) if part.name not in defined])
-    lines = "\n".join(line for one in shared for method in one.methods for line in method.lines)
-    used = names(f"{body}\n{lines}") | {one.base for one in shared} | {"CP", "Model"}
+    shared, body, text = _classes(files, graph, context.PREFIX, context.OF_CONTEXT, model)
+    used = names(text) | {one.base for one in shared} | {"CP", "Model", "all_gather_single_autograd"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
-    offered = [*imported(only, "..", "."), (".plan", "CP"), *(("..model", part.name) for part in model)]
+    offered = [*imported(graph, "..", "."), (".plan", "CP"), *(("..model", part.name) for part in model)]
     return files.file(
         "train/context.py",
         "train/context.py",
         shared=shared,
-        legend=legend(graph.constants.symbols(), f"{body}\n{lines}", OF_RANK),
+        legend=legend(graph.constants.symbols(), text, OF_RANK),
         imports=_imports(used),
         local=local_imports(used, offered),
         body=body,
     )
 
 
+def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Sequence[Definition]) -> File:
+    """The same of heads, columns and the vocabulary; and which weights are cut, how."""
+    graph = step.graph
+    shared, body, text = _classes(
+        files, graph, tensor.PREFIX, tensor.OF_TENSOR, model, [stage.block for stage in step.stages]
+    )
+    assert step.sharing is not None
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
+    used = names(text) | {one.base for one in shared} | {"TP", "Model", "F", "upcast"}
+    used |= {"all_gather_single_autograd", "all_reduce", "reduce_scatter_single_autograd"}
+    used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
+    offered = [*imported(graph, "..", "."), (".plan", "TP"), *(("..model", part.name) for part in model)]
+    return files.file(
+        "train/tensor.py",
+        "train/tensor.py",
+        shared=shared,
+        legend=legend(graph.constants.symbols(), f"{text}\n# [B, S, D, W]", OF_RANK),
+        imports=_imports(used),
+        local=local_imports(used, [one for one in offered if one[0] != ".tensor"]),
+        body=body,
+        cut=sorted(tensor.cut_weights(plain, step.sharing.tp).items()),
+        several=any(isinstance(op, GatherSequences) for op in ops),
+        z_loss=any(isinstance(op, CrossEntropyAndZLossOfShards) for op in ops),
+        widths=any(one.has_width for one in shared),
+        of_mtp=_of_mtp(shared),
+        routed=MOE in plain.blocks,
+    )
+
+
+def _of_mtp(shared: Sequence[_Share]) -> dict[str, _Share | None] | None:
+    """Of multi-token prediction the class of its layer, if that routes, and of shared experts in it, if there are."""
+    layers = [one for one in shared if one.of_mtp and not one.has_width]
+    beside = [one for one in shared if one.of_mtp and one.has_width]
+    return {"layer": layers[0], "shared_experts": beside[0] if beside else None} if layers else None
+
+
+def _classes(
+    files: FilePrinter,
+    graph: Graph,
+    prefix: str,
+    whole: str,
+    model: Sequence[Definition],
+    stages: Sequence[Block] = (),
+) -> tuple[list[_Share], str, str]:
+    """Those of a prefix but for the whole model's, the helpers that model.py does not define, and all of their text.
+
+    `stages`: blocks whose helpers are wanted too.
+    """
+    printer = Printer(files.templates)
+    blocks = {key: one for key, one in graph.blocks.items() if one.class_name.startswith(prefix)}
+    only = Graph({key: one for key, one in blocks.items() if one.class_name != whole}, graph.constants)
+    shared = [_share(only, printer, name) for name in dict.fromkeys(one.class_name for one in only.blocks.values())]
+    defined = {part.name for part in model}
+    calling = Graph({**only.blocks, **{block.key: block for block in stages}}, graph.constants)
+    body = module_body([part for part in helpers(calling, printer) if part.name not in defined]).strip("\n")
+    lines = "\n".join(line for one in shared for method in one.methods for line in method.lines)
+    return shared, f"{body}\n" if body else "", f"{body}\n{lines}"
+
+
 def _share(graph: Graph, printer: Printer, name: str) -> _Share:
     described = describe(graph, graph, printer, name)
-    of_mtp = any(isinstance(node.op, LeaveOut) for block in graph.methods(name) for node in block.nodes())
-    return _Share(name, name.removeprefix(PREFIX), described.doc, described.methods, of_mtp)
+    blocks = graph.methods(name)
+    of_mtp = any(isinstance(node.op, LeaveOut) for block in blocks for node in block.nodes())
+    has_width = any(block.arguments for block in blocks)
+    return _Share(name, tensor.of_plain(name), described.doc, described.methods, of_mtp, has_width)
 
 
 def _imports(used: set[str]) -> str:
-    lines = (COLLECTIVES if name == "all_reduce" and name not in used else line for name, line in IMPORTS)
-    return "\n".join(line for (name, _), line in zip(IMPORTS, lines, strict=True) if name in {"", "all_reduce", *used})
+    """Always what has no name of its own; functional collectives in one line."""
+    collectives = ", ".join(name for where, name in IMPORTS if where == COLLECTIVES and name in used)
+    lines = [line if where != COLLECTIVES else f"{COLLECTIVES}{collectives}" for where, line in IMPORTS]
+    wanted = (line for (where, _), line in zip(IMPORTS, lines, strict=True) if where in {"", COLLECTIVES, *used})
+    return "\n".join(dict.fromkeys(wanted))
 
 
 def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:

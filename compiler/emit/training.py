@@ -11,7 +11,7 @@ from dsc.compiler.emit.model import Definition, imported, recompute_functions
 from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
-from dsc.compiler.emit.shares import context_file, experts_file
+from dsc.compiler.emit.shares import context_file, experts_file, tensor_file
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.graph import Graph
@@ -123,21 +123,21 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     kinds = {stage.block.class_name: stage for stage in step.stages}
     template = files.templates.get_template("train/stage.py.jinja")
     graph = step.graph
-    pipeline, context = len(step.stages) > 1, step.sharing is not None and step.sharing.cp > 1
-    texts = [template.render({"class": _stage_class(graph, step.whole, printer, {})}, pipeline=False, context=False)]
+    pipeline, sequences = len(step.stages) > 1, _sequence_ranks(step.sharing)
+    texts = [template.render({"class": _stage_class(step, step.whole, printer, {})}, pipeline=False, sequences=None)]
     for stage in kinds.values():
-        described = _stage_class(graph, stage, printer, owners)
-        texts.append(template.render({"class": described}, pipeline=pipeline, context=context))
+        described = _stage_class(step, stage, printer, owners)
+        texts.append(template.render({"class": described}, pipeline=pipeline, sequences=sequences))
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
-    used = names(body) | {"torch", "Tensor", "nn", "Model"}
-    offered = imported(graph, "..", ".")
+    used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
+    offered = [*imported(graph, "..", "."), (".plan", "TP")]
     return files.file(
         "train/stages.py",
         "train/stages.py",
         pipeline=pipeline,
-        context=context,
-        whole=step.stages[0].block.class_name if context else "",
+        sequences=sequences,
+        whole=step.stages[0].block.class_name if sequences else "",
         depths=depths + 1,
         counts=_counts_text(depths),
         legend=legend(graph.constants.symbols(), body),
@@ -147,6 +147,13 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
         body=body,
         stages=step.stages,
     )
+
+
+def _sequence_ranks(sharing: Sharing | None) -> str | None:
+    """The constant of plan.py that counts the ranks which share sequences, if any do."""
+    if sharing is None or sharing.cp * sharing.tp == 1:
+        return None
+    return "CP" if sharing.cp > 1 else "TP"
 
 
 def _losses(block: Block) -> tuple[tuple[str, ...], int]:
@@ -160,9 +167,9 @@ def _counts_text(depths: int) -> str:
     return f"its labels{ahead}; its micro-batches"
 
 
-def _stage_class(graph: Graph, stage: Stage, printer: Printer, owners: dict[str, str]) -> _StageClass:
+def _stage_class(step: TrainingStep, stage: Stage, printer: Printer, owners: dict[str, str]) -> _StageClass:
     """`owners`: by module, the class of the first stage that has it; a later one has a copy of its own."""
-    block = graph.blocks[stage.block.key]
+    block = step.graph.blocks[stage.block.key]
     attributes: dict[str, str] = {}
     for op in holders((stage.block,)):
         name = op.embedding if isinstance(op, TiedHead) else op.attribute()
@@ -171,16 +178,16 @@ def _stage_class(graph: Graph, stage: Stage, printer: Printer, owners: dict[str,
         if owners.setdefault(name, block.class_name) == block.class_name:
             attributes[name] = f"model.{name}"
         else:
-            attributes[name] = _declaration(graph, name, printer)
+            attributes[name] = _declaration(step, name, printer)
     layers = any(op.attribute() == "layers" for op in holders((stage.block,)))
     results = tuple(_result(value.type) for value in block.outputs)
     methods = (method(block, printer),)
     return _StageClass(block.class_name, block.class_doc, layers, tuple(attributes.items()), methods, results)
 
 
-def _declaration(graph: Graph, name: str, printer: Printer) -> str:
+def _declaration(step: TrainingStep, name: str, printer: Printer) -> str:
     """How a module that a stage borrows from another is made."""
-    ops = (node.op for block in graph.blocks.values() for node in block.nodes())
+    ops = (node.op for stage in step.stages for node in stage.block.nodes())
     found = next(op for op in ops if op.attribute() == name and isinstance(op, Embedding))
     text = printer.declaration(found)
     assert text is not None
@@ -202,15 +209,15 @@ def sharing_files(
     model: Sequence[Definition],
     values: Mapping[str, object],
 ) -> list[File]:
-    """plan.py, parallel.py and what it stands on, and experts.py where ranks share them."""
-    experts, context = sharing.ep > 1, sharing.cp > 1
+    """plan.py, parallel.py and what it stands on, and files of what ranks share of a module."""
+    experts, sequences = sharing.ep > 1, _sequence_ranks(sharing)
     values = {
         **values,
         "pipeline": sharing.pp > 1,
         "experts": experts,
-        "context": context,
+        "sequences": sequences,
         "overlap": step.turns is not None,
-        "shared": "dp_cp" if context else "dp",
+        "shared": f"dp_{sequences.lower()}" if sequences else "dp",
     }
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
@@ -220,8 +227,10 @@ def sharing_files(
     ]
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
-    if context:
+    if sequences == "CP":
         printed.append(context_file(files, step.graph, model))
+    if sequences == "TP":
+        printed.append(tensor_file(files, step, plain, model))
     return [*printed, *overlap_files(files, step, model)]
 
 
@@ -232,7 +241,7 @@ def _parallel_file(files: FilePrinter, step: TrainingStep, values: Mapping[str, 
         "train/parallel.py",
         "train/parallel.py",
         **values,
-        whole=step.stages[0].block.class_name if values["context"] else step.whole.block.class_name,
+        whole=step.stages[0].block.class_name if values["sequences"] else step.whole.block.class_name,
         moe_layers=" | ".join(moe_layers),
         model_names=sorted(used),
     )

@@ -6,6 +6,7 @@ from dsc.compiler.ops import (
     cache,
     call,
     context,
+    copies,
     dispatch,
     each_expert,
     elementwise,
@@ -25,6 +26,7 @@ from dsc.compiler.ops import (
     rope,
     router,
     shape,
+    tensor,
     together,
     turns,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "cache",
     "call",
     "context",
+    "copies",
     "dispatch",
     "each_expert",
     "elementwise",
@@ -54,6 +57,7 @@ __all__ = [
     "rope",
     "router",
     "shape",
+    "tensor",
     "together",
     "turns",
 ]

@@ -27,9 +27,12 @@ class OwnPart(Op):
 
     def infer(self, inputs: Types) -> Types:
         x = tensor(inputs[0])
-        whole = x.shape[1]
-        own = whole.right if isinstance(whole, Product) and whole.left == self.ranks else whole // self.ranks
-        return (retyped(x, x.shape[0], own, *x.shape[2:]),)
+        return (retyped(x, x.shape[0], own_length(x.shape[1], self.ranks), *x.shape[2:]),)
+
+
+def own_length(whole: Dim, ranks: Dim) -> Dim:
+    """S of CP * S, or of TP * S."""
+    return whole.right if isinstance(whole, Product) and whole.left == ranks else whole // ranks
 
 
 @register

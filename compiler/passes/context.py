@@ -56,15 +56,15 @@ def share_context(graph: Graph, count: int) -> list[Block]:
     """The blocks whose tokens read those of other ranks, each as its class's share; the others stay as they are."""
     ranks = context_ranks(count)
     found = [share_attention(block, ranks) for block in graph.blocks.values() if attends(block)]
-    found += [share_balance(block, ranks) for block in graph.blocks.values() if _balances(block)]
-    return found + [leave_out_beyond(block) for block in _routed_mtp_layers(graph)]
+    found += [share_balance(block) for block in graph.blocks.values() if balances(block)]
+    return found + [leave_out_beyond(block) for block in routed_mtp_layers(graph)]
 
 
 def attends(block: Block) -> bool:
     return any(isinstance(node.op, CausalAttention) for node in block.nodes())
 
 
-def _balances(block: Block) -> bool:
+def balances(block: Block) -> bool:
     return any(isinstance(node.op, SequenceBalanceLoss) for node in block.nodes())
 
 
@@ -101,7 +101,7 @@ def _over_context(node: Node) -> Node:
     return replace(node, op=ContextAttention(op.variant, op.prefix, over=over))
 
 
-def share_balance(block: Block, ranks: Dim) -> Block:
+def share_balance(block: Block, prefix: str = PREFIX) -> Block:
     """The balance loss of a whole sequence: counts are summed over its ranks; of the scores each has its share."""
     mean, kind = find(block, MeanProbability)
     counted = find(block, CountExperts)[0]
@@ -123,14 +123,14 @@ def share_balance(block: Block, ranks: Dim) -> Block:
         else:
             yield node
 
-    shared = replace(block, class_name=f"{PREFIX}{block.class_name}", class_doc=BALANCE_DOC)
+    shared = replace(block, class_name=f"{prefix}{block.class_name}", class_doc=BALANCE_DOC)
     return shared.with_nodes(new for node in block.nodes() for new in rewrite(node))
 
 
 BALANCE_DOC = "A router whose balance loss is this rank's share of that of the whole sequence."
 
 
-def _routed_mtp_layers(graph: Graph) -> Iterator[Block]:
+def routed_mtp_layers(graph: Graph) -> Iterator[Block]:
     """The layer of multi-token prediction, if it routes."""
     ops = [node.op for block in graph.methods(graph.root) for node in block.nodes()]
     modules = dict.fromkeys(key for op in ops if isinstance(op, CallListed) for key in op.callees())
@@ -151,7 +151,7 @@ def _routed_call(graph: Graph, layer: Block) -> Node | None:
     return None
 
 
-def leave_out_beyond(layer: Block) -> Block:
+def leave_out_beyond(layer: Block, prefix: str = PREFIX) -> Block:
     """Multi-token prediction's layer: its last positions predict what no label tells, and must not choose experts."""
     call = next(node for node in layer.nodes() if isinstance(node.op, CallModule) and node.op.name == "mlp")
     (h, *besides), (result, *losses) = call.inputs, call.outputs
@@ -168,7 +168,7 @@ def leave_out_beyond(layer: Block) -> Block:
         yield Node(call.id, PutBack(), (inner,), (result,))
 
     replacements = {value: replace(value, producer=inner.producer) for value in losses}
-    block = replace(layer, class_name=f"{PREFIX}{layer.class_name}", class_doc=MTP_DOC)
+    block = replace(layer, class_name=f"{prefix}{layer.class_name}", class_doc=MTP_DOC)
     return block.with_nodes(new for node in layer.nodes() for new in rewrite(node)).reinfer(replacements)
 
 
@@ -205,7 +205,7 @@ def share_step(step: Block, count: int) -> Block:
     """A step over this rank's part of every sequence; tokens and labels come whole."""
     ranks = context_ranks(count)
     step = at_all_positions(step)
-    whole = {value: _widened(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
+    whole = {value: widened(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
     own: dict[Value, Value] = {}
     body = [_own(value, wide, f"own_{value.name}", ranks, own) for value, wide in whole.items()]
     for node in step.nodes():
@@ -223,7 +223,7 @@ def share_step(step: Block, count: int) -> Block:
     return replace(step, inputs=given).with_nodes(body, outputs).reinfer({})
 
 
-def _widened(value: Value, ranks: Dim) -> Value:
+def widened(value: Value, ranks: Dim) -> Value:
     batch, sequence = tensor(value.type).shape
     return replace(value, type=TensorType((batch, Product(ranks, sequence)), tensor(value.type).dtype))
 

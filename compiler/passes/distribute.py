@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.passes.context import OF_CONTEXT, share_context, share_step
+from dsc.compiler.passes import context, tensor
 from dsc.compiler.passes.shard import MOE, Sharing, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
 from dsc.compiler.passes.two_hops import share_experts_over_nodes
@@ -15,7 +15,7 @@ from dsc.compiler.passes.two_hops import share_experts_over_nodes
 @dataclass(frozen=True)
 class TrainingStep:
     graph: Graph
-    """The model's blocks, those of stages, and the shares of experts and of sequences where ranks share them."""
+    """The model's blocks, those of stages, and the shares that ranks have of experts, sequences, heads and widths."""
     whole: Stage
     """The step on one device."""
     stages: tuple[Stage, ...]
@@ -39,7 +39,9 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     if sharing is not None and sharing.ep > 1:
         blocks.append(_shared(plain.blocks[MOE], sharing))
     if sharing is not None and sharing.cp > 1:
-        blocks += share_context(plain, sharing.cp)
+        blocks += context.share_context(plain, sharing.cp)
+    if sharing is not None and sharing.tp > 1:
+        blocks += tensor.share_tensors(plain, sharing.tp)
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
     return TrainingStep(graph, whole, stages, sharing, recompute)
 
@@ -51,8 +53,11 @@ def _shared(moe: Block, sharing: Sharing) -> Block:
 
 
 def _stages(step: Block, sharing: Sharing) -> tuple[Stage, ...]:
+    whole = None
     if sharing.cp > 1:
-        step = share_step(step, sharing.cp)
+        step, whole = context.share_step(step, sharing.cp), context.OF_CONTEXT
+    elif sharing.tp > 1:
+        step, whole = tensor.share_step(step, sharing.tp), tensor.OF_TENSOR
     if sharing.pp > 1:
         return cut(step, sharing.stages)
-    return cut(step, (part_names(step),), whole=OF_CONTEXT) if sharing.cp > 1 else ()
+    return () if whole is None else cut(step, (part_names(step),), whole=whole)

@@ -24,8 +24,8 @@ from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts
 from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
 from dsc.compiler.ops.moe import RecordLoad
 from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
-from dsc.compiler.passes.context import PREFIX
 from dsc.compiler.passes.fuse.pattern import used_outside
+from dsc.compiler.passes.tensor import PREFIXES, of_plain
 
 METHODS = {"mla_up_proj": "up_projections", "experts": "multiply", "full": "run"}
 """What the methods are called that run once more."""
@@ -58,7 +58,7 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
     block = replace(block, cached=())
     if "full" in choices:
         block = block.with_nodes(_counting_once(node) for node in block.nodes())
-        whole = block.key.removeprefix(PREFIX) in layer_blocks(graph)
+        whole = of_plain(block.key) in layer_blocks(graph)
         yield from _outlined(block, list(block.nodes()), METHODS["full"]) if whole else (block,)
         return
     if "experts" in choices:
@@ -74,8 +74,8 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
 
 
 def _method_name(block: Block, choice: str) -> str:
-    """A share of context inherits from its class, whose method reads what is of one rank alone."""
-    return f"{METHODS[choice]}_of_sequence" if block.class_name.startswith(PREFIX) else METHODS[choice]
+    """A share of sequences inherits from its class, whose method reads what is of one rank alone."""
+    return f"{METHODS[choice]}_of_sequence" if block.class_name.startswith(PREFIXES) else METHODS[choice]
 
 
 def _counting_once(node: Node) -> Node:

@@ -60,8 +60,10 @@ class Sharing:
     dp: int
     cp: int
     """Ranks that share each sequence."""
+    tp: int
+    """Ranks that share heads, widths and the vocabulary, and between them each sequence."""
     ep: int
-    """Of the dp x cp ranks, those that share one copy of the experts."""
+    """Of the dp x cp x tp ranks, those that share one copy of the experts."""
     zero: int
     """1: the optimizer's state is shared over dp x cp; 2: gradients too; 3: weights too.
 
@@ -91,7 +93,7 @@ class Sharing:
 
     @property
     def world(self) -> int:
-        return self.pp * self.dp * self.cp
+        return self.pp * self.dp * self.cp * self.tp
 
 
 def sharing_experts(graph: Graph) -> Graph:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsc.compiler.graph.block import Block, Node
+from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim
+from dsc.compiler.graph.dim import Dim, Int
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.call import CallModule
+from dsc.compiler.ops.copies import DealToCopies, ExpertCopies, NoLoads
 from dsc.compiler.ops.dispatch import CountRows, OrderByExpert, PutRows, ReceivedEnds, Splits, TakeRows
 from dsc.compiler.ops.elementwise import Add, Swiglu
 from dsc.compiler.ops.exchange import SendRows, TradeCounts
@@ -43,10 +44,11 @@ OF_ANY: dict[type[Op], type[AttendGroups]] = {
 }
 
 
-def share_served_experts(graph: Graph, ranks: int) -> Graph:
-    """Every mixture of experts with equally many of its experts on each rank."""
+def share_served_experts(graph: Graph, ranks: int, redundant: int = 0) -> Graph:
+    """Every mixture of experts with equally many of its experts on each rank, `redundant` copies of some included."""
     size = graph.constants.dim("SERVING_RANKS", ranks, "serving.ep")
-    return graph.map(lambda block: _shared(block, size) if _is_mixture(block) else block)
+    more = graph.constants.dim("REDUNDANT_EXPERTS", redundant, "serving.redundant_experts") if redundant else Int(0)
+    return graph.map(lambda block: _shared(block, size, more) if _is_mixture(block) else block)
 
 
 def may_idle(graph: Graph) -> Graph:
@@ -63,7 +65,7 @@ def _is_mixture(block: Block) -> bool:
     return any(isinstance(node.op, EveryExpert) for node in block.nodes())
 
 
-def _shared(moe: Block, ranks: Dim) -> Block:
+def _shared(moe: Block, ranks: Dim, redundant: Dim) -> Block:
     """Copies of tokens go to their experts' ranks and come back; what they weigh in the sum stays at home."""
     gate, *beside = (node for node in moe.nodes() if isinstance(node.op, CallModule))
     sort = find(moe, SortByExpert)[1]
@@ -72,14 +74,19 @@ def _shared(moe: Block, ranks: Dim) -> Block:
         for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows, SplitGateUp, WeighSlots, ScatterSum, ViewAs)
     )
     experts = find(moe, EveryExpert)[1].num_experts
-    gate_up, down = (_share(node.op, ranks) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+    slots = experts + redundant
+    gate_up, down = (
+        replace(node.op, num_experts=slots // ranks) for node in moe.nodes() if isinstance(node.op, GroupedLinear)
+    )
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
 
     block = BlockBuilder(moe.class_name, class_doc=moe.class_doc)
     x = block.input("x", moe.inputs[0].type)
     chosen, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
+    if redundant != Int(0):
+        chosen = _dealt(block, chosen, experts, redundant)
     _, order = block.add_many(("_", "order"), sort, chosen)
-    sent = block.add("sent", CountRows(experts), chosen)
+    sent = block.add("sent", CountRows(slots), chosen)
     received = block.add("received", TradeCounts(ranks), sent)
     to, of = block.add_many(("to", "of"), Splits(ranks), sent, received)
 
@@ -102,5 +109,8 @@ def _shared(moe: Block, ranks: Dim) -> Block:
     return block.finish(out, *losses)
 
 
-def _share(op: GroupedLinear, ranks: Dim) -> GroupedLinear:
-    return replace(op, num_experts=op.num_experts // ranks)
+def _dealt(block: BlockBuilder, chosen: Value, experts: Dim, redundant: Dim) -> Value:
+    """Slots instead of experts, several of which may hold one expert."""
+    copies, count = block.add_many(("copies", "num_copies"), ExpertCopies(experts, redundant + 1))
+    loads = block.add("loads", NoLoads(experts), count)
+    return block.add("slots", DealToCopies(), chosen, copies, count, loads)

@@ -29,9 +29,9 @@ from dsc.compiler.ops.turns import (
     LoopTurnsSum,
     StartExchange,
 )
-from dsc.compiler.passes.context import PREFIX
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import BATCH, Stage
+from dsc.compiler.passes.tensor import PREFIXES
 
 METHOD = "turns"
 PAIRING = "DualPipeV"
@@ -88,8 +88,8 @@ class _Writer:
 
     def of_mtp(self, caller: Block, key: str) -> Block:
         """The same: where ranks share sequences, the layer of multi-token prediction is one of its own."""
-        shared = self.graph.blocks.get(f"{PREFIX}{key}")
-        return shared if shared is not None and caller.key in self.predictors else self.block(key)
+        shares = [one for prefix in PREFIXES if (one := self.graph.blocks.get(f"{prefix}{key}")) is not None]
+        return shares[0] if shares and caller.key in self.predictors else self.block(key)
 
     def stops(self, key: str) -> bool:
         nodes = self.block(key).nodes()

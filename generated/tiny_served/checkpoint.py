@@ -136,20 +136,24 @@ def whole_shapes() -> dict[str, list[int]]:
         return {name: list(tensor.shape) for name, tensor in named_tensors(Model())}
 
 
-def named_tensors(model: Model, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its Hugging Face name, as a view of the model's own memory; `rank`: whose experts it holds."""
+def named_tensors(model: Model, held: Mapping[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its Hugging Face name, as a view of the model's own memory.
+
+    `held`: the experts of each mixture, by its path, where they are not all that there are.
+    """
     for name, tensor in model.state_dict().items():
-        yield from on_disk(name, tensor, rank)
+        yield from on_disk(name, tensor, held)
 
 
-def on_disk(name: str, tensor: Tensor, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
+def on_disk(name: str, tensor: Tensor, held: Mapping[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
     """What a tensor of the model's state dict is in a file: its experts apart, under Hugging Face names, as views."""
     block, _, parameter = hf_name(name).rpartition(".")
     if parameter not in EXPERT_PARTS:
         yield hf_name(name), tensor
         return
     parts = EXPERT_PARTS[parameter]
-    for expert, stacked in enumerate(tensor, rank * len(tensor)):
+    experts = range(len(tensor)) if held is None else held[name.rpartition(".")[0]]
+    for expert, stacked in zip(experts, tensor, strict=True):
         for part, weight in zip(parts, stacked.chunk(len(parts)), strict=True):
             yield f"{block}.experts.{expert}.{part}.weight", weight
 
@@ -205,7 +209,9 @@ def unequal(files: Mapping[str, Any], copies: Mapping[str, str], targets: Mappin
 
 
 @torch.no_grad()
-def load_hf(model: Model, folder: str | Path, rank: int | None = None) -> None:
+def load_hf(
+    model: Model, folder: str | Path, rank: int | None = None, held: Mapping[str, list[int]] | None = None
+) -> None:
     """Fill a model from a checkpoint folder, cast to the model's own types.
 
     A model that holds the share of one rank, and is told of which, reads it alone.
@@ -217,7 +223,7 @@ def load_hf(model: Model, folder: str | Path, rank: int | None = None) -> None:
     """
     with ExitStack() as stack:
         files, problems = open_folder(Path(folder), stack)
-        targets = dict(named_tensors(model, rank or 0))
+        targets = dict(named_tensors(model, held))
         if not any(name in files for name in targets if name.startswith(MTP_PREFIXES)):
             warnings.warn(f"{folder} has no multi-token predictor; it stays as initialized", stacklevel=2)
             targets = {name: target for name, target in targets.items() if not name.startswith(MTP_PREFIXES)}
@@ -235,15 +241,15 @@ def load_hf(model: Model, folder: str | Path, rank: int | None = None) -> None:
                 model.init_weights()  # otherwise everything is read
             for buffer in model.buffers():
                 buffer.zero_()
-        broken = fill(model, files, rank or 0)
+        broken = fill(model, files, rank or 0, held)
     if broken:
         warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)
 
 
-def fill(model: Model, files: Mapping[str, Any], rank: int) -> list[str]:
+def fill(model: Model, files: Mapping[str, Any], rank: int, held: Mapping[str, list[int]] | None) -> list[str]:
     """Copy what is on disk into the model. The names of tensors that are not finite then."""
     broken = []
-    for name, target in named_tensors(model, rank):
+    for name, target in named_tensors(model, held):
         if name in files:
             target.copy_(read_part(files, name, target, rank))
             if not target.isfinite().all():

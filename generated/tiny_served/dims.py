@@ -53,6 +53,7 @@ MTP_DEPTH = 1  # mtp.depth
 MTP_LOSS_WEIGHT = 0.3  # mtp.loss_weight
 
 SERVING_RANKS = 4  # serving.ep
+REDUNDANT_EXPERTS = 4  # serving.redundant_experts
 TENSOR_RANKS = 2  # serving.tp
 SERVING_GROUPS = SERVING_RANKS // TENSOR_RANKS
 RANK_HEADS = NUM_HEADS // TENSOR_RANKS

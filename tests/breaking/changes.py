@@ -344,6 +344,7 @@ CHANGES = (
     Change("mla", "serving", {"ep": 2}, "python plan"),
     Change("served", "serving.ep", 4, "plan"),
     Change("served", "serving.tp", 2, "plan"),
+    Change("served", "serving.redundant_experts", 2, "plan"),
     Change("mla", "cluster", CLUSTER, "plan"),
     Change("h800", "cluster.kind", "h100", "plan"),
     Change("h800", "cluster.nodes", 4, "plan"),

@@ -125,6 +125,12 @@ def in_context(spec: ModelSpec, **router: object) -> ModelSpec:
     return ModelSpec.model_validate({**data, "cluster": {"kind": "cpu", "nodes": 2}, "placement": pins})
 
 
+def in_tensor(spec: ModelSpec) -> ModelSpec:
+    """Two ranks share heads, widths and the vocabulary."""
+    pins = {"pp": 1, "cp": 1, "dp": 1, "ep": 1, "tp": 2, "micro_batch": 1, "recompute": []}
+    return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 2}, "placement": pins})
+
+
 def in_turns(balanced: bool) -> ModelSpec:
     """With pairs of a forward and a backward that take turns; layers with a balance loss, or without."""
     data = load("tiny").model_dump()
@@ -151,8 +157,8 @@ def programs() -> list[Program]:
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
-    again; two with pairs that take turns; one whose tokens take two hops; two that several ranks serve; some with
-    sequences shared out.
+    again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some with
+    sequences shared out, or heads and widths.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -164,16 +170,18 @@ def programs() -> list[Program]:
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
     shared.append(in_two_hops(load("tiny")))
-    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2)]
+    shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
+    shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny"))]
     gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 
-def served_on_ranks(name: str, tp: int = 1) -> ModelSpec:
-    return load(name).model_copy(update={"cluster": None, "serving": Serving(ep=2, tp=tp)})
+def served_on_ranks(name: str, tp: int = 1, redundant: int = 0) -> ModelSpec:
+    serving = Serving(ep=2, tp=tp, redundant_experts=redundant)
+    return load(name).model_copy(update={"cluster": None, "serving": serving})
 
 
 def policies_of(program: Program) -> tuple[Graph | None, ...]:

@@ -101,6 +101,7 @@ class _Analysis:
         self.sizes: dict[str, int] = {}
         self.open: dict[int, list[str]] = {}
         self.yielded: dict[str, Interval] = {}
+        self.handed: dict[str, str] = {}
         self.added: dict[str, tuple[str, str]] = {}
         self.pointer: dict[str, str] = {}
         self.launch, self.loaded, self.found = launch, loaded, []
@@ -119,8 +120,8 @@ class _Analysis:
             self.open[indent + 2] = []
         elif "scf.yield" in line:
             for name, handed in zip(self.open[indent], NAME.findall(line), strict=False):
-                self.yielded[name] = self.known.get(handed)
-        loop = re.search(r"scf\.for (%[\w$.]+) = (%[\w$.]+) to (%[\w$.]+) ", line)
+                self.yielded[name], self.handed[name] = self.known.get(handed), handed
+        loop = re.search(r"scf\.for (%[\w$.]+) = (%[\w$.]+) to (%[\w$.]+) step (%[\w$.]+) ", line)
         if loop:
             first, end = self.known.get(loop[2]), self.known.get(loop[3])
             self.known[loop[1]] = (first[0], max(first[0], end[1] - 1)) if first and end else None
@@ -132,8 +133,16 @@ class _Analysis:
                     self.known[name] = self.known.get(initial) and (-(2**62), 2**62)
                 elif self.yielded.get(name) and self.known.get(initial):
                     self.known[name] = _arithmetic("select", [self.known[initial], self.yielded[name]])
+                else:
+                    self.known[name] = self._counted(
+                        name, initial, *(self.known.get(bound) for bound in loop.groups()[1:])
+                    )
         match = RESULT.match(line)
         if not match:
+            return
+        if loop:
+            names = [match[1]] if len(carried) == 1 else [f"{match[1]}#{index}" for index in range(len(carried))]
+            self.known.update((result, self.known.get(name)) for result, (name, _) in zip(names, carried, strict=True))
             return
         name, op, rest = match.groups()
         operands = NAME.findall(rest)
@@ -152,6 +161,16 @@ class _Analysis:
         narrow = re.search(r"i32>?$", rest.strip()) is not None
         fits = value is not None and (not narrow or -(2**31) <= value[0] <= value[1] < 2**31)
         self.known[name] = value if fits else None
+
+    def _counted(self, name: str, initial: str, first: Interval, end: Interval, step: Interval) -> Interval:
+        """What a loop carries where each step adds to it: at most as much as all steps."""
+        carried, added = self.added.get(self.handed.get(name, ""), ("", ""))
+        start, each = self.known.get(initial), self.known.get(added)
+        if carried != name or not (first and end and step and start and each):
+            return None
+        steps = max(0, -(-(end[1] - first[0]) // step[0]))
+        value = start[0] + min(0, steps * each[0]), start[1] + max(0, steps * each[1])
+        return value if -(2**31) <= value[0] <= value[1] < 2**31 else None
 
     def _value(self, kind: str, rest: str, given: list[Interval], operands: list[str]) -> Interval:
         axis = "xyz".find(rest[0]) if rest else -1

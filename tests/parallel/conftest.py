@@ -1,6 +1,7 @@
 """Small models of several families, placed in several ways."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -90,7 +91,7 @@ PLACEMENT = {
 
 def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict[str, Any]:
     """A spec, as plain values, on as many CPU ranks as its placement has."""
-    ranks = placement.get("pp", 1) * placement.get("dp", 1) * placement.get("cp", 1)
+    ranks = math.prod(placement.get(name, 1) for name in ("pp", "dp", "cp", "tp"))
     return {
         "name": f"small-{model}",
         "vocab_size": 256,

@@ -83,6 +83,47 @@ OF_CONTEXT: dict[str, tuple[str, str, str]] = {
 }
 
 
+OF_TENSOR: dict[str, tuple[str, str, str]] = {
+    "gradients of norms are of one rank's tokens": (
+        "train/weights.py",
+        "of_part if weight in parts else dense",
+        "of_part",
+    ),
+    "a rank has other columns": ("train/weights.py", "tp_rank * len(weight) if dim == 0", "0 if dim == 0"),
+    "a rank has other rows": ("train/weights.py", "chunk(TP, 1)[tp_rank]", "chunk(TP, 1)[TP - 1 - tp_rank]"),
+    "the norm leaves out other ranks' heads": ("train/gradients.py", "dist.all_reduce(squares[1], group=tp)", "pass"),
+    "the norm counts twice what all have": (
+        "train/gradients.py",
+        "all_reduce(squares[1], ",
+        "all_reduce(squares[:2], ",
+    ),
+    "the largest logit is a shard's": (
+        "train/tensor.py",
+        'all_reduce(logits.detach().amax(-1), "max", group)',
+        "logits.detach().amax(-1)",
+    ),
+    "a label is sought in the first shard": (
+        "train/tensor.py",
+        "place = tokens - group.rank() * size",
+        "place = tokens",
+    ),
+    "tokens of other shards are embedded": ("train/tensor.py", ".masked_fill(elsewhere.unsqueeze(-1), 0)", ""),
+    "keys are in no order": (
+        "train/tensor.py",
+        "return all_gather_single_autograd(x.contiguous(), 1, group)",
+        "return all_gather_single_autograd(x.contiguous(), 1, group).roll(1, 1)",
+    ),
+    "the balance loss is of a part": ("train/tensor.py", 'all_reduce(counts, "sum", self.group)', "counts"),
+    "loads are not summed over tp": (
+        "train/parallel.py",
+        'dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_tp"))',
+        "dist.all_reduce(router.expert_load, group=self.dp)",
+    ),
+    "what is beyond the end chooses experts": ("train/tensor.py", "depth if has_end else 0", "0"),
+    "the end is another rank's": ("train/tensor.py", "group.rank() + 1 == TP", "group.rank() == 0"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path) -> None:
@@ -100,6 +141,17 @@ def test_so_it_is_where_sequences_are_shared(
         placed_spec("deepseek", {"cp": 2}), tmp_path, "float64", planted(*OF_CONTEXT[fault])
     )
     assert difference > 1e-6 or not equal_biases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", OF_TENSOR)
+def test_so_it_is_where_heads_and_widths_are_shared(
+    fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    difference, equal_biases = compared(
+        placed_spec("deepseek", {"tp": 2}), tmp_path, "float64", planted(*OF_TENSOR[fault])
+    )
+    assert not difference <= 1e-6 or not equal_biases
 
 
 def planted(file: str, text: str, fault: str) -> Callable[[str, str], str]:

@@ -19,11 +19,11 @@ def folder(placed_spec: Any, package_of: Any, tmp_path_factory: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def in_context(placed_spec: Any, package_of: Any, tmp_path_factory: Any) -> Path:
-    """A package whose ranks share each sequence, and experts, and text to train on."""
-    folder: Path = tmp_path_factory.mktemp("in_context")
-    package_of(placed_spec("deepseek", {"cp": 2, "ep": 2}), folder)
+@pytest.fixture(scope="module", params=["cp", "tp"])
+def in_parts(request: Any, placed_spec: Any, package_of: Any, tmp_path_factory: Any) -> Path:
+    """A package whose ranks share each sequence, or heads and widths too, and experts, and text to train on."""
+    folder: Path = tmp_path_factory.mktemp(f"in_parts_of_{request.param}")
+    package_of(placed_spec("deepseek", {request.param: 2, "ep": 2}), folder)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 400)
     return folder
 
@@ -52,11 +52,12 @@ def test_a_run_moves_from_four_ranks_to_one_and_back(run_in: Any, folder: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_whose_ranks_share_sequences_moves_to_one_process(run_in: Any, in_context: Path) -> None:
-    unbroken = losses(trained(run_in, in_context, "unbroken", 4, 1))
-    trained(run_in, in_context, "moved", 2, 2)
-    moved = losses(trained(run_in, in_context, "moved", 4, 1, "--resume"))
-    assert [row[0] for row in moved] == [1, 2, 3, 4]
+def test_a_run_whose_ranks_share_sequences_moves_to_one_process_and_back(run_in: Any, in_parts: Path) -> None:
+    unbroken = losses(trained(run_in, in_parts, "unbroken", 6, 1))
+    trained(run_in, in_parts, "moved", 2, 2)
+    trained(run_in, in_parts, "moved", 4, 1, "--resume")
+    moved = losses(trained(run_in, in_parts, "moved", 6, 2, "--resume"))
+    assert [row[0] for row in moved] == [1, 2, 3, 4, 5, 6]
     for got, expected in zip(moved, unbroken, strict=True):
         assert got == pytest.approx(expected, rel=1e-11)
 

@@ -26,6 +26,14 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sequences, in turns": ("deepseek", {**V, "cp": 2, "schedule": "dualpipe-v"}),
     "sequences": ("window", {"cp": 2, "zero": 1}),
+    "heads, experts, pipeline, in turns": ("deepseek", {**V, "tp": 2, "schedule": "dualpipe-v"}),
+    "heads, experts, recompute": (
+        "deepseek",
+        {"tp": 2, "ep": 2, "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
+    ),
+    "heads, full": ("mixtral", {"tp": 2, "dp": 2, "zero": 3, "recompute": ["full"]}),
+    "heads, kernels": ("deepseek", {"tp": 2, "dp": 4, "ep": 4}),
+    "heads": ("llama", {"tp": 2, "pp": 2}),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
     "answers, experts": ("deepseek", {"dp": 4, "ep": 2}),
@@ -44,6 +52,7 @@ def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any
     package = package_of({**spec, "workload": {"sequence_length": 32, "global_batch": 64}}, tmp_path)
     assert (tmp_path / package / "train/parallel.py").exists(), "the layout is emitted"
     assert (tmp_path / package / "train/turns.py").exists() == ("in turns" in placement)
+    assert (tmp_path / package / "train/tensor.py").exists() == ("heads" in placement)
     run_in(*RUFF, "check", *SETTINGS, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".", folder=tmp_path)
     run_in(*RUFF, "format", *SETTINGS, "--check", ".", folder=tmp_path)
     config = f"--config-file={ROOT / 'tests' / 'golden' / 'mypy.ini'}"

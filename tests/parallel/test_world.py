@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.driver import build, in_context, planned
+from dsc.compiler.driver import build, in_context, in_tensor, planned
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.memory.lines import MASTER, MOMENTS, WEIGHTS, Role
@@ -16,13 +16,17 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 WORLD = Path(__file__).with_name("world.py")
-PINS: dict[str, Any] = {"pp": 16, "ep": 64, "schedule": "dualpipe-v"}
+PINS: dict[str, Any] = {"pp": 16, "ep": 64, "schedule": "dualpipe-v", "cp": 1, "tp": 1}
 BF16, FP32 = 2, 4
 
 
-@pytest.mark.parametrize("cp", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_role_holds_what_the_plan_says(cp: int, package_of: Any, run_in: Any, tmp_path: Path) -> None:
-    spec = {**load("deepseek-v3").model_dump(mode="json"), "placement": {**PINS, "cp": cp}}
+@pytest.mark.parametrize(
+    "sharing", [{}, pytest.param({"cp": 2}, marks=pytest.mark.slow), pytest.param({"tp": 2}, marks=pytest.mark.slow)]
+)
+def test_every_role_holds_what_the_plan_says(
+    sharing: dict[str, int], package_of: Any, run_in: Any, tmp_path: Path
+) -> None:
+    spec = {**load("deepseek-v3").model_dump(mode="json"), "placement": {**PINS, **sharing}}
     package = package_of(spec, tmp_path)
     ranks = range(PINS["pp"])
     found = json.loads(run_in(sys.executable, str(WORLD), str(tmp_path), package, *map(str, ranks), folder=tmp_path))
@@ -44,6 +48,6 @@ def ledger(spec: ModelSpec) -> tuple[Role, ...]:
     assert sharing is not None and spec.cluster is not None
     kinds = {"schedule": "dualpipe-v", "activations": "bf16", "recompute": sharing.recompute}
     sizes = {"pp": sharing.pp, "dp": sharing.dp, "cp": sharing.cp, "ep": sharing.ep, "zero": sharing.zero}
-    layout = Layout(**sizes, **kinds, vpp=2, tp=1, etp=1, micro_batch=sharing.micro_batch)
-    problem = Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec))
+    layout = Layout(**sizes, **kinds, vpp=2, tp=sharing.tp, etp=1, micro_batch=sharing.micro_batch)
+    problem = Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec), in_tensor=in_tensor(spec))
     return problem.memory.ledger(layout, problem.batch, problem.stages(layout))

@@ -106,7 +106,7 @@ def test_a_search_chooses_what_is_emitted(name: str, kind: str, nodes: int) -> N
     assert there is None or (there.seconds < found.best.seconds and list(missing(there.layout, problem.graph)))
 
 
-@pytest.mark.parametrize("pin", [{"tp": 2}, {"schedule": "dualpipe", "pp": 2}, {"zero": 2, "pp": 2}])
+@pytest.mark.parametrize("pin", [{"tp": 2, "cp": 2}, {"schedule": "dualpipe", "pp": 2}, {"zero": 2, "pp": 2}])
 def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> None:
     problem = problem_of(spec_of("llama-3.1-8b", {"kind": "h100", "gpus": 8}, pin))
     plan = make_plan(problem)
@@ -121,9 +121,9 @@ def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> N
 
 def test_a_neighbour_that_is_not_emitted_is_told_for_comparison_only() -> None:
     plan = make_plan(emitted("llama-3.1-8b", "h100"))
-    tensor = next(one for one in plan.around if one.change == "tp 1 -> 2")
-    assert (tensor.binds, tensor.bytes, tensor.seconds) == ("code", None, None)
-    assert tensor.reason.startswith("not emitted: tp 2; elsewhere ")
+    pipeline = next(one for one in plan.around if one.change == "pp 1 -> 2")
+    assert (pipeline.binds, pipeline.bytes, pipeline.seconds) == ("code", None, None)
+    assert pipeline.reason.startswith("not emitted: zero 3 under a pipeline, ") and "; elsewhere " in pipeline.reason
 
 
 @pytest.mark.parametrize("placement", [{}, {"zero": 1}, {"pp": 2}])

@@ -173,6 +173,9 @@ def test_a_spec_that_says_how_it_is_served_pins_that() -> None:
     said = {"serving": Serving(ep=4), "placement": Placement(ep=8, tp=2)}
     (only,) = servings(replace(problem, spec=problem.spec.model_copy(update=said)))
     assert (only.tp, only.dp, only.slots, only.ep) == (1, 8, 16, 4)
+    said["serving"] = Serving(ep=8, tp=2, redundant_experts=8)
+    (only,) = servings(replace(problem, spec=problem.spec.model_copy(update=said)))
+    assert (only.tp, only.dp, only.slots, only.ep, only.dense_tp) == (2, 4, 9, 8, 2)
     with pytest.raises(DscError) as raised:
         list(servings(replace(problem, spec=problem.spec.model_copy(update={"serving": Serving(ep=16)}))))
     assert raised.value.findings[0].key == ("serving",)

@@ -78,8 +78,8 @@ class Rank:
     def module(self, name: str) -> Any:
         return import_module(f"{self.package}.infer.{name}")
 
-    def engine(self, **options: Any) -> Any:
-        model = self.module("share").load_share(self.folder, self.rank)
+    def engine(self, loads: Any = None, **options: Any) -> Any:
+        model = self.module("share").load_share(self.folder, self.rank, *([] if loads is None else [loads]))
         return self.module("engine").Engine(model, self.ranks, **{"cache_bytes": 2**22, **options})
 
     def run_dry(self, engine: Any) -> int:
@@ -166,6 +166,15 @@ def logprobs(rank: Rank) -> Any:
     return [{"tokens": text.tokens, "logprobs": [list(row.items()) for row in text.logprobs]} for text in texts]
 
 
+def copied(rank: Rank) -> Any:
+    """Experts by uneven loads; a few texts without a common beginning, and what went to each expert."""
+    dims = import_module(f"{rank.package}.dims")
+    engine = rank.engine([[8.0, 4.0, *[1.0] * (dims.NUM_EXPERTS - 2)]] * dims.NUM_MOE_LAYERS, speculate=False)
+    texts = {index: engine.submit(*rank.texts[index]) for index in range(rank.group, 7, rank.last_group + 1)}
+    rank.run_dry(engine)
+    return {"texts": {index: text.new_tokens for index, text in texts.items()}, "loads": engine.loads()}
+
+
 SCENES: dict[str, Callable[[Rank], Any]] = {
     "uneven": uneven,
     "uneven, without guesses": lambda rank: uneven(rank, speculate=False),
@@ -173,6 +182,7 @@ SCENES: dict[str, Callable[[Rank], Any]] = {
     "crowded": lambda rank: dealt(rank, cache_bytes=rank.few_bytes),
     "failing": failing,
     "logprobs": logprobs,
+    "copied": copied,
 }
 
 
@@ -202,6 +212,22 @@ def farthest(model: Any, texts: Any) -> float:
     return most
 
 
+def went_to(model: Any, texts: list[list[int]]) -> list[list[int]]:
+    """How many tokens of whole texts a model sends to each expert, mixture by mixture; the last token is not read."""
+    routers = [layer.mlp.gate for layer in model.layers if hasattr(layer.mlp, "gate")]
+    counts = {router: torch.zeros(len(router.weight), dtype=torch.long) for router in routers}
+
+    def count(router: Any, _: Any, chosen: Any) -> None:
+        counts[router] += chosen[0].flatten().bincount(minlength=len(counts[router]))
+
+    for router in routers:
+        router.register_forward_hook(count)
+    with torch.no_grad():
+        for tokens in texts:
+            model(torch.tensor([tokens[:-1]]))
+    return [of_layer.tolist() for of_layer in counts.values()]
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -219,6 +245,9 @@ def main(folder: Path, package: str, alone: str, ranks: int, *scenes: str) -> No
         found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
         wanted = scene == "logprobs" and not any(isinstance(rank, str) for rank in found)
         results[scene] = [farthest(model, texts) for texts in found] if wanted else found
+    if "copied" in scenes:
+        whole = [[*prompt, *new] for (prompt, _), new in zip(texts, results["alone"], strict=True)]
+        results["loads"] = went_to(model, whole[:7])
     print(json.dumps(results))
 
 

@@ -95,3 +95,27 @@ def test_ended_and_cancelled_texts_count_no_more(parts: tuple[Any, Followers]) -
     front.step()
     assert not any(followers.given) and front.made == 2
     assert ranks_of(front, followers, [[2]]) == [0]
+
+
+def test_ranks_of_a_group_get_the_same_texts_and_groups_others(
+    tmp_path_factory: pytest.TempPathFactory, package_at: Any
+) -> None:
+    """Two groups of two, which are neighbours by number; a report of one rank is that of its group."""
+    folder: Path = tmp_path_factory.mktemp("groups")
+    write_package({**MODELS["deepseek"], "vocab_size": 84, "serving": {"tp": 2, "ep": RANKS}}, "divided", folder)
+    module = package_at(folder / "divided")("infer.front")
+    dealt: list[list[Any]] = []
+    scheduler = SimpleNamespace(check=lambda text: None, running=[], waiting=[])
+    ranks = SimpleNamespace(
+        deal=lambda orders: dealt.append(orders) or orders[0],
+        collect=lambda report: [report, report, *[module.Report([], 7, 0, 0)] * 2],
+    )
+    engine = SimpleNamespace(scheduler=scheduler, pool=SimpleNamespace(free=[]), ranks=ranks, step=list)
+    front = module.Front(engine)
+    engine.submit = lambda prompt, sampling: object()
+    for first in range(3):
+        front.submit([first])
+    front.step()
+    prompts = [[prompt for _, prompt, _ in orders.texts] for orders in dealt[0]]
+    assert prompts == [[[0], [2]], [[0], [2]], [[1]], [[1]]]
+    assert [report.running for report in front.reports] == [0, 7]

@@ -71,7 +71,7 @@ def played_by(
     """`patience`: seconds that a rank waits for others."""
     write_package(sections, "alone", folder)
     write_package({**sections, "serving": serving}, "shared", folder, change)
-    ranks = max(serving.values())
+    ranks = max(serving.get("tp", 1), serving.get("ep", 1))
     command = [sys.executable, str(SCRIPT), str(folder), "shared", "alone", str(ranks), *scenes]
     environment = {**os.environ, "PATIENCE": str(patience)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)

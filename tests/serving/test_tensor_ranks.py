@@ -13,9 +13,10 @@ from serving.test_ranks import MODELS, Sections, assert_clean, played_by, write_
 
 DENSE: Sections = {"ffn": {"dense": {"intermediate_size": 40}}, "layers": [{"repeat": 3, "ffn": "dense"}]}
 EVEN: Sections = {"vocab_size": 84}
+WINDOW: Sections = {**GROUPED, "kind": "window", "window": 4, "qkv_bias": True, "qk_norm": None}
 DIVIDED: dict[str, Sections] = {
     "llama": {**BASE, **DENSE, **EVEN, "attention": GROUPED, "tie_word_embeddings": True},
-    "windows": {**BASE, **DENSE, **EVEN, "attention": {**GROUPED, "kind": "window", "window": 4, "qkv_bias": True}},
+    "windows": {**BASE, **DENSE, **EVEN, "attention": WINDOW},
     "mla": {**BASE, **DENSE, **EVEN},
     **{name: {**MODELS[name], **EVEN} for name in ("deepseek", "v2-lite", "mixtral")},
 }

@@ -38,7 +38,14 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
             partial(kernel.reference_product_of_codes, *rows_of, ends, *matrix, bf16),
             bytes=rows_of[0].numel() + matrix[0].numel() + 2 * rows * width,
             flops=2 * rows_of[0].numel() * width,
+            library=partial(_scales_of_rows, rows_of[0], matrix[0], ends),
         )
+
+
+def _scales_of_rows(x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
+    """PyTorch's product with one scale for each row, not for its blocks: to compare speeds, not results."""
+    ones = torch.ones(len(x), device=x.device), torch.ones(w.shape[:2], device=x.device)
+    return torch._scaled_grouped_mm(x, w.mT, *ones, offs=ends, out_dtype=torch.bfloat16)
 
 
 def codes(device: str, *shape: int) -> Tensor:

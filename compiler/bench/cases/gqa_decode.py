@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from dsc.compiler.bench.case import Case, normal
 
@@ -31,4 +33,11 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
             partial(kernel.reference, *arguments),
             bytes=batch * tokens * 2 * kv_heads * width * cache.itemsize + 2 * q.nbytes,
             flops=4 * batch * queries * heads * tokens * width,
+            library=partial(_attention, q, *cache.view(batch, -1, 2, kv_heads, width).unbind(2)),
         )
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention of grouped heads, unmasked and without pages: to compare speeds, not results."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)

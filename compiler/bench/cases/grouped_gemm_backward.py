@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dsc.compiler.bench.case import Case, normal
-from dsc.compiler.bench.cases.grouped_gemm import expert_weights, routing
+from dsc.compiler.bench.cases.grouped_gemm import expert_weights, grouped_mm, routing
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
@@ -35,6 +35,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         lambda: kernel.reference_weight_gradient(dy[token], h, ends),
         bytes=2 * (dy.numel() + h.numel() + down_proj.numel()),
         flops=2 * rows * inner * width,
+        library=lambda: grouped_mm(dy[token].T, h, ends),
     )
     yield Case(
         f"experts gate_up_wgrad {label}",
@@ -42,4 +43,5 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         lambda: kernel.reference_weight_gradient(pre, dy[token], ends),
         bytes=2 * (dy.numel() + pre.numel() + gate_up_proj.numel()),
         flops=2 * rows * 2 * inner * width,
+        library=lambda: grouped_mm(pre.T, dy[token], ends),
     )

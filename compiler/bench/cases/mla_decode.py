@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsc.compiler.bench.case import Case, filled, normal
@@ -32,7 +33,16 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
             partial(kernel.reference, *arguments),
             bytes=batch * tokens * cache.shape[-1] * cache.itemsize + 2 * q_latent.nbytes + q_rope.nbytes,
             flops=2 * batch * queries * heads * tokens * (2 * latent + rotary),
+            library=None
+            if hasattr(kernel, "GROUP")
+            else partial(_attention, q_latent, q_rope, cache.view(batch, 1, -1, cache.shape[-1])),
         )
+
+
+def _attention(q_latent: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
+    """PyTorch's attention of every head to one of keys and values, unmasked and without pages: to compare speeds."""
+    q = torch.cat((q_latent, q_rope), -1).flatten(1, 2).unsqueeze(1)
+    return F.scaled_dot_product_attention(q, rows, rows[..., : q_latent.shape[-1]])
 
 
 def _cache(kernel: ModuleType, num_pages: int, latent: int, rotary: int, device: str) -> Tensor:

@@ -54,7 +54,7 @@ class PartMemory:
         self.examples = {part.kind: part for part in parts}
         self._away = {part.kind: part for part in away or parts}
         self._shared = _shared(parts) | _shared(away)
-        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int], Held] = {}
+        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int, int], Held] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
 
     def of(
@@ -65,19 +65,21 @@ class PartMemory:
         micro_batch: int,
         away: bool = False,
         context: int = 1,
+        tensor: int = 1,
     ) -> Held:
         """What a part of this kind keeps of one micro-batch. `away`: experts work for other ranks' tokens too.
 
-        `context`: ranks that share a sequence. What each of them has of all of it counts so many times.
+        `context`: ranks that share a sequence. What each of them has of all of it counts so many times. `tensor`: the
+        same of ranks that share heads and widths.
         """
-        key = (kind, recompute, activations, micro_batch, away, context)
+        key = (kind, recompute, activations, micro_batch, away, context, tensor)
         if key not in self._held:
             self._held[key] = self._measure(*key)
         return self._held[key]
 
     def on(self, kind: str, layout: Layout) -> Held:
         away = layout.ep * layout.etp > 1
-        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, layout.cp)
+        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, layout.cp, layout.tp)
 
     def _measure(
         self,
@@ -87,9 +89,11 @@ class PartMemory:
         micro_batch: int,
         away: bool,
         context: int,
+        tensor: int,
     ) -> Held:
         part = (self._away if away else self.examples)[kind]
-        steps, whole = part.steps, part.whole.storages
+        steps, times = part.steps, dict.fromkeys(part.whole.storages, context)
+        times |= dict.fromkeys(part.whole_on_each, tensor)
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
@@ -99,7 +103,7 @@ class PartMemory:
             found = replace(found, storages=(*found.storages, *received))
 
         def size(one: Storage) -> int:
-            numbers = self._numbers(one, micro_batch) * (context if one in whole else 1)
+            numbers = self._numbers(one, micro_batch) * times.get(one, 1)
             if one in small or one in twelve:
                 return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
             return numbers * one.type.dtype.bytes

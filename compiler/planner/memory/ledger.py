@@ -97,8 +97,8 @@ class MemoryModel:
         """Bytes by line, activations in one."""
         width = BYTES[self.spec.precision.parameters]
         dense, experts = content.elements.dense_on(layout), content.elements.experts_on(layout)
-        replicas, copies = layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates
-        sharded = share(dense, replicas) + share(experts, copies)
+        sharded = content.elements.dense_shard(layout, layout.duplicates)
+        sharded += share(experts, layout.edp * layout.duplicates)
         kept = (dense + experts, sharded)
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
         if layout.zero == 3:  # the part that runs, and the next one on its way
@@ -148,7 +148,9 @@ class MemoryModel:
         """Bytes that the fullest rank cannot fall below: parameters spread evenly over the ranks, no activations."""
         dense, experts = self._everything.dense_on(layout), self._everything.experts_on(layout)
         whole = layout.duplicates * (dense + experts)
-        sharded = dense / (layout.dp * layout.cp) + experts / layout.edp
+        replicas = layout.dp * layout.cp
+        whole_on_tensor_ranks = self._everything.replicated * (1 - 1 / layout.tp)
+        sharded = (dense - whole_on_tensor_ranks) / replicas + experts / layout.edp
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
         return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
 

@@ -11,10 +11,11 @@ from functools import lru_cache
 
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
-from dsc.compiler.graph.saved import Step, trace
+from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.passes.recompute import layer_blocks
 from dsc.compiler.planner.parts.context import Whole, rows_of, whole
+from dsc.compiler.planner.parts.tensor import whole_on_each
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
@@ -36,6 +37,8 @@ class Part:
     """Every op that runs in training, in order."""
     whole: Whole
     """What is of whole sequences where ranks share them."""
+    whole_on_each: frozenset[Storage]
+    """What tensor parallelism does not divide."""
     layer: str | None
     """The path of the layer in it, ending in a dot; None where there is none."""
 
@@ -129,7 +132,8 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
         kind = kinds.get(name, name)
         layer = _layer(graph, layers, kind, f"{name}.")
-        yield Part(name, kind, own, borrowed, steps[name], whole(steps[name], rows), layer)
+        run = steps[name]
+        yield Part(name, kind, own, borrowed, run, whole(run, rows), whole_on_each(run), layer)
 
 
 def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | None:

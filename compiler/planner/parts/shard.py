@@ -42,6 +42,13 @@ class Elements:
         """Numbers on one rank that all of dp x cp share."""
         return share(self.tensor, layout.tp) + self.replicated
 
+    def dense_shard(self, layout: Layout, copies: int = 1) -> int:
+        """Numbers of one rank's part where all ranks that hold a number share it, each holding so many copies."""
+        ranks = layout.dp * layout.cp * copies
+        if layout.tp == 1:
+            return share(self.tensor + self.replicated, ranks)
+        return share(share(self.tensor, layout.tp), ranks) + share(self.replicated, ranks * layout.tp)
+
     def experts_on(self, layout: Layout) -> int:
         """Numbers on one rank that edp ranks share."""
         return share(self.expert, layout.ep * layout.etp)

@@ -166,8 +166,10 @@ def not_emitted(found: ServingFound) -> Iterator[str]:
             keys = ", ".join(size.replace(" ", ": ") for size in shared)
             whole = f"the package's engine has its whole model on one {problem.hardware.device}"
             yield f"{' and '.join(shared)}: {whole} where the spec does not say serving: {{{keys}}}"
-    if problem.experts and serving.redundant(problem.experts):
-        yield "redundant experts: the package's engine has each expert once"
+    more = serving.redundant(problem.experts) if problem.experts else 0
+    if more and (problem.spec.serving is None or problem.spec.serving.redundant_experts != more):
+        told = f"where the spec does not say serving.redundant_experts: {more}"
+        yield f"redundant experts: the package's engine has each expert once {told}"
 
 
 def elsewhere(found: ServingFound) -> str:

@@ -29,7 +29,7 @@ SCHEDULES = {
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
-EMITTED: dict[str, object] = {"tp": 1, "etp": 1, "activations": "bf16"}
+EMITTED: dict[str, object] = {"etp": 1, "activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
 
 ELEMENTWISE = ("norms", "swiglu")
@@ -55,6 +55,7 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
         pp=layout.pp,
         dp=layout.dp,
         cp=layout.cp,
+        tp=layout.tp,
         ep=layout.ep,
         zero=max(layout.zero, 1),
         schedule=SCHEDULES[layout.schedule],
@@ -158,7 +159,10 @@ def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
 
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
-    yield from (f"{name} {getattr(layout, name)}" for name in ("tp", "etp") if getattr(layout, name) > 1)
+    if layout.etp > 1:
+        yield f"etp {layout.etp}"
+    if layout.tp > 1 and layout.cp > 1:
+        yield f"tp {layout.tp} beside cp {layout.cp}: both share out sequences"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

@@ -36,6 +36,8 @@ class Problem:
     """Where it is another engine that trains, for comparison."""
     asked: ModelSpec | None = None
     """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
+    in_tensor: tuple[Graph, Graph] | None = None
+    """The two graphs where ranks share heads, widths and the vocabulary, if those run others."""
 
     @property
     def written(self) -> ModelSpec:
@@ -43,14 +45,22 @@ class Problem:
 
     def of(self, layout: Layout) -> Problem:
         """The problem whose graphs are those that a layout runs."""
-        return self._shared if layout.cp > 1 else self
+        if layout.cp > 1:
+            return self._context
+        return self._tensor if layout.tp > 1 else self
 
     @cached_property
-    def _shared(self) -> Problem:
-        if self.in_context is None:
+    def _context(self) -> Problem:
+        return self._running(self.in_context)
+
+    @cached_property
+    def _tensor(self) -> Problem:
+        return self._running(self.in_tensor)
+
+    def _running(self, graphs: tuple[Graph, Graph] | None) -> Problem:
+        if graphs is None:
             return self
-        graph, shared = self.in_context
-        return replace(self, graph=graph, shared=shared, in_context=None)
+        return replace(self, graph=graphs[0], shared=graphs[1], in_context=None, in_tensor=None)
 
     @property
     def world(self) -> int:
@@ -104,9 +114,9 @@ class Problem:
     def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
-        if self.in_context is not None:
-            graph, shared = self.in_context
-            vars(other)["_shared"] = self._shared._knowing(replace(other, graph=graph, shared=shared, in_context=None))
+        for name, graphs in (("_context", self.in_context), ("_tensor", self.in_tensor)):
+            if graphs is not None:
+                vars(other)[name] = getattr(self, name)._knowing(other._running(graphs))
         return other
 
     def stages(self, layout: Layout) -> Stages:

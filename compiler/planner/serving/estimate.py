@@ -129,8 +129,10 @@ class ServingCost:
         yield from lines
         sent = self._exchanges(work, load)
         yield sent
-        added = sum(op.count for op in work if op.adds_up(group)) * self._added_up(load)
-        yield TimeLine(TENSOR, added, "derived", f"what tp {group.tp} GPUs have of a sum, added up; {links}")
+        added = sum(op.count for op in work if op.adds_up(group)) * self._added_up(load) + self._joined(work, load)
+        yield TimeLine(
+            TENSOR, added, "derived", f"what tp {group.tp} GPUs have of a sum or of all tokens, joined; {links}"
+        )
         waits, wait = sum(op.count for op in work if op.waits), self._hardware.calibration.host_wait
         yield TimeLine(HOST, waits * wait.value, wait.provenance, f"{waits:,} times; {wait.source}")
         launch, launches = self._hardware.calibration.launch, sum(op.launches for op in timed)
@@ -167,6 +169,16 @@ class ServingCost:
     def _added_up(self, load: Load) -> float:
         total = float(load.tokens * self._memory.spec.hidden_size * BF16)
         return all_reduce(total, Group(load.serving.tp), self._hardware)
+
+    def _joined(self, work: tuple[Work, ...], load: Load) -> float:
+        """What the package gathers besides: tokens behind each mixture and logits, each half of an all-reduce; the
+        embedding's parts are added up."""
+        if load.serving.tp == 1 or self._others:
+            return 0.0
+        mixtures = sum({op.step.path: op.count for op in work if op.routed}.values())
+        rows = load.sequences * (load.request.new_tokens if load.request.phase == "decode" else 1)
+        logits = all_reduce(float(rows * self._memory.spec.vocab_size * BF16), Group(load.serving.tp), self._hardware)
+        return (mixtures / 2 + 1) * self._added_up(load) + logits / 2
 
     def _imbalance(self, load: Load, lines: list[TimeLine], measured: float | None) -> TimeLine:
         """What all GPUs wait for the busiest, where experts are shared."""

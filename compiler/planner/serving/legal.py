@@ -46,10 +46,8 @@ def servings(problem: ServingProblem) -> Iterator[Serving]:
 
 
 def emitted(serving: Serving, experts: int) -> bool:
-    """Whether the package serves so: equally many experts on every rank that divides layers, and none of them twice."""
-    if not experts:
-        return True
-    return not serving.redundant(experts) and (serving.tp == 1 or (serving.ep or 1) % serving.tp == 0)
+    """Whether the package serves so: ranks that share experts are whole groups of those that divide layers."""
+    return not experts or (serving.ep or serving.gpus) % serving.tp == 0
 
 
 def check_pins(problem: ServingProblem) -> None:
@@ -94,7 +92,8 @@ def _expert_groups(problem: ServingProblem, tp: int) -> tuple[int, ...]:
 
 
 def _serving(problem: ServingProblem, tp: int, ep: int) -> Serving:
-    slots = share(problem.experts + problem.redundant, ep) if problem.experts else 0
+    own = problem.spec.serving.redundant_experts if problem.spec.serving is not None else 0
+    slots = share(problem.experts + max(own, problem.redundant), ep) if problem.experts else 0
     divides = problem.spec.serving is not None or not problem.experts  # a package divides dense layers too
     dense_tp = tp if divides else 1  # beside experts they are few (DeepSeek-V3 report, section 3.4.1)
     return Serving(tp, problem.world // tp, slots, dense_tp=dense_tp, ep=ep)

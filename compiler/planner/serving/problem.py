@@ -95,8 +95,10 @@ class ServingProblem:
         """Experts by their load, layer by layer; empty where no loads are known."""
         if not self.loads:
             return ()
-        gpus_per_node = self.hardware.cluster.gpus_per_node
-        return place_by_load(self.spec, self.loads, serving.slots, serving.ep or serving.gpus, gpus_per_node)
+        gpus = serving.ep or serving.gpus
+        packaged = self.spec.serving is not None  # a package's engine looks at loads alone
+        node = gpus if packaged else self.hardware.cluster.gpus_per_node
+        return place_by_load(self.spec, self.loads, serving.slots, gpus, node)
 
     def speed(self, serving: Serving, storing: Storing, sequences: int) -> Speed:
         """With so many sequences of a group in a step."""

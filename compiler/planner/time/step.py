@@ -18,6 +18,7 @@ from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.parts import BACKBONE, parts_of, stream
 from dsc.compiler.planner.parts.shard import elements
 from dsc.compiler.planner.parts.stages import Stages
+from dsc.compiler.planner.parts.tensor import sent
 from dsc.compiler.planner.pipeline.schedule import actions
 from dsc.compiler.planner.pipeline.simulate import StageTimes, Timeline, simulate
 from dsc.compiler.planner.time.bounds import even_bound, pipeline_bound
@@ -27,6 +28,7 @@ from dsc.compiler.planner.time.overlap import OtherEngines, Overlap
 from dsc.compiler.planner.time.part import PartTimes
 from dsc.compiler.planner.time.stage import StageCosts
 from dsc.compiler.planner.time.tail import Tail
+from dsc.compiler.planner.time.terms import terms_of
 from dsc.compiler.planner.time.traffic import Communication
 from dsc.spec.model import ModelSpec
 
@@ -76,7 +78,9 @@ class CostModel:
         self.ops = op_costs(self.parts, others)
         self.away = op_costs(parts_of(shared), others) if shared is not None else self.ops
         held = {part.kind: elements(part.parameters.values()) for part in self.parts}
-        self.communication = Communication(spec, stream(graph), hardware, others)
+        tensor = {part.kind: tuple(map(terms_of, sent(part.steps))) for part in self.parts}
+        shown = {kind: some for kind, some in tensor.items() if any(tensor.values())}
+        self.communication = Communication(spec, stream(graph), hardware, others, shown)
         part_times = PartTimes(self.ops, self.away, self.communication, hardware, spec.workload.sequence_length)
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)

@@ -80,8 +80,8 @@ class Tail:
         gradient = BYTES[optimizer.gradients]
         data = (layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates)
         sharing = stage_sharing(layout)._replace(dense_ranks=data[0], expert_ranks=data[1])
-        shards = data if layout.zero else (1, 1)
-        owned = held.dense_on(layout) / shards[0] + held.experts_on(layout) / shards[1]
+        dense = held.dense_shard(layout, layout.duplicates) if layout.zero else held.dense_on(layout)
+        owned = dense + held.experts_on(layout) / (data[1] if layout.zero else 1)
         # gradient read; master copy and both moments read and written; parameter written
         touched = gradient + 2 * BYTES[optimizer.master] + 4 * BYTES[optimizer.moments] + width
         across = self._communication.across_data

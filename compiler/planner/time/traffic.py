@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.time.ops import OpCost
 from dsc.compiler.planner.time.overlap import OtherEngines
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
+from dsc.compiler.planner.time.terms import Terms
 from dsc.spec.model import ModelSpec
 
 FEED_FORWARD = frozenset((Axis.FEED_FORWARD, Axis.SHARED_EXPERTS))
@@ -42,8 +44,15 @@ class Communication:
     """Of one model on one machine. Between layers goes `stream`; within a layer, its sublayers read hidden states."""
 
     def __init__(
-        self, spec: ModelSpec, stream: TensorType, hardware: Hardware, others: OtherEngines | None = None
+        self,
+        spec: ModelSpec,
+        stream: TensorType,
+        hardware: Hardware,
+        others: OtherEngines | None = None,
+        sent: Mapping[str, tuple[Terms, ...]] | None = None,
     ) -> None:
+        """`sent`: what tensor parallelism sends in a part of each kind, where the graph says it."""
+        self._sent = sent or {}
         self.experts = experts_of(spec)
         self._hardware = hardware
         self._hidden = spec.hidden_size
@@ -66,7 +75,7 @@ class Communication:
             hidden,
             twice,
             tensor + context,
-            twice * tensor + tensor / 2 + twice * context,
+            twice * (tensor + context),
             self._hardware.calibration.imbalance.value if exchange else 1.0,
         )
 
@@ -99,9 +108,16 @@ class Communication:
         return alone, beside
 
     def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
-        """All-gather and reduce-scatter around attention and around a feed-forward (arXiv 2205.05198); forward's."""
+        """The collectives of a part's graph; backward has as many.
+
+        Beside context parallelism, which the package does not run: all-gather and reduce-scatter of hidden states
+        around attention and around a feed-forward (arXiv 2205.05198).
+        """
         if sharing.tp == 1:
             return 0.0
+        if self._sent:
+            sent = self.tensor_bytes(kind, sharing)
+            return sum(collectives.all_gather(bytes, Group(sharing.tp), self._hardware) for bytes in sent)
         total = self._rows(sharing) * sharing.tp * self._hidden * self._width
         one = collectives.all_gather(total, Group(sharing.tp), self._hardware)
         if kind in (EMBEDDING, HEAD):
@@ -109,6 +125,10 @@ class Communication:
         attends = any(op.kernel_class == "attention" for op in ops)
         widens = any(op.weight_axes & FEED_FORWARD for op in ops)
         return 2 * one * (attends + widens)
+
+    def tensor_bytes(self, kind: str, sharing: PartSharing) -> list[float]:
+        """What a rank has of all ranks after each collective of one micro-batch, forward."""
+        return [one.at(sharing.micro_batch, self._length) for one in self._sent.get(kind, ())]
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """Latents, or keys and values, of all ranks that share a sequence, gathered before attention; as long as the
@@ -161,12 +181,13 @@ class Communication:
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
         """One all-gather, or reduce-scatter, of dense weights and of experts across the ranks that share them."""
         tp, experts = sharing.sharing.tp, sharing.sharing.ep * sharing.sharing.etp
-        dense_bytes = width * (held.tensor / tp + held.replicated)
-        expert_bytes = width * held.expert / experts
-        dense_group, expert_group = Group(sharing.dense_ranks, tp), Group(sharing.expert_ranks, experts)
-        return collectives.all_gather(dense_bytes, dense_group, self._hardware) + collectives.all_gather(
-            expert_bytes, expert_group, self._hardware
-        )
+        amounts = [(held.expert / experts, Group(sharing.expert_ranks, experts))]
+        if tp == 1:
+            amounts.append((held.tensor + held.replicated, Group(sharing.dense_ranks)))
+        else:  # what is whole on every tensor rank is shared by all of them
+            amounts.append((held.tensor / tp, Group(sharing.dense_ranks, tp)))
+            amounts.append((held.replicated, Group(sharing.dense_ranks * tp)))
+        return sum(collectives.all_gather(width * count, group, self._hardware) for count, group in amounts)
 
     def transfer(self, layout: Layout) -> float:
         """Seconds that what a micro-batch's layers hand on takes to the next pipeline rank."""

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import ATTENTION_SCALE, NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
+from ..dims import ATTENTION_SCALE, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
 from .launch import operator, runs_triton
 from .mla_common import descriptor, expanded, future, load_angles, load_rows, rotate, rotated, store_rows, tile_for
 
@@ -194,24 +194,24 @@ def backward(
     dout, q, kv, k_rope, rope, out, lse = (t.contiguous() for t in (dout, q, kv, k_rope, rope, out, lse))
     if q.numel() == 0:
         return torch.empty_like(q), torch.empty_like(kv), torch.empty_like(k_rope)
-    batch, length = q.shape[:2]
-    dims = {"H": NUM_HEADS, "N": QK_NOPE_HEAD_DIM, "R": QK_ROPE_HEAD_DIM, "V": V_HEAD_DIM}
+    batch, length, heads = q.shape[:3]
+    dims = {"H": heads, "N": QK_NOPE_HEAD_DIM, "R": QK_ROPE_HEAD_DIM, "V": V_HEAD_DIM}
     scales = {"SCALE": ATTENTION_SCALE, "SCALE_LOG2": SCALE_LOG2}
-    delta, q_rope = torch.empty_like(lse), q.new_empty(batch, length, NUM_HEADS, QK_ROPE_HEAD_DIM)
-    mla_attention_backward_prepare_kernel[(triton.cdiv(length, PREPARE["BLOCK_M"]), NUM_HEADS, batch)](
+    delta, q_rope = torch.empty_like(lse), q.new_empty(batch, length, heads, QK_ROPE_HEAD_DIM)
+    mla_attention_backward_prepare_kernel[(triton.cdiv(length, PREPARE["BLOCK_M"]), heads, batch)](
         dout, out, q, rope, delta, q_rope, length, **dims, **PREPARE
     )
 
     tile = tile_for(KEYS, q)
-    dkv, partial = torch.empty_like(kv), lse.new_empty(batch, NUM_HEADS, length, QK_ROPE_HEAD_DIM)
-    mla_attention_backward_keys_kernel[(triton.cdiv(length, tile["BLOCK_N"]), NUM_HEADS, batch)](
+    dkv, partial = torch.empty_like(kv), lse.new_empty(batch, heads, length, QK_ROPE_HEAD_DIM)
+    mla_attention_backward_keys_kernel[(triton.cdiv(length, tile["BLOCK_N"]), heads, batch)](
         *_operands(dout, q, q_rope, kv, k_rope, tile), lse, delta, dkv, partial, length, **scales, **dims, **tile
     )
     dk_rope = partial.sum(1).to(k_rope.dtype).view(k_rope.shape)
 
     tile = tile_for(QUERIES, q)
     dq = torch.empty_like(q)
-    mla_attention_backward_queries_kernel[(triton.cdiv(length, tile["BLOCK_M"]), NUM_HEADS, batch)](
+    mla_attention_backward_queries_kernel[(triton.cdiv(length, tile["BLOCK_M"]), heads, batch)](
         *_operands(dout, q, q_rope, kv, k_rope, tile), rope, lse, delta, dq, length, **scales, **dims, **tile
     )
     return dq, dkv, dk_rope

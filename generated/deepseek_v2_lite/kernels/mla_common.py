@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..dims import NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
+from ..dims import QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
 
 
 def expanded(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,7 +20,7 @@ def expanded(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tenso
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)
     k_nope, v = kv.split((QK_NOPE_HEAD_DIM, V_HEAD_DIM), -1)
     q = torch.cat((q_nope, rotated(q_rope.to(wide), *rope).to(q.dtype)), -1)
-    k_rope = k_rope.view(*k_rope.shape[:2], 1, QK_ROPE_HEAD_DIM).expand(-1, -1, NUM_HEADS, -1)
+    k_rope = k_rope.view(*k_rope.shape[:2], 1, QK_ROPE_HEAD_DIM).expand(-1, -1, q.shape[2], -1)
     q, k, v = (t.to(wide).transpose(1, 2) for t in (q, torch.cat((k_nope, k_rope), -1), v))
     return q, k, v
 

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from .fp8_codes import BLOCK, by_blocks, dequantize, encode, scale_of
 from .fp8_quantize import empty_codes, reference_rows
-from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
+from .grouped_gemm import load, num_programs, row_tiles, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import reference_swiglu, swiglu_of
 
 # Tiles by the mean number of rows of an expert up to which they are used. Columns, as steps, are a block of 128.
 GATE_UP = {
-    None: {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 8, "num_stages": 4},  # guessed
+    64: {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 8, "num_stages": 4},  # guessed
+    None: {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 16, "num_stages": 4},  # guessed
 }
 
 PRODUCT = {
@@ -43,8 +44,9 @@ def reference_gate_up(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Codes and scales of h, and the preactivation, in plain PyTorch."""
-    stacked = dequantize(w, w_scale).view(len(ends), -1, w.shape[2])
-    preactivation = reference_product(dequantize(x, x_scale)[order // weights.shape[1]], stacked, ends).to(dtype)
+    token, halves = order // weights.shape[1], (w.unflatten(0, (-1, 2)), w_scale.unflatten(0, (-1, 2)))
+    rows = x.view(torch.uint8)[token].view(x.dtype)
+    preactivation = reference_product_of_codes(rows, x_scale[token], ends, *halves, dtype)
     gate, up = preactivation.float().chunk(2, -1)
     h = reference_swiglu(gate, up) * weights.float().flatten()[order].unsqueeze(1)
     return *reference_rows(h), preactivation
@@ -53,30 +55,31 @@ def reference_gate_up(
 def reference_product_of_codes(
     x: Tensor, x_scale: Tensor, ends: Tensor, w: Tensor, w_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Dequantized, then multiplied in float32."""
-    return reference_product(dequantize(x, x_scale), dequantize(w, w_scale), ends).to(dtype)
+    """Dequantized one expert at a time, as float32 of all are many times the codes, then multiplied in float32."""
+    starts = ends[:-1].tolist()
+    groups = zip(x.tensor_split(starts), x_scale.tensor_split(starts), w, w_scale, strict=True)
+    y = [(dequantize(rows, scale) @ dequantize(*expert).flatten(0, -2).T).to(dtype) for rows, scale, *expert in groups]
+    return torch.cat(y)
 
 
 @triton.jit
 def fp8_grouped_gemm_gate_up_kernel(
-    x_ptr, x_scale_ptr, weights_ptr, order_ptr, ends_ptr, w_ptr, w_scale_ptr, h_ptr, h_scale_ptr, pre_ptr,
+    x_ptr, x_scale_ptr, weights_ptr, order_ptr, tiles_ptr, w_ptr, w_scale_ptr, h_ptr, h_scale_ptr, pre_ptr,
     num_tokens, num_rows,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     num_steps: tl.constexpr = (D + BLOCK - 1) // BLOCK
     num_blocks: tl.constexpr = (F + BLOCK - 1) // BLOCK
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, F, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK)
-    slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
-    token = (slot // CHOSEN).to(tl.int64)
-    x_ptrs = x_ptr + token[:, None] * D + offs_k[None, :]
-    x_scale_ptrs = x_scale_ptr + token
-    w_ptrs = w_ptr + expert.to(tl.int64) * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
+    token = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1)) // CHOSEN
+    x_ptrs = x_ptr + token.to(tl.int64)[:, None] * D + offs_k[None, :]
+    w_ptrs = w_ptr + expert * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
     w_scale_ptr += (expert * 2 * num_blocks + start_n // BLOCK) * num_steps
     mask_n = (offs_n < F)[None, :]
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -84,7 +87,7 @@ def fp8_grouped_gemm_gate_up_kernel(
     for step in tl.range(0, num_steps):
         mask_k = offs_k < D - step * BLOCK
         x = load(x_ptrs + step * BLOCK, mask_k[None, :], D % BLOCK != 0)
-        scale = tl.load(x_scale_ptrs + step * num_tokens)
+        scale = tl.load(x_scale_ptr + step * num_tokens + token)
         w = load(w_ptrs + step * BLOCK, mask_k[:, None] & mask_n, D % BLOCK != 0 or F % BLOCK_N != 0)
         gate += tl.dot(x, w) * (scale * tl.load(w_scale_ptr + step))[:, None]
         w = load(w_ptrs + F * D + step * BLOCK, mask_k[:, None] & mask_n, D % BLOCK != 0 or F % BLOCK_N != 0)
@@ -97,6 +100,7 @@ def fp8_grouped_gemm_gate_up_kernel(
         tl.store(pre_ptrs, rounded_gate, mask=mask)
         tl.store(pre_ptrs + F, rounded_up, mask=mask)
     h = swiglu_of(rounded_gate.to(tl.float32), rounded_up.to(tl.float32))
+    slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))  # once more: a register across the loop is one too many
     h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]
     h_scale = scale_of(tl.max(tl.abs(h), 1))  # columns past the last are zero
     h_ptrs = h_ptr + start_m.to(tl.int64) * F + (offs_m - start_m)[:, None] * F + offs_n[None, :]
@@ -122,11 +126,11 @@ def sum_of_steps(
 
 @triton.jit
 def fp8_grouped_gemm_product_kernel(
-    x_ptr, x_scale_ptr, ends_ptr, w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k, y_ptr,
-    num_rows, N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
+    x_ptr, x_scale_ptr, tiles_ptr, w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k, y_ptr,
+    num_rows, N: tl.constexpr, K: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, N, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, N, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -136,7 +140,7 @@ def fp8_grouped_gemm_product_kernel(
     mask_n = (offs_n < N)[None, :]
     acc = sum_of_steps(
         x_ptr + read_m[:, None] * K + offs_k[None, :], x_scale_ptr + read_m, num_rows,
-        w_ptr + expert.to(tl.int64) * (N * K) + offs_n[None, :] * K + offs_k[:, None],
+        w_ptr + expert * (N * K) + offs_n[None, :] * K + offs_k[:, None],
         w_scale_ptr + expert * w_scale_stride_e + start_n // BLOCK * w_scale_stride_n, w_scale_stride_k,
         offs_k, mask_n, K, BLOCK, BLOCK_M, BLOCK_N, K % BLOCK != 0 or N % BLOCK_N != 0,
     )  # fmt: skip
@@ -156,11 +160,11 @@ def gate_up(
     h, h_scale = empty_codes(x, rows, inner)
     preactivation = x.new_empty((rows, 2 * inner) if keep else 0, dtype=dtype)
     tile = tile_for(GATE_UP, rows, num_experts, x.itemsize)
-    fp8_grouped_gemm_gate_up_kernel[(num_programs(rows, num_experts, inner, tile),)](
-        x.contiguous(), by_blocks(x_scale), weights.contiguous(), order.contiguous(), ends.contiguous(),
+    tiles = row_tiles(ends, rows, tile)
+    fp8_grouped_gemm_gate_up_kernel[(num_programs(tiles, inner, tile),)](
+        x.contiguous(), by_blocks(x_scale), weights.contiguous(), order.contiguous(), tiles,
         w.contiguous(), w_scale.contiguous(), h, h_scale, preactivation, len(x), rows,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
-        KEEP=keep, BLOCK=BLOCK, **tile,
+        D=width, F=inner, CHOSEN=weights.shape[1], KEEP=keep, BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return h, h_scale, preactivation
 
@@ -172,8 +176,9 @@ def product(x: Tensor, x_scale: Tensor, ends: Tensor, w: Tensor, w_scale: Tensor
     rows, (num_experts, n, k) = len(x), w.shape
     y = x.new_empty(rows, n, dtype=dtype)
     tile = tile_for(PRODUCT, rows, num_experts, x.itemsize)
-    fp8_grouped_gemm_product_kernel[(num_programs(rows, num_experts, n, tile),)](
-        x.contiguous(), by_blocks(x_scale), ends.contiguous(), w.contiguous(), w_scale, *w_scale.stride(), y, rows,
-        N=n, K=k, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), BLOCK=BLOCK, **tile,
+    tiles = row_tiles(ends, rows, tile)
+    fp8_grouped_gemm_product_kernel[(num_programs(tiles, n, tile),)](
+        x.contiguous(), by_blocks(x_scale), tiles, w.contiguous(), w_scale, *w_scale.stride(), y, rows,
+        N=n, K=k, BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return y

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grouped_gemm import load, num_programs, reference_product, tile_for, tile_of_program
+from .grouped_gemm import load, num_programs, reference_product, row_tiles, tile_for, tile_of_program
 from .launch import runs_triton
 from .swiglu_formula import gradient_of_gate, gradient_of_up, reference_gradients, reference_swiglu, swiglu_of
 
@@ -45,10 +45,17 @@ def reference_down_gradient(
     """dg | du, h and dw by row, in plain PyTorch and in float32 or wider inside."""
     wide = torch.promote_types(dy.dtype, torch.float32)
     dh = reference_product(dy[order // weights.shape[1]].to(wide), down_proj, ends, transposed=True)
-    gate, up = preactivation.to(wide).chunk(2, -1)
-    weight, y = weights.to(wide).flatten()[order].unsqueeze(1), reference_swiglu(gate, up)
+    return reference_swiglu_gradients(dh, weights, order, preactivation)
+
+
+def reference_swiglu_gradients(
+    dh: Tensor, weights: Tensor, order: Tensor, preactivation: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from dh, in the dtype of dh inside."""
+    gate, up = preactivation.to(dh.dtype).chunk(2, -1)
+    weight, y = weights.to(dh.dtype).flatten()[order].unsqueeze(1), reference_swiglu(gate, up)
     dpre = torch.cat(reference_gradients(dh * weight, gate, up), -1)
-    return dpre.to(dy.dtype), (weight * y).to(dy.dtype), (dh * y).sum(-1)
+    return dpre.to(preactivation.dtype), (weight * y).to(preactivation.dtype), (dh * y).sum(-1)
 
 
 def reference_weight_gradient(dy: Tensor, x: Tensor, ends: Tensor) -> Tensor:
@@ -60,11 +67,11 @@ def reference_weight_gradient(dy: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 @triton.jit
 def grouped_gemm_backward_down_gradient_kernel(
-    dy_ptr, weights_ptr, order_ptr, ends_ptr, down_ptr, pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_rows,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr,
+    dy_ptr, weights_ptr, order_ptr, tiles_ptr, down_ptr, pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_rows,
+    D: tl.constexpr, F: tl.constexpr, CHOSEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, F, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -72,7 +79,7 @@ def grouped_gemm_backward_down_gradient_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
     dy_ptrs = dy_ptr + (slot // CHOSEN).to(tl.int64)[:, None] * D + offs_k[None, :]
-    w_ptrs = down_ptr + expert.to(tl.int64) * (D * F) + offs_k[:, None] * F + offs_n[None, :]
+    w_ptrs = down_ptr + expert * (D * F) + offs_k[:, None] * F + offs_n[None, :]
     mask_n = (offs_n < F)[None, :]
     dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in tl.range(0, D, BLOCK_K):
@@ -169,10 +176,10 @@ def down_gradient(
     tile = tile_for(DOWN_GRADIENT, rows, num_experts, dy.itemsize)
     dpre, h = dy.new_empty(rows, 2 * inner), dy.new_empty(rows, inner)
     partial = dy.new_empty(triton.cdiv(inner, tile["BLOCK_N"]), rows, dtype=torch.float32)
-    grouped_gemm_backward_down_gradient_kernel[(num_programs(rows, num_experts, inner, tile),)](
-        dy.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(), down_proj.contiguous(),
-        preactivation.contiguous(), dpre, h, partial, rows,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1], **tile,
+    tiles = row_tiles(ends, rows, tile)
+    grouped_gemm_backward_down_gradient_kernel[(num_programs(tiles, inner, tile),)](
+        dy.contiguous(), weights.contiguous(), order.contiguous(), tiles, down_proj.contiguous(),
+        preactivation.contiguous(), dpre, h, partial, rows, D=width, F=inner, CHOSEN=weights.shape[1], **tile,
     )  # fmt: skip
     return dpre, h, partial.sum(0)
 

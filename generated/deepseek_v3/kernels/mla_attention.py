@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dims import ATTENTION_SCALE, NUM_HEADS, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
+from ..dims import ATTENTION_SCALE, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
 from .launch import operator, runs_triton
 from .mla_attention_backward import backward
 from .mla_common import descriptor, expanded, future, load_angles, rotate, store_rows, tile_for
@@ -102,29 +102,29 @@ def _forward(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tenso
     if not runs_triton(q):
         return reference(q, kv, k_rope, rope)
     q, kv, k_rope, rope = (t.contiguous() for t in (q, kv, k_rope, rope))
-    batch, length = q.shape[:2]
-    out = q.new_empty(batch, length, NUM_HEADS, V_HEAD_DIM)
-    lse = q.new_empty(batch, NUM_HEADS, length, dtype=torch.float32)
+    batch, length, heads = q.shape[:3]
+    out = q.new_empty(batch, length, heads, V_HEAD_DIM)
+    lse = q.new_empty(batch, heads, length, dtype=torch.float32)
     if q.numel() == 0:
         return out, lse
     tile = tile_for(FORWARD, q)
-    mla_attention_forward_kernel[(triton.cdiv(length, tile["BLOCK_M"]), NUM_HEADS, batch)](
+    mla_attention_forward_kernel[(triton.cdiv(length, tile["BLOCK_M"]), heads, batch)](
         descriptor(q, tile["BLOCK_M"], QK_NOPE_HEAD_DIM),
         descriptor(q, tile["BLOCK_M"], QK_ROPE_HEAD_DIM),
         descriptor(kv, tile["BLOCK_N"], QK_NOPE_HEAD_DIM),
         descriptor(k_rope, tile["BLOCK_N"], QK_ROPE_HEAD_DIM),
         descriptor(kv, tile["BLOCK_N"], V_HEAD_DIM),
         rope, out, lse, length, SCALE_LOG2=SCALE_LOG2,
-        H=NUM_HEADS, N=QK_NOPE_HEAD_DIM, R=QK_ROPE_HEAD_DIM, V=V_HEAD_DIM, **tile,
+        H=heads, N=QK_NOPE_HEAD_DIM, R=QK_ROPE_HEAD_DIM, V=V_HEAD_DIM, **tile,
     )  # fmt: skip
     return out, lse
 
 
 @_forward.register_fake
 def _(q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-    batch, length = q.shape[:2]
-    lse = q.new_empty(batch, NUM_HEADS, length, dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(batch, length, NUM_HEADS, V_HEAD_DIM), lse
+    batch, length, heads = q.shape[:3]
+    lse = q.new_empty(batch, heads, length, dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(batch, length, heads, V_HEAD_DIM), lse
 
 
 def _save(ctx, inputs, output) -> None:

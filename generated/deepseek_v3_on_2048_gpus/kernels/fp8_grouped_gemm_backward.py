@@ -11,14 +11,15 @@ each expert's rows would have to be padded to whole blocks, transposed and quant
 that do so are no faster than bfloat16 (DeepGEMM in torchao's table, H100: 457 TFLOP/s).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8_codes import BLOCK, by_blocks, dequantize
-from .fp8_grouped_gemm import sum_of_steps
-from .grouped_gemm import num_programs, tile_for, tile_of_program
-from .grouped_gemm_backward import reference_down_gradient, swiglu_gradients
+from .fp8_codes import BLOCK, by_blocks
+from .fp8_grouped_gemm import reference_product_of_codes, sum_of_steps
+from .grouped_gemm import num_programs, row_tiles, tile_for, tile_of_program
+from .grouped_gemm_backward import reference_swiglu_gradients, swiglu_gradients
 from .launch import runs_triton
 
 # Tiles by the mean number of rows of an expert up to which they are used. Columns, as steps, are a block of 128.
@@ -33,20 +34,21 @@ def reference_down_gradient_of_codes(
     preactivation: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dg | du, h and dw by row in plain PyTorch, from dequantized operands."""
-    wide, down_proj = dequantize(dy, dy_scale), dequantize(w, w_scale).mT
-    dpre, h, dw = reference_down_gradient(wide, weights, order, ends, down_proj, preactivation)
-    return dpre.to(preactivation.dtype), h.to(preactivation.dtype), dw
+    token = order // weights.shape[1]
+    rows = dy.view(torch.uint8)[token].view(dy.dtype)
+    dh = reference_product_of_codes(rows, dy_scale[token], ends, w, w_scale, torch.float32)
+    return reference_swiglu_gradients(dh, weights, order, preactivation)
 
 
 @triton.jit
 def fp8_grouped_gemm_backward_down_gradient_kernel(
-    dy_ptr, dy_scale_ptr, weights_ptr, order_ptr, ends_ptr,
+    dy_ptr, dy_scale_ptr, weights_ptr, order_ptr, tiles_ptr,
     w_ptr, w_scale_ptr, w_scale_stride_e, w_scale_stride_n, w_scale_stride_k,
     pre_ptr, dpre_ptr, h_ptr, partial_ptr, num_tokens, num_rows,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, CHOSEN: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, F, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -56,7 +58,7 @@ def fp8_grouped_gemm_backward_down_gradient_kernel(
     token = (slot // CHOSEN).to(tl.int64)
     dh = sum_of_steps(
         dy_ptr + token[:, None] * D + offs_k[None, :], dy_scale_ptr + token, num_tokens,
-        w_ptr + expert.to(tl.int64) * (D * F) + offs_n[None, :] * D + offs_k[:, None],
+        w_ptr + expert * (D * F) + offs_n[None, :] * D + offs_k[:, None],
         w_scale_ptr + expert * w_scale_stride_e + start_n // BLOCK * w_scale_stride_n, w_scale_stride_k,
         offs_k, (offs_n < F)[None, :], D, BLOCK, BLOCK_M, BLOCK_N, D % BLOCK != 0 or F % BLOCK_N != 0,
     )  # fmt: skip
@@ -76,10 +78,10 @@ def down_gradient(
     tile = tile_for(DOWN_GRADIENT, rows, num_experts, dy.itemsize)
     dpre, h = preactivation.new_empty(rows, 2 * inner), preactivation.new_empty(rows, inner)
     partial = dy_scale.new_empty(triton.cdiv(inner, tile["BLOCK_N"]), rows)
-    fp8_grouped_gemm_backward_down_gradient_kernel[(num_programs(rows, num_experts, inner, tile),)](
-        dy.contiguous(), by_blocks(dy_scale), weights.contiguous(), order.contiguous(), ends.contiguous(),
+    tiles = row_tiles(ends, rows, tile)
+    fp8_grouped_gemm_backward_down_gradient_kernel[(num_programs(tiles, inner, tile),)](
+        dy.contiguous(), by_blocks(dy_scale), weights.contiguous(), order.contiguous(), tiles,
         w.contiguous(), w_scale, *w_scale.stride(), preactivation.contiguous(), dpre, h, partial, len(dy), rows,
-        D=width, F=inner, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
-        BLOCK=BLOCK, **tile,
+        D=width, F=inner, CHOSEN=weights.shape[1], BLOCK=BLOCK, **tile,
     )  # fmt: skip
     return dpre, h, partial.sum(0)

@@ -17,7 +17,8 @@ Each program computes one tile. gate_up gathers its tokens as it loads them, so 
 written, and accumulates a tile of gate and the matching tile of up, so that h is computed in registers. The
 preactivation is written when backward needs it; h is computed from its rounded values, as backward recomputes it.
 The grid is sized without reading ends from the device: row tiles of expert e begin at ends[e - 1] // BLOCK_M + e, which
-leaves room for one partial tile per expert. Programs whose tile has no rows return at once.
+leaves room for one partial tile per expert. A launch before the product writes for each tile whose rows it has, so that
+a program reads three numbers, not all of ends. Programs whose tile has no rows return at once.
 
 Floor: 2 * 3 * F * D FLOPs a row for both products, and one read of the weights of experts that have rows. Below about
 200 rows an expert (H200) the products are bound by memory.
@@ -63,23 +64,34 @@ def reference_product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool 
     """Each expert's rows times its weight [N, K], transposed or as it is."""
     wide = torch.promote_types(x.dtype, torch.float32)
     groups = zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)
-    y = [rows.to(wide) @ (expert if transposed else expert.T).to(wide) for rows, expert in groups]
-    return torch.cat(y).to(x.dtype)
+    y = [(rows.to(wide) @ (expert if transposed else expert.T).to(wide)).to(x.dtype) for rows, expert in groups]
+    return torch.cat(y)
 
 
 @triton.jit
-def tile_of_program(
-    ends_ptr, E: tl.constexpr, BLOCK_E: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def grouped_gemm_tiles_kernel(ends_ptr, tiles_ptr, num_tiles, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr):
+    """Writes the row tiles of one expert: its number, the tile's first row, and the end of the expert's rows."""
+    expert = tl.program_id(0)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends_ptr + expert)
+    first, count = start // BLOCK_M + expert, end // BLOCK_M - start // BLOCK_M + 1
+    for chunk in tl.range(0, count, CHUNK):
+        index = chunk + tl.arange(0, CHUNK)
+        tile_ptrs = tiles_ptr + first + index
+        tl.store(tile_ptrs, expert, mask=index < count)
+        tl.store(tile_ptrs + num_tiles, start + index * BLOCK_M, mask=index < count)
+        tl.store(tile_ptrs + 2 * num_tiles, end, mask=index < count)
+
+
+@triton.jit
+def tile_of_program(tiles_ptr, N: tl.constexpr, BLOCK_N: tl.constexpr):
     """The expert of this program's tile, its first row, the end of the expert's rows, and its first column."""
     num_pid_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    pid_m, pid_n = swizzled_tile(tl.program_id(0), tl.num_programs(0) // num_pid_n, num_pid_n, GROUP_M)
-    index = tl.arange(0, BLOCK_E)
-    starts = tl.load(ends_ptr + index - 1, mask=(index > 0) & (index < E), other=0)
-    expert = tl.sum(((starts // BLOCK_M + index <= pid_m) & (index < E)).to(tl.int32), 0) - 1
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
-    start_m = start + (pid_m - start // BLOCK_M - expert) * BLOCK_M
-    return expert, start_m, tl.load(ends_ptr + expert), pid_n * BLOCK_N
+    num_tiles = tl.num_programs(0) // num_pid_n
+    pid_m, pid_n = swizzled_tile(tl.program_id(0), num_tiles, num_pid_n, GROUP_M)
+    expert = tl.load(tiles_ptr + pid_m).to(tl.int64)
+    start_m, end_m = tl.load(tiles_ptr + num_tiles + pid_m), tl.load(tiles_ptr + 2 * num_tiles + pid_m)
+    return expert, start_m, end_m, pid_n * BLOCK_N
 
 
 @triton.jit
@@ -93,11 +105,11 @@ def load(ptrs, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def grouped_gemm_gate_up_kernel(
-    tokens_ptr, weights_ptr, order_ptr, ends_ptr, gate_up_ptr, h_ptr, pre_ptr,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
+    tokens_ptr, weights_ptr, order_ptr, tiles_ptr, gate_up_ptr, h_ptr, pre_ptr,
+    D: tl.constexpr, F: tl.constexpr, CHOSEN: tl.constexpr, KEEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, F, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, F, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -105,7 +117,7 @@ def grouped_gemm_gate_up_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     slot = tl.load(order_ptr + tl.minimum(offs_m, end_m - 1))
     x_ptrs = tokens_ptr + (slot // CHOSEN).to(tl.int64)[:, None] * D + offs_k[None, :]
-    w_ptrs = gate_up_ptr + expert.to(tl.int64) * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
+    w_ptrs = gate_up_ptr + expert * (2 * F * D) + offs_n[None, :] * D + offs_k[:, None]
     mask_n = (offs_n < F)[None, :]
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -131,18 +143,18 @@ def grouped_gemm_gate_up_kernel(
 
 @triton.jit
 def grouped_gemm_product_kernel(
-    x_ptr, weight_ptr, ends_ptr, y_ptr,
+    x_ptr, weight_ptr, tiles_ptr, y_ptr,
     N: tl.constexpr, K: tl.constexpr, STRIDE_N: tl.constexpr, STRIDE_K: tl.constexpr,
-    E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    expert, start_m, end_m, start_n = tile_of_program(ends_ptr, E, BLOCK_E, N, BLOCK_M, BLOCK_N)
+    expert, start_m, end_m, start_n = tile_of_program(tiles_ptr, N, BLOCK_N)
     if start_m >= end_m:
         return
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + tl.minimum(offs_m, end_m - 1).to(tl.int64)[:, None] * K + offs_k[None, :]
-    w_ptrs = weight_ptr + expert.to(tl.int64) * (N * K) + offs_n[None, :] * STRIDE_N + offs_k[:, None] * STRIDE_K
+    w_ptrs = weight_ptr + expert * (N * K) + offs_n[None, :] * STRIDE_N + offs_k[:, None] * STRIDE_K
     mask_n = (offs_n < N)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in tl.range(0, K, BLOCK_K):
@@ -160,9 +172,16 @@ def tile_for(table: dict[Any, dict[str, int]], rows: int, num_experts: int, item
     return tile if itemsize <= 2 else {**tile, "BLOCK_K": tile["BLOCK_K"] // 2}
 
 
-def num_programs(rows: int, num_experts: int, columns: int, tile: dict[str, int]) -> int:
-    """One for every tile that the experts can have, however the rows are spread over them."""
-    return (rows // tile["BLOCK_M"] + num_experts) * triton.cdiv(columns, tile["BLOCK_N"])
+def row_tiles(ends: Tensor, rows: int, tile: dict[str, int]) -> Tensor:
+    """For every row tile that the experts can have, however the rows are spread: expert, first row, end of its rows."""
+    tiles = ends.new_empty(3, rows // tile["BLOCK_M"] + len(ends))
+    grouped_gemm_tiles_kernel[(len(ends),)](ends.contiguous(), tiles, tiles.shape[1], BLOCK_M=tile["BLOCK_M"], CHUNK=64)
+    return tiles
+
+
+def num_programs(tiles: Tensor, columns: int, tile: dict[str, int]) -> int:
+    """One for every row tile and block of columns."""
+    return tiles.shape[1] * triton.cdiv(columns, tile["BLOCK_N"])
 
 
 def gate_up(
@@ -176,11 +195,10 @@ def gate_up(
     h = tokens.new_empty(rows, double // 2)
     preactivation = tokens.new_empty((rows, double) if keep else 0)
     tile = tile_for(GATE_UP, rows, num_experts, tokens.itemsize)
-    grouped_gemm_gate_up_kernel[(num_programs(rows, num_experts, double // 2, tile),)](
-        tokens.contiguous(), weights.contiguous(), order.contiguous(), ends.contiguous(), gate_up_proj.contiguous(),
-        h, preactivation,
-        D=width, F=double // 2, E=num_experts, BLOCK_E=triton.next_power_of_2(num_experts), CHOSEN=weights.shape[1],
-        KEEP=keep, **tile,
+    tiles = row_tiles(ends, rows, tile)
+    grouped_gemm_gate_up_kernel[(num_programs(tiles, double // 2, tile),)](
+        tokens.contiguous(), weights.contiguous(), order.contiguous(), tiles, gate_up_proj.contiguous(),
+        h, preactivation, D=width, F=double // 2, CHOSEN=weights.shape[1], KEEP=keep, **tile,
     )  # fmt: skip
     return h, preactivation
 
@@ -194,16 +212,8 @@ def product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool = False) -
     n, k = (k, n) if transposed else (n, k)
     y = x.new_empty(x.shape[0], n)
     tile = tile_for(PRODUCT, x.shape[0], num_experts, x.itemsize)
-    grouped_gemm_product_kernel[(num_programs(x.shape[0], num_experts, n, tile),)](
-        x.contiguous(),
-        weight.contiguous(),
-        ends.contiguous(),
-        y,
-        N=n,
-        K=k,
-        **strides,
-        E=num_experts,
-        BLOCK_E=triton.next_power_of_2(num_experts),
-        **tile,
+    tiles = row_tiles(ends, x.shape[0], tile)
+    grouped_gemm_product_kernel[(num_programs(tiles, n, tile),)](
+        x.contiguous(), weight.contiguous(), tiles, y, N=n, K=k, **strides, **tile
     )
     return y

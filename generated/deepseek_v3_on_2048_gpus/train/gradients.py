@@ -3,7 +3,7 @@
 """What becomes of gradients between backward and the optimizer.
 
 Copies of the embedding are summed; the norm is taken over all ranks and clipped. FSDP has summed them before:
-experts over edp and everything else over dp_cp.
+experts over edp and everything else over dp_tp, but over dp what tp shares out.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from .tensor import cut_dim
 from .weights import is_expert
 
 Stages = dict[int, nn.Module]  # of a rank, by number
@@ -22,13 +23,19 @@ EMBEDDING = "embed_tokens.weight"
 READERS = (0, 30)  # stages with a copy of the embedding; the first one's counts in the norm of the gradients
 
 
-def clip(stages: Stages, largest: float, like: Tensor, ep: dist.ProcessGroup, pp: dist.ProcessGroup) -> Tensor:
+def clip(
+    stages: Stages, largest: float, like: Tensor, ep: dist.ProcessGroup, tp: dist.ProcessGroup, pp: dist.ProcessGroup
+) -> Tensor:
     """Scale gradients so that their norm over the whole model is at most `largest`; the norm before, `like` another."""
     second = {id(weight) for weight in copies(stages)}
-    weights = [weight for stage in stages.values() for weight in stage.parameters() if weight.grad is not None]
-    meshes = [[w for w in weights if not is_expert(w)], [w for w in weights if is_expert(w)]]
+    meshes: list[list[nn.Parameter]] = [[], [], []]  # whole on all of tp, shared out by it, experts
+    for stage in stages.values():
+        for name, weight in stage.named_parameters():
+            kind = 2 if is_expert(weight) else 0 if cut_dim(name) is None else 1
+            meshes[kind] += [weight] if weight.grad is not None else []
     squares = torch.stack([square_norm([w for w in of_mesh if id(w) not in second], like) for of_mesh in meshes])
-    dist.all_reduce(squares[1:], group=ep)
+    dist.all_reduce(squares[1], group=tp)
+    dist.all_reduce(squares[2:], group=ep)
     square = squares.sum()
     dist.all_reduce(square, group=pp)
     for of_mesh in meshes:

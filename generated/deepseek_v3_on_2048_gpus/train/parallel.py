@@ -2,11 +2,12 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3 --plan deepseek-v3.train.256-h800.yaml
 """The plan as code: which rank holds what, in which order ranks work, and what becomes of gradients.
 
-mesh        (pp, dp_cp), and the same ranks as (pp, dp, cp) for sequences, as (pp, edp, ep) for experts
+mesh        (pp, dp_tp), and the same ranks as (pp, dp, tp) for heads and sequences, as (pp, edp, ep) for experts
 stages      runs of the model's parts, under the names that they have in Model
 weights     in float32, each kept once among the ranks that share it (FSDP2); a step computes on copies in --dtype
 gradients   every loss is a share of the batch's, so all that is left is to sum: experts over edp, everything else
-            over dp_cp, the embedding also over the stages that read it
+            over dp_tp,
+            but over dp what tp shares out, the embedding also over the stages that read it
 """
 
 from collections.abc import Iterator
@@ -14,19 +15,19 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining.schedules import OVERLAP_F_B, get_schedule_class
 
 from ..dims import NUM_EXPERTS
 from ..model import Model, MoeLayer, Router
-from .context import share_context
 from .experts import ExpertParallel
 from .gradients import EMBEDDING, READERS, clip, sum_copies
 from .overlap import OverlapStage, run_pair
-from .plan import CP, DP, EP, LOCAL, MICRO_BATCH, NODES, PP, RANK_OF_STAGE, SCHEDULE
+from .plan import DP, EP, LOCAL, MICRO_BATCH, NODES, PP, RANK_OF_STAGE, SCHEDULE, TP, WORLD
 from .stages import LOSSES, STAGES, counts_of
 from .tape import Wire
+from .tensor import share_tensors
 from .weights import fill, shard, whole
 
 
@@ -36,12 +37,14 @@ class Parallel:
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int, batch_size: int, length: int) -> None:
         """Weights are drawn from `seed`; a step takes `batch_size` sequences of `length` tokens over all ranks."""
         self.device, self.dtype, self.wide = device, dtype, torch.promote_types(dtype, torch.float32)
-        self.mesh = init_device_mesh(device.type, (PP, DP * CP), mesh_dim_names=("pp", "dp_cp"))
+        self.mesh = init_device_mesh(device.type, (PP, DP * TP), mesh_dim_names=("pp", "dp_tp"))
         self.pp, self.pp_rank = self.mesh.get_group("pp"), self.mesh.get_local_rank("pp")
-        self.context_mesh = self.mesh._unflatten(1, (DP, CP), ("dp", "cp"))
-        self.dp, self.dp_rank = self.context_mesh.get_group("dp"), self.context_mesh.get_local_rank("dp")
-        self.cp, self.first = self.context_mesh.get_group("cp"), dist.get_rank() == 0
-        self.expert_mesh = self.mesh._unflatten(1, (DP * CP // EP, EP), ("edp", "ep"))
+        self.sequence_mesh = self.mesh._unflatten(1, (DP, TP), ("dp", "tp"))
+        self.dp, self.dp_rank = self.sequence_mesh.get_group("dp"), self.sequence_mesh.get_local_rank("dp")
+        self.tp, self.first = self.sequence_mesh.get_group("tp"), dist.get_rank() == 0
+        tp_first = torch.arange(WORLD).view(PP, DP, TP).transpose(1, 2)  # as weights are cut: over dp a part over tp
+        self.tp_dp = DeviceMesh(device.type, tp_first, mesh_dim_names=("pp", "tp", "dp"))["tp", "dp"]
+        self.expert_mesh = self.mesh._unflatten(1, (DP * TP // EP, EP), ("edp", "ep"))
         hops = self.expert_mesh._unflatten(2, (NODES, LOCAL), ("nodes", "local"))
         self.hops = {hop: hops.get_group(hop) for hop in ("nodes", "local")}
         self.first_expert = self.expert_mesh.get_local_rank("ep") * (NUM_EXPERTS // EP)
@@ -49,15 +52,15 @@ class Parallel:
             raise SystemExit(
                 f"--batch-size {batch_size}: not a multiple of {DP} x {MICRO_BATCH} (plan.py: DP, MICRO_BATCH)"
             )
-        if length % (2 * CP):
-            raise SystemExit(f"--sequence-length {length}: not a multiple of 2 x {CP} (plan.py: CP)")
+        if length % TP:
+            raise SystemExit(f"--sequence-length {length}: not a multiple of {TP} (plan.py: TP)")
         rows = batch_size // DP
         self.rows = slice(self.dp_rank * rows, (self.dp_rank + 1) * rows)
         self.micro_batches = rows // MICRO_BATCH
         self.stages = self.build(seed)
         self.tied = self.group_of(READERS)
         self.losses: list[Tensor] = []  # of a step's micro-batches, where the last stage is ours
-        self.shapes = [(), *(kind.results(MICRO_BATCH, length // CP, dtype, device) for kind, _, _ in STAGES)]
+        self.shapes = [(), *(kind.results(MICRO_BATCH, length // TP, dtype, device) for kind, _, _ in STAGES)]
         wires = {hop: Wire(group) for hop, group in self.hops.items()}
         pipeline = [
             OverlapStage(
@@ -80,15 +83,15 @@ class Parallel:
             for layer in model.modules():
                 if isinstance(layer, MoeLayer):
                     layer.mlp = ExpertParallel(**self.hops)
-            share_context(model, self.cp)
+            share_tensors(model, self.tp)
             stages = {
-                index: kind(model, first, end, self.cp.rank()).to(self.wide)
+                index: kind(model, first, end, self.tp).to(self.wide)
                 for index, (kind, first, end) in enumerate(STAGES)
                 if RANK_OF_STAGE[index] == self.pp_rank
             }
         for stage in stages.values():
-            shard(stage, self.dtype, self.mesh["dp_cp"], self.expert_mesh["edp"])
-            fill(stage, self.device, seed, self.first_expert)
+            shard(stage, self.dtype, self.mesh["dp_tp"], self.expert_mesh["edp"], self.sequence_mesh["dp"])
+            fill(stage, self.device, seed, self.first_expert, self.tp.rank())
         return stages
 
     def group_of(self, stages: tuple[int, ...]) -> dist.ProcessGroup | None:
@@ -111,7 +114,7 @@ class Parallel:
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         """This rank's part of a parameter, or of its moments, as part of the whole tensor; it shares its memory."""
-        return whole(part, self.expert_mesh["edp", "ep"])
+        return whole(name, part, self.expert_mesh["edp", "ep"], self.tp_dp)
 
     def any(self, flag: bool) -> bool:
         """Whether it is set on some rank."""
@@ -181,7 +184,7 @@ class Parallel:
         return counts.clamp(min=1).to(self.wide).expand(len(labels), -1)
 
     def sum_over_ranks(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        """Over micro-batches and dp_cp, and over pp, where one rank has them."""
+        """Over micro-batches and dp_tp, and over pp, where one rank has them."""
         total = torch.zeros(len(LOSSES), dtype=self.wide, device=self.device)
         for of_micro_batch in losses:
             total += of_micro_batch.detach()
@@ -191,7 +194,7 @@ class Parallel:
     def clip(self, largest: float) -> Tensor:
         """Scale gradients so that their norm over the whole model is at most `largest`; the norm before."""
         like = torch.zeros((), dtype=self.wide, device=self.device)
-        return clip(self.stages, largest, like, self.expert_mesh.get_group("ep"), self.pp)
+        return clip(self.stages, largest, like, self.expert_mesh.get_group("ep"), self.tp, self.pp)
 
     @torch.no_grad()
     def update_selection_bias(self) -> Tensor:
@@ -202,7 +205,7 @@ class Parallel:
         routers = [module for stage in self.stages.values() for module in stage.modules() if isinstance(module, Router)]
         worst = torch.zeros((), device=self.device)
         for router in routers:
-            dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_cp"))
+            dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_tp"))
             worst = torch.maximum(worst, router.expert_load.max() / router.expert_load.float().mean() - 1)
             router.update_selection_bias()
         dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.pp)

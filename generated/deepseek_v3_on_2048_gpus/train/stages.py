@@ -5,12 +5,13 @@
 Parameters keep the names that they have in Model, so no checkpoint knows of stages. counts [B, 3] says of the whole
 batch, in every row: its labels, for the next token and for the one after it; its micro-batches.
 
-Stages are given whole sequences, CP * S, and run this rank's part of them, S.
+Stages are given whole sequences, TP * S, and run this rank's part of them, S.
 
-Dims: B batch, S sequence, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM.
+Dims: B batch, S sequence, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from ..dims import HIDDEN_SIZE, MTP_DEPTH, MTP_LOSS_WEIGHT, NORM_EPS, NUM_DENSE_
 from ..kernels.linear_cross_entropy import linear_cross_entropy
 from ..kernels.rms_norm import rms_norm
 from ..model import Model, rotary_table, spread_pairs
-from .context import own_part
+from .plan import TP
+from .tensor import cross_entropy_of_shards, embedding_of_shard, own_sum, whole_sequence
 
 LOSSES = ("loss", "main", "mtp", "balance")
 
@@ -80,19 +82,18 @@ class WholeModel(nn.Module):
 class EmbeddingDenseStage(nn.Module):
     """A stage: the embedding, dense layers."""
 
-    def __init__(self, model: Model, first: int, end: int, rank: int) -> None:
+    def __init__(self, model: Model, first: int, end: int, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.rank = rank
+        self.group = group
         self.first, self.end = first, end
         self.layers = layers_of(model, first, end)
         self.embed_tokens = model.embed_tokens
 
     def forward(self, tokens: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        own_tokens = own_part(tokens, self.rank)  # [B, S]
-        x = self.embed_tokens(own_tokens)  # [B, S, D]
-        rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-        rope = own_part(rope, self.rank)  # [2, S, R / 2]
-        rope = spread_pairs(rope)  # [2, S, R]
+        x = embedding_of_shard(self.group, tokens, self.embed_tokens.weight)  # [B, TP * S, D]
+        x = own_sum(self.group, x)  # [B, S, D]
+        rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+        rope = spread_pairs(rope)  # [2, TP * S, R]
         balance_loss = torch.zeros((), dtype=torch.float32, device=x.device)
         for layer in self.layers[self.first : self.end]:
             x = layer(x, rope)
@@ -112,18 +113,17 @@ class EmbeddingDenseStage(nn.Module):
 class DenseMoeStage(nn.Module):
     """A stage: dense layers, moe layers."""
 
-    def __init__(self, model: Model, first: int, end: int, rank: int) -> None:
+    def __init__(self, model: Model, first: int, end: int, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.rank = rank
+        self.group = group
         self.first, self.end = first, end
         self.layers = layers_of(model, first, end)
 
     def forward(
         self, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-        rope = own_part(rope, self.rank)  # [2, S, R / 2]
-        rope = spread_pairs(rope)  # [2, S, R]
+        rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+        rope = spread_pairs(rope)  # [2, TP * S, R]
         for layer in self.layers[self.first : NUM_DENSE_LAYERS]:
             x = layer(x, rope)
         for layer in self.layers[NUM_DENSE_LAYERS : self.end]:
@@ -145,18 +145,17 @@ class DenseMoeStage(nn.Module):
 class MoeStage(nn.Module):
     """A stage: moe layers."""
 
-    def __init__(self, model: Model, first: int, end: int, rank: int) -> None:
+    def __init__(self, model: Model, first: int, end: int, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.rank = rank
+        self.group = group
         self.first, self.end = first, end
         self.layers = layers_of(model, first, end)
 
     def forward(
         self, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-        rope = own_part(rope, self.rank)  # [2, S, R / 2]
-        rope = spread_pairs(rope)  # [2, S, R]
+        rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+        rope = spread_pairs(rope)  # [2, TP * S, R]
         for layer in self.layers[self.first : self.end]:
             x, layer_loss = layer(x, rope)
             balance_loss = balance_loss + layer_loss
@@ -176,29 +175,28 @@ class MoeStage(nn.Module):
 class MoeMtpStage(nn.Module):
     """A stage: moe layers, multi-token prediction."""
 
-    def __init__(self, model: Model, first: int, end: int, rank: int) -> None:
+    def __init__(self, model: Model, first: int, end: int, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.rank = rank
+        self.group = group
         self.first, self.end = first, end
         self.layers = layers_of(model, first, end)
         self.norm = model.norm
-        self.embed_tokens = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
+        self.embed_tokens = nn.Embedding(VOCAB_SIZE // TP, HIDDEN_SIZE)
         self.mtp = model.mtp
 
     def forward(
         self, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-        rope = own_part(rope, self.rank)  # [2, S, R / 2]
-        rope = spread_pairs(rope)  # [2, S, R]
+        rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+        rope = spread_pairs(rope)  # [2, TP * S, R]
         for layer in self.layers[self.first : self.end]:
             x, layer_loss = layer(x, rope)
             balance_loss = balance_loss + layer_loss
         hidden = rms_norm(x, self.norm.weight, NORM_EPS)
 
         mtp_tokens = tokens.roll(-1, 1)
-        mtp_tokens = own_part(mtp_tokens, self.rank)  # [B, S]
-        ahead = self.embed_tokens(mtp_tokens)  # [B, S, D]
+        ahead = embedding_of_shard(self.group, mtp_tokens, self.embed_tokens.weight)  # [B, TP * S, D]
+        ahead = own_sum(self.group, ahead)  # [B, S, D]
         mtp_hidden, mtp_balance_loss = self.mtp[0](hidden, ahead, rope)
         return hidden, mtp_hidden, balance_loss, mtp_balance_loss
 
@@ -218,9 +216,9 @@ class MoeMtpStage(nn.Module):
 class HeadStage(nn.Module):
     """A stage: the head and the losses."""
 
-    def __init__(self, model: Model, first: int, end: int, rank: int) -> None:
+    def __init__(self, model: Model, first: int, end: int, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.rank = rank
+        self.group = group
         self.lm_head = model.lm_head
 
     def forward(
@@ -233,12 +231,14 @@ class HeadStage(nn.Module):
         labels: Tensor,
         counts: Tensor,
     ) -> Tensor:
-        own_labels = own_part(labels, self.rank)  # [B, S]
-        main_loss = linear_cross_entropy(hidden, self.lm_head.weight, own_labels)
-        main_loss = main_loss * ((own_labels != -100).sum() / counts[0, 0])
+        whole_hidden = whole_sequence(self.group, hidden)  # [B, TP * S, D]
+        logits = self.lm_head(whole_hidden)  # [B, TP * S, W / TP]
+        main_loss = cross_entropy_of_shards(self.group, logits, labels)
+        main_loss = main_loss * ((labels != -100).sum() / counts[0, 0])
         mtp_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-        mtp_labels = own_part(mtp_labels, self.rank)  # [B, S]
-        mtp_loss = linear_cross_entropy(mtp_hidden, self.lm_head.weight, mtp_labels)
+        whole_mtp_hidden = whole_sequence(self.group, mtp_hidden)  # [B, TP * S, D]
+        mtp_logits = self.lm_head(whole_mtp_hidden)  # [B, TP * S, W / TP]
+        mtp_loss = cross_entropy_of_shards(self.group, mtp_logits, mtp_labels)
         mtp_loss = mtp_loss * ((mtp_labels != -100).sum() / counts[0, 1])
         mtp_loss = mtp_loss * (MTP_LOSS_WEIGHT / MTP_DEPTH)
         balance_loss = balance_loss + mtp_balance_loss

@@ -19,11 +19,11 @@ from ..dims import NORM_EPS, NUM_DENSE_LAYERS, NUM_EXPERTS
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.swiglu import swiglu
 from ..model import MoeLayer, MultiTokenPredictor, rotary_table, spread_pairs
-from .context import ContextParallelMoeLayer, own_part
 from .experts import ExpertParallel, order_by_expert, rows_for, weight_by_expert
 from .plan import LOCAL, NODES
 from .stages import DenseMoeStage, EmbeddingDenseStage, HeadStage, MoeMtpStage, MoeStage
 from .tape import Tape, Turns, grouped_product
+from .tensor import TensorParallelMoeLayer, embedding_of_shard, own_sum
 
 
 def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive: Tensor) -> Turns:
@@ -88,9 +88,8 @@ def moe_layer_turns(module: MoeLayer, tape: Tape, x: Tensor, rope: Tensor, *aliv
 def dense_moe_stage_turns(
     module: DenseMoeStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : NUM_DENSE_LAYERS]:
         x = layer(x, rope)
     for layer in module.layers[NUM_DENSE_LAYERS : module.end]:
@@ -102,17 +101,16 @@ def dense_moe_stage_turns(
 def moe_stage_turns(
     module: MoeStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : module.end]:
         x, layer_loss, balance_loss = yield from moe_layer_turns(cast(MoeLayer, layer), tape, x, rope, balance_loss)
         balance_loss = balance_loss + layer_loss
     return x, balance_loss
 
 
-def context_parallel_moe_layer_turns(
-    module: ContextParallelMoeLayer, tape: Tape, x: Tensor, rope: Tensor, *alive: Tensor
+def tensor_parallel_moe_layer_turns(
+    module: TensorParallelMoeLayer, tape: Tape, x: Tensor, rope: Tensor, *alive: Tensor
 ) -> Turns:
     h = rms_norm(x, module.input_layernorm.weight, NORM_EPS)
     h = module.self_attn(h, rope)
@@ -132,8 +130,8 @@ def multi_token_predictor_turns(
     x = rms_norm(x, module.hnorm.weight, NORM_EPS)
     x = torch.cat((ahead, x), -1)  # [B, S, 2 * D]
     x = module.eh_proj(x)  # [B, S, D]
-    x, balance_loss, *alive = yield from context_parallel_moe_layer_turns(
-        cast(ContextParallelMoeLayer, module.layer), tape, x, rope, *alive
+    x, balance_loss, *alive = yield from tensor_parallel_moe_layer_turns(
+        cast(TensorParallelMoeLayer, module.layer), tape, x, rope, *alive
     )
     hidden = rms_norm(x, module.norm.weight, NORM_EPS)
     return hidden, balance_loss, *alive
@@ -142,17 +140,16 @@ def multi_token_predictor_turns(
 def moe_mtp_stage_turns(
     module: MoeMtpStage, tape: Tape, x: Tensor, balance_loss: Tensor, tokens: Tensor, labels: Tensor, counts: Tensor
 ) -> Turns:
-    rope = rotary_table(tokens.shape[1], x)  # [2, CP * S, R / 2]
-    rope = own_part(rope, module.rank)  # [2, S, R / 2]
-    rope = spread_pairs(rope)  # [2, S, R]
+    rope = rotary_table(tokens.shape[1], x)  # [2, TP * S, R / 2]
+    rope = spread_pairs(rope)  # [2, TP * S, R]
     for layer in module.layers[module.first : module.end]:
         x, layer_loss, balance_loss = yield from moe_layer_turns(cast(MoeLayer, layer), tape, x, rope, balance_loss)
         balance_loss = balance_loss + layer_loss
     hidden = rms_norm(x, module.norm.weight, NORM_EPS)
 
     mtp_tokens = tokens.roll(-1, 1)
-    mtp_tokens = own_part(mtp_tokens, module.rank)  # [B, S]
-    ahead = module.embed_tokens(mtp_tokens)  # [B, S, D]
+    ahead = embedding_of_shard(module.group, mtp_tokens, module.embed_tokens.weight)  # [B, TP * S, D]
+    ahead = own_sum(module.group, ahead)  # [B, S, D]
     mtp_hidden, mtp_balance_loss, balance_loss, hidden = yield from multi_token_predictor_turns(
         cast(MultiTokenPredictor, module.mtp[0]), tape, hidden, ahead, rope, balance_loss, hidden
     )

@@ -2,7 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3 --plan deepseek-v3.train.256-h800.yaml
 """How a stage's weights are shared among ranks, and how each rank draws its own.
 
-Experts are whole on their rank of ep, and their rows shared over edp; everything else is shared over dp_cp.
+Experts are whole on their rank of ep, and their rows shared over edp; everything else is shared over dp_tp, but what
+tp shares out (tensor.py) over dp.
 """
 
 import torch
@@ -14,21 +15,25 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ..model import DenseLayer, MoeLayer
 from .init import draw
+from .plan import TP
+from .tensor import cut_dim
 
 LAYERS = (DenseLayer, MoeLayer)  # sharded one by one, so that weights are gathered layer by layer
 
 
-def shard(stage: nn.Module, dtype: torch.dtype, dp_cp: DeviceMesh, edp: DeviceMesh) -> None:
+def shard(stage: nn.Module, dtype: torch.dtype, dp_tp: DeviceMesh, edp: DeviceMesh, dp: DeviceMesh) -> None:
     """ZeRO 1: whole weights and gradients within a step, this rank's share of them between steps."""
     policy = MixedPrecisionPolicy(dtype, torch.promote_types(dtype, torch.float32), cast_forward_inputs=False)
-    dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp_cp, shard_mesh_dim=0))
+    dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp_tp, shard_mesh_dim=0))
     experts = ShardPlacementResult(Shard(1), FSDPMeshInfo(edp, shard_mesh_dim=0))
+    of_part = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp, shard_mesh_dim=0))
+    parts = {weight for name, weight in stage.named_parameters() if cut_dim(name) is not None}
     for module in (*(module for module in stage.modules() if isinstance(module, LAYERS)), stage):
         fully_shard(
             module,
-            mesh=dp_cp,
+            mesh=dp_tp,
             mp_policy=policy,
-            shard_placement_fn=lambda weight: experts if is_expert(weight) else dense,
+            shard_placement_fn=lambda weight: experts if is_expert(weight) else of_part if weight in parts else dense,
             reshard_after_forward=False,
         )
         assert isinstance(module, FSDPModule)
@@ -37,7 +42,7 @@ def shard(stage: nn.Module, dtype: torch.dtype, dp_cp: DeviceMesh, edp: DeviceMe
 
 
 @torch.no_grad()
-def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int) -> None:
+def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int, tp_rank: int) -> None:
     """Make a sharded stage's tensors on the device: buffers of zeros, and of each weight the rows that are ours."""
     stage.to_empty(device=device)
     for buffer in stage.buffers():
@@ -46,15 +51,27 @@ def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int) -
         assert isinstance(weight, DTensor)
         rows = weight.shape[1 if is_expert(weight) else 0]
         first_row = weight.device_mesh.get_local_rank() * -(-rows // weight.device_mesh.size())
-        draw(name, weight.to_local(), seed, first_row, first_expert if is_expert(weight) else 0)
+        part, dim = weight.to_local(), cut_dim(name)
+        first_row += tp_rank * len(weight) if dim == 0 else 0
+        drawn = part.new_empty(len(part), TP * part.shape[1]) if dim == 1 else part
+        draw(name, drawn, seed, first_row, first_expert if is_expert(weight) else 0)
+        if dim == 1:
+            part.copy_(drawn.chunk(TP, 1)[tp_rank])
 
 
-def whole(part: Tensor, edp_ep: DeviceMesh) -> Tensor:
-    """A rank's part of a weight, or of its moments, as part of all experts' weights; it shares its memory."""
+def whole(name: str, part: Tensor, edp_ep: DeviceMesh, tp_dp: DeviceMesh) -> Tensor:
+    """A rank's part of a weight, or of its moments, as part of the whole weight; it shares its memory."""
     assert isinstance(part, DTensor)
-    if not is_expert(part):
+    if is_expert(part):
+        return DTensor.from_local(part.to_local(), edp_ep, (Shard(1), Shard(0)), run_check=False)
+    if (dim := cut_dim(name)) is None:
         return part
-    return DTensor.from_local(part.to_local(), edp_ep, (Shard(1), Shard(0)), run_check=False)
+    shape = [size * TP if index == dim else size for index, size in enumerate(part.shape)]
+    like = torch.empty(shape, device="meta")
+    placements = (Shard(dim), Shard(0))
+    return DTensor.from_local(
+        part.to_local(), tp_dp, placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def is_expert(weight: Tensor) -> bool:

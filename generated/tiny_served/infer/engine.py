@@ -71,6 +71,11 @@ class Engine:
         self.scheduler.add(text)
         return text
 
+    def loads(self) -> list[list[float]]:
+        """How many tokens went to each expert, layer by layer, from all ranks, which call this together."""
+        found = [layer.mlp.loads.cpu() for layer in self.module.layers if hasattr(layer.mlp, "loads")]
+        return [self.ranks.add(loads).tolist() for loads in found]
+
     def cancel(self, text: Text) -> None:
         """Its pages are free for others at once."""
         self.scheduler.drop(text, "cancelled")

@@ -17,10 +17,12 @@ import torch
 
 from ..checkpoint import load_hf
 from ..command import in_a_line
+from ..dims import SERVING_RANKS
 from ..model import Model
 from .chat import Conversation, load_template, stop_tokens
 from .engine import Engine
 from .front import Front, lead_or_follow
+from .placement import read_loads, write_loads
 from .ranks import RankFailed, Ranks
 from .sampling import Sampling
 from .scheduler import Text
@@ -48,18 +50,24 @@ def start_from(model: Model, folder: Path) -> None:
         raise SystemExit(f"{folder}: {error}") from None
 
 
-def on_ranks(folder: Path, lead: Callable[[Front], None]) -> None:
+def on_ranks(folder: Path, lead: Callable[[Front], None], file: Path | None) -> None:
     """Runs `lead` on rank 0, with a front whose texts all ranks write. Raises SystemExit where one of them fails.
 
     Weights in the type of torch's default, each rank's share on a GPU of its own where there are any.
+    `file`: loads of experts, which are placed by what it says, and what it says afterwards.
     """
     try:
         with Ranks() as ranks:
             try:
-                model = load_share(folder, ranks.rank)
+                loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
+                model = load_share(folder, ranks.rank, loads)
             except (OSError, ValueError) as error:  # what a file is not, or does not hold
                 raise SystemExit(f"{folder}: {error}") from None
-            lead_or_follow(Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks), lead)
+            engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks)
+            lead_or_follow(engine, lead)
+            loads = engine.loads()
+            if file is not None and ranks.rank == 0:
+                write_loads(file, loads)
     except RankFailed as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -119,12 +127,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text to stop before; may be given several times")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; by default the checkpoint's, or bytes")
+    parser.add_argument(
+        "--loads", type=Path, help="loads of experts: read at the start where it exists, written at the end"
+    )
     arguments = parser.parse_args()
     if bool(arguments.prompt) == arguments.chat:
         parser.error("give a prompt, or --chat")
     try:
         with in_a_line():
-            on_ranks(newest(arguments.checkpoint), partial(generate, arguments))
+            on_ranks(newest(arguments.checkpoint), partial(generate, arguments), arguments.loads)
     except ValueError as error:  # what was asked for cannot be, or a file does not hold it
         raise SystemExit(f"error: {error}") from None
 

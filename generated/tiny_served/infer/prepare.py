@@ -3,7 +3,7 @@
 """The weights as decode.py reads them, made once of a model's parameters; no step makes them again.
 
 Dims: D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK,
-    P TENSOR_RANKS.
+    E NUM_EXPERTS, P TENSOR_RANKS.
 """
 
 from typing import Any
@@ -73,6 +73,9 @@ class MixtureOfExperts:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
 
     def __init__(self, module: model.MixtureOfExperts) -> None:
+        # [E, REDUNDANT_EXPERTS + 1], [E]
+        self.copies, self.num_copies = module.get_buffer("copies"), module.get_buffer("num_copies")
+        self.loads = torch.zeros_like(self.num_copies)
         self.gate = Router(module.gate)
         self.gate_up_proj = module.gate_up_proj
         self.down_proj = module.down_proj

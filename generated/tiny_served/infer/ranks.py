@@ -81,6 +81,11 @@ class Ranks:
         dist.all_reduce(total)
         return (total / TENSOR_RANKS).tolist()
 
+    def add(self, numbers: torch.Tensor) -> torch.Tensor:
+        """What all ranks have, number by number: the same on each."""
+        dist.all_reduce(numbers)
+        return numbers
+
     def least(self, number: int) -> int:
         """Of all ranks."""
         least = torch.tensor(number)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..checkpoint import EXPERT_PARTS, load_hf
-from ..dims import SERVING_RANKS, TENSOR_RANKS
+from ..dims import TENSOR_RANKS
 from ..model import Model
+from .placement import Loads, note_copies, of_rank, place
 
 # What the ranks of a group have equal parts of, by the last names in the model, and the dim that is cut.
 CUT = {
@@ -24,25 +25,32 @@ CUT = {
 }
 
 
-def keep_share(model: Model, rank: int) -> Model:
-    """The model with one rank's part of what CUT names, and of each stack the next E / SERVING_RANKS experts."""
+def keep_share(model: Model, rank: int, held: dict[str, list[int]]) -> Model:
+    """The model with one rank's part of what CUT names and with the experts held alone, by the path of each mixture."""
     for name, weight in list(model.named_parameters()):
         path, _, attribute = name.rpartition(".")
         last = ".".join(name.split(".")[-3:])
         if last in CUT:
             mine = weight.detach().chunk(TENSOR_RANKS, CUT[last])[rank % TENSOR_RANKS]
         elif attribute in EXPERT_PARTS:
-            mine = weight.detach().chunk(SERVING_RANKS)[rank]
+            mine = weight.detach()[held[path]]
         else:
             continue
         setattr(model.get_submodule(path), attribute, nn.Parameter(mine, requires_grad=False))
     return model
 
 
-def load_share(folder: Path, rank: int) -> Model:
-    """This rank's share of a checkpoint. Nothing of the others' is read. Raises what load_hf raises."""
+def load_share(folder: Path, rank: int, loads: Loads | None = None) -> Model:
+    """This rank's share of a checkpoint, experts by their loads. Nothing of the others' is read.
+
+    Raises what load_hf raises, and ValueError for loads that are not the model's.
+    """
     with torch.device("meta"):
         model = Model().eval()
-    keep_share(model, rank)
-    load_hf(model, folder, rank)
+    slots = place(model, loads)
+    held = {path: of_rank(of_mixture, rank) for path, of_mixture in slots.items()}
+    keep_share(model, rank, held)
+    load_hf(model, folder, rank, held)
+    for path, of_mixture in slots.items():
+        note_copies(model.get_submodule(path), of_mixture)
     return model

@@ -14,13 +14,12 @@ from dsc.compiler.kernels.registry import KERNELS
 TOKENS = 1 << 19
 ROWS = TOKENS * 8
 LOADED = {
-    "block_table_ptr": 1 << 24, "lengths_ptr": TOKENS, "ends_ptr": ROWS, "order_ptr": ROWS, "position_ptr": ROWS,
-    "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30, "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
+    "block_table_ptr": 1 << 24, "lengths_ptr": TOKENS, "ends_ptr": ROWS, "tiles_ptr": ROWS, "order_ptr": ROWS,
+    "position_ptr": ROWS, "counts_ptr": ROWS, "starts_ptr": ROWS, "ids_ptr": 1 << 30,
+    "labels_ptr": 1 << 30, "slots_ptr": 1 << 30,
     "positions_ptr": TOKENS,
 }  # fmt: skip
 """The largest that stands in memory: tokens, rows of experts, pages; of indices that are checked, anything."""
-BELOW = "expert_dispatch_place_kernel: %"
-"""A rank among the slots of a block is carried through a loop, and the row that it makes is below ROWS."""
 
 
 def launched(kernel: Kernel, tokens: int, fault: tuple[str, str] | None = None) -> list[Launched]:
@@ -40,7 +39,7 @@ def launched(kernel: Kernel, tokens: int, fault: tuple[str, str] | None = None) 
 
 
 def faults(launch: Launched) -> list[str]:
-    return [*(line for line in escaping(launch, LOADED) if not line.startswith(BELOW)), *rounded(launch)]
+    return [*escaping(launch, LOADED), *rounded(launch)]
 
 
 @pytest.mark.slow
@@ -59,7 +58,12 @@ FAULTS = {
             "tl.load(position_ptr + token * CHOSEN + k)\n        y +=",
         ),
     ),
-    "experts": ("grouped_gemm", ("weight_ptr + expert.to(tl.int64)", "weight_ptr + expert")),
+    "rows of a sort": ("expert_dispatch", ("position_ptr + slot,", "position_ptr + slot * 4096,")),
+    "ranks of a sort": ("expert_dispatch", ("rank += tl.sum(", "rank += (1 << 24) * tl.sum(")),
+    "experts": (
+        "grouped_gemm",
+        ("expert = tl.load(tiles_ptr + pid_m).to(tl.int64)", "expert = tl.load(tiles_ptr + pid_m)"),
+    ),
     "precision": (
         "mla_decode",
         (

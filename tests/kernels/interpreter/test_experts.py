@@ -175,6 +175,26 @@ def test_fake_results_are_like_real_ones() -> None:
     torch.library.opcheck(op._backward, (shared, tokens, weights, *metadata, gate_up, down, pre), test_utils=utils)
 
 
+def check_row_tiles(module) -> None:
+    """Expert by expert, those with rows; more than the kernel writes at a time, and experts without rows."""
+    ends, size = torch.tensor([0, 1700, 1700, 1716, 1733, 1733], dtype=torch.int32), 16
+    tiles = module.row_tiles(ends, int(ends[-1]), {"BLOCK_M": size})
+    starts = [0, *ends[:-1].tolist()]
+    expected = [
+        (expert, row, end)
+        for expert, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True))
+        for row in range(start, end, size)
+    ]
+    assert [tile for tile in zip(*tiles.tolist(), strict=True) if tile[1] < tile[2]] == expected
+
+
+def test_row_tiles() -> None:
+    check_row_tiles(modules()[1])
+    faulty = with_fault(printed(FILES, spec_with("tiny", {})), "tl.range(0, count, CHUNK)", "tl.range(0, CHUNK, CHUNK)")
+    with pytest.raises(AssertionError):
+        check_row_tiles(package(faulty, FILES)[1])
+
+
 FAULTS = {
     "gate for up": ("load(w_ptrs + F * D + k", "load(w_ptrs + k"),
     "depth not masked": (
@@ -183,7 +203,7 @@ FAULTS = {
     ),
     "routing weight left out": ("h *= tl.load(weights_ptr + slot).to(tl.float32)[:, None]", "pass"),
     "a token of another slot": ("tokens_ptr + (slot // CHOSEN)", "tokens_ptr + (offs_m // CHOSEN)"),
-    "the expert before": ("(index < E)).to(tl.int32), 0) - 1", "(index < E)).to(tl.int32), 0) - 1 - 1"),
+    "the expert before": ("tl.store(tile_ptrs, expert, mask", "tl.store(tile_ptrs, expert - 1, mask"),
     "down not transposed": (
         '{"STRIDE_N": 1, "STRIDE_K": k} if transposed',
         '{"STRIDE_N": 1, "STRIDE_K": k} if not transposed',
@@ -194,8 +214,8 @@ FAULTS = {
     ),
     "routing weight left out of backward": ("dy = dh * weight\n", "dy = dh\n"),
     "the last row left out": (
-        "end = tl.load(ends_ptr + expert)\n",
-        "end = tl.load(ends_ptr + expert) - 1\n",
+        "tl.store(tile_ptrs + 2 * num_tiles, end,",
+        "tl.store(tile_ptrs + 2 * num_tiles, end - 1,",
     ),
     "not gathered": ('GATHER_DY=by_token == "dy"', "GATHER_DY=False"),
     "half of dw": ("dw += _columns", "dw = _columns"),

@@ -142,8 +142,8 @@ FAULTS = {
         "scale = tl.load(x_scale_ptrs) *",
     ),
     "scale of another slot's token": (
-        "x_scale_ptrs = x_scale_ptr + token\n",
-        "x_scale_ptrs = x_scale_ptr + 0 * token\n",
+        "x_scale_ptr + step * num_tokens + token)",
+        "x_scale_ptr + step * num_tokens + 0 * token)",
     ),
     "steps of up not accumulated": ("up += tl.dot(x, w) * (scale *", "up = tl.dot(x, w) * (scale *"),
     "the last step left out": ("in tl.range(0, num_steps)", "in tl.range(0, num_steps - 1)"),
