@@ -57,6 +57,7 @@ def test_tokens_are_those_of_the_engine_that_compiles_nothing() -> None:
     same_tokens()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [SEEN, FIXED, CROSSED, UNPADDED])
 def test_a_fault_is_seen(change: Change) -> None:
     with pytest.raises(Exception):  # noqa: B017  torch gives up, or tokens differ, or too much is compiled
