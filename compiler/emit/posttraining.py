@@ -21,6 +21,7 @@ from dsc.compiler.passes.handing import functions_of
 from dsc.compiler.passes.policy import Policies, shares_weights
 from dsc.compiler.passes.serve import DRAFT
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.spec.training import Training
 
 POLICY, PACKED, SHARED = "train/policy.py", "train/packed.py", "train/shared_policy.py"
 PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "layout", "learner", "grpo")
@@ -36,7 +37,7 @@ OURS = [
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
 PART = {"S": "S tokens of a sequence that are this rank's"}
-REFUSAL = "sft and grpo do not run with placement.{} above 1; compile with 1, or start one process"
+REFUSAL = "sft and grpo on ranks need {}; compile with it, or start one process"
 NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
@@ -69,7 +70,7 @@ def posttraining_files(
     if rl is None:
         return []
     assert policies is not None and rows is not None
-    model, shared = list(model), shares_weights(sharing)
+    model, shared = list(model), shares_weights(sharing, files.spec.training)
     context = shared and sharing is not None and sharing.cp > 1
     values = {
         "rl": rl,
@@ -77,11 +78,12 @@ def posttraining_files(
         "guesses": DRAFT in serving.blocks,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
+        "ahead": files.spec.training.documents == "apart" and files.spec.mtp is not None,
         "sharing": sharing,
         "shared": shared,
         "shared_policy": policies.shared is not None,
         "context": context,
-        "refusal": _refusal(sharing),
+        "refusal": _refusal(sharing, files.spec.training),
         "refused_sft": NO_SEQUENCES.format("sft does not run"),
         "refused_grpo": NO_SEQUENCES.format("rl.ratio sequence is not found") if rl.ratio == "sequence" else "",
     }
@@ -105,11 +107,13 @@ def _sharing_experts(ranks: _Ranks, graph: Graph) -> _Ranks:
     return replace(ranks, narrowed={MOE.partition(".")[0]: EXPERT_PARALLEL}, experts=there)
 
 
-def _refusal(sharing: Sharing | None) -> str:
+def _refusal(sharing: Sharing | None, training: Training) -> str:
     """What a start on several ranks says where their layout is none for answers."""
-    if sharing is None or shares_weights(sharing):
+    if sharing is None or shares_weights(sharing, training):
         return ""
-    return REFUSAL.format("pp" if sharing.pp > 1 else "tp")
+    if sharing.pp > 1:
+        return REFUSAL.format("placement.pp 1")
+    return REFUSAL.format("placement.tp 1" if sharing.tp > 1 else "training.documents joined")
 
 
 def functions_file(

@@ -22,6 +22,7 @@ from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import as_functions_of_modules, hand_down, readers_of, retarget
 from dsc.compiler.passes.inference import for_inference
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.spec.training import Training
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ FORWARD, ROOT = "Model.forward", "Model.log_probabilities"
 DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b, s]; 0 where the label is -100."
 
 
-def shares_weights(sharing: Sharing | None) -> bool:
+def shares_weights(sharing: Sharing | None, training: Training) -> bool:
     """Whether ranks that learn from answers share the weights as the plan says: of some layouts there is no code."""
-    return sharing is not None and sharing.pp == sharing.tp == 1
+    return sharing is not None and sharing.pp == sharing.tp == 1 and training.documents == "joined"
 
 
-def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, replay: bool) -> Policies:
+def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, shared: bool, replay: bool) -> Policies:
     """`stepped`: the graph of the step with kernels, as `training` is `plain` with kernels."""
-    sharing, shared = step.sharing, shares_weights(step.sharing)
+    sharing = step.sharing
     apart = sharing is not None and shared and (sharing.ep > 1 or sharing.cp > 1)
     alone = verify(policy(training, plain, replay, shared and not apart))
     if sharing is None or not apart:

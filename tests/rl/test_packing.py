@@ -206,10 +206,9 @@ def test_attention_keeps_what_it_claims(emitted: Any, name: str) -> None:
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     for block in attends:
         part = next(part for part in model.modules() if type(part).__name__ == block.class_name)
-        visible = torch.ones(2, length, length, dtype=torch.bool).tril()
         given = {
             "x": torch.randn(2, length, module("dims").HIDDEN_SIZE, requires_grad=True),
-            "visible": visible,
+            "starts": torch.zeros(2, length, dtype=torch.int32),
             "rope": module("model").spread_pairs(module("model").rotary_table(length, torch.empty(0))),
         }
         kept: dict[int, int] = {}
