@@ -37,8 +37,7 @@ OURS = [
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
 PART = {"S": "S tokens of a sequence that are this rank's"}
-REFUSAL = "sft and grpo do not run with placement.{} above 1; compile with 1, or start one process"
-APART = "sft and grpo do not run on ranks with training.documents apart; compile with joined, or start one process"
+REFUSAL = "sft and grpo on ranks need {}; compile with it, or start one process"
 NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
@@ -112,8 +111,9 @@ def _refusal(sharing: Sharing | None, training: Training) -> str:
     """What a start on several ranks says where their layout is none for answers."""
     if sharing is None or shares_weights(sharing, training):
         return ""
-    above = next((axis for axis in ("pp", "tp") if getattr(sharing, axis) > 1), None)
-    return APART if above is None else REFUSAL.format(above)
+    if sharing.pp > 1:
+        return REFUSAL.format("placement.pp 1")
+    return REFUSAL.format("placement.tp 1" if sharing.tp > 1 else "training.documents joined")
 
 
 def functions_file(
