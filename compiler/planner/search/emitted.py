@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.packed import DocumentStarts
 from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import why_one_by_one
@@ -133,6 +134,10 @@ def _keeps_codes(graph: Graph) -> bool:
     return any(node.op.saves_codes for block in graph.blocks.values() for node in block.nodes())
 
 
+def _keeps_documents_apart(graph: Graph) -> bool:
+    return any(isinstance(node.op, DocumentStarts) for block in graph.blocks.values() for node in block.nodes())
+
+
 def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
     """What of a plan the package does not do, a line each: of its layout, and of the types of the training state."""
     uncut = why_one_by_one(bool(layout.recompute), problem.cost.overlap.cycles)
@@ -163,6 +168,8 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"etp {layout.etp}"
     if layout.tp > 1 and layout.cp > 1:
         yield f"tp {layout.tp} beside cp {layout.cp}: both share out sequences"
+    if layout.tp > 1 and _keeps_documents_apart(graph):
+        yield f"tp {layout.tp} where documents in a row are apart"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
