@@ -3,7 +3,9 @@
 """The losses of rows that hold several documents each.
 
 The lines of Model.loss with attention that stays within a document, each a function only where the model's own class
-does something else. Positions count through the row: attention knows only how far two tokens are apart.
+does something else. Positions count through the row: attention knows only how far two tokens are apart. The loss of
+balance is a row's, as that of pre-training is a sequence's of many texts: what it evens out is the work of experts,
+whatever document asks for it. Backward makes nothing again.
 
 Dims: B batch, S sequence, C = S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
     N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK.
