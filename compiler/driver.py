@@ -29,9 +29,9 @@ from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.pack import pack
-from dsc.compiler.passes.packed import packed
+from dsc.compiler.passes.packed import documents_apart, packed
 from dsc.compiler.passes.paged import with_pages
-from dsc.compiler.passes.policy import Policies, policies, record_experts
+from dsc.compiler.passes.policy import Policies, policies, record_experts, shares_weights
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
@@ -100,9 +100,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     planned = plan_of_package(spec, locked)
     alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
     if planned is None or isinstance(planned, str):
-        step, plan = training_step(plain, None), ""
+        step, plan = training_step(read_in_rows(spec, plain), None), ""
     else:
-        step, plan, spec = training_step(plain, planned.sharing), planned.text, planned.spec
+        step, plan, spec = training_step(read_in_rows(spec, plain), planned.sharing), planned.text, planned.spec
     packing = partial(pack, positions=spec.max_position_embeddings)
     replay = spec.rl is not None and spec.rl.router_replay
     recording = (record_experts,) if replay else ()
@@ -113,7 +113,11 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
     (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
     rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
-    learning = None if spec.rl is None else policies(training, stepped, plain, step, replay)
+    learning = (
+        None
+        if spec.rl is None
+        else policies(training, stepped, plain, step, shares_weights(step.sharing, spec.training), replay)
+    )
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
@@ -121,11 +125,34 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
-    spoken = (*cautions(spec), *kernels.notes, *expanded, *gathered, *untiled, *alone, *apart, *wide_state(spec))
+    spoken = (
+        *cautions(spec),
+        *kernels.notes,
+        *expanded,
+        *gathered,
+        *untiled,
+        *alone,
+        *apart,
+        *wide_state(spec),
+        *_answers(spec, step),
+    )
     notes = tuple(
         dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
     )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
+
+
+def read_in_rows(spec: ModelSpec, plain: Graph) -> Graph:
+    """The plain graph as pre-training runs it on the rows that the spec asks for."""
+    return verify(documents_apart(plain)) if spec.training.documents == "apart" else plain
+
+
+def _answers(spec: ModelSpec, step: TrainingStep) -> Iterator[str]:
+    """Where sft and grpo do less than the plan has of pre-training."""
+    if spec.rl is not None and step.recompute:
+        yield "sft and grpo: backward makes nothing again, whatever is recomputed in pre-training"
+    if spec.rl is not None and step.sharing is not None and not shares_weights(step.sharing, spec.training):
+        yield "sft and grpo: one process, for they have no code where ranks share so, or keep documents apart"
 
 
 def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tuple[Pass, ...]]:
@@ -178,7 +205,7 @@ def problem_of(spec: ModelSpec) -> Problem:
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
     target = target_of(spec)
-    plain = verify(build_graph(spec))
+    plain = read_in_rows(spec, verify(build_graph(spec)))
     graphs = [plain, verify(sharing_experts(plain), plain)]
     alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
     return alone, shared

@@ -133,7 +133,7 @@ class ModelSpec(Section):
     workload: Workload = Workload()
     """What the model is asked to do: costs per token are counted at these sizes."""
     training: Training = Training()
-    """What the trainer does at steps that are not like the others."""
+    """What the trainer reads in a row, and does at steps that are not like the others."""
     cluster: Machinery | None = None
     """The machines to plan for and to choose kernels for; null for plain PyTorch on one device."""
     placement: Placement | None = None

@@ -1,14 +1,18 @@
 """Reinforcement learning on verifiable rewards: GRPO (arXiv 2402.03300, section 4.1), and what later papers changed.
 
-Defaults are DeepSeek-R1's where it publishes a number (Nature 645, 2025, Methods and Supplementary Information):
+Defaults are DeepSeek-R1's where it publishes a number (Nature 645, 633, 2025, doi 10.1038/s41586-025-09422-z, Methods,
+training details of the first RL stage; arXiv 2501.12948 v2 has the same):
 
 - published: 16 outputs a question of at most 32,768 tokens, temperature 1, clip 10, KL 0.001, a new reference every 400
-  steps, one epoch, advantages divided by the deviation; with the learning rate 3e-6 and 32 questions a step, which are
-  defaults of train/grpo.py
+  steps, one epoch, advantages divided by the deviation (equation 3); with the learning rate 3e-6 and 32 questions, so
+  512 outputs, a step, which are defaults of train/grpo.py. The second stage has temperature 0.7; R1-Zero has no clip
+  that is published, and 65,536 tokens from step 8,200 on
+- done otherwise: a rollout there is 8,192 outputs, learned in 16 steps of 512; here each step draws its own
 - not published, or not done there: clipping that is wider on one side, importance_cap, router_replay, overlong_mask,
-  length_penalty
-- its equation has one ratio for a whole output; `ratio` token and `denominator` sequences are DeepSeekMath's, which it
-  names as its method
+  length_penalty, warm-up, weight decay and the gradient's largest norm
+- its equation 1 has one ratio for a whole output; `ratio` token and `denominator` sequences are DeepSeekMath's (arXiv
+  2402.03300, equation 3), which it names as its method and which publishes a learning rate of 1e-6, KL 0.04, 64 outputs
+  of at most 1,024 tokens, batches of 1,024 and one update each (section 4.2), but no clip
 """
 
 from typing import Annotated, Literal
@@ -33,27 +37,27 @@ class ReinforcementLearning(Section):
     """The policy answers each question several times; what scores above its group's mean becomes likelier."""
 
     group_size: Annotated[int, Field(ge=2, le=65536)] = 16
-    """Answers to each question, the group whose mean is the baseline."""
+    """Answers to each question, the group whose mean is the baseline (DeepSeek-R1: 16; DeepSeekMath: 64)."""
     max_new_tokens: Count = 32768
-    """Longest answer; longer ones are cut off there."""
+    """Longest answer; longer ones are cut off there (DeepSeek-R1: 32,768)."""
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    """Of the answers; training sees the distribution that they are drawn from."""
+    """Of the answers; training sees the distribution that they are drawn from (DeepSeek-R1: 1, then 0.7)."""
     ratio: Literal["token", "sequence"] = "token"
     """What is clipped: each token's probability ratio, or the whole answer's (GSPO, arXiv 2507.18071, equation 7)."""
     clip_low: Clip = 10.0
-    """Ratios below 1 - clip_low earn no more; not below zero from 1 on, where it clips nothing."""
+    """Ratios below 1 - clip_low earn no more; from 1 on it clips nothing (DeepSeek-R1: 10)."""
     clip_high: Clip = 10.0
-    """Ratios above 1 + clip_high earn no more (DAPO's clip-higher is 0.28 beside a clip_low of 0.2)."""
+    """Ratios above 1 + clip_high earn no more (DeepSeek-R1: 10; DAPO: 0.28 beside a clip_low of 0.2)."""
     kl: Annotated[float, Field(ge=0.0, le=1e6)] = 0.001
-    """Coefficient of the divergence from the reference, k3 of each token; with 0 there is no reference."""
+    """Of the divergence from the reference, k3 of each token; 0: no reference (DeepSeek-R1: 0.001)."""
     reference_refresh: Count | None = 400
-    """Steps after which the reference becomes the policy; null: it stays where training began."""
+    """Steps after which the reference becomes the policy (DeepSeek-R1: 400); null: it stays where training began."""
     denominator: Literal["sequences", "tokens", "constant"] = "sequences"
     """Answers alike whatever their length (GRPO), tokens alike (DAPO), or by max_new_tokens (Dr. GRPO, 2503.20783)."""
     std_normalization: bool = True
-    """Divide advantages by their group's deviation (GRPO); Dr. GRPO does not."""
+    """Divide advantages by their group's deviation (DeepSeek-R1, equation 3); Dr. GRPO does not."""
     epochs: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Optimizer steps on each batch of answers."""
+    """Optimizer steps on each batch of answers (DeepSeek-R1: 1)."""
     importance_cap: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     """Weighs tokens by how much likelier trainer than engine finds them, up to this; null: engine and trainer agree."""
     router_replay: bool = False

@@ -1,4 +1,7 @@
-"""What the trainer does where a step is not like the others. What is left out leaves no line in it."""
+"""What the trainer reads in a row, and does where a step is not like the others.
+
+What is left out leaves no line in it.
+"""
 
 from typing import Annotated, Literal
 
@@ -19,6 +22,9 @@ class Spike(Section):
 
 
 class Training(Section):
+    documents: Literal["joined", "apart"] = "joined"
+    """What a token sees of a row: all that precedes it, whichever document that is of (DeepSeek-V3, section 4.1), or of
+    its own document alone, in attention and in labels (Llama 3, arXiv 2407.21783, section 3.2)."""
     not_finite: Literal["stop", "skip"] = "stop"
     """Where the loss or the gradient norm is not finite: end the run, or leave the update out and count the step."""
     spike: Spike | None = None

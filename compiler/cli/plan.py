@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dsc.compiler.planner.serving.served import Phase
 
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
-FOR_CLUSTERS = ("output", "report", "trace", "explain")
+FOR_CLUSTERS = ("output", "report", "trace", "explain", "engine")
 """Options that ask for more than is known where no cluster is named."""
 
 
@@ -50,6 +51,12 @@ FOR_CLUSTERS = ("output", "report", "trace", "explain")
 @click.option(
     "--explain", metavar="KEY", help="Why the plan has this value: a name of `placement`, such as micro_batch."
 )
+@click.option(
+    "--for",
+    "engine",
+    type=click.Choice(["torchtitan", "megatron"]),
+    help="Print the layout as this engine is told it: a part of its configuration, its arguments.",
+)
 @json_option
 @click.pass_context
 def plan_command(
@@ -71,6 +78,7 @@ def plan_command(
     report: str | None,
     trace: str | None,
     explain: str | None,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Does it fit, on which GPUs, how fast, and why not otherwise?
@@ -91,7 +99,7 @@ def plan_command(
         raise click.UsageError("--nodes and --gpus both say how many: give one of them")
     asked.only_for(mode)
     if mode == "train" and model.cluster is None and not (cluster or nodes or gpus):
-        if given := [f"--{name}" for name in FOR_CLUSTERS if ctx.params[name]]:
+        if given := [f"--{'for' if name == 'engine' else name}" for name in FOR_CLUSTERS if ctx.params[name]]:
             raise click.UsageError(f"{', '.join(given)}: not for a plan without a cluster; {NAME_ONE}")
         nowhere(model, as_json)
         return
@@ -104,6 +112,8 @@ def plan_command(
         raise click.UsageError("--report is of one pool: ask with --mode prefill or decode and that pool's --nodes")
     if explain is not None:
         _explainable(explain, mode)
+    if engine is not None:
+        _tellable(mode, alone=not (as_json or explain))
     if mode == "train":
         planned = training(model)
     elif mode == "serve":
@@ -114,7 +124,9 @@ def plan_command(
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")
             say(f"wrote {path}", stderr=as_json)
-    if explain is not None and planned.why is not None:
+    if engine is not None and planned.told is not None:
+        say(_told(planned.told, engine))
+    elif explain is not None and planned.why is not None:
         planned.why(explain, as_json)
     elif as_json:
         print_json(planned.record)
@@ -123,6 +135,23 @@ def plan_command(
     if planned.refused is not None:
         say(planned.refused(), stderr=True)
         ctx.exit(Exit.SAID_NO)
+
+
+def _tellable(mode: str, alone: bool) -> None:
+    """Refuses what --for cannot be asked of, or beside."""
+    if mode != "train":
+        raise click.UsageError("--for is of training: it is for --mode train")
+    if not alone:
+        raise click.UsageError("--for prints a configuration: leave out --json and --explain")
+
+
+def _told(told: Callable[[str], str], engine: str) -> str:
+    from dsc.compiler.planner.report.engines import CannotBeSaid
+
+    try:
+        return told(engine).rstrip()
+    except CannotBeSaid as error:
+        raise click.UsageError(f"--for {engine}: {error}") from error
 
 
 def _explainable(key: str, mode: str) -> None:

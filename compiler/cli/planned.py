@@ -12,6 +12,7 @@ from dsc.compiler.cli.plan_tables import show_plan, show_trivial
 from dsc.compiler.cli.why_table import show_why
 from dsc.compiler.driver import build, problem_of
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
+from dsc.compiler.planner.report.engines import ENGINES
 from dsc.compiler.planner.report.package import found_plan
 from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
@@ -43,6 +44,8 @@ class Planned:
     """What to say where nothing fits, or is as fast as was asked for."""
     why: Callable[[str, bool], None] | None = None
     """Of a key: what speaks for its value; as JSON, or for a person."""
+    told: Callable[[str], str] | None = None
+    """The layout in the words of another engine."""
 
 
 def nowhere(spec: ModelSpec, as_json: bool) -> None:
@@ -79,6 +82,7 @@ def training(spec: ModelSpec) -> Planned:
         lambda: show_plan(plan),
         None if plan.fits else lambda: _too_small(plan),
         lambda key, as_json: print_json(why_record(why(plan, key))) if as_json else show_why(why(plan, key)),
+        lambda engine: ENGINES[engine](plan),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsc.compiler.emit.classes import signature
+from dsc.compiler.emit.documents import from_documents
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported
 from dsc.compiler.emit.printer import Printer
@@ -40,12 +41,15 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
     table = [(kind, _name(kind) if f"{kind}.{METHOD}" in turns.blocks else "unbroken") for kind in kinds]
     unbroken = any(function == "unbroken" for _, function in table)
     used = names(body) | {"Callable", "nn", "Turns", *(("Tensor", "Tape") if unbroken else ()), *kinds}
+    of_documents = from_documents(step.graph, printer, model)
+    elsewhere = {*(part.name for part in model), *(name for _, name in of_documents)}
     experts = [EXPERT_PARALLEL, *(one.name for one in helpers(step.graph, printer))]
     offered = [
         *imported(turns, "..", "."),
+        *of_documents,
         *(("..model", part.name) for part in model),
         *((".stages", kind) for kind in kinds),
-        *((".experts", name) for name in experts if name not in {part.name for part in model}),
+        *((".experts", name) for name in experts if name not in elsewhere),
         *_shares(step.graph, ".context", context.PREFIX),
         *_shares(step.graph, ".tensor", tensor.PREFIX),
         *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),

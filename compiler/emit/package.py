@@ -78,7 +78,7 @@ def python_files(
         *serving_files(printer, serving, training, model),
         *training_files(printer, step, training, plain, model),
         *posttraining_files(printer, policies, rows, training, step, serving, model),
-        *kernel_files(printer, (step.graph, serving, *([] if rows is None else [rows])), target),
+        *kernel_files(printer, (step.graph, training, serving, *([] if rows is None else [rows])), target),
     ]
     files.append(dims_file(printer, files))
     folders = sorted({file.path.rpartition("/")[0] for file in files})

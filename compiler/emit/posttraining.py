@@ -18,9 +18,10 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes import packed, policy
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.handing import functions_of
-from dsc.compiler.passes.policy import Policies
+from dsc.compiler.passes.policy import Policies, shares_weights
 from dsc.compiler.passes.serve import DRAFT
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.spec.training import Training
 
 POLICY, PACKED, SHARED = "train/policy.py", "train/packed.py", "train/shared_policy.py"
 PLAIN = ("head", "ranks", "questions", "rewards", "rollout", "experience", "grpo_loss", "layout", "learner", "grpo")
@@ -35,7 +36,9 @@ OURS = [
 ]
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
-REFUSAL = "sft and grpo do not run where ranks share {}; compile with placement.{} 1, or start one process"
+PART = {"S": "S tokens of a sequence that are this rank's"}
+REFUSAL = "sft and grpo do not run where ranks share {}; compile with {}, or start one process"
+NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,22 @@ def posttraining_files(
     if rl is None:
         return []
     assert policies is not None and rows is not None
-    model, refusal = list(model), _refusal(sharing)
-    shared = sharing is not None and not refusal
+    model, shared = list(model), shares_weights(sharing, files.spec.training)
+    context = shared and sharing is not None and sharing.cp > 1
     values = {
         "rl": rl,
         "left_out": _left_out(policies.alone, training),
         "guesses": DRAFT in serving.blocks,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
+        "ahead": files.spec.training.documents == "apart" and files.spec.mtp is not None,
         "sharing": sharing,
         "shared": shared,
         "shared_policy": policies.shared is not None,
-        "refusal": refusal,
+        "context": context,
+        "refusal": _refusal(sharing, files.spec.training),
+        "refused_sft": NO_SEQUENCES.format("sft does not run"),
+        "refused_grpo": NO_SEQUENCES.format("rl.ratio sequence is not found") if rl.ratio == "sequence" else "",
     }
     ranks = _Ranks(("Model", *step.whole.layer_kinds), {}) if shared else ALONE
     plain = [f"train/{name}.py" for name in (*PLAIN, *SUPERVISED)] + ([REPLAY] if rl.router_replay else [])
@@ -89,19 +96,26 @@ def posttraining_files(
         *(files.file(path, path, **values) for path in plain),
     ]
     if policies.shared is not None:
-        experts = step.graph.methods(EXPERT_PARALLEL)
-        there = requirements(Graph({block.key: block for block in experts}, step.graph.constants))
-        ranks = replace(ranks, narrowed={MOE.partition(".")[0]: EXPERT_PARALLEL}, experts=tuple(there))
+        ranks = _sharing_experts(ranks, step.graph) if sharing is not None and sharing.ep > 1 else ranks
         printed.append(functions_file(files, SHARED, policies.shared, policy.ROOT, training, model, ranks))
     return printed
 
 
-def _refusal(sharing: Sharing | None) -> str:
+def _sharing_experts(ranks: _Ranks, graph: Graph) -> _Ranks:
+    blocks = {block.key: block for block in graph.methods(EXPERT_PARALLEL)}
+    there = tuple(requirements(Graph(blocks, graph.constants)))
+    return replace(ranks, narrowed={MOE.partition(".")[0]: EXPERT_PARALLEL}, experts=there)
+
+
+def _refusal(sharing: Sharing | None, training: Training) -> str:
     """What a start on several ranks says where their layout is none for answers."""
-    if sharing is None:
+    if sharing is None or shares_weights(sharing, training):
         return ""
-    shared = {"pp": "layers in a pipeline", "cp": "sequences", "tp": "heads and widths"}
-    return next((REFUSAL.format(what, axis) for axis, what in shared.items() if getattr(sharing, axis) > 1), "")
+    if sharing.pp > 1:
+        return REFUSAL.format("layers in a pipeline", "placement.pp 1")
+    if sharing.tp > 1:
+        return REFUSAL.format("heads and widths", "placement.tp 1")
+    return REFUSAL.format("weights and documents are apart", "training.documents joined")
 
 
 def functions_file(
@@ -127,7 +141,8 @@ def functions_file(
         "train/policy.py" if path == SHARED else path,
         replay=files.spec.rl is not None and files.spec.rl.router_replay,
         shared=path == SHARED,
-        legend=legend(graph.constants.symbols(), body, SIZES),
+        experts=bool(ranks.experts),
+        legend=legend(graph.constants.symbols(), body, SIZES | (PART if "own_part" in used else {})),
         imports=imports(used),
         local=local_imports(used, offered),
         body=body,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, holders, method
+from dsc.compiler.emit.documents import documents_file, from_documents
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, imported, recompute_functions
 from dsc.compiler.emit.overlap import overlap_files
@@ -81,11 +82,13 @@ def training_files(
     bias = moves_selection_bias(training)
     sharing, guard, recompute = step.sharing, _guard(files.spec.training), drops(step.recompute)
     tied = len(_readers(step)) > 1
+    apart = files.spec.training.documents == "apart"
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
-    printed = list(_recompute_file(files, step))
+    values |= {"apart": apart, "ahead": apart and files.spec.mtp is not None}
+    printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    printed += [files.file(path, path) for path in PLAIN]
+    printed += [files.file(path, path, apart=apart) for path in PLAIN]
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
     mtp = files.spec.mtp is not None
@@ -131,10 +134,11 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
-    offered = [*imported(graph, "..", "."), (".plan", "TP")]
+    offered = [*imported(graph, "..", "."), *from_documents(graph, printer, model := list(model)), (".plan", "TP")]
     return files.file(
         "train/stages.py",
         "train/stages.py",
+        ahead=files.spec.training.documents == "apart" and files.spec.mtp is not None,
         pipeline=pipeline,
         sequences=sequences,
         whole=step.stages[0].block.class_name if sequences else "",

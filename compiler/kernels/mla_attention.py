@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.kernels.kernel import Kernel, Launch
+from dsc.compiler.kernels.kernel import V3, Kernel, Launch, Probe
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import Numbers
 from dsc.spec.attention import MlaAttention
@@ -15,9 +15,10 @@ from dsc.spec.model import ModelSpec
 
 def _loading(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object]:
     """`padded`: some head dim is no width of a tile, so that columns are masked. `tma`: tiles are loaded by tensor
-    descriptors, which need no registers for addresses but cannot mask columns."""
+    descriptors, which need no registers for addresses but cannot mask columns. `documents`: a row may hold several."""
     padded = _tile_widths(spec) != _head_dims(spec)
-    return {"padded": padded, "tma": target.arch in ("sm_90", "sm_100") and not padded}
+    documents = spec.training.documents == "apart" or spec.rl is not None
+    return {"padded": padded, "tma": target.arch in ("sm_90", "sm_100") and not padded, "documents": documents}
 
 
 def _common(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object]:
@@ -78,16 +79,20 @@ def _tile_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+PROBES = (V3, Probe("deepseek-v3", changes={"training.documents": "apart"}, everywhere=True))
+"""Rows of one document, and of several."""
 MLA_COMMON = Kernel("mla_common", values=_common, refusal=_refusal)
 MLA_ATTENTION = Kernel(
     "mla_attention",
     launches=(_launch("forward", "BLOCK_M", with_v=False),),
     values=_loading,
     refusal=_refusal,
+    probes=PROBES,
 )
 MLA_ATTENTION_BACKWARD = Kernel(
     "mla_attention_backward",
     launches=(_launch("keys", "BLOCK_N", with_v=True), _launch("queries", "BLOCK_M", with_v=True)),
     values=_loading,
     refusal=_refusal,
+    probes=PROBES,
 )

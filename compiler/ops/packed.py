@@ -1,4 +1,4 @@
-"""Several documents in a row, each as if it were alone: who sees whom, and attention that keeps to it."""
+"""Several documents in a row, each as if it were alone: where each begins, attention and labels that keep to it."""
 
 from dataclasses import field
 
@@ -9,14 +9,52 @@ from dsc.compiler.ops.attention import CausalAttention
 
 
 @register
+class DocumentStarts(Op):
+    """Where in its row the document of each position begins. Numbers [B, S] -> positions [B, S]."""
+
+    kind = "document_starts"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("documents",)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("document_starts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], *tensor(inputs[0]).shape, dtype=DType.INT32),)
+
+
+@register
+class LabelsInDocument(Op):
+    """Labels n positions ahead, -100 where those are of another document: [B, S] -> [B, S - n]."""
+
+    kind = "labels_in_document"
+    ahead: int
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("labels", "documents")
+
+    def infer(self, inputs: Types) -> Types:
+        batch, length = tensor(inputs[0]).shape
+        return (retyped(inputs[0], batch, length - self.ahead),)
+
+
+@register
 class VisibleInDocument(Op):
-    """Which positions each one sees: those of its document up to itself. Numbers [B, S] -> [B, S, S]."""
+    """Which positions each one sees: those of its document up to itself. Where it begins [B, S] -> [B, S, S]."""
 
     kind = "visible_in_document"
 
     @property
     def operands(self) -> tuple[str, ...]:
-        return ("documents",)
+        return ("starts",)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("visible_in_document",)
 
     def infer(self, inputs: Types) -> Types:
         batch, length = tensor(inputs[0]).shape
@@ -24,26 +62,11 @@ class VisibleInDocument(Op):
 
 
 @register
-class SkipLastSeen(Op):
-    """The same without the last n positions, neither as who sees nor as who is seen: [B, S, S] -> [B, S - n, S - n]."""
-
-    kind = "skip_last_seen"
-    is_view = True
-    count: int
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        return ("visible",)
-
-    def infer(self, inputs: Types) -> Types:
-        visible = tensor(inputs[0])
-        batch, new, seen = visible.shape
-        return (retyped(visible, batch, new - self.count, seen - self.count),)
-
-
-@register
 class DocumentAttention(CausalAttention):
-    """softmax(q k^T * scale) v of each position over those that are visible [B, S, S] to it."""
+    """softmax(q k^T * scale) v of each position over those that are visible [B, S, S] to it.
+
+    Its cost is that of a row of a single document, which is the upper bound: how long documents are, data says.
+    """
 
     kind = "document_attention"
 
@@ -59,8 +82,7 @@ class DocumentAttention(CausalAttention):
         return super().infer(inputs[:3])
 
     def flops(self, inputs: Types, outputs: Types) -> Dim:
-        """Two products with every position, visible or not: 2 S S H (qk + v)."""
-        return super().flops(inputs[:3], outputs) * 2
+        return super().flops(inputs[:3], outputs)
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         """PyTorch's operator turns the mask into numbers that it adds to the logits, and keeps those too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node, Value
@@ -11,7 +11,7 @@ from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.ops.attention import CausalAttention, WindowedAttention
-from dsc.compiler.ops.call import CallListed, CallModule
+from dsc.compiler.ops.call import CallFunction, CallListed, CallModule
 from dsc.compiler.ops.context import (
     Ahead,
     ContextAttention,
@@ -201,16 +201,17 @@ def at_all_positions(block: Block) -> Block:
     return block.with_nodes(nodes).reinfer(same)
 
 
-def share_step(step: Block, count: int) -> Block:
-    """A step over this rank's part of every sequence; tokens and labels come whole."""
+def share_step(step: Block, count: int, whole_inputs: Collection[str] = WHOLE_SEQUENCES) -> Block:
+    """A step over this rank's part of every sequence; some inputs come whole."""
     ranks = context_ranks(count)
     step = at_all_positions(step)
-    whole = {value: widened(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
+    whole = {value: widened(value, ranks) for value in step.inputs if value.name in whole_inputs}
     own: dict[Value, Value] = {}
     body = [_own(value, wide, f"own_{value.name}", ranks, own) for value, wide in whole.items()]
     for node in step.nodes():
         cut = isinstance(node.op, Ahead | RotaryTable)
-        inputs = tuple(whole[v] if cut and v in whole else own.get(v, v) for v in node.inputs)
+        reads_whole = cut or (isinstance(node.op, CallFunction) and not node.op.path())  # the same module's
+        inputs = tuple(whole[v] if reads_whole and v in whole else own.get(v, v) for v in node.inputs)
         if not cut:
             body.append(replace(node, inputs=inputs))
             continue
@@ -219,6 +220,8 @@ def share_step(step: Block, count: int) -> Block:
         wide = replace(value, type=type)
         body += [replace(node, inputs=inputs, outputs=(wide,)), _own(value, wide, value.name, ranks, own)]
     outputs = tuple(own.get(value, value) for value in step.outputs)
+    read = {value for node in body for value in node.inputs}
+    body = [node for node in body if not isinstance(node.op, OwnPart) or read.intersection(node.outputs)]
     given = tuple(whole.get(value, value) for value in step.inputs)
     return replace(step, inputs=given).with_nodes(body, outputs).reinfer({})
 

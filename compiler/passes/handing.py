@@ -69,13 +69,20 @@ def _handing(node: Node, given: Value, readers: set[str]) -> Node:
 
 def _retargeted(graph: Graph) -> Graph:
     """Every call with its callee's signature as it is now."""
-    return graph.map(lambda block: block.with_nodes(_retarget(node, graph) for node in block.nodes()))
+    return graph.map(lambda block: block.with_nodes(_handed(node, graph) for node in block.nodes()))
 
 
-def _retarget(node: Node, graph: Graph) -> Node:
+def _handed(node: Node, graph: Graph) -> Node:
     if not isinstance(node.op, BlockCall) or len(node.inputs) == len(node.op.operands):
         return node
-    return replace(node, op=node.op.retarget(Signature.of(graph.blocks[node.op.callee()])))
+    return retarget(node, graph.blocks)
+
+
+def retarget(node: Node, blocks: Mapping[str, Block]) -> Node:
+    """A call with its callee's signature as it is among `blocks`."""
+    if not isinstance(node.op, BlockCall) or node.op.callee() not in blocks:
+        return node
+    return replace(node, op=node.op.retarget(Signature.of(blocks[node.op.callee()])))
 
 
 def as_functions_of_modules(graph: Graph, modules: Graph) -> Graph:

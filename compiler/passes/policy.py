@@ -17,10 +17,12 @@ from dsc.compiler.ops.paged import BATCH
 from dsc.compiler.ops.policy import REPLAY, LogProbabilities, RecordExperts, ReplayExperts
 from dsc.compiler.ops.projection import Linear, TiedHead
 from dsc.compiler.ops.router import TopExperts
+from dsc.compiler.passes.context import TOKENS, share_step
 from dsc.compiler.passes.distribute import TrainingStep
-from dsc.compiler.passes.handing import as_functions_of_modules, hand_down, readers_of
+from dsc.compiler.passes.handing import as_functions_of_modules, hand_down, readers_of, retarget
 from dsc.compiler.passes.inference import for_inference
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
+from dsc.spec.training import Training
 
 
 @dataclass(frozen=True)
@@ -36,26 +38,54 @@ FORWARD, ROOT = "Model.forward", "Model.log_probabilities"
 DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b, s]; 0 where the label is -100."
 
 
-def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, replay: bool) -> Policies:
+def shares_weights(sharing: Sharing | None, training: Training) -> bool:
+    """Whether ranks that learn from answers share the weights as the plan says: of some layouts there is no code."""
+    return sharing is not None and sharing.pp == sharing.tp == 1 and training.documents == "joined"
+
+
+def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, shared: bool, replay: bool) -> Policies:
     """`stepped`: the graph of the step with kernels, as `training` is `plain` with kernels."""
-    alone, sharing = verify(policy(training, plain, replay)), step.sharing
-    if sharing is None or sharing.pp > 1 or sharing.ep == 1:
+    sharing = step.sharing
+    apart = sharing is not None and shared and (sharing.ep > 1 or sharing.cp > 1)
+    alone = verify(policy(training, plain, replay, shared and not apart))
+    if sharing is None or not apart:
         return Policies(alone, None)
-    return Policies(alone, verify(policy(_on_ranks(training, stepped), _on_ranks(plain, step.graph), replay)))
+    graphs = training, plain
+    if sharing.ep > 1:
+        graphs = _sharing_experts(training, stepped), _sharing_experts(plain, step.graph)
+    graph = policy(*graphs, replay, shared=True)
+    return Policies(alone, verify(graph if sharing.cp == 1 else _sharing_sequences(graph, sharing.cp)))
 
 
-def _on_ranks(graph: Graph, step: Graph) -> Graph:
+def _sharing_sequences(graph: Graph, ranks: int) -> Graph:
+    """The functions of Model are given whole sequences of tokens, and find the probabilities of this rank's part."""
+    blocks = dict(graph.blocks)
+    for key in [key for key, block in graph.blocks.items() if block.class_name == "Model"]:
+        block = blocks[key].with_nodes(retarget(node, blocks) for node in blocks[key].nodes())
+        blocks[key] = share_step(block, ranks, (TOKENS,))
+    doc = (
+        "Log-probabilities [B, S] of this rank's labels, of whole sequences of tokens [B, CP * S]; 0 where one is -100."
+    )
+    return replace(graph, blocks={**blocks, ROOT: replace(blocks[ROOT], doc=doc)})
+
+
+def _sharing_experts(graph: Graph, step: Graph) -> Graph:
     """With the experts of a rank in the place of all."""
     mixture, share = graph.blocks[MOE], step.blocks[f"{EXPERT_PARALLEL}.{graph.blocks[MOE].method}"]
     share = replace(share, class_name=mixture.class_name)
     return replace(graph, blocks={**graph.blocks, MOE: share})
 
 
-def policy(training: Graph, plain: Graph, replay: bool) -> Graph:
-    """Functions of the model's modules, each where the module itself does more. `plain`: `training` without kernels."""
+def policy(training: Graph, plain: Graph, replay: bool, shared: bool = False) -> Graph:
+    """Functions of the model's modules, each where the module itself does more. `plain`: `training` without kernels.
+
+    Where ranks share the weights, a stage has the model's modules, and all methods of Model are functions.
+    """
     blocks = {**training.blocks, ROOT: _root(training.blocks[FORWARD], plain.blocks[FORWARD])}
     graph = for_inference(replace(training, blocks=blocks), (ROOT,))
-    return as_functions_of_modules(_replayed(graph, for_inference(plain)) if replay else graph, training)
+    own = {key: block for key, block in training.blocks.items() if not shared or block.class_name != "Model"}
+    modules = replace(training, blocks=own)
+    return as_functions_of_modules(_replayed(graph, for_inference(plain)) if replay else graph, modules)
 
 
 def _root(forward: Block, plain: Block) -> Block:

@@ -25,8 +25,8 @@ EMBEDDING, HEAD = "embedding", "head"
 LOSS = "Model.loss"
 WHOLE = "WholeModel"
 """The one stage where there is no pipeline."""
-BATCH = ("tokens", "labels", "counts")
-"""What every stage is given of the batch, by name."""
+BATCH = ("tokens", "labels", "documents", "counts")
+"""What every stage is given of the batch, by name; documents where attention keeps to them."""
 
 StageParts = tuple[tuple[str, ...], ...]
 """For each stage the names of its parts, such as embedding, layers.0, mtp.0, head."""

@@ -336,6 +336,7 @@ CHANGES = (
     Change("mla", "precision.optimizer.moments", "bf16", "plan"),
     Change("mla", "workload.sequence_length", 32, "plan"),
     Change("mla", "workload.global_batch", 64, "plan"),
+    Change("mla", "training.documents", "apart", "python"),
     Change("mla", "training.not_finite", "skip", ""),
     Change("mla", "training.spike", SPIKE, ""),
     *(Change("spike", f"training.spike.{key}", value, breaks) for key, (value, breaks) in SPIKE_CHANGES.items()),

@@ -60,6 +60,8 @@ COMMANDS = {
     "plan-a100": "plan a100.yaml",
     "plan-decode": "plan deepseek-v2-lite --mode decode --cluster h800 --nodes 1",
     "plan-explain": "plan tiny --cluster cpu --nodes 4 --explain recompute",
+    "plan-torchtitan": "plan qwen3-30b-a3b --cluster h100 --nodes 2 --for torchtitan",
+    "plan-megatron": "plan qwen3-30b-a3b --cluster h100 --nodes 2 --for megatron",
     "plan-nowhere": "plan tiny",
     "plan-serve": "plan deepseek-v2-lite --mode serve --answer 512 --cluster h800 --nodes 2",
     "plan-too-large": "plan llama-3.1-70b --cluster h100 --nodes 1",

@@ -22,7 +22,7 @@ OPTIONS = {
     "stats": {"SPEC", "--compare", "--context", "--batch", "--markdown", "--json"},
     "plan": {
         *("SPEC", "--mode", "--cluster", "--nodes", "--gpus", "--context", "--redundant", "--loads"),
-        *("--explain", "--answer", "--target-ttft", "--target-tpot", "--acceptance", "--price"),
+        *("--explain", "--for", "--answer", "--target-ttft", "--target-tpot", "--acceptance", "--price"),
         *("-o", "--output", "--report", "--trace", "--json"),
     },
     "diff": {"FIRST", "SECOND", "--files", "--breaking", "--hashes", "--json"},

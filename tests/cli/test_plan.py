@@ -242,10 +242,10 @@ def test_no_number_of_nodes_helps_a_model_that_no_node_holds(run: Any) -> None:
 @pytest.mark.parametrize(
     ("pins", "mode", "said"),
     [
-        ("{pp: 3, dp: 1}", "train", "pp x dp = 3 x 1 = 3 does not divide 4 GPUs"),
-        ("{pp: 2, dp: 2, cp: 1, tp: 2}", "train", "pp x dp x cp x tp = 2 x 2 x 1 x 2 = 8, but there are 4 GPUs"),
-        ("{tp: 4, dp: 4}", "decode", "tp x dp = 4 x 4 = 16, but there are 4 GPUs"),
-        ("{tp: 3}", "decode", "tp = 3 does not divide 4 GPUs: 4 = 1 x 3 + 1"),
+        ("{pp: 3, dp: 1}", "train", "pp x dp = 3 x 1 = 3 does not divide 4 ranks"),
+        ("{pp: 2, dp: 2, cp: 1, tp: 2}", "train", "pp x dp x cp x tp = 2 x 2 x 1 x 2 = 8, but there are 4 ranks"),
+        ("{tp: 4, dp: 4}", "decode", "tp x dp = 4 x 4 = 16, but there are 4 ranks"),
+        ("{tp: 3}", "decode", "tp = 3 does not divide 4 ranks: 4 = 1 x 3 + 1"),
         ("{pp: 2}", "decode", "pp = 2, but GPUs that serve are shared by tp, dp and ep only"),
     ],
 )

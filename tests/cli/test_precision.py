@@ -101,9 +101,9 @@ def test_pinned_activations_follow_the_products(run: Any) -> None:
 def test_pins_that_no_layout_keeps_to_are_warned_of(run: Any) -> None:
     spec = placed(PLAIN, {"kind": "h100", "nodes": 1})
     spec.write_text(spec.read_text() + "placement: {tp: 3}\n")
-    notes = ["train: on one device, for no layout keeps to the pins: tp = 3 does not divide 8 GPUs"]
+    notes = ["train: on one device, for no layout keeps to the pins: tp = 3 does not divide 8 ranks"]
     assert said(run, "check", spec) == said(run, "compile", spec, "-o", "package") == notes
-    assert "error[DSC070]: tp = 3 does not divide 8 GPUs" in run("plan", spec, code=2).stderr
+    assert "error[DSC070]: tp = 3 does not divide 8 ranks" in run("plan", spec, code=2).stderr
 
 
 @pytest.mark.parametrize("pins", ["recompute: [full, norms]", "recompute: [swiglu, swiglu]", "activations: fp8"])

@@ -144,6 +144,10 @@ def learning(name: str, **rl: object) -> ModelSpec:
     return ModelSpec.model_validate(load(name).model_dump() | {"rl": {"max_new_tokens": 8, **rl}})
 
 
+def documents_apart(name: str) -> ModelSpec:
+    return ModelSpec.model_validate(load(name).model_dump() | {"training": {"documents": "apart"}})
+
+
 def learning_with_layers_in_turn() -> ModelSpec:
     data = load("tiny-r1").model_dump()
     data["layers"] = [{"repeat": 2, "cycle": [{"ffn": "dense"}, {"ffn": "moe"}]}]
@@ -153,7 +157,7 @@ def learning_with_layers_in_turn() -> ModelSpec:
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp;
-    biases.
+    biases; documents that are kept apart.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
@@ -163,7 +167,7 @@ def programs() -> list[Program]:
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases()]
-    odd += [learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
+    odd += [documents_apart("tiny"), learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),
@@ -175,7 +179,7 @@ def programs() -> list[Program]:
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
     shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny"))]
-    gpus = [*specs, in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
+    gpus = [*specs, documents_apart("tiny"), in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 

@@ -73,6 +73,9 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+MODELS |= {
+    f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
+}
 PLACEMENT = {
     "pp": 1,
     "vpp": 1,
@@ -93,7 +96,7 @@ def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict
     """A spec, as plain values, on as many CPU ranks as its placement has."""
     ranks = math.prod(placement.get(name, 1) for name in ("pp", "dp", "cp", "tp"))
     return {
-        "name": f"small-{model}",
+        "name": f"small-{model.rpartition(', ')[2]}",
         "vocab_size": 256,
         "hidden_size": 64,
         "max_position_embeddings": 256,

@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,32 @@ from torch.distributed.tensor import DTensor
 BATCH, LENGTH, STEPS = 16, 32, 5
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Labels are missing unevenly: some sequences have none, so that some ranks have fewer than others."""
+def batch(step: int, apart: bool) -> tuple[Tensor, ...]:
+    """Labels are missing unevenly: some sequences have none, so that some ranks have fewer than others. With the
+    numbers of documents, of one token to all of a row, where these are kept apart."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(256, (BATCH, LENGTH + 1), generator=generator)
     labels = ids[:, 1:].clone()
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = -100
     labels[:5] = -100
-    return ids[:, :-1], labels
+    if not apart:
+        return ids[:, :-1], labels
+    begins = torch.rand(ids.shape, generator=generator) < torch.rand((BATCH, 1), generator=generator) / 2
+    documents = begins.long().cumsum(1)
+    return ids[:, :-1], labels.where(documents[:, 1:] == documents[:, :-1], -100), documents[:, :-1]
 
 
-def steps(layout: Any, make_optimizer: Any) -> dict[str, Any]:
-    optimizer = make_optimizer(layout.named_parameters(), 0.1)
+def steps(layout: Any, package: str) -> dict[str, Any]:
+    optimizer = optimizer_of(package)(layout.named_parameters(), 0.1)
+    apart = find_spec(f"{package}.train.document_layers") is not None
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     rows = []
     gradients: dict[str, list[float]] = {}
     for step in range(STEPS):
-        tokens, labels = (tensor[layout.rows] for tensor in batch(step))
-        held_out = layout.evaluate(tokens, labels)
-        losses = layout.step(tokens, labels)
+        given = [tensor[layout.rows] for tensor in batch(step, apart)]
+        held_out = layout.evaluate(*given)
+        losses = layout.step(*given)
         gradients = gradients or {name: digest(layout, name, weight) for name, weight in layout.named_parameters()}
         norm = layout.clip(0.5)
         optimizer.step()
@@ -71,7 +78,7 @@ def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dty
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     parallel = importlib.import_module(f"{package}.train.parallel")
-    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH), optimizer_of(package))
+    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH), package)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -85,7 +92,7 @@ def main(folder: str, package: str, dtype_name: str) -> None:
         mp.start_processes(rank_main, (world, results, package, dtype), nprocs=world, start_method="fork")
         ranks = [json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]
     single = importlib.import_module(f"{package}.train.single").Single(torch.device("cpu"), dtype, 0, BATCH, 4)
-    print(json.dumps({"one": steps(single, optimizer_of(package)), "ranks": ranks}))
+    print(json.dumps({"one": steps(single, package), "ranks": ranks}))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ CASES = {
     "ZeRO 2, replay": Case("grpo", "mixtral", {"dp": 2, "zero": 2}, {"router_replay": True, "denominator": "tokens"}),
     "ZeRO 1, a tied head": Case("grpo", "llama", {"dp": 2, "zero": 1}, {"kl": 0.0, "denominator": "constant"}),
     "copies of experts, ZeRO 3": Case("grpo", "mixtral", {"dp": 4, "ep": 2, "zero": 3}, {"router_replay": True}),
+    "sequences, experts, replay": Case(
+        "grpo", "deepseek", {"dp": 1, "cp": 2, "ep": 2, "zero": 1}, {"router_replay": True, "denominator": "tokens"}
+    ),
+    "sequences, windows, ZeRO 3": Case("grpo", "window", {"dp": 1, "cp": 2, "zero": 3}, {"overlong_mask": True}),
+    "sequences and data": Case("grpo", "mixtral", {"dp": 2, "cp": 2, "ep": 2, "zero": 2}, {"router_replay": True}),
     "answers, experts, ZeRO 1": Case("sft", "deepseek", {**EXPERTS, "zero": 1}, {}),
     "answers, windows, ZeRO 3": Case("sft", "window", {"dp": 2, "zero": 3}, {}),
 }
@@ -127,33 +132,36 @@ def test_ranks_learn_what_one_process_learns(name: str, runs_of: Any) -> None:
 ANSWERING = """    @torch.no_grad()
     def answering(self) -> Model:
         \"\"\"The model as an engine reads it, a"""
+LAYOUT, EXPERIENCE = "train/layout.py", "train/experience.py"
 FAULTS = {
-    "an engine of older weights": (ANSWERING, f"    @lru_cache\n{ANSWERING}"),
-    "a reference of other weights": ("        copied.load_state_dict(self.model.state_dict())\n", ""),
-    "losses of one rank": ("        dist.all_reduce(told)\n", ""),
-    "gradients of the first part": ("index + 1 == len(parts)", "index == 0"),
-    "weights in another order": ("found.to_local())", "found.to_local().flip(0))"),
+    "an engine of older weights": (LAYOUT, ANSWERING, f"    @lru_cache\n{ANSWERING}"),
+    "a reference of other weights": (LAYOUT, "        copied.load_state_dict(self.model.state_dict())\n", ""),
+    "losses of one rank": (LAYOUT, "        dist.all_reduce(told)\n", ""),
+    "gradients of the first part": (LAYOUT, "index + 1 == len(parts)", "index == 0"),
+    "weights in another order": (LAYOUT, "found.to_local())", "found.to_local().flip(0))"),
+    "the same part on all ranks": (EXPERIENCE, "group.rank()", "0"),
+    "padding that is an answer": (EXPERIENCE, "part(self.labels, -100)", "part(self.labels, 1)"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(fault: str, runs_of: Any) -> None:
-    line, instead = FAULTS[fault]
+    where, line, instead = FAULTS[fault]
 
     def change(path: str, text: str) -> str:
-        if path != "train/layout.py":
+        if path != where:
             return text
         assert line in text
         return text.replace(line, instead).replace("import partial", "import lru_cache, partial")
 
-    case = Case("grpo", "mixtral", {**EXPERTS, "zero": 1}, {"router_replay": True})
-    found = runs_of(case, change)
+    ranks = EXPERTS if where == LAYOUT else {"dp": 1, "cp": 2, "ep": 2}
+    found = runs_of(Case("grpo", "mixtral", {**ranks, "zero": 1}, {"router_replay": True}), change)
     mismatch = max(row["mismatch"] for row in found["ranks"][0]["rows"])
     assert max(mismatch, max(apart(found))[0]) > 1e-6
 
 
-def test_a_pipeline_is_refused_in_a_line(spec_of: Any, emitted: Any) -> None:
+def test_a_layout_without_code_is_refused_in_a_line(spec_of: Any, emitted: Any) -> None:
     """And so are ranks of another number than the plan's."""
     for placement, said in (({"pp": 2, "dp": 1}, "placement.pp 1"), ({"dp": 2}, "over 2 processes; this run has 3")):
         case = Case("grpo", "llama", placement, {})

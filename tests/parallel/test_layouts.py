@@ -22,9 +22,21 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
     "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
     "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
+    "documents, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "documents, dp 2 x ep 2, zero 3, recompute": (
+        "deepseek, documents",
+        {**EP, "zero": 3, "recompute": ["mla_up_proj", "swiglu"]},
+    ),
+    "documents, pp 2 x dp 2 x ep 2, 1f1b": ("deepseek, documents", {"pp": 2, **EP}),
+    "documents, pp 2 x dp 2 x ep 2, zbv, full": (
+        "deepseek, documents",
+        {**V, "schedule": "zbv", "recompute": ["full"]},
+    ),
+    "documents, window, dp 2, full": ("window, documents", {"dp": 2, "recompute": ["full"]}),
+    "documents, window, pp 2, dualpipe-v": ("window, documents", {"pp": 2, "vpp": 2, "schedule": "dualpipe-v"}),
     "deepseek, dp 2": ("deepseek", {"dp": 2}),
     "deepseek, dp 4 x ep 2": ("deepseek", {"dp": 4, "ep": 2}),
     "deepseek, dp 4 x ep 4, zero 2": ("deepseek", {"dp": 4, "ep": 4, "zero": 2}),

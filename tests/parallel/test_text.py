@@ -35,8 +35,12 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads, kernels": ("deepseek", {"tp": 2, "dp": 4, "ep": 4}),
     "heads": ("llama", {"tp": 2, "pp": 2}),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
+    "documents, in turns": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
+    "documents, kernels": ("deepseek, documents", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
     "answers, experts": ("deepseek", {"dp": 4, "ep": 2}),
+    "answers, sequences, experts": ("deepseek", {"cp": 2, "ep": 2}),
+    "answers, sequences": ("window", {"cp": 2}),
     "answers": ("llama", {"dp": 2, "zero": 2}),
     "answers, pipeline": ("mixtral", {"pp": 2, "dp": 2, "ep": 2}),
 }

@@ -120,10 +120,10 @@ def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> N
 
 
 def test_a_neighbour_that_is_not_emitted_is_told_for_comparison_only() -> None:
-    plan = make_plan(emitted("llama-3.1-8b", "h100"))
-    pipeline = next(one for one in plan.around if one.change == "pp 1 -> 2")
-    assert (pipeline.binds, pipeline.bytes, pipeline.seconds) == ("code", None, None)
-    assert pipeline.reason.startswith("not emitted: zero 3 under a pipeline, ") and "; elsewhere " in pipeline.reason
+    plan = make_plan(emitted("mixtral-8x7b", "h100", 4))
+    width = next(one for one in plan.around if one.change == "etp 1 -> 2")
+    assert (width.binds, width.bytes, width.seconds) == ("code", None, None)
+    assert width.reason.startswith("not emitted: etp 2; elsewhere ")
 
 
 @pytest.mark.parametrize("placement", [{}, {"zero": 1}, {"pp": 2}])

@@ -37,7 +37,7 @@ def test_sizes_of_the_published_plan() -> None:
 
 # What is changed in a legal layout, and the arithmetic that the error must show.
 ILLEGAL = [
-    ({"dp": 64}, "16 x 64 x 1 x 1 = 1024, but there are 2048 GPUs"),
+    ({"dp": 64}, "16 x 64 x 1 x 1 = 1024, but there are 2048 ranks"),
     ({"ep": 96}, "ep x etp = 96 x 1 = 96 does not divide"),
     ({"ep": 96}, "ep = 96 does not divide 256 experts: 256 = 2 x 96 + 64"),
     ({"etp": 3}, "etp = 3 does not divide 2048 ffn.moe.moe_intermediate_size: 2048 = 682 x 3 + 2"),
@@ -135,11 +135,11 @@ def test_pins_hold() -> None:
 
 
 CONTRADICTIONS = [
-    ({"pp": 16, "dp": 8, "tp": 16}, 1024, "pp x dp x tp = 16 x 8 x 16 = 2048 does not divide 1024 GPUs"),
+    ({"pp": 16, "dp": 8, "tp": 16}, 1024, "pp x dp x tp = 16 x 8 x 16 = 2048 does not divide 1024 ranks"),
     (
         {"pp": 2, "dp": 2, "tp": 2, "cp": 1},
         1024,
-        "pp x dp x cp x tp = 2 x 2 x 1 x 2 = 8, but there are 1024 GPUs",
+        "pp x dp x cp x tp = 2 x 2 x 1 x 2 = 8, but there are 1024 ranks",
     ),
     ({"ep": 96}, 1024, "ep = 96 does not divide 256 experts"),
     ({"tp": 3, "pp": 3}, 9, "tp = 3 does not divide 128 attention heads"),

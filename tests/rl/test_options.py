@@ -79,9 +79,9 @@ def run(learning: Any, begun: Path, tmp_path: Path) -> Callable[..., Steps]:
         kept = Steps([])
 
         class Recorded(module.Run):  # type: ignore[misc]
-            def experience(self, model: Any, judged: Any) -> Any:
+            def experience(self, judged: Any) -> Any:
                 kept.judged.append(judged)
-                found = super().experience(model, judged)
+                found = super().experience(judged)
                 kept.taken.append(found[0])
                 kept.learner = self.learner
                 return found

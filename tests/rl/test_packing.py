@@ -157,13 +157,12 @@ def test_parts_and_ranks_add_up(learning: Any, size: int) -> None:
     """Losses and gradients are the same whatever a process takes at a time."""
     module = learning()
     rows = module("train.packing").pack(drawn(), WIDTH)
-    sft, ranks = module("train.sft"), module("train.ranks")
+    alone = module("train.ranks").Ranks(torch.device("cpu"))
 
     def taken(micro_batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        with ranks.Ranks(torch.device("cpu")) as alone:
-            tutor = sft.Tutor(alone, torch.float64, 0, micro_batch)
-        losses = tutor.learn(rows)
-        return losses, {name: weight.grad for name, weight in tutor.named_parameters()}
+        layout = module("train.layout").Copies(alone, torch.float64, 0)
+        losses = module("train.sft").gradients(layout, rows, alone, micro_batch)
+        return losses, {name: weight.grad for name, weight in layout.named_parameters()}
 
     whole, parts = taken(len(rows)), taken(size)
     torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-13)
@@ -181,12 +180,13 @@ def test_a_rank_without_rows_has_gradients_of_zero(learning: Any) -> None:
 
     ranks = Second(torch.device("cpu"))
     ranks.rank, ranks.size = 1, 2
-    tutor = module("train.sft").Tutor(ranks, torch.float32, 0, 4)
+    layout = module("train.layout").Copies(ranks, torch.float32, 0)
     rows = module("train.packing").pack(drawn()[:2], WIDTH)
-    losses = tutor.learn(rows)
-    routers = sum(type(part).__name__ == "Router" for part in tutor.model.modules())
+    losses = module("train.sft").gradients(layout, rows, ranks, 4)
+    layout.update_selection_bias()
+    routers = sum(type(part).__name__ == "Router" for part in layout.model.modules())
     assert len(rows) == 1 and not any(losses.values())
-    assert len(ranks.added) == 1 + len(list(tutor.model.parameters())) + routers
+    assert len(ranks.added) == 1 + len(list(layout.model.parameters())) + routers
     assert not any(tensor.any() for tensor in ranks.added)
 
 
@@ -206,10 +206,9 @@ def test_attention_keeps_what_it_claims(emitted: Any, name: str) -> None:
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     for block in attends:
         part = next(part for part in model.modules() if type(part).__name__ == block.class_name)
-        visible = torch.ones(2, length, length, dtype=torch.bool).tril()
         given = {
             "x": torch.randn(2, length, module("dims").HIDDEN_SIZE, requires_grad=True),
-            "visible": visible,
+            "starts": torch.zeros(2, length, dtype=torch.int32),
             "rope": module("model").spread_pairs(module("model").rotary_table(length, torch.empty(0))),
         }
         kept: dict[int, int] = {}

@@ -1,6 +1,8 @@
 """The emitted rewards, and the processes that judge by them: what goes wrong harms only its own answer."""
 
 import math
+import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -78,6 +80,37 @@ def test_an_endless_program_fails_its_tests_in_time(rewards: ModuleType, monkeyp
     start = time.perf_counter()
     assert rewards.passes_tests("", "```python\nwhile True: pass\n```", "") == 0
     assert time.perf_counter() - start < 30
+
+
+def test_what_is_printed_without_end_fills_no_memory(rewards: ModuleType) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert rewards.passes_tests("", "```python\nwhile True: print('x' * 2**20)\n```", "") == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 2**10  # KiB
+
+
+def test_nothing_that_a_program_has_started_is_left(rewards: ModuleType, tmp_path: Path) -> None:
+    """Where root runs it, for which there is no limit of processes, its children end with it."""
+    program = f"""```python
+import subprocess
+children = [subprocess.Popen(["sleep", "600"]) for _ in range(8)]
+open({str(tmp_path / "children")!r}, "w").write(" ".join(str(child.pid) for child in children))
+```"""
+    assert rewards.passes_tests("", program, "") == (os.geteuid() == 0)
+    if os.geteuid() == 0:
+        children = [Path(f"/proc/{pid}/stat") for pid in (tmp_path / "children").read_text().split()]
+        assert len(children) == 8
+        until = time.monotonic() + 30
+        while any(map(runs, children)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def runs(stat: Path) -> bool:
+    """Whether the process is more than an entry that nobody has read yet."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""MLA attention of one sequence, forward."""
+"""MLA attention of one sequence, forward; of several documents in a row where the kernel keeps them apart."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     heads, nope, rope, v = sizes
     q, kv, k_rope, angles = inputs(sizes, tokens, device)
     wide = q.transpose(1, 2)
+    count, starts = documents(kernel, tokens, device)
     yield Case(
         f"mla_attention {tokens} x {heads} x {nope}+{rope}/{v}",
-        partial(kernel._forward, q, kv, k_rope, angles),
-        partial(kernel.reference, q, kv, k_rope, angles),
+        partial(kernel._forward, q, kv, k_rope, angles, *starts),
+        partial(kernel.reference, q, kv, k_rope, angles, *starts),
         bytes=2 * (q.numel() + kv.numel() + k_rope.numel() + tokens * heads * v),
-        flops=tokens**2 * heads * (nope + rope + v),
+        flops=tokens**2 // count * heads * (nope + rope + v),
         library=partial(_sdpa, wide, wide, kv[..., nope:].transpose(1, 2)),
     )
 
@@ -36,6 +37,15 @@ def inputs(sizes: tuple[Any, ...], tokens: int, device: str) -> tuple[Tensor, Te
     return q, kv, k_rope, torch.stack((torch.ones(tokens, rope), torch.zeros(tokens, rope))).to(device)
 
 
+def documents(kernel: ModuleType, tokens: int, device: str) -> tuple[int, tuple[Tensor, ...]]:
+    """How many equally long ones, and where the one of each token begins, if the kernel is told."""
+    if not hasattr(kernel, "hides"):
+        return 1, ()
+    count = 4 if tokens % 4 == 0 else 1
+    length = tokens // count
+    return count, ((torch.arange(tokens, dtype=torch.int32, device=device) // length * length).unsqueeze(0),)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention with keys of full width: what remains to be done once they are built."""
+    """PyTorch's attention with keys of full width, of one document: what remains to be done once they are built."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)

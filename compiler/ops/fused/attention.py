@@ -26,7 +26,7 @@ class FusedLatentAttention(Op):
         return ("kernels.mla_attention.mla_attention",)
 
     def infer(self, inputs: Types) -> Types:
-        q, kv, k_rope, _ = (tensor(t) for t in inputs)
+        q, kv, k_rope = (tensor(t) for t in inputs[:3])
         assert q.shape[-1].same(self.nope + k_rope.shape[-1]), (q, k_rope)
         assert kv.shape[-1].same(self.nope + self.value), kv
         return (retyped(q, *q.shape[:-1], self.value),)
@@ -39,4 +39,22 @@ class FusedLatentAttention(Op):
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         q = tensor(inputs[0])
         logsumexp = Saved("own", 0, TensorType((q.shape[0], q.shape[2], q.shape[1]), DType.FP32))
-        return (*(Saved("input", index) for index in range(4)), Saved("output", 0), logsumexp)
+        return (*(Saved("input", index) for index in range(len(inputs))), Saved("output", 0), logsumexp)
+
+
+@register
+class FusedDocumentAttention(FusedLatentAttention):
+    """The same within the documents of a row, which begin at starts [B, S].
+
+    Its cost is that of a row of a single document, which is the upper bound: how long documents are, data says.
+    """
+
+    kind = "mla_document_attention"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return (*super().operands, "starts")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("kernels.mla_attention.document_attention",)

@@ -7,19 +7,20 @@ from dataclasses import replace
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.fused.attention import FusedLatentAttention
+from dsc.compiler.ops.fused.attention import FusedDocumentAttention, FusedLatentAttention
+from dsc.compiler.ops.packed import DocumentAttention
 from dsc.compiler.ops.rope import Rotate
 from dsc.compiler.ops.shape import Concat, ExpandHeads, Split
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by
 
 
 def fuse_latent_attention(graph: Graph) -> Graph:
-    return each_node(graph, CausalAttention, _fuse)
+    return each_node(each_node(graph, CausalAttention, _fuse), DocumentAttention, _fuse)
 
 
 def _fuse(block: Block, attention: Node) -> Block:
     """q = concat(q_nope, rotate(q_rope)), k = concat(k_nope, expand(k_rope)), v beside k_nope: all of it or nothing."""
-    q, k, v = attention.inputs
+    q, k, v, *masks = attention.inputs
     joined_q, joined_k = made_by(block, q, Concat), made_by(block, k, Concat)
     if joined_q is None or joined_k is None:
         return block
@@ -30,7 +31,10 @@ def _fuse(block: Block, attention: Node) -> Block:
     if turn is None or expand is None or split_q is None or split_kv is None:
         return block
     assert split_kv[0].outputs == (k_nope, v) and split_q[0].outputs == (q_nope, turn[0].inputs[0])
-    inputs = (*split_q[0].inputs, *split_kv[0].inputs, *expand[0].inputs, turn[0].inputs[1])
+    seeing = [node for mask in masks if (node := block.producer(mask)) is not None]
+    starts = [value for node in seeing for value in node.inputs]
+    inputs = (*split_q[0].inputs, *split_kv[0].inputs, *expand[0].inputs, turn[0].inputs[1], *starts)
     parts = (joined_q, joined_k, turn, expand, split_q, split_kv)
-    fused = replace(attention, op=FusedLatentAttention(*split_kv[1].sizes), inputs=inputs)
-    return collapse(block, [attention, *(node for node, _ in parts)], fused)
+    kind = FusedDocumentAttention if starts else FusedLatentAttention
+    fused = replace(attention, op=kind(*split_kv[1].sizes), inputs=inputs)
+    return collapse(block, [attention, *(node for node, _ in parts), *seeing], fused)

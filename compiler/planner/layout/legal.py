@@ -24,15 +24,15 @@ def problems(layout: Layout, spec: ModelSpec, world: int, batch: int) -> tuple[s
     )
 
 
-def are_gpus(count: int) -> str:
-    """With the verb."""
-    return "is 1 GPU" if count == 1 else f"are {count} GPUs"
+def are_ranks(count: int) -> str:
+    """With the verb. A rank is a GPU, or a process of a computer without one."""
+    return "is 1 rank" if count == 1 else f"are {count} ranks"
 
 
 def _grid(layout: Layout, world: int) -> Iterator[str]:
     pp, dp, cp, tp, ep, etp = layout.pp, layout.dp, layout.cp, layout.tp, layout.ep, layout.etp
     if layout.world != world:
-        yield f"pp x dp x cp x tp = {pp} x {dp} x {cp} x {tp} = {layout.world}, but there {are_gpus(world)}"
+        yield f"pp x dp x cp x tp = {pp} x {dp} x {cp} x {tp} = {layout.world}, but there {are_ranks(world)}"
     if dp * cp * tp % (ep * etp):
         yield (
             f"experts fold over dp x cp x tp = {dp} x {cp} x {tp} = {dp * cp * tp}, "
@@ -61,6 +61,8 @@ def model_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
     sequence = spec.workload.sequence_length
     if cp > 1:  # causal attention is balanced by giving every rank one chunk from the front and one from the back
         yield from _divides("2 x cp", 2 * cp, "tokens of a sequence", sequence)
+        if spec.training.documents == "apart":
+            yield f"cp = {cp}, but training.documents is apart, and ranks that share a row see all of it"
     if tp > 1:  # sequence parallelism: between the products each tensor rank holds its part of the tokens
         yield from _divides("cp x tp", cp * tp, "tokens of a sequence", sequence)
     yield from _divides("tp", tp, "vocab_size", spec.vocab_size)

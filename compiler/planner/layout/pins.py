@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 
 from dsc.compiler.planner.layout.layout import TRIVIAL, Layout, global_batch
-from dsc.compiler.planner.layout.legal import are_gpus, choice_problems, problems
+from dsc.compiler.planner.layout.legal import are_ranks, choice_problems, problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.spec.errors import DscError, Finding
@@ -44,9 +44,9 @@ def _pinned_product(spec: ModelSpec, world: int) -> Iterator[str]:
     names, sizes = " x ".join(fixed), " x ".join(str(size) for size in fixed.values())
     arithmetic = f"{names} = {sizes} = {product}" if len(fixed) > 1 else f"{names} = {sizes}"
     if len(fixed) == 4 and product != world:
-        yield f"{arithmetic}, but there {are_gpus(world)}"
+        yield f"{arithmetic}, but there {are_ranks(world)}"
     elif world % product:
-        yield f"{arithmetic} does not divide {world} GPUs"
+        yield f"{arithmetic} does not divide {world} ranks"
 
 
 def _pinned_choices(spec: ModelSpec) -> list[str]:

@@ -62,6 +62,8 @@ class MemoryModel:
         self.spec = spec
         self._on_gpus = on_gpus
         self._buffered = shared is None
+        # FSDP keeps a rank's share beside the whole weights; where it is of another type, it is the master copy.
+        self._keeps_shares = shared is not None and spec.precision.parameters == "fp32"
         self.parts = parts_of(graph)
         away = () if shared is None else parts_of(shared)
         self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters], away)
@@ -101,6 +103,8 @@ class MemoryModel:
         sharded += share(experts, layout.edp * layout.duplicates)
         kept = (dense + experts, sharded)
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
+        if layout.zero in (1, 2) and layout.world > 1 and self._keeps_shares:
+            amounts[WEIGHTS] += width * sharded
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             amounts[GATHERED] = 2 * width * largest

@@ -180,7 +180,7 @@ def elsewhere(found: ServingFound) -> str:
     serving, speed = option.serving, option.speed
     redundant = serving.redundant(found.problem.experts)
     return (
-        f"other engines, which send FP8 and each token once to a node: {speed.per_gpu:,.0f} tokens/s a "
+        f"other engines, which exchange rows as DeepEP does: {speed.per_gpu:,.0f} tokens/s a "
         f"{found.problem.hardware.device} with tp {serving.tp}, ep {serving.ep} and {redundant} redundant experts"
     )
 

@@ -163,7 +163,7 @@ def _alternatives(problem: ServingProblem, best: Option, legal: tuple[Serving, .
         changes = [(name, getattr(serving, name), getattr(one, name)) for name in ("tp", "ep")]
         change = ", ".join(f"{name} {ours} -> {theirs}" for name, ours, theirs in changes if ours != theirs)
         yield _against(problem, best, change, option(problem, one, storing))
-    if problem.experts:
+    if serving.shares_experts:
         slots = serving.slots + 1
         more = slots * (serving.ep or serving.gpus) - problem.experts
         change = f"{serving.redundant(problem.experts)} -> {more} redundant experts"

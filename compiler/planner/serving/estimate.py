@@ -188,7 +188,7 @@ class ServingCost:
             waiting = sum(line.seconds for line in lines if line.name in (EXPERTS, EXCHANGE))
             return TimeLine(IMBALANCE, (measured - 1) * waiting, "measured", f"loads: {measured:.2f} times the mean")
         layer = self._hardware.calibration.imbalance
-        seconds = (layer.value - 1) * sum(line.seconds for line in lines if line.name != LAUNCHES)
+        seconds = (layer.value - 1) * sum(line.seconds for line in lines if line.name not in (LAUNCHES, HOST))
         return TimeLine(IMBALANCE, seconds, layer.provenance, layer.source)
 
 

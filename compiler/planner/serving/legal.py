@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsc.compiler.planner.layout.layout import TRIVIAL
-from dsc.compiler.planner.layout.legal import are_gpus, problems
+from dsc.compiler.planner.layout.legal import are_ranks, problems
 from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.memory import Serving
 from dsc.compiler.planner.serving.problem import ServingProblem
@@ -58,11 +58,11 @@ def check_pins(problem: ServingProblem) -> None:
         if (getattr(pins, name) or 1) > 1:
             wrong.append(f"{name} = {getattr(pins, name)}, but GPUs that serve are shared by tp, dp and ep only")
     if pins.tp and pins.dp and pins.tp * pins.dp != world:
-        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_gpus(world)}")
+        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_ranks(world)}")
     for name in ("tp", "dp", "ep"):
         size = getattr(pins, name)
         if size and world % size:
-            wrong.append(f"{name} = {size} does not divide {world} GPUs: {_division(world, size)}")
+            wrong.append(f"{name} = {size} does not divide {world} ranks: {_division(world, size)}")
     if problem.redundant and not problem.experts:
         wrong.append(f"{problem.redundant} redundant experts, but the model has no experts")
     if wrong:

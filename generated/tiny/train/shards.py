@@ -2,8 +2,10 @@
 # Yours to read and edit. Regenerate: dsc compile tiny
 """Tokens in memory-mapped shards.
 
-folder/shard_00000.bin   ids one after the other, documents whole
-folder/index.json        for each shard its tokens and checksum; written last, so a folder without it is unfinished
+folder/shard_00000.bin         ids one after the other, documents whole
+folder/shard_00000.documents   where in it each document begins, in int64
+folder/index.json              for each shard its sizes and checksums; written last, so a folder without it is
+                               unfinished
 """
 
 import json
@@ -19,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 INDEX = "index.json"
+DOCUMENTS = ".documents"
 CHUNK = 2**24  # bytes that are read at a time for a checksum
 
 Tokens = npt.NDArray[np.integer]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Corpus:
     arrays: tuple[Tokens, ...]
 
     @cached_property
-    def starts(self) -> npt.NDArray[np.int64]:
+    def starts(self) -> Places:
         """The place of each array's first token, and last the number of all."""
         return np.cumsum([0, *(len(array) for array in self.arrays)])
 
@@ -59,12 +63,20 @@ def write_shards(folder: Path, documents: Iterable[Tokens], dtype: type[np.integ
     for together in batched(documents, size):
         tokens, name = np.concatenate(together).astype(dtype), f"shard_{len(shards):05d}.bin"
         tokens.tofile(folder / name)
-        shards.append({"file": name, "tokens": len(tokens), "crc32": zlib.crc32(tokens.tobytes())})
+        places = begins_of(together)
+        places.tofile((folder / name).with_suffix(DOCUMENTS))
+        shard = {"file": name, "tokens": len(tokens), "crc32": zlib.crc32(tokens.tobytes())}
+        shards.append({**shard, "documents": len(places), "documents_crc32": zlib.crc32(places.tobytes())})
     if shards:
         partial = folder / f"{INDEX}.partial"
         partial.write_text(json.dumps({"dtype": np.dtype(dtype).name, "shards": shards}, indent=2) + "\n")
         os.replace(partial, folder / INDEX)
     return sum(shard["tokens"] for shard in shards), len(shards)
+
+
+def begins_of(documents: list[Tokens]) -> Places:
+    """Where each begins when they lie one after the other; one without tokens begins nowhere."""
+    return np.cumsum([0, *(len(document) for document in documents if len(document))], dtype=np.int64)[:-1]
 
 
 def batched(documents: Iterable[Tokens], size: int) -> Iterator[list[Tokens]]:
@@ -98,21 +110,26 @@ def open_shards(folder: Path, dtype: type[np.integer]) -> Corpus:
     index = read_index(folder)
     if index["dtype"] != np.dtype(dtype).name:
         raise SystemExit(f"{folder} has ids in {index['dtype']}; this vocabulary takes {np.dtype(dtype).name}")
-    arrays = []
-    for shard in index["shards"]:
-        path, expected = folder / shard["file"], shard["tokens"] * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.exists() else 0
-        if found != expected:
-            raise SystemExit(f"{path}: {found:,} of its {expected:,} bytes are there; prepare the data again")
-        arrays.append(np.memmap(path, dtype, "r"))
-    return Corpus(tuple(arrays))
+    return Corpus(tuple(mapped(folder / shard["file"], dtype, shard["tokens"]) for shard in index["shards"]))
+
+
+def mapped(path: Path, dtype: type[np.integer], count: int) -> npt.NDArray[Any]:
+    """So many numbers in a file, on disk until they are read."""
+    expected = count * np.dtype(dtype).itemsize
+    found = path.stat().st_size if path.exists() else 0
+    if found != expected:
+        raise SystemExit(f"{path}: {found:,} of its {expected:,} bytes are there; prepare the data again")
+    return np.memmap(path, dtype, "r")
 
 
 def check_sums(folder: Path) -> None:
-    """Raises SystemExit with the shards that hold other bytes than were written."""
-    broken = [
-        shard["file"] for shard in read_index(folder)["shards"] if crc32(folder / shard["file"]) != shard["crc32"]
-    ]
+    """Raises SystemExit with the files that hold other bytes than were written."""
+    written = {}
+    for shard in read_index(folder)["shards"]:
+        written[shard["file"]] = shard["crc32"]
+        if "documents" in shard:
+            written[str(Path(shard["file"]).with_suffix(DOCUMENTS))] = shard["documents_crc32"]
+    broken = [name for name, expected in written.items() if crc32(folder / name) != expected]
     if broken:
         raise SystemExit(f"{folder}: not as they were written: {', '.join(broken)}; prepare the data again")
 

@@ -153,24 +153,24 @@ class Run:
         """What is learned from answers, and how far the engine's view of them is the trainer's."""
         answers, rewards, learner = judged.answers, judged.rewards, self.learner
         said = answers.labels != -100
-        old, differing = learner.log_probabilities(learner.model, answers)
-        reference, _ = learner.log_probabilities(learner.reference, answers)
         counting = rewards.isfinite().view(-1, 1)
-        mask = (said & counting).to(old.dtype)
+        sampled = answers.sampled.to(learner.layout.wide)
+        mask = (said & counting).to(sampled.dtype)
         counts = self.ranks.gather(mask.sum(1))  # tokens that count, by answer
         taken = Experience(
             answers.tokens,
             answers.labels,
-            answers.sampled.to(old.dtype),
+            sampled,
             answers.experts,
-            old,
-            reference,
-            advantages(rewards).flatten().to(old.dtype),
+            sampled,  # until they are scored
+            sampled,
+            advantages(rewards).flatten().to(sampled.dtype),
             mask,
             token_weights(mask, counts),
             mask / counts.sum().clamp(min=1),
         )
-        return taken, self.agreement(said, old - answers.sampled, differing * said / answers.experts.shape[1])
+        taken, differing = learner.scored(taken)
+        return taken, self.agreement(said, taken.old - taken.sampled, differing * said / taken.experts.shape[1])
 
     def agreement(self, said: Tensor, log_ratio: Tensor, differing: Tensor) -> dict[str, float]:
         """Of trainer and engine in log-probabilities and in routers, where something was said; [B, T] each."""
@@ -222,7 +222,7 @@ def learn(args: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.grpo", description="Train tiny-r1 on rewards.")
-    add = parser.add_argument  # of the defaults, --questions and --learning-rate are what DeepSeek-R1 publishes
+    add = parser.add_argument  # defaults that DeepSeek-R1 publishes: --questions, --learning-rate
     add("--reward", action="append", required=True, help="module:function, or a name of rewards.py; of several the sum")
     add("--watch", action="append", default=[], help="a reward that is logged as `watched`, not learned from")
     add("--prompts", type=Path, required=True, metavar="FILE.jsonl", help='a line is {"prompt": ..., "answer": ...}')

@@ -5,12 +5,12 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..dims import EPOCHS, GROUP_SIZE
+from ..dims import EPOCHS
 from ..model import Model
 from .checkpoint import Checkpoints
 from .experience import Experience
@@ -20,7 +20,6 @@ from .optimizer import make_optimizer, moments_of
 from .policy import model_log_probabilities as log_probabilities
 from .ranks import Ranks
 from .replay import Replay
-from .rollout import Rollout
 
 LEFT_OUT = ("mtp",)  # parts of the model that no answer depends on
 
@@ -30,7 +29,7 @@ class Learner:
 
     def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
         self.device = ranks.device
-        self.micro_batch: int = args.micro_batch or args.questions * GROUP_SIZE // ranks.size
+        self.micro_batch: int | None = args.micro_batch
         self.layout = make_layout(ranks, getattr(torch, args.dtype), args.seed)
         self.layout.start_from(args.checkpoint)
         self.model = self.layout.model
@@ -43,26 +42,31 @@ class Learner:
         """The weights that an answer depends on."""
         return [(name, weight) for name, weight in self.layout.named_parameters() if weight.requires_grad]
 
-    def log_probabilities(self, model: Model, answers: Rollout) -> tuple[Tensor, Tensor]:
+    def scored(self, taken: Experience) -> tuple[Experience, Tensor]:
+        """With the trainer's log-probabilities; [B, T] how many of its routers would have chosen other experts."""
+        old, differing = self.log_probabilities(self.model, taken)
+        reference, _ = self.log_probabilities(self.reference, taken)
+        return replace(taken, old=old, reference=reference), differing
+
+    def log_probabilities(self, model: Model, taken: Experience) -> tuple[Tensor, Tensor]:
         """Of the answers' tokens, 0 elsewhere; how many routers would have chosen other experts: [B, T] each."""
 
-        def score(model: Model, rows: Tensor) -> tuple[Tensor, Tensor]:
-            replay = Replay(answers.experts[rows])
-            found = log_probabilities(model, answers.tokens[rows], answers.labels[rows], replay)
+        def score(model: Model, part: Experience) -> tuple[Tensor, Tensor]:
+            replay = Replay(part.experts)
+            found = log_probabilities(model, part.tokens, part.labels, replay)
             assert replay.used_up, "the engine recorded more routers than the policy has"
             return found, replay.differing
 
-        found, differing = zip(*self.layout.scores(model, score, self.micro_batches(answers)), strict=True)
+        found, differing = zip(*self.layout.scores(model, score, self.micro_batches(taken)), strict=True)
         return torch.cat(found), torch.cat(differing)
 
-    def micro_batches(self, answers: Rollout) -> Sequence[Tensor]:
-        """Their rows."""
-        return torch.arange(len(answers.tokens), device=self.device).split(self.micro_batch)
+    def micro_batches(self, taken: Experience) -> list[Experience]:
+        return taken.split(self.micro_batch or len(taken.tokens))
 
     def step(self, taken: Experience, rate: float, largest: float) -> dict[str, float]:
         """One optimizer step over the answers of all ranks; the parts of the loss, and the gradient's norm."""
         told = torch.zeros(len(PARTS), dtype=taken.old.dtype, device=self.device)
-        told = self.layout.learn(self.loss_of, taken.split(self.micro_batch), told)
+        told = self.layout.learn(self.loss_of, self.micro_batches(taken), told)
         norm = self.layout.clip(largest)
         values = {**dict(zip(PARTS, told.tolist(), strict=True)), "grad_norm": norm.item()}
         if not math.isfinite(values["loss"] + values["grad_norm"]):

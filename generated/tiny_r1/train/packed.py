@@ -3,7 +3,9 @@
 """The losses of rows that hold several documents each.
 
 The lines of Model.loss with attention that stays within a document, each a function only where the model's own class
-does something else. Positions count through the row: attention knows only how far two tokens are apart.
+does something else. Positions count through the row: attention knows only how far two tokens are apart. The loss of
+balance is a row's, as that of pre-training is a sequence's of many texts: what it evens out is the work of experts,
+whatever document asks for it. Backward makes nothing again.
 
 Dims: B batch, S sequence, C = S, W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK,
     N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK.
@@ -38,6 +40,12 @@ from ..model import (
 )
 
 
+def visible_in_document(starts: Tensor) -> Tensor:
+    """Which positions each one sees, those of its document up to itself: where it begins [B, S] -> [B, S, S]."""
+    places = torch.arange(starts.shape[1], device=starts.device)
+    return (places >= starts.unsqueeze(-1)).tril()
+
+
 def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C] to each new token.
 
@@ -49,7 +57,14 @@ def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tenso
     return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
-def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, visible: Tensor) -> Tensor:
+def document_starts(documents: Tensor) -> Tensor:
+    """Where in its row the document of each position begins: numbers [B, S] -> positions [B, S]."""
+    places = torch.arange(documents.shape[1], device=documents.device)
+    begins = documents != documents.roll(1, 1)
+    return places.where(begins, 0).cummax(1).values.int()
+
+
+def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, starts: Tensor) -> Tensor:
     """Multi-head latent attention in its expanded form, queries through a latent too (DeepSeek-V2, section 2.1)."""
     q_latent = module.q_a_proj(x)  # [B, S, Q]
     q_latent = module.q_a_layernorm(q_latent)
@@ -71,15 +86,16 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, visible: 
     k_rope = k_rope.expand(-1, -1, NUM_HEADS, -1)  # [B, S, H, R]
     k = torch.cat((k_nope, k_rope), -1)  # [B, S, H, N + R]
 
+    visible = visible_in_document(starts)  # [B, S, S]
     out = visible_attention(q, k, v, visible)  # [B, S, H, V]
     out = out.flatten(-2)  # [B, S, H * V]
     return module.o_proj(out)  # [B, S, D]
 
 
-def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, visible: Tensor) -> Tensor:
+def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, starts: Tensor) -> Tensor:
     """A layer with a dense feed-forward."""
     h = module.input_layernorm(x)
-    h = latent_attention(module.self_attn, h, rope, visible)
+    h = latent_attention(module.self_attn, h, rope, starts)
     x = x + h
 
     h = module.post_attention_layernorm(x)
@@ -87,10 +103,10 @@ def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, visible: Tensor) ->
     return x + h
 
 
-def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """A layer with a mixture of experts."""
     h = module.input_layernorm(x)
-    h = latent_attention(module.self_attn, h, rope, visible)
+    h = latent_attention(module.self_attn, h, rope, starts)
     x = x + h
 
     h = module.post_attention_layernorm(x)
@@ -100,29 +116,29 @@ def moe_layer(module: MoeLayer, x: Tensor, rope: Tensor, visible: Tensor) -> tup
 
 
 def multi_token_predictor(
-    module: MultiTokenPredictor, x: Tensor, ahead: Tensor, rope: Tensor, visible: Tensor
+    module: MultiTokenPredictor, x: Tensor, ahead: Tensor, rope: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predicts one token further ahead from the depth before and the token between (DeepSeek-V3, section 2.2)."""
     ahead = module.enorm(ahead)
     x = module.hnorm(x)
     x = torch.cat((ahead, x), -1)  # [B, S, 2 * D]
     x = module.eh_proj(x)  # [B, S, D]
-    x, balance_loss = moe_layer(module.layer, x, rope, visible)
+    x, balance_loss = moe_layer(module.layer, x, rope, starts)
     hidden = module.norm(x)
     return hidden, balance_loss
 
 
 def model_losses(module: Model, tokens: Tensor, labels: Tensor, counts: Tensor, documents: Tensor) -> Tensor:
     """Of rows of several documents, numbered [B, S]: each loss as its share of the batch's, see stages.py."""
-    visible = (documents.unsqueeze(2) == documents.unsqueeze(1)).tril()  # [B, S, S]
+    starts = document_starts(documents)
     x = module.embed_tokens(tokens)  # [B, S, D]
     rope = rotary_table(tokens.shape[1], x)  # [2, S, R / 2]
     rope = spread_pairs(rope)  # [2, S, R]
     balance_loss = torch.zeros((), dtype=torch.float32, device=x.device)
     for layer in module.layers[:NUM_DENSE_LAYERS]:
-        x = dense_layer(layer, x, rope, visible)
+        x = dense_layer(layer, x, rope, starts)
     for layer in module.layers[NUM_DENSE_LAYERS:]:
-        x, layer_loss = moe_layer(layer, x, rope, visible)
+        x, layer_loss = moe_layer(layer, x, rope, starts)
         balance_loss = balance_loss + layer_loss
     hidden = module.norm(x)
     logits = module.lm_head(hidden)  # [B, S, W]
@@ -134,8 +150,8 @@ def model_losses(module: Model, tokens: Tensor, labels: Tensor, counts: Tensor, 
     mtp_rope = rope[:, :-1]  # [2, S - 1, R]
     mtp_hidden = hidden[:, :-1]  # [B, S - 1, D]
     ahead = module.embed_tokens(mtp_tokens)  # [B, S - 1, D]
-    mtp_visible = visible[:, :-1, :-1]  # [B, S - 1, S - 1]
-    mtp_hidden, mtp_balance_loss = multi_token_predictor(module.mtp[0], mtp_hidden, ahead, mtp_rope, mtp_visible)
+    mtp_starts = starts[:, :-1]  # [B, S - 1]
+    mtp_hidden, mtp_balance_loss = multi_token_predictor(module.mtp[0], mtp_hidden, ahead, mtp_rope, mtp_starts)
     mtp_logits = module.lm_head(mtp_hidden)  # [B, S - 1, W]
     mtp_loss = cross_entropy(mtp_logits, mtp_labels)
     mtp_loss = mtp_loss * ((mtp_labels != -100).sum() / counts[0, 1])

@@ -93,31 +93,33 @@ def plain_number(text: str) -> Fraction | str:
 def passes_tests(prompt: str, completion: str, answer: str) -> float:
     """One if the last Python block of the completion passes the answer, lines of Python that raise if it is wrong.
 
-    It runs in a process without the environment, in an empty folder, with limits of time, memory and files. That is
-    no sandbox: it can reach the network and read files.
+    It runs in a process without the environment, in an empty folder, with limits of time, memory and of what it
+    writes; it may start no process and no thread, a limit that does not hold for root. That is no sandbox: it can reach
+    the network and read files.
     """
     blocks = re.findall(r"```(?:python)?\n(.*?)```", completion, re.DOTALL)
     if not blocks:
         return 0.0
     passed = secrets.token_hex(16)  # printed last, by who has run to the end
     program = f"{blocks[-1]}\n{answer}\nprint({passed!r})\n"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", f"{LIMITS}\n{SHIELD}"],
             cwd=folder, env={}, text=True, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            out, _ = process.communicate(program, timeout=2 * CPU_SECONDS)
+            process.communicate(program, timeout=CPU_SECONDS + 1)  # less than --reward-seconds, so somebody ends it
         except subprocess.TimeoutExpired:
-            out = ""
+            pass
         finally:
             kill(process)
-    return float(process.returncode == 0 and out.endswith(f"{passed}\n"))
+        out.seek(0)  # a file and no pipe: what is printed without end fills no memory
+        return float(process.returncode == 0 and out.read().endswith(f"{passed}\n".encode()))
 
 
 LIMITS = f"""import resource
-for kind, most in ("CPU", {CPU_SECONDS}), ("AS", {MEMORY}), ("FSIZE", 2**20):
+for kind, most in ("CPU", {CPU_SECONDS}), ("AS", {MEMORY}), ("FSIZE", 2**20), ("NPROC", 0):
     resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (most, most))"""
 SHIELD = 'import sys; exec(compile(sys.stdin.read(), "answer", "exec"), {"__name__": "__main__"})'
 

@@ -29,7 +29,7 @@ from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
 from ..infer.generate import newest
 from ..model import Model
 from .checkpoint import Checkpoints, held
-from .layout import make_layout
+from .layout import Copies, make_layout
 from .log import Log, Silent
 from .optimizer import learning_rate, make_optimizer
 from .packed import model_losses
@@ -43,6 +43,22 @@ RUN = ("seed", "batch_size", "row_tokens")  # with these, the data and the weigh
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
     *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "dtype",
 )  # fmt: skip
+
+
+def gradients(layout: Copies, rows: Rows, ranks: Ranks, micro_batch: int) -> dict[str, Tensor]:
+    """Of a step's rows, this rank's `micro_batch` at a time; the losses of all ranks' by name."""
+    counts = counts_of(rows.labels, 1).clamp(min=1).to(ranks.device, layout.wide)
+
+    def loss_of(model: Model, part: Rows) -> tuple[Tensor, Tensor]:
+        share = counts.clone()
+        share[:, -1] = len(rows) / len(part)  # of such parts the batch has so many
+        losses = model_losses(model, part.tokens, part.labels, share, part.documents)
+        return losses[0], losses.detach()
+
+    own = rows.of(ranks.rank, ranks.size).to(ranks.device)
+    parts = list(own.split(micro_batch)) if len(own) else []
+    told = torch.zeros(len(LOSSES), dtype=layout.wide, device=ranks.device)
+    return dict(zip(LOSSES, layout.learn(loss_of, parts, told).unbind(), strict=True))
 
 
 class Run:
@@ -69,21 +85,6 @@ class Run:
         asked = turn(self.questions, self.args.batch_size, step, self.args.seed)
         return pack([self.reader.example(question) for question in asked], self.args.row_tokens)
 
-    def learn(self, rows: Rows) -> dict[str, Tensor]:
-        """Gradients of the rows of all ranks, and their losses by name."""
-        counts = counts_of(rows.labels, 1).clamp(min=1).to(self.ranks.device, self.layout.wide)
-
-        def loss_of(model: Model, part: Rows) -> tuple[Tensor, Tensor]:
-            share = counts.clone()
-            share[:, -1] = len(rows) / len(part)  # of such parts the batch has so many
-            losses = model_losses(model, part.tokens, part.labels, share, part.documents)
-            return losses[0], losses.detach()
-
-        own = rows.of(self.ranks.rank, self.ranks.size).to(self.ranks.device)
-        parts = list(own.split(self.args.micro_batch or len(rows))) if len(own) else []
-        told = torch.zeros(len(LOSSES), dtype=self.layout.wide, device=self.ranks.device)
-        return dict(zip(LOSSES, self.layout.learn(loss_of, parts, told).unbind(), strict=True))
-
     def update(self, step: int, values: dict[str, float]) -> float:
         """Move the weights; the learning rate. Exits, the weights as they were, where something is not finite."""
         args = self.args
@@ -103,7 +104,7 @@ class Run:
         for step in range(self.start + 1, args.steps + 1):
             began = time.perf_counter()
             rows = self.rows(step)
-            losses = self.learn(rows)
+            losses = gradients(self.layout, rows, self.ranks, args.micro_batch or len(rows))
             grad_norm = self.layout.clip(args.grad_clip or math.inf)
             values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
             rate = self.update(step, values)

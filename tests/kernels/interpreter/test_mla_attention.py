@@ -22,9 +22,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def attention(shape: str, arch: str = "sm_90") -> ModuleType:
+DOCUMENTS = {
+    "of odd lengths": [1, 63, 2, 64, 1, 1, 130, 38],
+    "one": [300],
+    "of one token": [1] * 300,
+    "a long one last": [5, 295],
+    "a long one first": [299, 1],
+    "as long as tiles": [128, 128, 44],
+    "begun by the last token of a tile": [127, 100, 73],
+}
+"""Lengths of the documents of a row."""
+
+
+def attention(shape: str, arch: str = "sm_90", documents: str = "joined") -> ModuleType:
     """sm_90 loads tiles by descriptors where no head dim needs padding, sm_80 by pointers."""
-    return kernels(NAMES, arch=arch, **_keys(shape))[0]
+    return kernels(NAMES, arch=arch, **_keys(shape), training__documents=documents)[0]
 
 
 def _keys(shape: str) -> dict[str, Any]:
@@ -54,7 +66,14 @@ def formula(module: ModuleType, half: bool, q: Tensor, kv: Tensor, k_rope: Tenso
     return torch.einsum("bhst,bthv->bshv", scores.masked_fill(hidden, -math.inf).softmax(-1), kv[..., nope:])
 
 
-def check(module: ModuleType, shape: str, batch: int, length: int, dtype: torch.dtype) -> None:
+def check(
+    module: ModuleType,
+    shape: str,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    documents: list[list[int]] | None = None,
+) -> None:
     """out and the three gradients, within the bound of calc_diff; the inputs lie between NaNs."""
     heads = module.NUM_HEADS
     widths = module.QK_NOPE_HEAD_DIM, module.QK_ROPE_HEAD_DIM, module.V_HEAD_DIM
@@ -64,19 +83,65 @@ def check(module: ModuleType, shape: str, batch: int, length: int, dtype: torch.
         for seed, shape in enumerate(shapes)
     ]
     rope, dout = rope_table(module, shape, length), randn(batch, length, heads, widths[2], dtype=dtype, seed=5)
-    out = module.mla_attention(*given, poisoned(rope))
+    if documents is None:
+        out = module.mla_attention(*given, poisoned(rope))
+    else:
+        out = module.document_attention(*given, poisoned(rope), poisoned(starts_of(documents)))
     actual = torch.autograd.grad(out, given, dout)
 
     wide = [t.detach().double().requires_grad_() for t in given]
-    exact = formula(module, "rope__layout" in SHAPES[shape], *wide, rope.double())
+    half = "rope__layout" in SHAPES[shape]
+    if documents is None:
+        exact = formula(module, half, *wide, rope.double())
+    else:
+        exact = torch.cat(
+            [
+                of_documents(module, half, row, *(t[i : i + 1] for t in wide), rope.double())
+                for i, row in enumerate(documents)
+            ]
+        )
     expected = torch.autograd.grad(exact, wide, dout.double())
     assert out.dtype == dtype and calc_diff(out, exact) <= BOUNDS[dtype]
     for a, e, t in zip(actual, expected, given, strict=True):
         assert a.dtype == dtype and a.shape == t.shape
-        if length == 1 and e.abs().max() < 1e-9:  # a softmax over one key does not move
+        if e.abs().max() < 1e-9:  # a softmax over one key does not move
             assert a.abs().max() < 1e-4
         else:
             assert calc_diff(a, e) <= BOUNDS[dtype]
+
+
+def starts_of(documents: list[list[int]]) -> Tensor:
+    """Where the document of each token begins, [B, S]."""
+    begins = [torch.tensor(row).cumsum(0) - torch.tensor(row) for row in documents]
+    rows = [begin.repeat_interleave(torch.tensor(row)) for begin, row in zip(begins, documents, strict=True)]
+    return torch.stack(rows).int()
+
+
+def of_documents(
+    module: ModuleType, half: bool, lengths: list[int], q: Tensor, kv: Tensor, k_rope: Tensor, rope: Tensor
+) -> Tensor:
+    """The formula for each document by itself, of a single row."""
+    parts = zip(*(t.split(lengths, 1) for t in (q, kv, k_rope, rope)), strict=True)
+    return torch.cat([formula(module, half, *part) for part in parts], 1)
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_90", torch.bfloat16), ("sm_80", torch.float32)])
+@pytest.mark.parametrize("documents", DOCUMENTS)
+def test_documents_are_as_if_alone(documents: str, arch: str, dtype: torch.dtype) -> None:
+    """float32 where documents of one token, whose q and k do not move, leave nothing but rounding."""
+    wide = torch.float32 if documents == "of one token" else dtype
+    check(attention("one head", arch, "apart"), "one head", 1, 300, wide, [DOCUMENTS[documents]])
+
+
+def test_rows_have_documents_of_their_own() -> None:
+    rows = [[7, 63], [70], [1, 1, 68]]
+    for dtype in (torch.bfloat16, torch.float64):  # float64 runs the references
+        check(attention("v of 48, rope of 8", documents="apart"), "v of 48, rope of 8", 3, 70, dtype, rows)
+    check(attention("halves", "sm_80", "apart"), "halves", 3, 70, torch.float32, rows)
+
+
+def test_a_row_of_one_document_needs_no_starts() -> None:
+    check(attention("three heads", documents="apart"), "three heads", 2, 70, torch.bfloat16)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -181,3 +246,32 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
     with pytest.raises(AssertionError):
         check(module, "three heads", 2, 20, torch.bfloat16)
         check(module, "three heads", 1, 300, torch.bfloat16)
+
+
+OF_DOCUMENTS = {
+    "the key before a document is seen": ("mla_attention", "first[:, None] <= keys)", "first[:, None] <= keys + 1)"),
+    "a block that is hidden from a query": ("mla_attention", "-1e30", 'float("-inf")'),
+    "so it is in dq": ("mla_attention_backward", "first[:, None] <= keys)", "first[:, None] <= keys + 1)"),
+    "the key before a document gets a gradient": (
+        "mla_attention_backward",
+        "first[None, :] <= row_n[:, None]",
+        "first[None, :] <= row_n[:, None] + 1",
+    ),
+    "the last queries of a document are cut off": ("mla_attention_backward", "right=True", "right=False"),
+    "the block in which a document begins": ("mla_common", "begin + lowest,", "begin + lowest + BLOCK_N,"),
+    "blocks that some see take no mask": ("mla_common", "begin + highest, start_m", "begin + lowest, start_m"),
+    "rows after the first begin at its tokens": ("mla_common", "first = begin + tl.load", "first = tl.load"),
+}
+
+
+@pytest.mark.parametrize("fault", OF_DOCUMENTS)
+def test_a_fault_at_a_boundary_is_caught(fault: str) -> None:
+    name, old, new = OF_DOCUMENTS[fault]
+    keys = {key.replace("__", "."): value for key, value in _keys("one head").items()}
+    files = printed(NAMES, spec_with("tiny", {**keys, "training.documents": "apart"}))
+    assert files[f"{name}.py"].count(old) == 1, fault
+    files[f"{name}.py"] = files[f"{name}.py"].replace(old, new)
+    (module,) = package(files, NAMES[:1])
+    with pytest.raises(AssertionError):
+        rows = [DOCUMENTS["of odd lengths"], DOCUMENTS["begun by the last token of a tile"]]
+        check(module, "one head", 2, 300, torch.bfloat16, rows)

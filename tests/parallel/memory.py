@@ -1,0 +1,97 @@
+"""Run in a process of its own: one step of an emitted trainer on the ranks of its plan; the most that each rank holds.
+
+    python memory.py FOLDER PACKAGE BATCH LENGTH
+
+prints a list of bytes. A step before it makes the optimizer's state, so that it is there as in every later one.
+"""
+
+import gc
+import importlib
+import json
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of all memory that tensors have, at the fullest moment; FSDP frees memory without freeing tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.bytes = 0
+        for known in gc.get_objects():
+            if isinstance(known, Tensor) and known.device.type == "cpu":
+                self.see(known)
+
+    def see(self, tensor: Tensor) -> None:
+        local = getattr(tensor, "_local_tensor", tensor)
+        storage = local.untyped_storage()
+        self.alive[storage._cdata] = weakref.ref(storage)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor) and result.device.type == "cpu":
+                self.see(result)
+        held = 0
+        for key, reference in list(self.alive.items()):
+            storage = reference()
+            if storage is None:
+                del self.alive[key]
+            else:
+                held += storage.nbytes()
+        self.bytes = max(self.bytes, held)
+        return results
+
+
+def measured(layout: Any, make_optimizer: Any, batch: int, length: int) -> int:
+    optimizer = make_optimizer(layout.named_parameters(), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(256, (batch, length + 1), generator=generator)[layout.rows]
+    tokens, labels = ids[:, :-1].clone(), ids[:, 1:].clone()
+
+    def step() -> None:
+        layout.step(tokens, labels)
+        layout.clip(0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    gc.collect()
+    with Peak() as peak:
+        step()
+    return peak.bytes
+
+
+def rank_main(rank: int, world: int, folder: str, package: str, batch: int, length: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    parallel = importlib.import_module(f"{package}.train.parallel")
+    layout = parallel.Parallel(torch.device("cpu"), torch.float32, 0, batch, length)
+    make_optimizer = importlib.import_module(f"{package}.train.optimizer").make_optimizer
+    Path(folder, f"{rank}.json").write_text(json.dumps(measured(layout, make_optimizer, batch, length)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(folder: str, package: str, batch: str, length: str) -> None:
+    sys.path.insert(0, folder)
+    world = importlib.import_module(f"{package}.train.plan").WORLD
+    with tempfile.TemporaryDirectory() as results:
+        arguments = (world, results, package, int(batch), int(length))
+        mp.start_processes(rank_main, arguments, nprocs=world, start_method="fork")
+        print(json.dumps([json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
