@@ -95,7 +95,7 @@ def emitted(problem: Problem) -> Offer:
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    some = tuple(_shared(every if pins.schedule else _scheduled(every), handed_starts(problem.graph)))
+    some = tuple(_shared(every if pins.schedule else _scheduled(every), bool(handed_starts(problem.graph))))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
