@@ -346,7 +346,7 @@ CHANGES = (
     Change("served", "serving.ep", 4, "plan"),
     Change("served", "serving.tp", 2, "python plan"),
     Change("served", "serving.redundant_experts", 2, "python plan"),
-    Change("mla", "cluster", CLUSTER, "plan"),
+    Change("mla", "cluster", CLUSTER, "python plan"),
     Change("h800", "cluster.kind", "h100", "plan"),
     Change("h800", "cluster.nodes", 4, "plan"),
     Change("gpus", "cluster.gpus", 12, "plan"),
