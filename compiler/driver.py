@@ -97,49 +97,54 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     target = target_of(spec)
     kernels = choose_kernels(spec, target)
     plain = run(verify(build_graph(spec)), training_passes)
-    planned = plan_of_package(spec, locked)
-    alone = [f"train: on one device, for {planned}"] if isinstance(planned, str) else []
-    if planned is None or isinstance(planned, str):
-        step, plan = training_step(read_in_rows(spec, plain), None), ""
-    else:
-        step, plan, spec = training_step(read_in_rows(spec, plain), planned.sharing), planned.text, planned.spec
-    packing = partial(pack, positions=spec.max_position_embeddings)
-    replay = spec.rl is not None and spec.rl.router_replay
-    recording = (record_experts,) if replay else ()
+    spec, step, plan, alone = _placed(spec, plain, locked)
     (decoding,), expanded = fused([run(plain, INFERENCE_PASSES)], kernels.inference, spec, target)
-    before, between, after = _on_ranks(spec)
-    passes = (*before, for_serving, *between, *recording, packing, *after)
-    (served,), gathered = fused([run(plain, passes)], kernels.serving, spec, target)
+    (served,), gathered = fused([run(plain, _serving_passes(spec))], kernels.serving, spec, target)
     graphs = [plain, verify(step.graph), decoding, served, *([] if spec.rl is None else [verify(packed(plain))])]
     (training, stepped, inference, served, *learned), untiled = fused(graphs, kernels.passes, spec, target)
     rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
-    learning = (
-        None
-        if spec.rl is None
-        else policies(training, stepped, plain, step, shares_weights(step.sharing, spec.training), replay)
-    )
+    learning = _policies(spec, training, stepped, plain, step)
     inference = verify(as_functions(inference, training))
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
     apart = one_by_one(step.sharing, step.stages)
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
-    serving = run(served, (multiply_by_codes, prepare, as_functions_of_weights))
-    spoken = (
-        *cautions(spec),
-        *kernels.notes,
-        *expanded,
-        *gathered,
-        *untiled,
-        *alone,
-        *apart,
-        *wide_state(spec),
-        *_answers(spec, step),
-    )
-    notes = tuple(
-        dict.fromkeys((*spoken, *wide_experts(spec, target), *_plain_attention(kernels.passes, step.sharing)))
-    )
+    serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
+    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(kernels.passes, step.sharing)
+    layout = *alone, *apart, *_answers(spec, step)
+    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec), *wide_experts(spec, target))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
+
+
+def _placed(
+    spec: ModelSpec, plain: Graph, locked: LockedPlan | None
+) -> tuple[ModelSpec, TrainingStep, str, tuple[str, ...]]:
+    """The spec with its plan's choices, a step as its ranks share it, plan.yaml; and why it is one device's, if asked
+    for more."""
+    planned = plan_of_package(spec, locked)
+    if planned is None or isinstance(planned, str):
+        alone = () if planned is None else (f"train: on one device, for {planned}",)
+        return spec, training_step(read_in_rows(spec, plain), None), "", alone
+    return planned.spec, training_step(read_in_rows(spec, plain), planned.sharing), planned.text, ()
+
+
+def _serving_passes(spec: ModelSpec) -> tuple[Pass, ...]:
+    """From the plain graph to the engine's, over packed tokens."""
+    before, between, after = _on_ranks(spec)
+    recording = (record_experts,) if _replays(spec) else ()
+    return *before, for_serving, *between, *recording, partial(pack, positions=spec.max_position_embeddings), *after
+
+
+def _policies(spec: ModelSpec, training: Graph, stepped: Graph, plain: Graph, step: TrainingStep) -> Policies | None:
+    if spec.rl is None:
+        return None
+    shared = shares_weights(step.sharing, spec.training)
+    return policies(training, stepped, plain, step, shared, _replays(spec))
+
+
+def _replays(spec: ModelSpec) -> bool:
+    return spec.rl is not None and spec.rl.router_replay
 
 
 def read_in_rows(spec: ModelSpec, plain: Graph) -> Graph:
@@ -257,7 +262,8 @@ def served(spec: ModelSpec) -> Graphs:
             target,
         )
         return run(
-            fused(packed, kernels.passes, spec, target)[0][0], (multiply_by_codes, prepare, as_functions_of_weights)
+            fused(packed, kernels.passes, spec, target)[0][0],
+            (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights),
         )
 
     alone = prepared(for_serving, with_pages)

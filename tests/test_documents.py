@@ -239,7 +239,11 @@ def test_the_plan_prices_what_the_step_runs(kind: str) -> None:
     assert chosen.best is not None and chosen.best.layout.cp == 1
 
 
-def test_ranks_that_share_a_row_are_refused(tmp_path: Path) -> None:
-    spec = spec_of("tiny", "apart", cluster={"kind": "cpu", "nodes": 2}, placement={"cp": 2, "pp": 1, "dp": 1})
-    said = [note for note in build(spec).notes if note.startswith("train: on one device")]
-    assert len(said) == 1 and "training.documents is apart" in said[0]
+@pytest.mark.parametrize(
+    ("axis", "reason"), [("cp", "training.documents is apart"), ("tp", "tp 2 of documents that are kept apart")]
+)
+def test_ranks_that_share_a_row_are_refused(axis: str, reason: str) -> None:
+    pins = {"pp": 1, "dp": 1, axis: 2}
+    program = build(spec_of("tiny", "apart", cluster={"kind": "cpu", "nodes": 2}, placement=pins))
+    said = [note for note in program.notes if note.startswith("train: on one device")]
+    assert program.step.sharing is None and len(said) == 1 and reason in said[0]

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from dsc.compiler.driver import build, emit
 from dsc.compiler.emit.write import write
+from dsc.compiler.hf import import_path
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 SHARD_BYTES = 300_000
+EXPORT = ("-m", "small.train.export", "--checkpoint", "run", "--shard-bytes", str(SHARD_BYTES))
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,82 @@ def test_two_processes_write_the_same(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "one").iterdir()) == sorted(
         path.name for path in (folder / "two").iterdir()
     )
+
+
+@pytest.fixture(scope="module")
+def quantized_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DeepSeek-V3's kinds of layers in FP8, MTP's too, with blocks that are cut short; a step, exported twice."""
+    folder = tmp_path_factory.mktemp("quantized")
+    data = load("deepseek-v3").model_dump()
+    data |= {"name": "small", "vocab_size": 256, "hidden_size": 192, "cluster": None}
+    data["layers"] = [{"repeat": 1, "ffn": kind} for kind in ("dense", "moe")]
+    data["attention"] |= {"num_attention_heads": 2, "q_lora_rank": 64, "kv_lora_rank": 64}
+    data["ffn"]["dense"]["intermediate_size"] = 160
+    moe = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    data["ffn"]["moe"] |= {**moe, "router": {**data["ffn"]["moe"]["router"], "n_group": 2, "topk_group": 1}}
+    spec = ModelSpec.model_validate(data)
+    write(emit(build(spec)), folder / "small")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 60)
+    sizes = ("--steps", "1", "--batch-size", "2", "--sequence-length", "16")
+    run(folder, "-m", "small.train.train", "--data", "text.txt", "--metrics", "m.jsonl", "--checkpoint", "run", *sizes)
+    for dtype in ("float8", "bfloat16"):
+        run(folder, *EXPORT, "--out", dtype, "--dtype", dtype)
+    return folder
+
+
+def quantized_as_published(weight: torch.Tensor, block: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block by block, as DeepSeek-V3's README_WEIGHTS.md has it."""
+    rows, columns = (-(-size // block) for size in weight.shape)
+    codes, scale = torch.zeros_like(weight, dtype=torch.float8_e4m3fn), torch.zeros(rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            place = slice(row * block, (row + 1) * block), slice(column * block, (column + 1) * block)
+            scale[row, column] = weight[place].abs().max() / 448
+            codes[place] = (weight[place] * (1 / scale[row, column])).to(torch.float8_e4m3fn)
+    return codes, scale
+
+
+def test_float8_is_stored_as_deepseek_v3_is(quantized_run: Path, out: str = "float8") -> None:
+    """Every projection of a layer, MTP's too, as codes and a float32 number for each block; all else in bfloat16."""
+    narrow, wide = tensors(quantized_run / out), tensors(quantized_run / "bfloat16")
+    scales = {name for name in narrow if name.endswith("_scale_inv")}
+    assert narrow.keys() - scales == wide.keys()
+    layers = {name for name in wide if "_proj" in name and "eh_proj" not in name}
+    assert scales == {f"{name}_scale_inv" for name in layers} and any(".layers.2." in name for name in layers)
+    for name, tensor in wide.items():
+        if name in layers:
+            codes, scale = quantized_as_published(tensor.float())
+            assert torch.equal(narrow[name].float(), codes.float()), name
+            assert torch.equal(narrow[f"{name}_scale_inv"], scale), name
+        else:
+            assert torch.equal(narrow[name], tensor), name
+
+
+def test_float8_is_read_back_bit_for_bit(quantized_run: Path, package_at: Any) -> None:
+    package = package_at(quantized_run / "small")
+    model = package("model").Model()
+    package("checkpoint").load_hf(model, quantized_run / "float8")
+    found, stored = dict(package("checkpoint").named_tensors(model)), tensors(quantized_run / "float8")
+    for name in (name.removesuffix("_scale_inv") for name in stored if name.endswith("_scale_inv")):
+        scale = stored[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        rows, columns = stored[name].shape
+        assert torch.equal(found[name].float(), stored[name].float().mul(scale[:rows, :columns])), name
+    config = json.loads((quantized_run / "float8/config.json").read_text())
+    assert config["quantization_config"] == {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    }
+    assert "kind: fp8_block" in import_path(quantized_run / "float8")
+
+
+@pytest.mark.slow
+def test_a_scale_of_the_wrong_block_is_caught(quantized_run: Path) -> None:
+    path = quantized_run / "small/train/export.py"
+    right = path.read_text()
+    path.write_text(right.replace("scale[:, 0, :, 0].contiguous()", "scale[:, 0, :, 0].roll(1, 0)"))
+    run(quantized_run, *EXPORT, "--out", "wrong", "--dtype", "float8")
+    with pytest.raises(AssertionError):
+        test_float8_is_stored_as_deepseek_v3_is(quantized_run, "wrong")
+    path.write_text(right)

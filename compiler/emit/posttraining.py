@@ -37,7 +37,7 @@ OURS = [
 """What functions call of the files around them."""
 SIZES = {"B": "B batch", "S": "S sequence", "T": f"T = {T.definition}", "C": "C = S"}
 PART = {"S": "S tokens of a sequence that are this rank's"}
-REFUSAL = "sft and grpo do not run where ranks share {}; compile with {}, or start one process"
+REFUSAL = "sft and grpo on ranks need {}; compile with it, or start one process"
 NO_SEQUENCES = "{} where ranks share sequences; compile with placement.cp 1, or start one process"
 
 
@@ -112,10 +112,8 @@ def _refusal(sharing: Sharing | None, training: Training) -> str:
     if sharing is None or shares_weights(sharing, training):
         return ""
     if sharing.pp > 1:
-        return REFUSAL.format("layers in a pipeline", "placement.pp 1")
-    if sharing.tp > 1:
-        return REFUSAL.format("heads and widths", "placement.tp 1")
-    return REFUSAL.format("weights and documents are apart", "training.documents joined")
+        return REFUSAL.format("placement.pp 1")
+    return REFUSAL.format("placement.tp 1" if sharing.tp > 1 else "training.documents joined")
 
 
 def functions_file(

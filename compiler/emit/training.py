@@ -18,6 +18,8 @@ from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import ValueType
+from dsc.compiler.hf import family
+from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
 from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
@@ -25,6 +27,8 @@ from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
 from dsc.compiler.passes.shard import MOE, Sharing
 from dsc.compiler.passes.stages import Stage
+from dsc.spec.model import ModelSpec
+from dsc.spec.precision import Fp8BlockLinear
 from dsc.spec.training import Spike, Training
 
 RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
@@ -45,6 +49,17 @@ class _StageClass:
     @property
     def sends_losses(self) -> bool:
         return any(type == "wide" for _, type in self.results)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What templates/train/export.py.jinja prints of weights in FP8."""
+
+    names: str
+    """A set of what the layers are called."""
+    config: str
+    powers: bool
+    """Scales are powers of two."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +107,30 @@ def training_files(
     paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
     printed += [files.file(path, path, **values) for path in paths]
     mtp = files.spec.mtp is not None
-    printed.append(files.file("train/export.py", "train/export.py", experts=_stacks_experts(plain), mtp=mtp))
+    stacks, fp8 = _stacks_experts(plain), _stored_in_fp8(files.spec, plain)
+    printed.append(files.file("train/export.py", "train/export.py", experts=stacks, mtp=mtp, fp8=fp8))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
 
 def moves_selection_bias(training: Graph) -> bool:
     """Whether a step ends with a move of the routers' selection biases."""
     return any(isinstance(node.op, UpdateEveryRouter) for block in training.blocks.values() for node in block.nodes())
+
+
+def multiplies_in_fp8(graph: Graph) -> bool:
+    return any(node.op.in_fp8 for block in graph.blocks.values() for node in block.nodes())
+
+
+def _stored_in_fp8(spec: ModelSpec, plain: Graph) -> _Stored | None:
+    """None where some products are in bfloat16: who loads a quantized checkpoint takes all layers for quantized."""
+    linear, chosen = spec.precision.linear, spec.precision.fp8_products()
+    ops = [op for block in plain.blocks.values() for node in block.nodes() for op in node.op.holders()]
+    wide = any(isinstance(op, BiasedLinear) or op.product not in {None, *chosen} for op in ops)
+    if not isinstance(linear, Fp8BlockLinear) or wide or family(spec) is None:
+        return None
+    names = sorted({str(op.attribute()) for op in ops if op.product})
+    config = write_linear(linear)["quantization_config"]
+    return _Stored(f"{{{', '.join(map(repr, names))}}}", repr(config), linear.scale == "ue8m0")
 
 
 def _stacks_experts(plain: Graph) -> bool:
@@ -222,6 +254,7 @@ def sharing_files(
         "sequences": sequences,
         "overlap": step.turns is not None,
         "shared": f"dp_{sequences.lower()}" if sequences else "dp",
+        "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),

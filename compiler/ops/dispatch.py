@@ -130,6 +130,26 @@ class OrderByExpert(Op):
 
 
 @register
+class ReceivedExperts(Op):
+    """Which of this rank's experts each received row is for: [ranks, experts of a rank] counts, [R, D] -> [R, 1]."""
+
+    kind = "received_experts"
+    like = ("x",)
+    rows: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("received", "x")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("received_experts",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], self.rows, Int(1)),)
+
+
+@register
 class ReceivedEnds(Op):
     """Where the rows of each of this rank's experts end: [ranks, experts of a rank] counts -> [experts of a rank]."""
 

@@ -1,26 +1,10 @@
 """Routed experts one after the other, for CPUs: the weights of experts that nobody chose are never read."""
 
-from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import ObjectType
 from dsc.compiler.ops.moe import GroupedLinear, ScatterSum, SlotSource
 
 COUNTS = ObjectType("list[int]")
-
-
-@register
-class CountPerExpert(Op):
-    """How many tokens chose each expert, as Python's numbers: [T, K] ids -> E."""
-
-    kind = "count_per_expert"
-    num_experts: Dim
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        return ("experts",)
-
-    def infer(self, inputs: Types) -> Types:
-        return (COUNTS,)
 
 
 @register
@@ -59,10 +43,25 @@ class EachExpert(GroupedLinear):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("each_expert",)
+        return ("linear", "each_expert")
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
+
+
+@register
+class ChosenExperts(EachExpert):
+    """The same where the expert of every row is known: [T * K, in] by [T * K] sorted ids -> [T * K, out]."""
+
+    kind = "chosen_experts"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "chosen")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (*super().requires, "chosen_experts")
 
 
 @register

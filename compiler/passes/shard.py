@@ -95,6 +95,11 @@ class Sharing:
     def world(self) -> int:
         return self.pp * self.dp * self.cp * self.tp
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether FP8 codes of weights stay from one micro-batch to the next, for which ZeRO 3 has no room."""
+        return self.zero < 3
+
 
 def sharing_experts(graph: Graph) -> Graph:
     """The plain graph as it is where ranks share the experts out, for however many; itself without a mixture."""

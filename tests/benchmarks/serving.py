@@ -1,6 +1,7 @@
 """Generation by an emitted package's engine against transformers' generate, side by side in one process.
 
-    python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--out FILE.jsonl]
+    python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile]
+        [--out FILE.jsonl]
 
 Both in float32 with the same weights on one thread; the clock is the process's own time, so that a busy machine does
 not count. A step is the difference of two lengths divided by the steps between: prompts and start cancel. `floor_ms` is
@@ -62,7 +63,7 @@ Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
 
 
-def contenders(folder: Path) -> tuple[Any, dict[str, Generate]]:
+def contenders(folder: Path, compiled: bool = False) -> tuple[Any, dict[str, Generate]]:
     """The emitted model, and what generates greedily from its weights and from transformers' copy of them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -75,7 +76,7 @@ def contenders(folder: Path) -> tuple[Any, dict[str, Generate]]:
     sys.path.insert(0, str(folder))
     model = importlib.import_module("toy.model").Model()
     importlib.import_module("toy.checkpoint").load_hf(model, folder / "weights")
-    engine = importlib.import_module("toy.infer.engine").Engine(model)
+    engine = importlib.import_module("toy.infer.engine").Engine
 
     def generate(prompts: Prompts, new: int) -> list[list[int]]:
         """Prompts of different lengths are padded on the left, as transformers wants them."""
@@ -88,7 +89,8 @@ def contenders(folder: Path) -> tuple[Any, dict[str, Generate]]:
         rows: list[list[int]] = made[:, longest:].tolist()
         return rows
 
-    return model, {"engine": engine.generate, "transformers": generate}
+    found: dict[str, Generate] = {"engine": engine(model).generate, "transformers": generate}
+    return model, found | ({"compiled": engine(model, compile=True).generate} if compiled else {})
 
 
 def random_prompts(lengths: list[int], seed: int = 0) -> Prompts:
@@ -110,6 +112,8 @@ def steps(generators: dict[str, Generate], batch: int, new: int, rounds: int) ->
     """The best of some rounds, all contenders in each."""
     prompts = random_prompts([PROMPT] * batch)
     found: dict[str, list[float]] = {name: [] for name in generators}
+    for generate in generators.values():
+        generate(prompts, 2)  # what is compiled is compiled here
     for _ in range(rounds):
         for name, generate in generators.items():
             found[name].append(milliseconds(generate, prompts, new))
@@ -165,19 +169,22 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 32])
     parser.add_argument("--no-mixed", action="store_true")
+    parser.add_argument(
+        "--compile", action="store_true", help="Engine(compile=True) beside the others; batches up to 8"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        model, generators = contenders(Path(name))
+        model, generators = contenders(Path(name), arguments.compile)
         prompts = random_prompts([PROMPT] * 4, seed=3)
-        ours, theirs = (generate(prompts, 40) for generate in generators.values())
-        assert ours == theirs, "the contenders write different texts"
+        texts = [generate(prompts, 40) for generate in generators.values()]
+        assert all(text == texts[0] for text in texts), "the contenders write different texts"
         records: list[dict[str, object]] = []
         for batch in arguments.batches:
             found = steps(generators, batch, arguments.new_tokens, arguments.rounds)
-            ratio = found["transformers"] / found["engine"]
-            records.append({"batch": batch, "ms_per_step": found, "times": ratio, "floor_ms": floor_ms(model, batch)})
+            times = {name: found["transformers"] / ms for name, ms in found.items() if name != "transformers"}
+            records.append({"batch": batch, "ms_per_step": found, "times": times, "floor_ms": floor_ms(model, batch)})
             print(json.dumps(records[-1]), flush=True)
         if not arguments.no_mixed:
             rates = mixed(generators)

@@ -104,9 +104,9 @@ def on_gpus(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"cluster": Machines(kind="h100", nodes=1)})
 
 
-def shared_out(spec: ModelSpec, cluster: Machines, dp: int) -> ModelSpec:
+def shared_out(spec: ModelSpec, cluster: Machines, dp: int, *recompute: str) -> ModelSpec:
     pins = Placement(pp=1, tp=1, cp=1, ep=2, etp=1, dp=dp, zero=1, micro_batch=1, activations="bf16")
-    pins = pins.model_copy(update={"recompute": ["mla_up_proj", "norms"]})
+    pins = pins.model_copy(update={"recompute": list(recompute)})
     return spec.model_copy(update={"cluster": cluster, "placement": pins})
 
 
@@ -160,17 +160,18 @@ def programs() -> list[Program]:
     biases; documents that are kept apart.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
-    One of them with its experts shared out over ranks, of CPUs and of GPUs, and with results that backward makes
-    again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some with
-    sequences shared out, or heads and widths.
+    One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
+    makes again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some
+    with sequences shared out, or heads and widths.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
     odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases()]
     odd += [documents_apart("tiny"), learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
-        shared_out(load("tiny"), Machines(kind="cpu", nodes=4), dp=4),
-        shared_out(load("tiny"), Machines(kind="h100", nodes=1), dp=8),
+        shared_out(load("tiny"), Machines(kind="cpu", nodes=4), 4, "mla_up_proj", "norms"),
+        shared_out(load("tiny"), Machines(kind="h100", nodes=1), 8, "mla_up_proj", "norms"),
+        shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts"),
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
     shared.append(in_two_hops(load("tiny")))

@@ -9,6 +9,7 @@ torch anew; nothing has run threads before.
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BATCH, LENGTH, STEPS = 16, 32, 5
+BATCH, LENGTH, STEPS = 16, 32, int(os.environ.get("STEPS", "5"))
 
 
 def batch(step: int, apart: bool) -> tuple[Tensor, ...]:

@@ -163,7 +163,10 @@ def test_faults_are_found(fault: str, runs_of: Any) -> None:
 
 def test_a_layout_without_code_is_refused_in_a_line(spec_of: Any, emitted: Any) -> None:
     """And so are ranks of another number than the plan's."""
-    for placement, said in (({"pp": 2, "dp": 1}, "placement.pp 1"), ({"dp": 2}, "over 2 processes; this run has 3")):
+    for placement, said in (
+        ({"pp": 2, "dp": 1}, "placement.pp 1"),
+        ({"dp": 2}, "over 2 processes; this run has 3"),
+    ):
         case = Case("grpo", "llama", placement, {})
         module = emitted(emit(build(ModelSpec.model_validate(spec_of(case)))))
         ranks = module("train.ranks").Ranks(torch.device("cpu"))

@@ -148,3 +148,21 @@ def test_a_rank_that_fails_ends_the_server(folder: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert answers == ["500", "500"]
     assert "error: rank 1 failed: ValueError: planted" in errors
+
+
+@pytest.mark.slow
+def test_ranks_that_divide_layers_generate_and_serve_and_keep_loads(folder: Path) -> None:
+    """The first run counts the tokens of each expert, the second has copies of those that were asked for most."""
+    write_package({**BYTES, "serving": {"tp": 2, "ep": 2, "redundant_experts": 2}}, "divided", folder)
+    command = (*TORCHRUN, str(free_port()), "-m", "divided.infer.generate", *HOW, "--loads", "loads.json", "def ")
+    first, second = (run(*command, folder=folder) for _ in range(2))
+    assert first.returncode == 0 == second.returncode, first.stderr + second.stderr
+    loads = json.loads((folder / "loads.json").read_text())
+    assert [len(layer) for layer in loads] == [8, 8] and len({sum(layer) for layer in loads}) == 1
+    alone = run(sys.executable, "-m", "alone.infer.generate", *HOW, "def ", folder=folder)
+    texts = {found.stdout.rpartition("\n\n")[0] for found in (first, second, alone)}
+    assert len(texts) == 1
+    with served(folder, "divided") as (address, process):
+        assert f"def {complete(address, 'def ')}" in texts
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)

@@ -99,7 +99,7 @@ def test_loads_that_are_none_are_refused(text: str, said: str, tmp_path: Path, p
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         placement.place(package("model").Model(), placement.read_loads(file))
-    assert placement.read_loads(tmp_path / "nothing.json") is None
+    assert not placement.read_loads(tmp_path / "nothing.json")
 
 
 @pytest.mark.slow

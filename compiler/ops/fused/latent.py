@@ -97,6 +97,10 @@ class AbsorbUp(Op):
     def operands(self) -> tuple[str, ...]:
         return ("q_nope", "w_uk")
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("by_head",)
+
     def infer(self, inputs: Types) -> Types:
         q, weight = (tensor(t) for t in inputs)
         assert q.shape[-1].same(weight.shape[1]), inputs

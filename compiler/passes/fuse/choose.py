@@ -16,6 +16,7 @@ from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import NoTile, TileTooLarge
 from dsc.compiler.passes.absorb import absorb_latent
 from dsc.compiler.passes.each_expert import loop_over_experts
+from dsc.compiler.passes.few_rows import multiply_few_rows
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
@@ -39,6 +40,8 @@ class Choice:
     """For the graph of generation alone, before them."""
     serving: tuple[Pass, ...] = ()
     """For the graph that the engine runs, before them too."""
+    prepared: tuple[Pass, ...] = ()
+    """For the same graph, once its weights are prepared."""
     notes: tuple[str, ...] = ()
     """Where the package deviates from the spec because of the target, and what it does instead."""
 
@@ -51,7 +54,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """
     spec, unlike = lowered_for(spec, target)
     if target is None:
-        return Choice(serving=(loop_over_experts,), notes=unlike)
+        return Choice(serving=(loop_over_experts,), prepared=(multiply_few_rows,), notes=unlike)
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []
@@ -77,7 +80,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     passes += [fuse_elementwise, fuse_linear_cross_entropy]
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         passes.append(partial(multiply_in_fp8, linear=linear))
-    return Choice(tuple(passes), tuple(inference), tuple(serving), (*notes, *unlike))
+    return Choice(tuple(passes), tuple(inference), tuple(serving), notes=(*notes, *unlike))
 
 
 def fused(

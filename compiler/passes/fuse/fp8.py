@@ -19,6 +19,7 @@ from dsc.compiler.ops.fused.fp8 import (
     Fp8SwigluLinear,
 )
 from dsc.compiler.ops.projection import Linear
+from dsc.compiler.passes.fuse.dispatched import fuse_dispatched
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by, used_outside
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -87,7 +88,9 @@ def _together(nodes: list[Node], block: Int) -> Node:
 
 
 def _experts(body: Block, block: Int) -> Block:
-    return body.with_nodes(
+    """Of this rank's tokens, and of those that other ranks sent."""
+    body = body.with_nodes(
         replace(node, op=EXPERTS[type(node.op)](**vars(node.op), block=block)) if type(node.op) in EXPERTS else node
         for node in body.nodes()
     )
+    return fuse_dispatched(body, block)

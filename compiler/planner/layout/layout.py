@@ -61,6 +61,11 @@ class Layout:
         """Copies of a stage within one pipeline."""
         return 2 if self.schedule == "dualpipe" else 1
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether FP8 codes of weights stay from one micro-batch to the next: among several ranks, save in ZeRO 3."""
+        return self.world > 1 and self.zero < 3
+
     def micro_batches(self, global_batch: int) -> int:
         """Of one pipeline in one step; exact for legal layouts."""
         return global_batch // (self.dp * self.micro_batch)

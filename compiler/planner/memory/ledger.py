@@ -19,6 +19,7 @@ from dsc.compiler.planner.memory.lines import (
     ACTIVATIONS,
     ALLOCATOR,
     ASSUMED,
+    CODES,
     COLLECTIVES,
     CONTEXT,
     CUDA,
@@ -41,12 +42,15 @@ from dsc.compiler.planner.memory.lines import (
 from dsc.compiler.planner.memory.ranks import InFlight, RankContent, RankContents
 from dsc.compiler.planner.memory.stage import Division, StageBytes, StageMemory, division
 from dsc.compiler.planner.parts.parts import parts_of, stream
+from dsc.compiler.planner.parts.recompute import SCALED_TILE
 from dsc.compiler.planner.parts.shard import Elements, share
 from dsc.compiler.planner.parts.stages import Stages, split, weights
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Precision
 
+CODE = 2 * (1 + 4 / SCALED_TILE**2)
+"""Bytes of the codes of a weight's number, as it is and transposed, each with its share of a block's scale."""
 TRANSFERRED = 4
 """Hidden states in and out, and the gradients of both."""
 
@@ -108,6 +112,8 @@ class MemoryModel:
         if layout.zero == 3:  # the part that runs, and the next one on its way
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             amounts[GATHERED] = 2 * width * largest
+        if layout.keeps_codes and not self._buffered:
+            amounts[CODES] = round(CODE * (content.coded.dense_on(layout) + content.coded.experts_on(layout)))
         amounts[ACTIVATIONS], amounts[LOGITS], moment = self._held(content, layout)
         amounts[WORKING] = moment if working else 0
         if layout.pp > 1:

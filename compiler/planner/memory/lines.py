@@ -53,6 +53,7 @@ class Role:
 
 
 WEIGHTS, GATHERED, GRADIENTS = "weights", "gathered weights", "gradients"
+CODES = "codes of weights"
 MASTER, MOMENTS, LOGITS = "master weights", "optimizer moments", "logits"
 ACTIVATIONS = "activations of "
 WORKING, TRANSFERS = "working memory", "pipeline transfers"
@@ -66,6 +67,7 @@ ASSUMED = {ALLOCATOR: RESERVE, CUDA: CONTEXT, COLLECTIVES: NCCL, EXPERT_BUFFERS:
 SOURCES = {
     WEIGHTS: "parameters of the stages",
     GATHERED: "the part that runs and the next one, whole",
+    CODES: "FP8, as products read them forward and backward, kept through a step",
     GRADIENTS: "one for each parameter",
     MASTER: "one for each parameter, over those who share it where zero >= 1",
     MOMENTS: "two for each parameter, over those who share it where zero >= 1",

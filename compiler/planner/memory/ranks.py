@@ -9,7 +9,7 @@ from functools import lru_cache
 from dsc.compiler.graph.op import Parameter
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.shard import Elements, elements
+from dsc.compiler.planner.parts.shard import Elements, coded, elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.schedule import Schedule, actions, held_by
 
@@ -41,6 +41,8 @@ class RankContent:
     elements: Elements
     largest: Elements
     """Of the part with most parameters."""
+    coded: Elements
+    """Of weights that products read as FP8 codes."""
     in_flight: InFlight
 
 
@@ -50,6 +52,8 @@ class RankContents:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._own = [elements(part.parameters.values()) for part in parts]
+        by_kind = {part.kind: coded(part.steps) for part in parts}
+        self._coded = [by_kind[part.kind] for part in parts]
         self._known: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
 
     def of_ranks(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
@@ -73,7 +77,8 @@ class RankContents:
         everything = [index for stage in own for index in stage]
         largest = max((self._own[index] for index in everything), key=Elements.total)
         names = tuple(self._parts[index].name for index in everything)
-        return RankContent((rank,), names, kinds, self.elements(everything), largest, held)
+        codes = sum((self._coded[index] for index in everything), Elements())
+        return RankContent((rank,), names, kinds, self.elements(everything), largest, codes, held)
 
     def elements(self, parts: Iterable[int]) -> Elements:
         """Parameters of some parts with those that they borrow, each once."""

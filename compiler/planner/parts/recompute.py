@@ -101,11 +101,15 @@ def dispatched(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
 
 
 def inside(steps: tuple[Step, ...]) -> tuple[Storage, ...]:
-    """What such an op writes while it runs and no value of the graph names: results by row, and a preactivation."""
-    rows = dispatched(steps)
-    owners = {one.place.removesuffix(".dispatched") for one in rows}
-    fused = [step for step in steps if f"{step.path}{step.node.id}" in owners]
-    return (*rows, *(one for step in fused for one in made_in(step) if has_row_for_each_expert(one.type)))
+    """What an op of all experts writes while it runs and no value of the graph names: results by row, what it keeps."""
+    found = []
+    for step in steps:
+        own = [one for one in step.saved if one not in step.inputs and has_row_for_each_expert(one.type)]
+        source = step.inputs[0]
+        if is_routed(step) and own and source is not None:
+            type = TensorType((own[0].type.shape[0], source.type.shape[-1]), source.type.dtype)
+            found += [Storage(f"{step.path}{step.node.id}.rows", type), *own]
+    return tuple(found)
 
 
 def _tiled(storage: Storage) -> bool:

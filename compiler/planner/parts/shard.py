@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import Axis
 from dsc.compiler.graph.op import Parameter
+from dsc.compiler.graph.saved import Step
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.planner.layout.layout import Layout
 
@@ -56,6 +57,12 @@ class Elements:
 
 def elements(parameters: Iterable[Parameter]) -> Elements:
     return sum((_elements_of(parameter) for parameter in parameters), Elements())
+
+
+def coded(steps: Iterable[Step]) -> Elements:
+    """Numbers of the weights that steps multiply by in FP8."""
+    ops = [(step.node.op, step.sizes) for step in steps if step.node.op.in_fp8]
+    return elements(parameter.substitute(sizes) for op, sizes in ops for parameter in op.parameters())
 
 
 def _elements_of(parameter: Parameter) -> Elements:

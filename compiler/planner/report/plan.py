@@ -12,6 +12,7 @@ from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.memory.lines import (
     ACTIVATIONS,
     ALLOCATOR,
+    CODES,
     COLLECTIVES,
     CUDA,
     EXPERT_BUFFERS,
@@ -46,6 +47,7 @@ GROUPS = {
     TRANSFERS: "communication",
     COLLECTIVES: "communication",
     EXPERT_BUFFERS: "communication",
+    CODES: "workspace",
     WORKING: "workspace",
     CUDA: "workspace",
     ALLOCATOR: "reserve",

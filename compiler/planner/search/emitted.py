@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.passes.packed import handed_starts
 from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import why_one_by_one
@@ -153,8 +154,7 @@ def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
     ops = [node.op for block in graph.blocks.values() for node in block.nodes() if not node.op.in_fp8]
     wide = {name for op in ops for one in op.holders() if (name := one.product) in asked}
     if wide:
-        why = " where ranks share the experts out" if layout.ep > 1 and wide == {"experts"} else ""
-        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16{why}"
+        yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16"
 
 
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
@@ -163,6 +163,8 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"etp {layout.etp}"
     if layout.tp > 1 and layout.cp > 1:
         yield f"tp {layout.tp} beside cp {layout.cp}: both share out sequences"
+    if layout.tp > 1 and handed_starts(graph):
+        yield f"tp {layout.tp} of documents that are kept apart"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

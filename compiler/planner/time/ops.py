@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dsc.compiler.graph.block import Node
@@ -28,6 +28,8 @@ FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 CAST = 2 + 1 + 4 / 128
 # The same for a transposed copy of what FP8 already holds.
 TRANSPOSE = 2 * (1 + 4 / 128)
+# Bytes moved per element of a weight to make its codes: forward, and for the input's gradient with the same transposed.
+CODES = (CAST, CAST + TRANSPOSE / 2)
 # SwiGLU of other engines' experts runs again whatever is chosen: their kernel keeps gate and up alone.
 ALWAYS = "always"
 SAMPLE = {B.name: 1, S.name: 4096}  # where it is decided which of two sizes is the smaller
@@ -153,11 +155,16 @@ def _op_cost(
     )
 
 
+def by_kept_codes(op: OpCost) -> OpCost:
+    """The op where its weights' codes are there already."""
+    return replace(op, casts=op.casts._replace(weights=(0.0, 0.0))) if any(op.casts.weights) else op
+
+
 def _own_casts(step: Step, weights: int) -> Casts:
     """As the kernels that the package has do them: rows and columns in one pass, weights in every micro-batch."""
     node = step.node
     forward, backward = (terms_of(one.substitute(step.sizes)) for one in _cast_bytes(node))
-    return Casts(forward, backward, weights=(weights * CAST, weights * (CAST + TRANSPOSE / 2)))
+    return Casts(forward, backward, weights=(weights * CODES[0], weights * CODES[1]))
 
 
 def _cast_bytes(node: Node) -> tuple[Dim, Dim]:

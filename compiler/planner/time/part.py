@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.time.kernels import CLASSES, Kernels, Seconds, Share, Vector, add, kernels, on_rank, scaled
-from dsc.compiler.planner.time.ops import OpCost
+from dsc.compiler.planner.time.ops import OpCost, by_kept_codes
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.compiler.planner.time.traffic import Communication, Traffic
 
@@ -87,8 +87,10 @@ class PartTimes:
         communication: Communication,
         hardware: Hardware,
         length: int,
+        keeps_codes: bool = True,
     ) -> None:
-        """`shared`: the ops where ranks share the experts out."""
+        """`shared`: the ops where ranks share the experts out. `keeps_codes`: of weights, in layouts that do."""
+        self._keeps_codes = keeps_codes
         self._ops = ops, shared
         self._communication = communication
         self._hardware = hardware
@@ -142,22 +144,26 @@ class PartTimes:
         self, kind: str, sharing: PartSharing, recompute: tuple[str, ...], exchanges: bool = True
     ) -> tuple[Computing, Traffic]:
         share = sharing.share
-        work = self._computing(kind, sharing.micro_batch, share, recompute)
+        work = self._computing(kind, sharing.micro_batch, share, sharing.codes, recompute)
         full, exchanges = "full" in recompute, exchanges and kind in self._routed
         ops = self._ops[share.experts > 1][kind]
         return work, self._communication.of_part(kind, ops, sharing, full, exchanges)
 
-    def _computing_of(self, kind: str, micro_batch: int, share: Share, recompute: tuple[str, ...]) -> Computing:
-        compute = self._compute(kind, micro_batch, share)
+    def _computing_of(
+        self, kind: str, micro_batch: int, share: Share, codes: bool, recompute: tuple[str, ...]
+    ) -> Computing:
+        compute = self._compute(kind, micro_batch, share, codes and self._keeps_codes)
         again = compute.recompute(recompute)
         vectors = (compute.forward, add((compute.input_gradient, again)), compute.weight_gradient)
         shared = sum(t for vector in vectors for name, t in zip(CLASSES, vector, strict=True) if name not in UNSHARED)
         forward, backward, weight = (sum(vector) for vector in vectors)
         return Computing(vectors, (forward, backward, weight), shared)
 
-    def _compute_of(self, kind: str, micro_batch: int, share: Share) -> Seconds:
-        return on_rank(self._kernels(kind, micro_batch, share.experts > 1), self._hardware, share)
+    def _compute_of(self, kind: str, micro_batch: int, share: Share, codes: bool) -> Seconds:
+        return on_rank(self._kernels(kind, micro_batch, share.experts > 1, codes), self._hardware, share)
 
-    def _kernels_of(self, kind: str, micro_batch: int, away: bool) -> Kernels:
-        """`away`: experts work for other ranks' tokens too."""
-        return kernels(self._ops[away][kind], self._hardware, micro_batch, self._length)
+    def _kernels_of(self, kind: str, micro_batch: int, away: bool, codes: bool) -> Kernels:
+        """`away`: experts work for other ranks' tokens too. `codes`: those of weights are there already."""
+        ops = self._ops[away][kind]
+        some = tuple(by_kept_codes(op) for op in ops) if codes else ops
+        return kernels(some, self._hardware, micro_batch, self._length)

@@ -22,6 +22,8 @@ class PartSharing(NamedTuple):
     cp: int
     ep: int
     etp: int
+    codes: bool
+    """FP8 codes of weights are there already."""
 
     @property
     def share(self) -> Share:
@@ -41,7 +43,7 @@ class StageSharing(NamedTuple):
 
 def stage_sharing(layout: Layout) -> StageSharing:
     """ZeRO-1 shards nothing that a stage reads, so it is as good as none."""
-    sharing = PartSharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp)
+    sharing = PartSharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp, layout.keeps_codes)
     if layout.zero > 1:
         return StageSharing(sharing, layout.dp * layout.cp, layout.edp, layout.zero)
     return StageSharing(sharing, 1, 1, 0)

@@ -81,10 +81,12 @@ class CostModel:
         tensor = {part.kind: tuple(map(terms_of, sent(part.steps))) for part in self.parts}
         shown = {kind: some for kind, some in tensor.items() if any(tensor.values())}
         self.communication = Communication(spec, stream(graph), hardware, others, shown)
-        part_times = PartTimes(self.ops, self.away, self.communication, hardware, spec.workload.sequence_length)
+        part_times = PartTimes(
+            self.ops, self.away, self.communication, hardware, spec.workload.sequence_length, keeps_codes=others is None
+        )
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
-        self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision)
+        self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision, others is None)
         self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
 
     def weights(self, layout: Layout) -> tuple[int, ...]:

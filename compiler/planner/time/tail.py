@@ -1,4 +1,4 @@
-"""Seconds of what follows the last backward: gradients across data parallelism, the optimizer, parameters back."""
+"""Seconds of what a step does once: gradients across data parallelism, the optimizer, parameters back, their codes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from functools import cache
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.parts.shard import Elements, coded
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.pipeline.simulate import StageTimes
+from dsc.compiler.planner.time.ops import CODES
 from dsc.compiler.planner.time.sharing import stage_sharing
 from dsc.compiler.planner.time.traffic import Communication
 from dsc.spec.precision import Precision
 
+ENCODE = "codes of weights"
 REDUCE, UPDATE, GATHER = "gradients across data parallelism", "optimizer", "parameters across data parallelism"
+NOTHING = Elements()
 
 
 class Tail:
@@ -30,12 +33,16 @@ class Tail:
         communication: Communication,
         hardware: Hardware,
         precision: Precision,
+        encodes: bool = True,
     ) -> None:
+        """`encodes`: codes of weights that layouts keep are made here, once a step."""
         self._parts = parts
         self._elements = elements
         self._communication = communication
         self._memory = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["memory"].value
         self._precision = precision
+        self._casting = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["cast"].value
+        self._coded = {part.kind: coded(part.steps) if encodes else Elements() for part in parts}
         self._longest = cache(self._longest_of)
         self._held = cache(self._held_by)
 
@@ -51,9 +58,8 @@ class Tail:
             return lines
         backward = times[0].backward_input + times[0].backward_weight
         beside = self._communication.exposed
-        return {
+        return lines | {
             REDUCE: beside(lines[REDUCE], backward, len(stages[0])),
-            UPDATE: lines[UPDATE],
             GATHER: beside(lines[GATHER], times[0].forward, len(stages[0])),
         }
 
@@ -64,18 +70,22 @@ class Tail:
 
     def _longest_of(self, layout: Layout, stages: Stages) -> dict[str, float]:
         held = self._held(stages, tuple(map(layout.stages, range(layout.pp))))
-        return max((self.of_rank(layout, one) for one in held), key=lambda lines: sum(lines.values()))
+        return max((self.of_rank(layout, *one) for one in held), key=lambda lines: sum(lines.values()))
 
-    def _held_by(self, stages: Stages, ranks: tuple[tuple[int, ...], ...]) -> tuple[Elements, ...]:
-        """Parameters that the pipeline ranks hold, each amount once."""
+    def _held_by(self, stages: Stages, ranks: tuple[tuple[int, ...], ...]) -> tuple[tuple[Elements, Elements], ...]:
+        """Parameters that the pipeline ranks hold, and those among them that become codes, each pair once."""
+        kinds = [[self._parts[index].kind for stage in rank for index in stages[stage]] for rank in ranks]
         held = [
-            sum((self._elements[self._parts[index].kind] for stage in rank for index in stages[stage]), Elements())
-            for rank in ranks
+            (
+                sum((self._elements[kind] for kind in some), Elements()),
+                sum((self._coded[kind] for kind in some), Elements()),
+            )
+            for some in kinds
         ]
         return tuple(dict.fromkeys(held))
 
-    def of_rank(self, layout: Layout, held: Elements) -> dict[str, float]:
-        """One that holds so many parameters."""
+    def of_rank(self, layout: Layout, held: Elements, coded: Elements = NOTHING) -> dict[str, float]:
+        """One that holds so many parameters, and makes codes of some."""
         optimizer, width = self._precision.optimizer, BYTES[self._precision.parameters]
         gradient = BYTES[optimizer.gradients]
         data = (layout.dp * layout.cp * layout.duplicates, layout.edp * layout.duplicates)
@@ -87,4 +97,7 @@ class Tail:
         across = self._communication.across_data
         reduce = 0.0 if layout.zero >= 2 else across(held, gradient, sharing)
         gather = 0.0 if layout.zero == 3 else across(held, width if layout.zero else gradient, sharing)
-        return {REDUCE: reduce, UPDATE: owned * touched / self._memory, GATHER: gather}
+        lines = {REDUCE: reduce, UPDATE: owned * touched / self._memory, GATHER: gather}
+        if layout.keeps_codes and coded != NOTHING:
+            lines[ENCODE] = (coded.dense_on(layout) + coded.experts_on(layout)) * sum(CODES) / self._casting
+        return lines

@@ -59,6 +59,12 @@ def visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tenso
     return out.transpose(1, 2)[..., :V_HEAD_DIM]
 
 
+def by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """The part of each head times a weight of its own: [B, S, H, in] by [H, in, out] -> [B, S, H, out]."""
+    heads = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # [H, B * S, out]
+    return heads.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
 def expands(new: int, seen: int) -> bool:
     """Whether making keys and values of `seen` latents costs fewer operations than `new` queries on the latents.
 
@@ -88,9 +94,9 @@ def latent_attention_absorbed(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
     """Attention of a group over the latents of its pages themselves (DeepSeek-V2, section 2.1)."""
-    q_latent = torch.einsum("bshn,hnl->bshl", q_nope, module.w_uk)  # [B, S, H, L]
+    q_latent = by_head(q_nope, module.w_uk)  # [B, S, H, L]
     out_latent = mla_decode(q_latent, q_rope, pages, group.table, group.lengths, group.begins)
-    return torch.einsum("bshl,hvl->bshv", out_latent, module.w_uv)  # [B, S, H, V]
+    return by_head(out_latent, module.w_uv.mT)  # [B, S, H, V]
 
 
 def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:

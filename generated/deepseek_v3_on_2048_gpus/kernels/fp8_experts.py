@@ -25,7 +25,8 @@ from torch import Tensor
 from .expert_dispatch import combine
 from .fp8_grouped_gemm import gate_up, product
 from .fp8_grouped_gemm_backward import down_gradient
-from .fp8_quantize import quantize_blocks, quantize_blocks_and_transpose, quantize_rows
+from .fp8_quantize import quantize_blocks, quantize_rows
+from .fp8_weights import codes_of, transposed_blocks
 from .grouped_gemm_backward import weight_gradient
 from .launch import operands, operator
 
@@ -36,9 +37,9 @@ def _forward(
     gate_up_proj: Tensor, down_proj: Tensor, shared: Tensor | None, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     x, x_scale = quantize_rows(tokens)
-    w, w_scale = quantize_halves(gate_up_proj)
+    w, w_scale = codes_of(gate_up_proj, quantize_halves)
     h, h_scale, preactivation = gate_up(x, x_scale, weights, order, ends, w, w_scale, tokens.dtype, keep)
-    rows = product(h, h_scale, ends, *quantize_blocks(down_proj), tokens.dtype)
+    rows = product(h, h_scale, ends, *codes_of(down_proj, quantize_blocks), tokens.dtype)
     return combine(rows, position, shared), preactivation
 
 
@@ -49,12 +50,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of tokens, weights, gate_up_proj and down_proj."""
     dy, tokens, top_k = dy.contiguous(), tokens.contiguous(), weights.shape[1]
-    _, scale, down_t = quantize_blocks_and_transpose(down_proj)
-    dpre, h, dweights = down_gradient(*quantize_rows(dy), weights, order, ends, down_t, scale.mT, preactivation)
+    down = codes_of(down_proj, transposed_blocks)
+    dpre, h, dweights = down_gradient(*quantize_rows(dy), weights, order, ends, *down, preactivation)
     ddown = weight_gradient(dy, h, order, ends, "dy", top_k)
     dgate_up = weight_gradient(dpre, tokens, order, ends, "x", top_k)
-    _, scale, gate_up_t = quantize_blocks_and_transpose(gate_up_proj)
-    drows = product(*quantize_rows(dpre), ends, gate_up_t, scale.mT, dy.dtype)
+    drows = product(*quantize_rows(dpre), ends, *codes_of(gate_up_proj, transposed_blocks), dy.dtype)
     dtokens = combine(drows, position, None)
     return dtokens, dweights[position].to(weights.dtype), dgate_up, ddown
 

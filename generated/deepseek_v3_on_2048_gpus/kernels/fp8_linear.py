@@ -14,14 +14,15 @@ from torch import Tensor
 
 from .fp8_codes import BLOCK
 from .fp8_gemm import multiply, multiply_along_rows
-from .fp8_quantize import quantize_blocks, quantize_blocks_and_transpose, quantize_rows, quantize_rows_and_columns
+from .fp8_quantize import quantize_blocks, quantize_rows, quantize_rows_and_columns
+from .fp8_weights import codes_of, transposed_blocks
 from .launch import operator
 
 
 @operator(__name__, "fp8_linear")
 def _linear(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
     q, scale = quantize_rows(x)
-    return [multiply(q, scale, *quantize_blocks(weight), x.dtype) for weight in weights]
+    return [multiply(q, scale, *codes_of(weight, quantize_blocks), x.dtype) for weight in weights]
 
 
 @operator(__name__, "fp8_linear_training")
@@ -29,7 +30,7 @@ def _training(x: Tensor, weights: list[Tensor]) -> tuple[list[Tensor], Tensor, T
     q, scale, q_t, scale_t = quantize_rows_and_columns(_padded(x))
     num_rows = len(x)
     return (
-        [multiply(q[:num_rows], scale[:num_rows], *quantize_blocks(weight), x.dtype) for weight in weights],
+        [multiply(q[:num_rows], scale[:num_rows], *codes_of(weight, quantize_blocks), x.dtype) for weight in weights],
         q_t,
         scale_t,
     )
@@ -47,8 +48,7 @@ def gradients(dy: Tensor, x_q: Tensor, x_scale: Tensor, weight: Tensor) -> tuple
     """dx and dw of one product, from codes of the transposed x."""
     q, scale, q_t, scale_t = quantize_rows_and_columns(_padded(dy))
     dweight = multiply_along_rows(q_t, scale_t, x_q, x_scale, weight.dtype)
-    _, weight_scale, weight_t = quantize_blocks_and_transpose(weight)
-    return multiply(q[: len(dy)], scale[: len(dy)], weight_t, weight_scale.mT, dy.dtype), dweight
+    return multiply(q[: len(dy)], scale[: len(dy)], *codes_of(weight, transposed_blocks), dy.dtype), dweight
 
 
 def _padded(x: Tensor) -> Tensor:

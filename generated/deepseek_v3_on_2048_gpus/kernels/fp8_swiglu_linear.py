@@ -15,6 +15,7 @@ from torch import Tensor
 from .fp8_gemm import multiply
 from .fp8_linear import gradients
 from .fp8_quantize import quantize_blocks
+from .fp8_weights import codes_of
 from .launch import operator
 from .swiglu import swiglu_backward
 from .swiglu_quantize import swiglu_quantize_columns, swiglu_quantize_rows
@@ -22,7 +23,7 @@ from .swiglu_quantize import swiglu_quantize_columns, swiglu_quantize_rows
 
 @operator(__name__, "fp8_swiglu_linear")
 def _forward(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-    return multiply(*swiglu_quantize_rows(gate, up), *quantize_blocks(weight), gate.dtype)
+    return multiply(*swiglu_quantize_rows(gate, up), *codes_of(weight, quantize_blocks), gate.dtype)
 
 
 @operator(__name__, "fp8_swiglu_linear_backward")

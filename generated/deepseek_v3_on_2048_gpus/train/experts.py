@@ -4,7 +4,7 @@
 
 A collective starts at once and is waited for where its result is first read: what stands between runs beside it.
 
-Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, E NUM_EXPERTS, K TOP_K, I EXPERT_SIZE.
+Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, E NUM_EXPERTS, K TOP_K.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 
 from ..dims import EXPERT_SIZE, HIDDEN_SIZE, NUM_EXPERTS
-from ..kernels.grouped_mm import grouped_mm
-from ..kernels.swiglu import swiglu
+from ..kernels.expert_dispatch import sort_by_expert
+from ..kernels.fp8_experts import fp8_routed_experts
 from ..model import MixtureOfExperts
 from .plan import EP, LOCAL, NODES
 
@@ -37,11 +37,11 @@ def rows_for(chosen: Tensor, places: int) -> tuple[Tensor, Tensor, Tensor]:
     return weights[row, place], row, wanted.sum(0)
 
 
-def order_by_expert(received: Tensor) -> Tensor:
-    """The order in which rows that came rank by rank are expert by expert: counts [ranks, experts] -> [R]."""
+def received_experts(received: Tensor, rows: int) -> Tensor:
+    """The expert of each row that came, rank by rank: counts [ranks, experts] -> [R, 1]. R is told, not waited for."""
     ranks, experts = received.shape
     expert = torch.arange(experts, device=received.device).repeat(ranks)  # of each count
-    return expert.repeat_interleave(received.flatten()).argsort(stable=True)
+    return expert.repeat_interleave(received.flatten(), output_size=rows).unsqueeze(1)
 
 
 class ExpertParallel(MixtureOfExperts):
@@ -77,16 +77,9 @@ class ExpertParallel(MixtureOfExperts):
         h = all_to_all_single_autograd(h, of, to, self.local)
         slot_weights = all_to_all_single_autograd(slot_weights, of, to, self.local)
 
-        by_expert = order_by_expert(received)  # [T * K]
-        ends = received.sum(0).cumsum(0).int()  # [E / NODES / LOCAL]
-        h = h.index_select(0, by_expert)
-        h = grouped_mm(h, self.gate_up_proj, ends)  # [T * K, 2 * I]
-        gate, up = h.chunk(2, -1)  # [T * K, I] each
-        h = swiglu(gate, up)
-        slot_weights = slot_weights.index_select(0, by_expert)
-        h = h * slot_weights
-        h = grouped_mm(h, self.down_proj, ends)  # [T * K, D]
-        h = torch.empty_like(h).index_copy(0, by_expert, h)
+        expert = received_experts(received, len(h))  # [T * K, 1]
+        order, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
+        h = fp8_routed_experts(h, slot_weights, order, position, ends, self.gate_up_proj, self.down_proj)
         h = all_to_all_single_autograd(h, to, of, self.local)
 
         h = torch.zeros_like(copies).index_add(0, row, h)  # [M, D]

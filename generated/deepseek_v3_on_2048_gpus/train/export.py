@@ -17,23 +17,70 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from ..checkpoint import CONFIG, MTP_COPIES, configs, on_disk
+from ..checkpoint import CONFIG, MTP_COPIES, WEIGHT_BLOCK, configs, on_disk
 from ..command import in_a_line, positive
 from ..model import Model
 from ..storage import SAVE_ID, STAGING, publish, shard_names, write_file, write_index
 from .checkpoint import newest, readable
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FP8 = torch.float8_e4m3fn
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float8": FP8}
+IN_FP8 = {
+    "down_proj",
+    "gate_proj",
+    "gate_up_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+    "o_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "up_proj",
+}
+QUANTIZATION = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}  # of config.json
 
 
-def pieces(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What a parameter is on disk, with the copies that multi-token prediction has there."""
+def pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """What a parameter is on disk, in `dtype`, with the copies that multi-token prediction has there."""
     for hf_name, part in on_disk(name, tensor):
+        if dtype == FP8:
+            yield from zip((hf_name, f"{hf_name}_scale_inv"), quantized(part), strict=True)
+            continue
+        part = part.to(dtype, copy=True)  # what is left of a stack can go
         yield hf_name, part
         yield from ((copy, part) for copy, original in MTP_COPIES.items() if original == hf_name)
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of a weight [N, K] and the number to multiply each block by, [N / rows, K / columns] in float32.
+
+    Of the weight in bfloat16, as training multiplies by it (DeepSeek-V3, section 3.3.2). Blocks may be cut short.
+    """
+    rows, columns = WEIGHT_BLOCK
+    padded = F.pad(weight.bfloat16().float(), (0, -weight.shape[1] % columns, 0, -weight.shape[0] % rows))
+    blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    scale = blocks.abs().amax((1, 3), keepdim=True).clamp(min=1e-12) / torch.finfo(FP8).max
+    codes = (blocks * (1 / scale)).to(FP8).flatten(2).flatten(0, 1)
+    return codes[: weight.shape[0], : weight.shape[1]].contiguous(), scale[:, 0, :, 0].contiguous()
+
+
+def type_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a parameter where --dtype is so: float8 is for what FP8 products multiply by."""
+    return torch.bfloat16 if dtype == FP8 and IN_FP8.isdisjoint(name.split(".")) else dtype
+
+
+def as_stored(dtype: torch.dtype) -> dict[str, object]:
+    """What config.json says: quantized weights are taken for bfloat16."""
+    named = {**CONFIG, "torch_dtype": str(torch.bfloat16 if dtype == FP8 else dtype).removeprefix("torch.")}
+    return named | ({"quantization_config": QUANTIZATION} if dtype == FP8 else {})
 
 
 def share_out(model: Model, shard_bytes: int) -> tuple[list[dict[str, str]], int]:
@@ -41,7 +88,7 @@ def share_out(model: Model, shard_bytes: int) -> tuple[list[dict[str, str]], int
     files: list[dict[str, str]] = [{}]
     filled = total = 0
     for name, tensor in model.state_dict().items():
-        for hf_name, part in pieces(name, tensor):
+        for hf_name, part in pieces(name, tensor, tensor.dtype):
             if files[-1] and filled + part.nbytes > shard_bytes:
                 files.append({})
                 filled = 0
@@ -52,15 +99,14 @@ def share_out(model: Model, shard_bytes: int) -> tuple[list[dict[str, str]], int
 
 def read(checkpoint: Path, names: dict[str, str], model: Model) -> dict[str, Tensor]:
     """The tensors of one file, in the types that the model has."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     state = model.state_dict()
     for name in dict.fromkeys(names.values()):
         whole = {f"model.{name}": torch.empty(state[name].shape)}
         with readable(checkpoint):
             load(whole, checkpoint_id=checkpoint, no_dist=True)
-        for hf_name, part in pieces(name, whole[f"model.{name}"]):
-            if hf_name in names:
-                tensors[hf_name] = part.to(state[name].dtype, copy=True)  # what is left of the stack can go
+        made = pieces(name, whole[f"model.{name}"], state[name].dtype)
+        tensors |= {hf_name: part for hf_name, part in made if hf_name in names}
     return tensors
 
 
@@ -70,8 +116,8 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype, shard_bytes: int) ->
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with torch.device("meta"):
         model = Model()
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)  # and not buffers: routers' biases stay as they are
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(type_of(name, dtype))  # and not buffers: routers' biases stay as they are
     files, size = share_out(model, shard_bytes)
     save = [secrets.token_hex(8)]
     if world > 1:
@@ -89,7 +135,7 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype, shard_bytes: int) ->
         write_index(
             staging, {name: path for path, names in zip(paths, files, strict=True) for name in names}, size, save[0]
         )
-        for name, content in configs({**CONFIG, "torch_dtype": str(dtype).removeprefix("torch.")}).items():
+        for name, content in configs(as_stored(dtype)).items():
             (staging / name).write_bytes(content)
         publish(staging, out)
         staging.rmdir()

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining.schedules import OVERLAP_F_B, get_schedule_class
 
 from ..dims import NUM_EXPERTS
+from ..kernels.fp8_weights import keeping_codes
 from ..model import Model, MoeLayer, Router
 from .experts import ExpertParallel
 from .gradients import EMBEDDING, READERS, clip, sum_copies
@@ -131,6 +132,7 @@ class Parallel:
             for name, moment in optimizer.state[weight].items():
                 moment.copy_(optimizer.state[copies[-1]][name])
 
+    @keeping_codes()
     def step(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Forward and backward over this rank's sequences, [rows, S] each: the losses of the whole batch, by name."""
         batch = {"tokens": tokens, "labels": labels, "counts": self.counts(labels)}

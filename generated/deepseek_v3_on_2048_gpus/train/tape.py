@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..kernels.grouped_mm import _product, _product_dw
-
 Turns = Generator[None, None, Any]  # yields whenever an all-to-all is on its way
 PUT_OFF: list[Callable[[], None]] = []  # weight gradients of the segment whose backward ran last
 
@@ -37,27 +35,6 @@ class Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         PUT_OFF.append(lambda: add_gradient(weight, dy.flatten(0, -2).T @ x.flatten(0, -2)))
         return dy @ weight if ctx.needs_input_grad[0] else None, None
-
-
-class GroupedProduct(torch.autograd.Function):
-    """Each expert's rows by its own weight.T; backward gives dx and puts dw off."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        return _product(x, weight, ends)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, ends = ctx.saved_tensors
-        PUT_OFF.append(lambda: add_gradient(weight, _product_dw(dy, x, ends)))
-        return _product(dy, weight.mT, ends), None, None
-
-
-def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """[R, in], [E, out, in], [E] -> [R, out]."""
-    product: Callable[[Tensor, Tensor, Tensor], Tensor] = GroupedProduct.apply
-    return product(x, weight, ends)
 
 
 def add_gradient(weight: Tensor, dw: Tensor) -> None:

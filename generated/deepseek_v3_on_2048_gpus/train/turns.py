@@ -4,8 +4,7 @@
 
 What is alive across a cut, and has a gradient, goes through it: autograd is cut there as well (tape.py).
 
-Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, E NUM_EXPERTS, K TOP_K,
-    I EXPERT_SIZE.
+Dims: B batch, S sequence, T = B * S, M rows to nodes, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, E NUM_EXPERTS, K TOP_K.
 """
 
 from collections.abc import Callable
@@ -16,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..dims import NORM_EPS, NUM_DENSE_LAYERS, NUM_EXPERTS
+from ..kernels.expert_dispatch import sort_by_expert
+from ..kernels.fp8_experts import fp8_routed_experts
 from ..kernels.rms_norm import add_rms_norm, rms_norm
-from ..kernels.swiglu import swiglu
 from ..model import MoeLayer, MultiTokenPredictor, rotary_table, spread_pairs
-from .experts import ExpertParallel, order_by_expert, rows_for, weight_by_expert
-from .plan import LOCAL, NODES
+from .experts import ExpertParallel, received_experts, rows_for, weight_by_expert
+from .plan import EP, LOCAL, NODES
 from .stages import DenseMoeStage, EmbeddingDenseStage, HeadStage, MoeMtpStage, MoeStage
-from .tape import Tape, Turns, grouped_product
+from .tape import Tape, Turns
 from .tensor import TensorParallelMoeLayer, embedding_of_shard, own_sum
 
 
@@ -48,19 +48,12 @@ def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive:
     to, of = sent.view(LOCAL, -1).sum(1).tolist(), received.sum(1).tolist()
     h = copies.index_select(0, row)  # [T * K, D]
     exchange = tape.start(h, slot_weights, to=to, of=of, hop="local")
-
-    by_expert = order_by_expert(received)  # [T * K]
-    ends = received.sum(0).cumsum(0).int()  # [E / NODES / LOCAL]
     # [T * K, D], [T * K, 1], [], [B, S, D]
     h, slot_weights, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)
-    h = h.index_select(0, by_expert)
-    h = grouped_product(h, module.gate_up_proj, ends)  # [T * K, 2 * I]
-    gate, up = h.chunk(2, -1)  # [T * K, I] each
-    h = swiglu(gate, up)
-    slot_weights = slot_weights.index_select(0, by_expert)
-    h = h * slot_weights
-    h = grouped_product(h, module.down_proj, ends)  # [T * K, D]
-    h = torch.empty_like(h).index_copy(0, by_expert, h)
+
+    expert = received_experts(received, len(h))  # [T * K, 1]
+    order, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
+    h = fp8_routed_experts(h, slot_weights, order, position, ends, module.gate_up_proj, module.down_proj)
     exchange = tape.start(h, to=of, of=to, hop="local")
     # [T * K, D], [], [B, S, D]
     h, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)

@@ -29,9 +29,10 @@ from .checkpoint import newest, readable
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def pieces(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What a parameter is on disk, with the copies that multi-token prediction has there."""
+def pieces(name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """What a parameter is on disk, in `dtype`, with the copies that multi-token prediction has there."""
     for hf_name, part in on_disk(name, tensor):
+        part = part.to(dtype, copy=True)  # what is left of a stack can go
         yield hf_name, part
         yield from ((copy, part) for copy, original in MTP_COPIES.items() if original == hf_name)
 
@@ -41,7 +42,7 @@ def share_out(model: Model, shard_bytes: int) -> tuple[list[dict[str, str]], int
     files: list[dict[str, str]] = [{}]
     filled = total = 0
     for name, tensor in model.state_dict().items():
-        for hf_name, part in pieces(name, tensor):
+        for hf_name, part in pieces(name, tensor, tensor.dtype):
             if files[-1] and filled + part.nbytes > shard_bytes:
                 files.append({})
                 filled = 0
@@ -52,15 +53,14 @@ def share_out(model: Model, shard_bytes: int) -> tuple[list[dict[str, str]], int
 
 def read(checkpoint: Path, names: dict[str, str], model: Model) -> dict[str, Tensor]:
     """The tensors of one file, in the types that the model has."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     state = model.state_dict()
     for name in dict.fromkeys(names.values()):
         whole = {f"model.{name}": torch.empty(state[name].shape)}
         with readable(checkpoint):
             load(whole, checkpoint_id=checkpoint, no_dist=True)
-        for hf_name, part in pieces(name, whole[f"model.{name}"]):
-            if hf_name in names:
-                tensors[hf_name] = part.to(state[name].dtype, copy=True)  # what is left of the stack can go
+        made = pieces(name, whole[f"model.{name}"], state[name].dtype)
+        tensors |= {hf_name: part for hf_name, part in made if hf_name in names}
     return tensors
 
 

@@ -22,7 +22,7 @@ from ..model import Model
 from .chat import Conversation, load_template, stop_tokens
 from .engine import Engine
 from .front import Front, lead_or_follow
-from .placement import read_loads, write_loads
+from .placement import Loads, read_loads, write_loads
 from .ranks import RankFailed, Ranks
 from .sampling import Sampling
 from .scheduler import Text
@@ -59,15 +59,15 @@ def on_ranks(folder: Path, lead: Callable[[Front], None], file: Path | None) -> 
     try:
         with Ranks() as ranks:
             try:
-                loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
+                loads: Loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
                 model = load_share(folder, ranks.rank, loads)
             except (OSError, ValueError) as error:  # what a file is not, or does not hold
                 raise SystemExit(f"{folder}: {error}") from None
             engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks)
             lead_or_follow(engine, lead)
-            loads = engine.loads()
+            counted = engine.loads()
             if file is not None and ranks.rank == 0:
-                write_loads(file, loads)
+                write_loads(file, counted)
     except RankFailed as error:
         raise SystemExit(f"error: {error}") from None
 

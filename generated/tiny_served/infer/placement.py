@@ -7,6 +7,7 @@ expert that grows with its tokens. A layer that guesses has the loads of the las
 """
 
 import json
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from ..checkpoint import EXPERT_PARTS
 from ..dims import REDUNDANT_EXPERTS, SERVING_RANKS
 from ..model import Model
 
-Loads = list[list[float]]
+Loads = Sequence[Sequence[float]]
 
 
-def read_loads(file: Path | None) -> Loads | None:
-    """What an earlier run wrote; None where nothing is there. Raises ValueError for what is no loads."""
+def read_loads(file: Path | None) -> Loads:
+    """What an earlier run wrote; nothing where nothing is there. Raises ValueError for what is no loads."""
     if file is None or not file.exists():
-        return None
-    loads = json.loads(file.read_text())
+        return []
+    loads: Loads = json.loads(file.read_text())
     if not isinstance(loads, list) or not all(isinstance(layer, list) for layer in loads):
         raise ValueError(f"{file} is no list of lists of loads")
     if not all(isinstance(load, int | float) and isfinite(load) and load >= 0 for layer in loads for load in layer):
@@ -36,18 +37,17 @@ def write_loads(file: Path, loads: Loads) -> None:
     file.write_text(json.dumps(loads) + "\n")
 
 
-def place(model: Model, loads: Loads | None) -> dict[str, list[int]]:
+def place(model: Model, loads: Loads) -> dict[str, list[int]]:
     """The expert in each slot of all ranks, by the path of its mixture; without loads all experts are alike.
 
     Raises ValueError for loads of other layers or experts.
     """
     found, sizes = {}, _mixtures(model)
     main = [path for path in sizes if not path.startswith("mtp.")]
-    if loads is not None and [len(layer) for layer in loads] != [sizes[path] for path in main]:
+    if loads and [len(layer) for layer in loads] != [sizes[path] for path in main]:
         raise ValueError(f"loads of {len(loads)} layers do not fit {len(main)} layers of experts, or not their experts")
     for index, (path, experts) in enumerate(sizes.items()):
-        of_layer = [1.0] * experts if loads is None else loads[min(index, len(main) - 1)]
-        found[path] = slots_by_load(of_layer)
+        found[path] = slots_by_load(loads[min(index, len(main) - 1)] if loads else [1.0] * experts)
     return found
 
 
@@ -58,7 +58,7 @@ def _mixtures(model: Model) -> dict[str, int]:
     return {path: len(weight) for path, weight in stacks if isinstance(weight, nn.Parameter)}
 
 
-def slots_by_load(loads: list[float]) -> list[int]:
+def slots_by_load(loads: Sequence[float]) -> list[int]:
     """Again and again a copy of the expert whose copies carry most; then the heaviest copies first, each to the
     lightest rank that has room. Ties go to the lower number."""
     copies, experts = [1] * len(loads), list(range(len(loads)))

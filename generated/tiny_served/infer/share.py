@@ -40,7 +40,7 @@ def keep_share(model: Model, rank: int, held: dict[str, list[int]]) -> Model:
     return model
 
 
-def load_share(folder: Path, rank: int, loads: Loads | None = None) -> Model:
+def load_share(folder: Path, rank: int, loads: Loads = ()) -> Model:
     """This rank's share of a checkpoint, experts by their loads. Nothing of the others' is read.
 
     Raises what load_hf raises, and ValueError for loads that are not the model's.

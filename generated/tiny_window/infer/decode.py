@@ -39,6 +39,19 @@ def full_visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> 
     return out.transpose(1, 2)
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T: [T, in] by [out, in] -> [T, out].
+
+    Up to eight rows on a CPU, and two at least, are multiplied from the right of the weight: MKL then reads it up to
+    twice as fast.
+    """
+    count = x.shape[0]
+    if not x.is_cpu or count > 8:
+        return F.linear(x, weight)
+    rows = x.contiguous() if count > 1 else torch.cat((x, x))
+    return torch.mm(weight, rows.T)[:, :count].T.contiguous()
+
+
 def write_rows(pages: Tensor, slots: Tensor, *kept: Tensor) -> None:
     """What is kept of the new tokens, [T, ...] each, side by side into their slots of pages [pages, PAGE_SIZE, row]."""
     rows = torch.cat([x.flatten(1) for x in kept], -1).to(pages.dtype)
@@ -67,7 +80,7 @@ def full_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
 
 def full_attention(module: FullAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
     """Grouped-query attention, with norms on the heads of q and k (arXiv 2305.13245)."""
-    q_k_v = F.linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
+    q_k_v = linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
     # [T, H * N], [T, J * N], [T, J * N]
     q, k, v = q_k_v.split(
         (FULL_NUM_HEADS * FULL_HEAD_DIM, FULL_NUM_KV_HEADS * FULL_HEAD_DIM, FULL_NUM_KV_HEADS * FULL_HEAD_DIM), -1
@@ -84,7 +97,7 @@ def full_attention(module: FullAttention, x: Tensor, rope: Tensor, batch: Batch,
 
     out = torch.cat([full_attention_attend(group.take(q), group, pages).flatten(0, 1) for group in batch.groups])
     out = out.flatten(-2)  # [T, H * N]
-    return module.o_proj(out)  # [T, D]
+    return linear(out, module.o_proj.weight)  # [T, D]
 
 
 def sliding_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
@@ -99,7 +112,7 @@ def sliding_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
 
 def sliding_attention(module: SlidingAttention, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
     """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
-    q_k_v = F.linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
+    q_k_v = linear(x, module.q_k_v_proj)  # [T, H * N + J * N + J * N]
     # [T, H * N], [T, J * N], [T, J * N]
     q, k, v = q_k_v.split(
         (
@@ -121,15 +134,15 @@ def sliding_attention(module: SlidingAttention, x: Tensor, rope: Tensor, batch: 
 
     out = torch.cat([sliding_attention_attend(group.take(q), group, pages).flatten(0, 1) for group in batch.groups])
     out = out.flatten(-2)  # [T, H * N]
-    return module.o_proj(out)  # [T, D]
+    return linear(out, module.o_proj.weight)  # [T, D]
 
 
 def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
     """SwiGLU (arXiv 2002.05202)."""
-    gate_up = F.linear(x, module.gate_up_proj)  # [T, 2 * width]
+    gate_up = linear(x, module.gate_up_proj)  # [T, 2 * width]
     gate, up = gate_up.chunk(2, -1)  # [T, width] each
     h = F.silu(gate) * up
-    return module.down_proj(h)  # [T, D]
+    return linear(h, module.down_proj.weight)  # [T, D]
 
 
 def full_dense_layer(module: FullDenseLayer, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
@@ -169,7 +182,7 @@ def model_forward(module: Model, tokens: Tensor, rows: Tensor, batch: Batch, cac
     x = model_backbone(module, tokens, batch, caches)  # [T, D]
     chosen = x[rows]  # [rows, D]
     hidden = module.norm(chosen)
-    return module.lm_head(hidden)  # [rows, W]
+    return linear(hidden, module.lm_head.weight)  # [rows, W]
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:

@@ -17,6 +17,7 @@ from ..model import Model
 from . import prepare
 from .batch import Part, pack
 from .cache import PAGE_SIZE, PagePool
+from .compiled import Compiled, fits
 from .decode import empty_caches, model_forward
 from .sampling import Row, Sampling, choose, logprobs
 from .scheduler import Scheduler, Text
@@ -39,8 +40,12 @@ class Engine:
         cache_bytes: int | None = None,
         max_running: int = 32,
         step_tokens: int = 512,
+        compile: bool = False,
     ) -> None:
-        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step."""
+        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
+
+        `compile`: steps of up to eight texts that are being written; the first of each size takes a minute or so.
+        """
         with torch.no_grad():
             self.module = prepare.Model(model)
         weight = model.embed_tokens.weight.detach()
@@ -49,6 +54,7 @@ class Engine:
         most = max_running * -(-MAX_POSITION_EMBEDDINGS // PAGE_SIZE)
         pages = min((cache_bytes or default_cache_bytes(self.device)) // page_bytes, most) + 1  # one is nobody's
         self.caches = empty_caches(pages, weight)
+        self.compiled = Compiled() if compile else None
         self.pool = PagePool(pages)
         self.made = 0  # tokens
         self.scheduler = Scheduler(self.pool, MAX_POSITION_EMBEDDINGS, max_running, step_tokens)
@@ -108,8 +114,7 @@ class Engine:
         self._clear()
         parts = [Part(text.pages, text.shared, text.computed, text.tokens[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
-        tokens, batch = pack(parts, self.device)
-        logits = model_forward(self.module, tokens, rows, batch, self.caches)
+        logits = self._forward(parts, rows)
         tokens_chosen = choose(logits, asked)
         chosen = iter(zip(tokens_chosen, logprobs(logits, tokens_chosen, asked), strict=True))
         made = []
@@ -124,6 +129,13 @@ class Engine:
                 self.scheduler.drop(text, why)
         self.made += sum(len(new) for _, new in made)
         return [(text, new) for text, new in made if new]
+
+    def _forward(self, parts: list[Part], rows: torch.Tensor) -> torch.Tensor:
+        caches = self.caches
+        if self.compiled is not None and fits(parts):
+            return self.compiled(self.module, parts, rows, caches)
+        tokens, batch = pack(parts, self.device)
+        return model_forward(self.module, tokens, rows, batch, caches)
 
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""

@@ -1,0 +1,69 @@
+"""Engine(compile=True): the same tokens as without, one compilation for a size, and nothing of what pads a batch."""
+
+import math
+import random
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from numerics.families import VOCABULARY
+from numerics.harness import random_model
+from serving.packages import Change, package
+
+SOURCE = random.Random(0)
+PROMPTS = [[SOURCE.randrange(VOCABULARY) for _ in range(length)] for length in (17, 30, 21)]
+NEW = 24  # across the ends of pages
+
+SEEN = "infer/compiled.py", ("replace(group, seen=MAX_POSITION_EMBEDDINGS)", "group")
+FIXED = "infer/compiled.py", ("torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)", "pass")
+CROSSED = "infer/decode.py", ("weight[chosen]", "weight[chosen.flip(0)]")
+UNPADDED = "infer/compiled.py", ("[nobody] * (bucket - len(parts))", "[]")
+
+
+class Counted:
+    """A backend of torch.compile that runs what it is given as it stands, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.count += 1
+        return graph.forward
+
+
+def same_tokens(change: Change | None = None, backend: Any = None) -> None:
+    torch._dynamo.reset()
+    emitted = package(change=change)
+    model = random_model(emitted)
+    engine, backend = emitted.engine.Engine(model, compile=True), backend or Counted()
+    forward = import_module(f"{emitted.name}.infer.decode").model_forward
+    engine.compiled.forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
+    for cache in engine.caches:
+        cache[0] = math.nan  # the page of what pads
+    for texts in (1, 3):
+        expected = emitted.engine.Engine(model).generate(PROMPTS[:texts], max_new_tokens=NEW)
+        assert engine.generate(PROMPTS[:texts], max_new_tokens=NEW) == expected
+    if isinstance(backend, Counted):
+        assert 0 < backend.count <= MOST
+
+
+MOST = 6
+"""Of one and of four texts, each with and without a guess; what ends first leaves two."""
+
+
+def test_tokens_are_those_of_the_engine_that_compiles_nothing() -> None:
+    same_tokens()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [SEEN, FIXED, CROSSED, UNPADDED])
+def test_a_fault_is_seen(change: Change) -> None:
+    with pytest.raises(Exception):  # noqa: B017  torch gives up, or tokens differ, or too much is compiled
+        same_tokens(change)
+
+
+@pytest.mark.slow
+def test_tokens_are_the_same_in_machine_code() -> None:
+    same_tokens(backend="inductor")
