@@ -137,7 +137,9 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, compared: Compared
     assert difference <= 1e-6 and equal_biases
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"pp": 2, "schedule": "dualpipe"}])
+@pytest.mark.parametrize(
+    "pins", [{"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, {"pp": 2, "schedule": "dualpipe"}]
+)
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None

@@ -31,7 +31,7 @@ SCHEDULES = {
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
 BY_LAYER = ("1f1b", "interleaved")
-"""Schedules under which layers may shard gradients and weights: a backward is whole, so that FSDP's hooks see its end."""
+"""Schedules under which layers may shard gradients and weights: they split no backward, so FSDP's hooks see its end."""
 
 EMITTED: dict[str, object] = {"etp": 1, "activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
@@ -179,7 +179,7 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:
         yield f"schedule {layout.schedule}"
-    if layout.pp > 1 and layout.zero > 1 and layout.schedule in SCHEDULES and layout.schedule not in BY_LAYER:
-        yield f"zero {layout.zero} beside schedule {layout.schedule}, which makes weights' gradients where no hook sees it"
+    if layout.pp > 1 and layout.zero > 1 and layout.schedule not in BY_LAYER and layout.schedule in SCHEDULES:
+        yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
     if layout.ep > 1 and MOE not in graph.blocks:
         yield f"ep {layout.ep} for several kinds of mixtures of experts"
