@@ -98,9 +98,8 @@ def emitted(problem: Problem) -> Offer:
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    code = BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES
-    runs = every if pins.schedule else _scheduled(every, code)
-    some = tuple(_shared(runs, bool(handed_starts(problem.graph))))
+    scheduled = every if pins.schedule else _scheduled(every, BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES)
+    some = tuple(_shared(scheduled, bool(handed_starts(problem.graph))))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
@@ -129,14 +128,14 @@ def _scheduled(every: Iterable[LayoutFamily], schedules: Container[str]) -> Iter
             yield family._replace(pipelines=pipelines)
 
 
-def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
-    """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
-    return (family for family in every if family.tp == 1 or (family.cp == 1 and not apart))
-
-
 def _choices(text: str) -> set[str]:
     """That a reason of `missing` speaks of."""
     return Placement.model_fields.keys() & text.split()
+
+
+def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
+    """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
+    return (family for family in every if family.tp == 1 or (family.cp == 1 and not apart))
 
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
