@@ -201,6 +201,9 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
         sum_of_depths = block.add("mtp_loss", Add(), sum_of_depths, loss) if sum_of_depths else loss
     assert sum_of_depths is not None
     weight = context.constants.number("MTP_LOSS_WEIGHT", context.spec.mtp.loss_weight, "mtp.loss_weight")
+    if (later := context.spec.mtp.later) is not None:
+        context.constants.number("MTP_LATER_AFTER_TOKENS", later.after_tokens, "mtp.later.after_tokens")
+        context.constants.number("MTP_LATER_LOSS_WEIGHT", later.loss_weight, "mtp.later.loss_weight")
     depths = context.constants.dim("MTP_DEPTH", context.spec.mtp.depth, "mtp.depth")
     return block.add("mtp_loss", WeighMtpLoss(weight, depths), sum_of_depths), balance
 

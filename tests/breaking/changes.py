@@ -145,6 +145,8 @@ SPIKE = {"action": "skip"}
 MARKS = {"begin": "<think>", "end": "</think>"}
 THINKS: Sections = {**MLA, "tokens": {"reasoning": MARKS}}
 SERVED: Sections = {**MLA, "serving": {"ep": 2}}
+LATER = {"after_tokens": 1000, "loss_weight": 0.1}
+WEIGHED: Sections = {**MLA, "mtp": {**MLA["mtp"], "later": LATER}}
 SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
 SPIKE_CHANGES = {"deviations": (3.0, ""), "window": (16, ""), "action": ("count", "python")}
 
@@ -204,6 +206,7 @@ BASES = {
     "cycle": CYCLE,
     "fp8": FP8_WEIGHTS,
     "spike": SPIKES,
+    "later": WEIGHED,
     "thinks": THINKS,
     "rewards": REWARDS,
     "served": SERVED,
@@ -328,6 +331,9 @@ CHANGES = (
     Change("mla", "mtp.depth", 2, "checkpoint plan"),
     Change("mla", "mtp.hidden", "pre_norm", ""),
     Change("mla", "mtp.loss_weight", 0.1, ""),
+    Change("mla", "mtp.later", LATER, ""),
+    Change("later", "mtp.later.after_tokens", 2000, ""),
+    Change("later", "mtp.later.loss_weight", 0.2, ""),
     Change("mla", "precision.parameters", "bf16", "plan"),
     Change("mla", "precision.kv_cache", "bf16", "plan"),
     Change("mla", "precision.linear", FP8, ""),
