@@ -16,6 +16,7 @@ from dsc.compiler.planner.memory.ranks import most_held
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, held_by, why_not
 from dsc.compiler.planner.report.plan import make_plan
+from dsc.compiler.planner.search import emitted as search_emitted
 from dsc.compiler.planner.search.emitted import choose, missing, not_emitted, sharing_of
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.ops import op_costs
@@ -68,6 +69,22 @@ def test_shared_experts_are_timed_as_the_step_has_them() -> None:
     program, (_, shared) = build(spec), planned(spec)
     assert program.step.sharing is not None and program.step.sharing.ep == 4
     assert lines(shared.blocks[MOE]) == lines(program.step.graph.blocks[f"{EXPERT_PARALLEL}.forward"])
+
+
+ALONE, CONTEXT, TENSOR = (False, False), (True, False), (False, True)
+
+
+@pytest.mark.parametrize(("documents", "ways"), [("joined", {ALONE, CONTEXT, TENSOR}), ("apart", {ALONE})])
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "llama-3.1-8b"])
+def test_there_is_code_for_whatever_is_on_offer(name: str, documents: str, ways: set[tuple[bool, bool]]) -> None:
+    problem = problem_of(spec_of(name, {"kind": "h100", "gpus": 16}, None, training={"documents": documents}))
+    offer = search_emitted.emitted(problem)
+    grids = [grid for family in offer.families for grid in family.grids()]
+    assert {(grid.cp > 1, grid.tp > 1) for grid in grids} == ways
+    for grid in grids:
+        for zero in offer.zeros(grid):
+            for recompute in offer.recompute:
+                assert not offer.lacks(replace(grid, zero=zero, recompute=recompute)), grid
 
 
 def test_what_is_sent_is_charged_to_the_links_as_wide_as_it_is() -> None:

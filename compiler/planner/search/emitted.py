@@ -95,7 +95,7 @@ def emitted(problem: Problem) -> Offer:
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    some = tuple(every if pins.schedule else _scheduled(every))
+    some = tuple(_shared(every if pins.schedule else _scheduled(every), bool(handed_starts(problem.graph))))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
@@ -122,6 +122,11 @@ def _scheduled(every: Iterable[LayoutFamily]) -> Iterator[LayoutFamily]:
     for family in every:
         if pipelines := tuple(one for one in family.pipelines if one.schedule in SCHEDULES):
             yield family._replace(pipelines=pipelines)
+
+
+def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
+    """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
+    return (family for family in every if family.tp == 1 or (family.cp == 1 and not apart))
 
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
