@@ -58,6 +58,10 @@ def _context(spec: ModelSpec) -> tuple[Context, tuple[Run, ...]]:
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         constants.number("WEIGHT_BLOCK", tuple(linear.weight_block), "precision.linear.weight_block")
     constants.number("SEQUENCE_LENGTH", spec.workload.sequence_length, "workload.sequence_length")
+    if (ramp := spec.training.batch_ramp) is not None:
+        constants.number("RAMP_START", ramp.start, "training.batch_ramp.start")
+        constants.number("RAMP_INCREMENT", ramp.increment, "training.batch_ramp.increment")
+        constants.number("RAMP_TOKENS", ramp.tokens, "training.batch_ramp.tokens")
     if spec.rl is not None:
         _learning_numbers(constants, spec.rl)
     return Context(spec, constants, dtype, cache_dtype, vocab, hidden, ropes), schedule

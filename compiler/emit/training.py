@@ -99,13 +99,15 @@ def training_files(
     tied = len(_readers(step)) > 1
     apart = files.spec.training.documents == "apart"
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
-    mtp = files.spec.mtp
+    mtp, ramp = files.spec.mtp, files.spec.training.batch_ramp is not None
     values |= {"apart": apart, "ahead": apart and mtp is not None, "weighs": mtp is not None and mtp.later is not None}
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    printed += [files.file(path, path, apart=apart, weighs=values["weighs"]) for path in PLAIN]
-    paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
+    values |= {"ramp": ramp}
+    printed += [files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"]) for path in PLAIN]
+    optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
+    paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
     printed += [files.file(path, path, **values) for path in paths]
     stacks, fp8 = _stacks_experts(plain), _stored_in_fp8(files.spec, plain)
     printed.append(files.file("train/export.py", "train/export.py", experts=stacks, mtp=mtp is not None, fp8=fp8))
