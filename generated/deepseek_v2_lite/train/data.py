@@ -141,16 +141,18 @@ def check(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.data", description="Shards of tokens on disk.")
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("prepare", help="write them from text, JSONL or parquet")
-    one.set_defaults(run=prepare)
-    one.add_argument("source", type=Path, help="a file, or a folder: all files under it, in sorted order")
-    one.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    one.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: one token per byte")
-    one.add_argument("--field", default="text", help="of JSONL and parquet; default: %(default)s")
-    one.add_argument("--shard-tokens", type=positive, default=2**27, help="of one shard, about; default: %(default)s")
-    two = commands.add_parser("check", help="read them all and compare with their checksums")
-    two.set_defaults(run=check)
-    two.add_argument("folder", type=Path)
+    preparing = commands.add_parser("prepare", help="write them from text, JSONL or parquet")
+    preparing.set_defaults(run=prepare)
+    preparing.add_argument("source", type=Path, help="a file, or a folder: all files under it, in sorted order")
+    preparing.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    preparing.add_argument("--tokenizer", type=Path, metavar="tokenizer.json", help="default: one token per byte")
+    preparing.add_argument("--field", default="text", help="of JSONL and parquet; default: %(default)s")
+    preparing.add_argument(
+        "--shard-tokens", type=positive, default=2**27, help="of one shard, about; default: %(default)s"
+    )
+    checking = commands.add_parser("check", help="read them all and compare with their checksums")
+    checking.set_defaults(run=check)
+    checking.add_argument("folder", type=Path)
     args = parser.parse_args()
     with in_a_line():
         args.run(args)

@@ -78,7 +78,7 @@ def stop_tokens(folder: Path) -> frozenset[int]:
         if ends is None:
             continue
         ids = ends if isinstance(ends, list) else [ends]
-        if not all(isinstance(one, int) for one in ids):
+        if not all(isinstance(token, int) for token in ids):
             raise ValueError(f"{folder / name}: eos_token_id is {ends!r}, neither an id nor a list of them")
         return frozenset(ids)
     return frozenset()

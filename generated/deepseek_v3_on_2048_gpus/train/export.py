@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from ..checkpoint import CONFIG, MTP_COPIES, WEIGHT_BLOCK, configs, on_disk
+from ..checkpoint import CONFIG, MTP_COPIES, configs, on_disk
 from ..command import in_a_line, positive
+from ..dims import WEIGHT_BLOCK
 from ..model import Model
 from ..storage import SAVE_ID, STAGING, publish, shard_names, write_file, write_index
 from .checkpoint import newest, readable

@@ -96,10 +96,10 @@ def batched(documents: Iterable[Tokens], size: int) -> Iterator[list[Tokens]]:
 def read_index(folder: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        names = [Path(one["file"]).name for one in index["shards"]]
-        if [one["file"] for one in index["shards"]] != names:
+        names = [Path(shard["file"]).name for shard in index["shards"]]
+        if [shard["file"] for shard in index["shards"]] != names:
             raise ValueError("a file of another folder")
-        index["dtype"], [(one["tokens"] + 0, one["crc32"] + 0) for one in index["shards"]]
+        index["dtype"], [(shard["tokens"] + 0, shard["crc32"] + 0) for shard in index["shards"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SystemExit(f"{folder / INDEX} is no index of shards: {type(error).__name__}: {error}") from None
     return index

@@ -82,29 +82,29 @@ def messages_of(body: Body) -> list[Message]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise Refused(400, "messages has to be a list with at least one message", "messages")
-    return [_message(one) for one in messages]
+    return [_message(message) for message in messages]
 
 
-def _message(one: object) -> Message:
+def _message(message: object) -> Message:
     """Content may be a text, or a list of parts that are texts."""
-    if isinstance(one, dict) and isinstance(one.get("role"), str):
-        content = one.get("content")
+    if isinstance(message, dict) and isinstance(message.get("role"), str):
+        content = message.get("content")
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "".join(part["text"] for part in content)
         if isinstance(content, str):
-            return {"role": one["role"], "content": content}
+            return {"role": message["role"], "content": content}
     raise Refused(400, "a message has to have a role and a content of text", "messages")
 
 
 def _prompts(prompt: object, codec: Codec) -> list[list[int]]:
     """A text, token ids, or a list of either."""
     many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    return [_tokens(one, codec) for one in (prompt if isinstance(prompt, list) and many else [prompt])]
+    return [_tokens(text, codec) for text in (prompt if isinstance(prompt, list) and many else [prompt])]
 
 
 def _tokens(prompt: object, codec: Codec) -> list[int]:
     ids = codec.encode(prompt) if isinstance(prompt, str) else prompt
-    known = isinstance(ids, list) and all(type(one) is int and 0 <= one < VOCAB_SIZE for one in ids)
+    known = isinstance(ids, list) and all(type(token) is int and 0 <= token < VOCAB_SIZE for token in ids)
     if not isinstance(ids, list) or not known or not ids:
         raise Refused(400, "prompt has to be a text or token ids of the vocabulary, and not empty", "prompt")
     return ids
@@ -161,7 +161,7 @@ def _bias(value: object) -> dict[int, float]:
 def _stops(body: Body) -> list[str]:
     stops = body.get("stop")
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
-    if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(one, str) and one for one in stops):
+    if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(stop, str) and stop for stop in stops):
         raise Refused(400, "stop has to be a text or a list of up to 16 texts", "stop")
     return stops
 
@@ -218,7 +218,7 @@ def logprobs_of(call: Call, codec: Codec, found: list[dict[int, float]]) -> Body
         return None
     rows = [[(codec.decode([token]), value) for token, value in logs.items()] for logs in found]
     if call.chat:
-        return {"content": [{**_entry(row[0]), "top_logprobs": [_entry(one) for one in row]} for row in rows]}
+        return {"content": [{**_entry(*row[0]), "top_logprobs": [_entry(*pair) for pair in row]} for row in rows]}
     return {
         "tokens": [row[0][0] for row in rows],
         "token_logprobs": [row[0][1] for row in rows],
@@ -226,6 +226,5 @@ def logprobs_of(call: Call, codec: Codec, found: list[dict[int, float]]) -> Body
     }
 
 
-def _entry(one: tuple[str, float]) -> Body:
-    text, value = one
+def _entry(text: str, value: float) -> Body:
     return {"token": text, "logprob": value, "bytes": list(text.encode())}
