@@ -249,7 +249,8 @@ def _ramp_to_the_batch(spec: ModelSpec) -> Iterator[Finding]:
         return
     key = ("training", "batch_ramp")
     if batch is None:
-        yield Finding("DSC069", "a batch grows to workload.global_batch, which is not given", key, "write it")
+        message = "a batch grows to workload.global_batch, which is not given"
+        yield Finding("DSC069", message, key, "write workload.global_batch")
     elif batch <= ramp.start:
         message = f"a step has {ramp.start} sequences from the start, and workload.global_batch is {batch}"
         yield Finding("DSC069", message, (*key, "start"), "write less")

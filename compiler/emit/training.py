@@ -98,13 +98,12 @@ def training_files(
     sharing, guard, recompute = step.sharing, _guard(files.spec.training), drops(step.recompute)
     tied = len(_readers(step)) > 1
     apart = files.spec.training.documents == "apart"
-    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
     mtp, ramp = files.spec.mtp, files.spec.training.batch_ramp is not None
+    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute, "ramp": ramp}
     values |= {"apart": apart, "ahead": apart and mtp is not None, "weighs": mtp is not None and mtp.later is not None}
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    values |= {"ramp": ramp}
     printed += [files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"]) for path in PLAIN]
     optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
     paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
