@@ -76,6 +76,10 @@ MODELS: dict[str, dict[str, Any]] = {
 MODELS |= {
     f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
 }
+MODELS["deepseek, weighed"] = {
+    **MODELS["deepseek"],
+    "mtp": {"depth": 1, "loss_weight": 0.3, "later": {"after_tokens": 1024, "loss_weight": 0.1}},
+}
 PLACEMENT = {
     "pp": 1,
     "vpp": 1,

@@ -24,6 +24,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, pp 2 x dp 2 x ep 2, zero 3": ("deepseek", {"pp": 2, **EP, "zero": 3}),
     "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
     "documents, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
+    "weighed, dp 2": ("deepseek, weighed", {"dp": 2}),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,6 +39,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "documents, window, dp 2, full": ("window, documents", {"dp": 2, "recompute": ["full"]}),
     "documents, window, pp 2, dualpipe-v": ("window, documents", {"pp": 2, "vpp": 2, "schedule": "dualpipe-v"}),
+    "weighed, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, weighed", {**V, "schedule": "dualpipe-v"}),
+    "weighed, pp 2 x dp 2, micro-batches of 2": ("deepseek, weighed", {"pp": 2, "dp": 2, "micro_batch": 2}),
+    "weighed, cp 2 x ep 2": ("deepseek, weighed", {"cp": 2, "ep": 2}),
     "deepseek, dp 2": ("deepseek", {"dp": 2}),
     "deepseek, dp 4 x ep 2": ("deepseek", {"dp": 4, "ep": 2}),
     "deepseek, dp 4 x ep 4, zero 2": ("deepseek", {"dp": 4, "ep": 4, "zero": 2}),
