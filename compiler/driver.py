@@ -28,6 +28,7 @@ from dsc.compiler.passes.fuse.attention import fuse_latent_attention
 from dsc.compiler.passes.fuse.choose import choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.mtp_weight import weight_of_step
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.packed import documents_apart, packed
 from dsc.compiler.passes.paged import with_pages
@@ -148,8 +149,9 @@ def _replays(spec: ModelSpec) -> bool:
 
 
 def read_in_rows(spec: ModelSpec, plain: Graph) -> Graph:
-    """The plain graph as pre-training runs it on the rows that the spec asks for."""
-    return verify(documents_apart(plain)) if spec.training.documents == "apart" else plain
+    """The plain graph as pre-training runs it on the rows that the spec asks for, with what a step is told of them."""
+    rows = verify(documents_apart(plain)) if spec.training.documents == "apart" else plain
+    return verify(weight_of_step(rows)) if spec.mtp is not None and spec.mtp.later is not None else rows
 
 
 def _answers(spec: ModelSpec, step: TrainingStep) -> Iterator[str]:

@@ -243,6 +243,23 @@ def _mtp_depth(spec: ModelSpec) -> Iterator[Finding]:
         yield Finding("DSC064", message, ("mtp", "depth"), "lower depth, or raise workload.sequence_length")
 
 
+def _ramp_to_the_batch(spec: ModelSpec) -> Iterator[Finding]:
+    ramp, batch = spec.training.batch_ramp, spec.workload.global_batch
+    if ramp is None:
+        return
+    key = ("training", "batch_ramp")
+    if batch is None:
+        message = "a batch grows to workload.global_batch, which is not given"
+        yield Finding("DSC069", message, key, "write workload.global_batch")
+    elif batch <= ramp.start:
+        message = f"a step has {ramp.start} sequences from the start, and workload.global_batch is {batch}"
+        yield Finding("DSC069", message, (*key, "start"), "write less")
+    elif rest := (batch - ramp.start) % ramp.increment:
+        message = f"({batch} - {ramp.start}) % {ramp.increment} = {rest}: steps grow past workload.global_batch"
+        help = f"write a divisor of {batch - ramp.start}, such as {divisor_near(batch - ramp.start, ramp.increment)}"
+        yield Finding("DSC069", message, (*key, "increment"), help)
+
+
 def _known_cluster(spec: ModelSpec) -> Iterator[Finding]:
     if spec.cluster is None or spec.cluster.machine is not None or is_file(spec.cluster.kind):
         return
@@ -361,6 +378,7 @@ MODEL_RULES: tuple[Callable[[ModelSpec], Iterator[Finding]], ...] = (
     _number_of_layers,
     _workload_length,
     _mtp_depth,
+    _ramp_to_the_batch,
     _known_cluster,
     _nodes_or_gpus,
     *PLACEMENT_RULES,

@@ -60,6 +60,7 @@ Code = Literal[
     "DSC066",
     "DSC067",
     "DSC068",
+    "DSC069",
     # placement
     "DSC070",
     "DSC071",

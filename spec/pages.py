@@ -340,5 +340,12 @@ PAGES: dict[Code, Page] = {
         f"{_TWO_ATTENTIONS}\nlayers: [{{repeat: 4, attention: full, ffn: dense}}, "
         "{repeat: 2, cycle: [{attention: full, ffn: moe}, {attention: window, ffn: moe}]}]",
     ),
+    "DSC069": Page(
+        "a ramp that does not end at the batch",
+        "`training.batch_ramp` says how a step grows from `start` sequences by `increment` each time. It ends at "
+        "`workload.global_batch`, so that is needed, above `start` by a multiple of `increment`.",
+        "workload: {global_batch: 15360}\ntraining: {batch_ramp: {start: 3072, increment: 1000, tokens: 469000000000}}",
+        "workload: {global_batch: 15360}\ntraining: {batch_ramp: {start: 3072, increment: 1536, tokens: 469000000000}}",
+    ),
     **PAGES_OF_RUNS,
 }

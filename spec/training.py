@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dsc.spec.base import Section
+from dsc.spec.base import Count, Section
 
 
 class Spike(Section):
@@ -21,6 +21,17 @@ class Spike(Section):
     """Leave the update out, only count the step, or end the run."""
 
 
+class BatchRamp(Section):
+    """Steps of fewer sequences first (DeepSeek-V3, section 4.2: from 3,072 to 15,360 over 469B tokens)."""
+
+    start: Count
+    """Sequences of the first steps."""
+    increment: Count
+    """Sequences that a step has more each time, up to workload.global_batch."""
+    tokens: Annotated[int, Field(ge=1, le=10**18)]
+    """Tokens in which it grows; each size has an equal part of them, to the end of the step that completes it."""
+
+
 class Training(Section):
     documents: Literal["joined", "apart"] = "joined"
     """What a token sees of a row: all that precedes it, whichever document that is of (DeepSeek-V3, section 4.1), or of
@@ -29,3 +40,5 @@ class Training(Section):
     """Where the loss or the gradient norm is not finite: end the run, or leave the update out and count the step."""
     spike: Spike | None = None
     """What becomes of a spike; null: it is a step like the others."""
+    batch_ramp: BatchRamp | None = None
+    """How a step grows to workload.global_batch, which is what plans are made for; null: it has that from the start."""

@@ -58,6 +58,10 @@ def _context(spec: ModelSpec) -> tuple[Context, tuple[Run, ...]]:
     if isinstance(linear := spec.precision.linear, Fp8BlockLinear):
         constants.number("WEIGHT_BLOCK", tuple(linear.weight_block), "precision.linear.weight_block")
     constants.number("SEQUENCE_LENGTH", spec.workload.sequence_length, "workload.sequence_length")
+    if (ramp := spec.training.batch_ramp) is not None:
+        constants.number("RAMP_START", ramp.start, "training.batch_ramp.start")
+        constants.number("RAMP_INCREMENT", ramp.increment, "training.batch_ramp.increment")
+        constants.number("RAMP_TOKENS", ramp.tokens, "training.batch_ramp.tokens")
     if spec.rl is not None:
         _learning_numbers(constants, spec.rl)
     return Context(spec, constants, dtype, cache_dtype, vocab, hidden, ropes), schedule
@@ -201,6 +205,9 @@ def _mtp_loss(block: BlockBuilder, context: Context, module: Block, depth: Depth
         sum_of_depths = block.add("mtp_loss", Add(), sum_of_depths, loss) if sum_of_depths else loss
     assert sum_of_depths is not None
     weight = context.constants.number("MTP_LOSS_WEIGHT", context.spec.mtp.loss_weight, "mtp.loss_weight")
+    if (later := context.spec.mtp.later) is not None:
+        context.constants.number("MTP_LATER_AFTER_TOKENS", later.after_tokens, "mtp.later.after_tokens")
+        context.constants.number("MTP_LATER_LOSS_WEIGHT", later.loss_weight, "mtp.later.loss_weight")
     depths = context.constants.dim("MTP_DEPTH", context.spec.mtp.depth, "mtp.depth")
     return block.add("mtp_loss", WeighMtpLoss(weight, depths), sum_of_depths), balance
 

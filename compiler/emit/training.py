@@ -26,7 +26,7 @@ from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
 from dsc.compiler.passes.shard import MOE, Sharing
-from dsc.compiler.passes.stages import Stage
+from dsc.compiler.passes.stages import MTP_WEIGHT, Stage
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 from dsc.spec.training import Spike, Training
@@ -98,17 +98,18 @@ def training_files(
     sharing, guard, recompute = step.sharing, _guard(files.spec.training), drops(step.recompute)
     tied = len(_readers(step)) > 1
     apart = files.spec.training.documents == "apart"
-    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute}
-    values |= {"apart": apart, "ahead": apart and files.spec.mtp is not None}
+    mtp, ramp = files.spec.mtp, files.spec.training.batch_ramp is not None
+    values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute, "ramp": ramp}
+    values |= {"apart": apart, "ahead": apart and mtp is not None, "weighs": mtp is not None and mtp.later is not None}
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    printed += [files.file(path, path, apart=apart) for path in PLAIN]
-    paths = ("train/single.py", "train/log.py", "train/train.py", *(["train/guard.py"] if guard else []))
+    printed += [files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"]) for path in PLAIN]
+    optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
+    paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
     printed += [files.file(path, path, **values) for path in paths]
-    mtp = files.spec.mtp is not None
     stacks, fp8 = _stacks_experts(plain), _stored_in_fp8(files.spec, plain)
-    printed.append(files.file("train/export.py", "train/export.py", experts=stacks, mtp=mtp, fp8=fp8))
+    printed.append(files.file("train/export.py", "train/export.py", experts=stacks, mtp=mtp is not None, fp8=fp8))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
 
 
@@ -165,12 +166,14 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
         texts.append(template.render({"class": described}, pipeline=pipeline, sequences=sequences))
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
+    weighs = any(value.name == MTP_WEIGHT for value in step.whole.block.inputs)
     used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
     offered = [*imported(graph, "..", "."), *from_documents(graph, printer, model := list(model)), (".plan", "TP")]
     return files.file(
         "train/stages.py",
         "train/stages.py",
         ahead=files.spec.training.documents == "apart" and files.spec.mtp is not None,
+        weighs=weighs,
         pipeline=pipeline,
         sequences=sequences,
         whole=step.stages[0].block.class_name if sequences else "",
@@ -253,6 +256,7 @@ def sharing_files(
         "experts": experts,
         "sequences": sequences,
         "overlap": step.turns is not None,
+        "by_layer": sharing.pp > 1 and sharing.zero > 1,
         "shared": f"dp_{sequences.lower()}" if sequences else "dp",
         "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }

@@ -77,6 +77,21 @@ class WeighMtpLoss(Op):
 
 
 @register
+class WeighMtpLossOfStep(Op):
+    """The same with a lambda that the step is given, in every row: [], [B] -> []."""
+
+    kind = "weigh_mtp_loss_of_step"
+    depth: Dim
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("loss", "weight")
+
+    def infer(self, inputs: Types) -> Types:
+        return (SCALAR,)
+
+
+@register
 class SumLosses(Op):
     """The loss that is trained on: all parts added."""
 

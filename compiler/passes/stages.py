@@ -25,8 +25,10 @@ EMBEDDING, HEAD = "embedding", "head"
 LOSS = "Model.loss"
 WHOLE = "WholeModel"
 """The one stage where there is no pipeline."""
-BATCH = ("tokens", "labels", "documents", "counts")
-"""What every stage is given of the batch, by name; documents where attention keeps to them."""
+MTP_WEIGHT = "mtp_weight"
+BATCH = ("tokens", "labels", "documents", MTP_WEIGHT, "counts")
+"""What every stage is given of the batch, by name; documents where attention keeps to them, MTP's weight where it is
+another in another step."""
 
 StageParts = tuple[tuple[str, ...], ...]
 """For each stage the names of its parts, such as embedding, layers.0, mtp.0, head."""

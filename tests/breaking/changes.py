@@ -145,8 +145,17 @@ SPIKE = {"action": "skip"}
 MARKS = {"begin": "<think>", "end": "</think>"}
 THINKS: Sections = {**MLA, "tokens": {"reasoning": MARKS}}
 SERVED: Sections = {**MLA, "serving": {"ep": 2}}
+LATER = {"after_tokens": 1000, "loss_weight": 0.1}
+WEIGHED: Sections = {**MLA, "mtp": {**MLA["mtp"], "later": LATER}}
 SPIKES: Sections = {**MLA, "training": {"spike": SPIKE}}
 SPIKE_CHANGES = {"deviations": (3.0, ""), "window": (16, ""), "action": ("count", "python")}
+
+GROWS: Sections = {
+    **MLA,
+    "workload": {**MLA["workload"], "global_batch": 64},
+    "training": {"batch_ramp": {"start": 16, "increment": 16, "tokens": 1000}},
+}
+RAMP_CHANGES = {"start": 32, "increment": 48, "tokens": 2000}
 
 PENALTY = {"buffer": 4}
 REWARDS: Sections = {**MLA, "rl": {"max_new_tokens": 16, "length_penalty": PENALTY}}
@@ -204,6 +213,8 @@ BASES = {
     "cycle": CYCLE,
     "fp8": FP8_WEIGHTS,
     "spike": SPIKES,
+    "later": WEIGHED,
+    "grows": GROWS,
     "thinks": THINKS,
     "rewards": REWARDS,
     "served": SERVED,
@@ -328,6 +339,9 @@ CHANGES = (
     Change("mla", "mtp.depth", 2, "checkpoint plan"),
     Change("mla", "mtp.hidden", "pre_norm", ""),
     Change("mla", "mtp.loss_weight", 0.1, ""),
+    Change("mla", "mtp.later", LATER, ""),
+    Change("later", "mtp.later.after_tokens", 2000, ""),
+    Change("later", "mtp.later.loss_weight", 0.2, ""),
     Change("mla", "precision.parameters", "bf16", "plan"),
     Change("mla", "precision.kv_cache", "bf16", "plan"),
     Change("mla", "precision.linear", FP8, ""),
@@ -339,6 +353,8 @@ CHANGES = (
     Change("mla", "training.documents", "apart", "python"),
     Change("mla", "training.not_finite", "skip", ""),
     Change("mla", "training.spike", SPIKE, ""),
+    Change("grows", "training.batch_ramp", None, ""),
+    *(Change("grows", f"training.batch_ramp.{key}", value, "") for key, value in RAMP_CHANGES.items()),
     *(Change("spike", f"training.spike.{key}", value, breaks) for key, (value, breaks) in SPIKE_CHANGES.items()),
     *(Change("rewards", f"rl.{key}", value, "") for key, value in REWARD_CHANGES.items()),
     Change("rewards", "rl.router_replay", True, "python"),

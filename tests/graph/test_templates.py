@@ -14,6 +14,7 @@ from dsc.compiler.graph.op import OPS
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.mtp import LaterWeight
 from dsc.spec.placement import Placement
 from dsc.spec.serving import Serving
 from dsc.spec.zoo import MODELS, names
@@ -148,6 +149,13 @@ def documents_apart(name: str) -> ModelSpec:
     return ModelSpec.model_validate(load(name).model_dump() | {"training": {"documents": "apart"}})
 
 
+def with_a_later_weight(name: str) -> ModelSpec:
+    spec = load(name)
+    assert spec.mtp is not None
+    later = LaterWeight(after_tokens=1000, loss_weight=0.1)
+    return spec.model_copy(update={"mtp": spec.mtp.model_copy(update={"later": later})})
+
+
 def learning_with_layers_in_turn() -> ModelSpec:
     data = load("tiny-r1").model_dump()
     data["layers"] = [{"repeat": 2, "cycle": [{"ffn": "dense"}, {"ffn": "moe"}]}]
@@ -157,7 +165,7 @@ def learning_with_layers_in_turn() -> ModelSpec:
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
     """The zoo, and what no model of it has: heads whose q, k and v are as wide, and with wider v; a z-loss; a clamp;
-    biases; documents that are kept apart.
+    biases; documents that are kept apart; a weight of multi-token prediction that changes.
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
@@ -166,7 +174,7 @@ def programs() -> list[Program]:
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
-    odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases()]
+    odd += [with_z_loss("tiny"), with_clamp("tiny"), with_biases(), with_a_later_weight("tiny")]
     odd += [documents_apart("tiny"), learning("tiny-window"), learning("minicpm3-4b"), learning_with_layers_in_turn()]
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), 4, "mla_up_proj", "norms"),

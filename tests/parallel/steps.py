@@ -41,7 +41,7 @@ def batch(step: int, apart: bool) -> tuple[Tensor, ...]:
 
 
 def steps(layout: Any, package: str) -> dict[str, Any]:
-    optimizer = optimizer_of(package)(layout.named_parameters(), 0.1)
+    optimizer = optimizer_module(package).make_optimizer(layout.named_parameters(), 0.1)
     apart = find_spec(f"{package}.train.document_layers") is not None
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
@@ -49,6 +49,8 @@ def steps(layout: Any, package: str) -> dict[str, Any]:
     gradients: dict[str, list[float]] = {}
     for step in range(STEPS):
         given = [tensor[layout.rows] for tensor in batch(step, apart)]
+        if hasattr(layout, "mtp_weight"):
+            layout.mtp_weight = optimizer_module(package).mtp_loss_weight(step * BATCH * LENGTH)
         held_out = layout.evaluate(*given)
         losses = layout.step(*given)
         gradients = gradients or {name: digest(layout, name, weight) for name, weight in layout.named_parameters()}
@@ -71,8 +73,8 @@ def digest(layout: Any, name: str, weight: Tensor) -> list[float]:
     return [float(norm), float(flat @ torch.arange(len(flat)).double().cos() / norm)]
 
 
-def optimizer_of(package: str) -> Any:
-    return importlib.import_module(f"{package}.train.optimizer").make_optimizer
+def optimizer_module(package: str) -> Any:
+    return importlib.import_module(f"{package}.train.optimizer")
 
 
 def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dtype) -> None:

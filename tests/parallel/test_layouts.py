@@ -21,8 +21,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, pp 2, tied": ("llama", {"pp": 2}),
     "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
     "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
+    "deepseek, pp 2 x dp 2 x ep 2, zero 3": ("deepseek", {"pp": 2, **EP, "zero": 3}),
     "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
     "documents, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
+    "weighed, dp 2": ("deepseek, weighed", {"dp": 2}),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +39,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "documents, window, dp 2, full": ("window, documents", {"dp": 2, "recompute": ["full"]}),
     "documents, window, pp 2, dualpipe-v": ("window, documents", {"pp": 2, "vpp": 2, "schedule": "dualpipe-v"}),
+    "weighed, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, weighed", {**V, "schedule": "dualpipe-v"}),
+    "weighed, pp 2 x dp 2, micro-batches of 2": ("deepseek, weighed", {"pp": 2, "dp": 2, "micro_batch": 2}),
+    "weighed, cp 2 x ep 2": ("deepseek, weighed", {"cp": 2, "ep": 2}),
     "deepseek, dp 2": ("deepseek", {"dp": 2}),
     "deepseek, dp 4 x ep 2": ("deepseek", {"dp": 4, "ep": 2}),
     "deepseek, dp 4 x ep 4, zero 2": ("deepseek", {"dp": 4, "ep": 4, "zero": 2}),
@@ -57,6 +62,23 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "window, pp 2, full": ("window", {"pp": 2, "recompute": ["full"]}),
     "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
+    "deepseek, pp 2 x dp 2 x ep 2, zero 2": ("deepseek", {"pp": 2, **EP, "zero": 2}),
+    "llama, pp 2 x dp 2, zero 3, tied": ("llama", {"pp": 2, "dp": 2, "zero": 3}),
+    "llama, pp 2 x dp 2, interleaved, zero 2, tied": (
+        "llama",
+        {"pp": 2, "vpp": 2, "dp": 2, "schedule": "interleaved", "zero": 2},
+    ),
+    "deepseek, pp 2 x cp 2 x ep 2, interleaved, zero 3, recompute": (
+        "deepseek",
+        {
+            **{"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "interleaved", "zero": 3},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
+    "mixtral, pp 2 x dp 2 x tp 2 x ep 2, zero 3, full": (
+        "mixtral",
+        {"pp": 2, "dp": 2, "tp": 2, "ep": 2, "zero": 3, "recompute": ["full"]},
+    ),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
     "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v": ("mixtral", {**V, "schedule": "dualpipe-v"}),
     "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, recompute": (
@@ -119,7 +141,9 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, compared: Compared
     assert difference <= 1e-6 and equal_biases
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"pp": 2, "schedule": "dualpipe"}])
+@pytest.mark.parametrize(
+    "pins", [{"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, {"pp": 2, "schedule": "dualpipe"}]
+)
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None

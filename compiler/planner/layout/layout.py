@@ -79,6 +79,12 @@ TRIVIAL = Layout(1, 1, "1f1b", 1, 1, 1, 1, 1, 0, 1, (), "bf16")
 """One GPU."""
 
 
+def step_sizes(spec: ModelSpec, batch: int) -> tuple[int, ...]:
+    """Sequences of a step as training goes on: those of the batch's ramp, and at last the global batch."""
+    ramp = spec.training.batch_ramp
+    return (batch,) if ramp is None else (*range(ramp.start, batch, ramp.increment), batch)
+
+
 def global_batch(spec: ModelSpec, world: int) -> int:
     """Sequences of one optimizer step: the spec's, or SEQUENCES_PER_GPU on each GPU."""
     return spec.workload.global_batch or SEQUENCES_PER_GPU * world

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.layout import Layout, step_sizes
 from dsc.compiler.planner.pipeline.schedule import why_not
 from dsc.spec.attention import GroupedQueries
 from dsc.spec.ffn import MoeFfn
@@ -79,13 +79,15 @@ def _pipeline(layout: Layout, spec: ModelSpec, batch: int) -> Iterator[str]:
         stages = f"pp x vpp = {layout.pp} x {layout.vpp} = {layout.chunks} stages"
         yield f"{stages}, but the model has {spec.num_layers} layers"
     together = layout.dp * layout.micro_batch
-    if batch % together:
-        product = f"dp x micro_batch = {layout.dp} x {layout.micro_batch} = {together}"
-        yield f"{product} does not divide the global batch of {batch}"
-        return
-    reason = why_not(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(batch))
-    if reason is not None:
-        yield f"schedule: {reason}"
+    for size in step_sizes(spec, batch):
+        if size % together:
+            product = f"dp x micro_batch = {layout.dp} x {layout.micro_batch} = {together}"
+            yield f"{product} does not divide {'the global' if size == batch else 'a'} batch of {size}"
+            return
+        reason = why_not(layout.schedule, layout.pp, layout.vpp, layout.micro_batches(size))
+        if reason is not None:
+            yield f"schedule: {reason}"
+            return
 
 
 def choice_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:

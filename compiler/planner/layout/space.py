@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple, TypeVar
 
-from dsc.compiler.planner.layout.layout import TRIVIAL, Activations, Layout
+from dsc.compiler.planner.layout.layout import TRIVIAL, Activations, Layout, step_sizes
 from dsc.compiler.planner.layout.legal import model_problems
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES, Schedule, stage_count, why_not
 from dsc.spec.model import ModelSpec
@@ -97,10 +97,14 @@ def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -
     schedules = _options(pins.schedule, SCHEDULES)
     cuts = [(one, vpp) for one in schedules for vpp in each if stage_count(one, pp, vpp) <= layers]
     for micro_batch in _options(pins.micro_batch, _divisors(batch, LARGEST_MICRO_BATCH)):
-        count, rest = divmod(batch, dp * micro_batch)
-        if rest:
+        counts, rests = zip(*(divmod(size, dp * micro_batch) for size in step_sizes(spec, batch)), strict=True)
+        if any(rests):
             continue
-        some = [Pipeline(pp, vpp, one, dp) for one, vpp in cuts if why_not(one, pp, vpp, count) is None]
+        some = [
+            Pipeline(pp, vpp, one, dp)
+            for one, vpp in cuts
+            if all(why_not(one, pp, vpp, count) is None for count in counts)
+        ]
         if some:
             found[micro_batch] = some
     return found

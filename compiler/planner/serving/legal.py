@@ -104,7 +104,8 @@ def _why_not(problem: ServingProblem, tp: int) -> list[str]:
     dp = problem.world // tp
     layout = replace(TRIVIAL, tp=tp, dp=dp)
     workload = problem.spec.workload.model_copy(update={"sequence_length": tp})  # no length is ruled out
-    spec = problem.spec.model_copy(update={"workload": workload})
+    training = problem.spec.training.model_copy(update={"batch_ramp": None})
+    spec = problem.spec.model_copy(update={"workload": workload, "training": training})
     return list(problems(layout, spec, problem.world, dp))
 
 
