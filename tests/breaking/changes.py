@@ -353,7 +353,7 @@ CHANGES = (
     Change("mla", "training.documents", "apart", "python"),
     Change("mla", "training.not_finite", "skip", ""),
     Change("mla", "training.spike", SPIKE, ""),
-    Change("grows", "training.batch_ramp", None, ""),
+    Change("grows", "training.batch_ramp", None, "python"),
     *(Change("grows", f"training.batch_ramp.{key}", value, "") for key, value in RAMP_CHANGES.items()),
     *(Change("spike", f"training.spike.{key}", value, breaks) for key, (value, breaks) in SPIKE_CHANGES.items()),
     *(Change("rewards", f"rl.{key}", value, "") for key, value in REWARD_CHANGES.items()),

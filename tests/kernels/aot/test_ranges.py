@@ -11,8 +11,13 @@ from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.kernel import Kernel, Probe
 from dsc.compiler.kernels.registry import KERNELS
 
-PROBES = {f"{kernel.name}, {probe.label}": (kernel.name, probe) for kernel in LAUNCHED for probe in kernel.probes}
-"""Every spec of a kernel once: how many tokens a probe has does not matter here."""
+PROBES = {
+    f"{kernel.name}, {probe.label}": (kernel.name, probe)
+    for kernel in LAUNCHED
+    for probe in kernel.probes
+    if probe.everywhere
+}
+"""Every form of a kernel once: how many tokens a probe has does not matter here."""
 TOKENS = 1 << 19
 ROWS = TOKENS * 8
 LOADED = {
