@@ -256,6 +256,7 @@ def sharing_files(
         "experts": experts,
         "sequences": sequences,
         "overlap": step.turns is not None,
+        "by_layer": sharing.pp > 1 and sharing.zero > 1,
         "shared": f"dp_{sequences.lower()}" if sequences else "dp",
         "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }

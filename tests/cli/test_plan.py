@@ -229,7 +229,7 @@ def test_what_does_not_fit_to_serve(run: Any) -> None:
         "does not fit: a GPU needs at least 160.7 GiB for one sequence of 4,096 tokens, 81.6 GiB more than it has; "
         "3 nodes of h800 would do, 24 GPUs"
     ]
-    assert "total                  160.66" in result.stdout  # experts that ranks share serve in bfloat16
+    assert re.search(r"total +160.68", result.stdout)  # experts that ranks share serve in bfloat16
     run(*arguments, "--nodes", "3", "--json")
 
 

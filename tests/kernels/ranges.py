@@ -23,8 +23,8 @@ from triton.runtime.jit import JITFunction
 Interval = tuple[int, int] | None
 """Least and largest value; None: anything."""
 SAME = ("splat", "broadcast", "expand_dims", "reshape", "trans", "extsi", "extui", "unsplat")
-RESULT = re.compile(r"^\s*(%[\w$.]+)(?::\d+)? = \"?([\w.]+)\"?\s*(.*)$")
-NAME = re.compile(r"%[\w$.]+(?:#\d+)?")
+RESULT = re.compile(r"^\s*(%[\w$.-]+)(?::\d+)? = \"?([\w.]+)\"?\s*(.*)$")
+NAME = re.compile(r"%[\w$.-]+(?:#\d+)?")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ def rounded(launch: Launched) -> list[str]:
 
 
 def escaping(launch: Launched, loaded: dict[str, int]) -> list[str]:
-    """The lines that make an address from an offset that may have wrapped. `loaded`: largest value by pointer."""
+    """The lines that make an address, or place a descriptor's tile, from an offset that may have wrapped.
+
+    `loaded`: the largest value by pointer.
+    """
     return _Analysis(launch, loaded).found
 
 
@@ -149,8 +152,8 @@ class _Analysis:
         kind = op.removeprefix("arith.").removeprefix("tt.")
         if operands and operands[0] in self.pointer:
             self.pointer[name] = self.pointer[operands[0]]
-        if kind == "addptr":
-            if self.known.get(operands[1]) is None:
+        if kind in ("addptr", "descriptor_load"):
+            if any(self.known.get(offset) is None for offset in operands[1:]):
                 self.found.append(f"{self.launch.function}: {line.strip()}")
             return
         value = self._value(kind, rest, [self.known.get(operand) for operand in operands], operands)

@@ -181,3 +181,20 @@ def package_of() -> Any:
 @pytest.fixture(scope="session")
 def run_in() -> Any:
     return run
+
+
+def change(file: str, text: str, fault: str) -> Callable[[str, str], str]:
+    """Of a package's files one, in which a fault stands for a text."""
+
+    def plant(name: str, source: str) -> str:
+        if name != file:
+            return source
+        assert source.count(text) >= 1, f"{file} has no {text!r}"
+        return source.replace(text, fault)
+
+    return plant
+
+
+@pytest.fixture(scope="session")
+def planted() -> Any:
+    return change

@@ -1,8 +1,10 @@
-"""Run in a process of its own: one step of an emitted trainer on the ranks of its plan; the most that each rank holds.
+"""Run in a process of its own: one step of an emitted trainer on the ranks of its plan; the most that each rank holds,
+and what it gathers and reduces.
 
     python memory.py FOLDER PACKAGE BATCH LENGTH
 
-prints a list of bytes. A step before it makes the optimizer's state, so that it is there as in every later one.
+prints bytes of each rank: the most held, and of whole weights gathered and whole gradients reduced. A step before it
+makes the optimizer's state, so that it is there as in every later one.
 """
 
 import gc
@@ -29,6 +31,7 @@ class Peak(TorchDispatchMode):
         super().__init__()
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.bytes = 0
+        self.moved = {"_allgather_base_": 0, "_reduce_scatter_base_": 0}
         for known in gc.get_objects():
             if isinstance(known, Tensor) and known.device.type == "cpu":
                 self.see(known)
@@ -40,6 +43,8 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
+        if (name := func._schema.name.removeprefix("c10d::")) in self.moved:
+            self.moved[name] += max(args[0].nbytes, args[1].nbytes)
         for result in tree_leaves(results):
             if isinstance(result, Tensor) and result.device.type == "cpu":
                 self.see(result)
@@ -54,7 +59,7 @@ class Peak(TorchDispatchMode):
         return results
 
 
-def measured(layout: Any, make_optimizer: Any, batch: int, length: int) -> int:
+def measured(layout: Any, make_optimizer: Any, batch: int, length: int) -> tuple[int, ...]:
     optimizer = make_optimizer(layout.named_parameters(), 0.1)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(256, (batch, length + 1), generator=generator)[layout.rows]
@@ -70,7 +75,7 @@ def measured(layout: Any, make_optimizer: Any, batch: int, length: int) -> int:
     gc.collect()
     with Peak() as peak:
         step()
-    return peak.bytes
+    return peak.bytes, *peak.moved.values()
 
 
 def rank_main(rank: int, world: int, folder: str, package: str, batch: int, length: int) -> None:

@@ -40,7 +40,7 @@ def planned_bytes(spec: ModelSpec) -> float:
     sharing = build(spec).step.sharing
     assert sharing is not None and spec.cluster is not None
     cost = Problem(spec, *in_context(spec), hardware(spec.cluster)).cost
-    of_part = PartSharing(sharing.micro_batch, tp=1, cp=sharing.cp, ep=sharing.ep, etp=1)
+    of_part = PartSharing(sharing.micro_batch, tp=1, cp=sharing.cp, ep=sharing.ep, etp=1, codes=False)
     micro_batches = sharing.batch // (sharing.dp * sharing.micro_batch)
     gathered = sum(cost.communication.context_bytes(cost.ops[part.kind], of_part) for part in cost.parts)
     return micro_batches * gathered

@@ -126,7 +126,9 @@ OF_TENSOR: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_planted_fault_is_caught(
+    fault: str, placed_spec: Any, compared: Callable[..., Any], planted: Any, tmp_path: Path
+) -> None:
     spec = placed_spec("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "schedule": "dualpipe-v"})
     difference, equal_biases = compared(spec, tmp_path, "float64", planted(*FAULTS[fault]))
     assert difference > 1e-6 or not equal_biases
@@ -135,7 +137,7 @@ def test_a_planted_fault_is_caught(fault: str, placed_spec: Any, compared: Calla
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", OF_CONTEXT)
 def test_so_it_is_where_sequences_are_shared(
-    fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path
+    fault: str, placed_spec: Any, compared: Callable[..., Any], planted: Any, tmp_path: Path
 ) -> None:
     difference, equal_biases = compared(
         placed_spec("deepseek", {"cp": 2}), tmp_path, "float64", planted(*OF_CONTEXT[fault])
@@ -146,19 +148,9 @@ def test_so_it_is_where_sequences_are_shared(
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", OF_TENSOR)
 def test_so_it_is_where_heads_and_widths_are_shared(
-    fault: str, placed_spec: Any, compared: Callable[..., Any], tmp_path: Path
+    fault: str, placed_spec: Any, compared: Callable[..., Any], planted: Any, tmp_path: Path
 ) -> None:
     difference, equal_biases = compared(
         placed_spec("deepseek", {"tp": 2}), tmp_path, "float64", planted(*OF_TENSOR[fault])
     )
     assert not difference <= 1e-6 or not equal_biases
-
-
-def planted(file: str, text: str, fault: str) -> Callable[[str, str], str]:
-    def plant(name: str, source: str) -> str:
-        if name != file:
-            return source
-        assert source.count(text) >= 1, f"{file} has no {text!r}"
-        return source.replace(text, fault)
-
-    return plant

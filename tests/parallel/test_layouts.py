@@ -21,6 +21,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, pp 2, tied": ("llama", {"pp": 2}),
     "mixtral, pp 2 x dp 2 x ep 2, 1f1b": ("mixtral", {"pp": 2, **EP}),
     "window, dp 2, zero 2": ("window", {"dp": 2, "zero": 2}),
+    "deepseek, pp 2 x dp 2 x ep 2, zero 3": ("deepseek", {"pp": 2, **EP, "zero": 3}),
     "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
     "documents, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
     "weighed, dp 2": ("deepseek, weighed", {"dp": 2}),
@@ -61,6 +62,23 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "window, pp 2, full": ("window", {"pp": 2, "recompute": ["full"]}),
     "llama, dp 4, zero 3": ("llama", {"dp": 4, "zero": 3}),
+    "deepseek, pp 2 x dp 2 x ep 2, zero 2": ("deepseek", {"pp": 2, **EP, "zero": 2}),
+    "llama, pp 2 x dp 2, zero 3, tied": ("llama", {"pp": 2, "dp": 2, "zero": 3}),
+    "llama, pp 2 x dp 2, interleaved, zero 2, tied": (
+        "llama",
+        {"pp": 2, "vpp": 2, "dp": 2, "schedule": "interleaved", "zero": 2},
+    ),
+    "deepseek, pp 2 x cp 2 x ep 2, interleaved, zero 3, recompute": (
+        "deepseek",
+        {
+            **{"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "interleaved", "zero": 3},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
+    "mixtral, pp 2 x dp 2 x tp 2 x ep 2, zero 3, full": (
+        "mixtral",
+        {"pp": 2, "dp": 2, "tp": 2, "ep": 2, "zero": 3, "recompute": ["full"]},
+    ),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
     "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v": ("mixtral", {**V, "schedule": "dualpipe-v"}),
     "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, recompute": (
@@ -123,7 +141,9 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, compared: Compared
     assert difference <= 1e-6 and equal_biases
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "dp": 2, "zero": 2}, {"pp": 2, "schedule": "dualpipe"}])
+@pytest.mark.parametrize(
+    "pins", [{"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, {"pp": 2, "schedule": "dualpipe"}]
+)
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None

@@ -6,6 +6,7 @@ reserve, which the ledger adds, is of CUDA's allocator.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from dsc.compiler.planner.report.plan import Plan, given_plan
 from dsc.spec.model import ModelSpec
 
 MEMORY = Path(__file__).with_name("memory.py")
+Measured = Callable[..., list[list[int]]]
 BATCH, LENGTH = 16, 128
 WITHIN = 0.05
+PIPED = [
+    (model, {"pp": 2, "dp": 2, "zero": zero, "micro_batch": 4}) for model in ("llama", "deepseek") for zero in (2, 3)
+]
 CASES = [
     ("llama", {"dp": 2, "zero": 2}),
     pytest.param("llama", {"dp": 2, "zero": 1}, marks=pytest.mark.slow),
@@ -28,7 +33,20 @@ CASES = [
     pytest.param("deepseek", {"dp": 2, "zero": 2}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"dp": 2, "zero": 3}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"pp": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}, marks=pytest.mark.slow),
 ]
+FAULTS: dict[str, tuple[int, tuple[str, str, str]]] = {
+    "the pipeline gathers and reduces": (3, ("train/parallel.py", "LayerByLayer(stage)", "stage")),
+    "weights stay after forward": (
+        3,
+        ("train/weights.py", "reshard_after_forward=True", "reshard_after_forward=False"),
+    ),
+    "weights go after backward": (2, ("train/weights.py", "set_reshard_after_backward(False)", "eval()")),
+    "gradients are never reduced": (
+        3,
+        ("train/weights.py", "set_gradient_divide_factor(1.0)", "set_requires_gradient_sync(False)"),
+    ),
+}
 
 
 def specified(placed_spec: Any, model: str, placement: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +69,75 @@ def ledger(plan: Plan, without: str = "") -> list[int]:
 
 @pytest.mark.parametrize(("model", "placement"), CASES, ids=str)
 def test_every_rank_holds_what_the_ledger_says(
-    model: str, placement: dict[str, Any], placed_spec: Any, package_of: Any, run_in: Any, tmp_path: Path
+    model: str, placement: dict[str, Any], placed_spec: Any, measured: Measured
 ) -> None:
     spec = specified(placed_spec, model, placement)
-    package = package_of(spec, tmp_path)
-    out = run_in(sys.executable, str(MEMORY), str(tmp_path), package, str(BATCH), str(LENGTH), folder=tmp_path)
-    measured, plan = json.loads(out.strip().splitlines()[-1]), planned(spec)
-    differences = [found / said - 1 for found, said in zip(measured, ledger(plan), strict=True)]
+    held, plan = [bytes for bytes, _, _ in measured(spec)], planned(spec)
+    differences = [found / said - 1 for found, said in zip(held, ledger(plan), strict=True)]
     print([f"{difference:+.1%}" for difference in differences])
     assert max(map(abs, differences)) <= WITHIN
-    shares_left_out = [found / said - 1 for found, said in zip(measured, ledger(plan, WEIGHTS), strict=True)]
+    shares_left_out = [found / said - 1 for found, said in zip(held, ledger(plan, WEIGHTS), strict=True)]
     assert min(shares_left_out) > WITHIN  # a ledger that lacks a line is noticed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_pipeline_saves_what_the_ledger_says(zero: int, placed_spec: Any, measured: Measured) -> None:
+    """Of what ZeRO 1 holds. Torch's buffers for what every micro-batch receives, of which the ledger has two, are in
+    both."""
+    less, more = (specified(placed_spec, "llama", {"pp": 2, "dp": 2, "zero": one}) for one in (zero, 1))
+    held = [[bytes for bytes, _, _ in measured(spec)] for spec in (less, more)]
+    said = [ledger(planned(spec)) for spec in (less, more)]
+    for saving, expected in zip(zip(*held, strict=True), zip(*said, strict=True), strict=True):
+        assert saving[0] / saving[1] == pytest.approx(expected[0] / expected[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "placement"),
+    [PIPED[1], *(pytest.param(*case, marks=pytest.mark.slow) for case in (PIPED[0], *PIPED[2:]))],
+    ids=str,
+)
+def test_a_pipeline_gathers_and_reduces_as_often_as_is_priced(
+    model: str, placement: dict[str, Any], placed_spec: Any, measured: Measured
+) -> None:
+    spec = specified(placed_spec, model, placement)
+    assert [tuple(moved) for _, *moved in measured(spec)] == priced(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_gathers_or_reduces_otherwise(
+    fault: str, placed_spec: Any, measured: Measured, planted: Any
+) -> None:
+    zero, change = FAULTS[fault]
+    spec = specified(placed_spec, "llama", {**PIPED[0][1], "zero": zero})
+    assert [tuple(moved) for _, *moved in measured(spec, planted(*change))] != priced(spec)
+
+
+def priced(spec: dict[str, Any]) -> list[tuple[int, int]]:
+    """Bytes of whole weights that a rank gathers in a step, and of whole gradients that it reduces.
+
+    ZeRO 3 gathers for each forward and each backward, ZeRO 2 once; both reduce after each backward.
+    """
+    plain = planned({**spec, "placement": {**spec["placement"], "zero": 0}})
+    whole = {
+        rank: line.bytes for role in plain.roles for rank in role.ranks for line in role.lines if line.name == WEIGHTS
+    }
+    micro_batches = plain.layout.micro_batches(BATCH)
+    gathers = 2 * micro_batches if spec["placement"]["zero"] == 3 else 1
+    each = plain.layout.world // plain.layout.pp
+    ranks = [whole[rank // each] for rank in range(plain.layout.world)]
+    return [(gathers * bytes, micro_batches * bytes) for bytes in ranks]
+
+
+@pytest.fixture
+def measured(package_of: Any, run_in: Any, tmp_path: Path) -> Measured:
+    """Of a spec, its files changed by a function: each rank's bytes, the most held, gathered and reduced."""
+
+    def measure(spec: dict[str, Any], change: Callable[[str, str], str] | None = None) -> list[list[int]]:
+        package = package_of(spec, tmp_path, change)
+        out = run_in(sys.executable, str(MEMORY), str(tmp_path), package, str(BATCH), str(LENGTH), folder=tmp_path)
+        found: list[list[int]] = json.loads(out.strip().splitlines()[-1])
+        return found
+
+    return measure

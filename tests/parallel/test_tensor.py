@@ -97,7 +97,7 @@ def planned_bytes(spec: ModelSpec) -> tuple[float, float]:
     sharing = build(spec).step.sharing
     assert sharing is not None and spec.cluster is not None
     cost = Problem(spec, *in_tensor(spec), hardware(spec.cluster)).cost
-    of_part = PartSharing(sharing.micro_batch, tp=sharing.tp, cp=1, ep=sharing.ep, etp=1)
+    of_part = PartSharing(sharing.micro_batch, tp=sharing.tp, cp=1, ep=sharing.ep, etp=1, codes=False)
     micro_batches = sharing.batch // (sharing.dp * sharing.micro_batch)
     each = [sum(cost.communication.tensor_bytes(part.kind, of_part)) for part in cost.parts]
     losses = sum(isinstance(step.node.op, CrossEntropyOfShards) for part in cost.parts for step in part.steps)

@@ -42,6 +42,8 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "answers, sequences, experts": ("deepseek", {"cp": 2, "ep": 2}),
     "answers, sequences": ("window", {"cp": 2}),
     "answers": ("llama", {"dp": 2, "zero": 2}),
+    "pipeline, weights shared, experts": ("mixtral", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}),
+    "pipeline, gradients shared": ("llama", {"pp": 2, "dp": 2, "zero": 2}),
     "answers, pipeline": ("mixtral", {"pp": 2, "dp": 2, "ep": 2}),
 }
 

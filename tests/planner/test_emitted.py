@@ -18,6 +18,7 @@ from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, held_by, 
 from dsc.compiler.planner.report.plan import make_plan
 from dsc.compiler.planner.search import emitted as search_emitted
 from dsc.compiler.planner.search.emitted import choose, missing, not_emitted, sharing_of
+from dsc.compiler.planner.search.emitted import emitted as offered
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.ops import op_costs
 from dsc.spec.cluster import Machines
@@ -123,7 +124,9 @@ def test_a_search_chooses_what_is_emitted(name: str, kind: str, nodes: int) -> N
     assert there is None or (there.seconds < found.best.seconds and list(missing(there.layout, problem.graph)))
 
 
-@pytest.mark.parametrize("pin", [{"tp": 2, "cp": 2}, {"schedule": "dualpipe", "pp": 2}, {"zero": 2, "pp": 2}])
+@pytest.mark.parametrize(
+    "pin", [{"tp": 2, "cp": 2}, {"schedule": "dualpipe", "pp": 2}, {"zero": 3, "schedule": "zbv", "pp": 2}]
+)
 def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> None:
     problem = problem_of(spec_of("llama-3.1-8b", {"kind": "h100", "gpus": 8}, pin))
     plan = make_plan(problem)
@@ -134,6 +137,31 @@ def test_a_pin_that_is_not_emitted_is_planned_and_said(pin: dict[str, Any]) -> N
     assert said.endswith("the package trains on one GPU instead") and said.split()[0] in pin
     shared = sharing_of(problem, plan.layout)
     assert isinstance(shared, str) and said.startswith(shared.removeprefix("there is no code yet for "))
+
+
+@pytest.mark.parametrize(
+    ("pin", "schedules", "zeros"),
+    [
+        ({"zero": 3, "pp": 2}, {"1f1b", "interleaved"}, {3}),
+        ({"zero": 2, "pp": 4}, {"1f1b", "interleaved"}, {2}),
+        ({"schedule": "zbv", "pp": 2}, {"zbv"}, {1}),
+        ({"schedule": "1f1b", "pp": 2}, {"1f1b"}, {1, 2, 3}),
+    ],
+)
+def test_gradients_and_weights_are_shared_where_a_backward_is_whole(
+    pin: dict[str, Any], schedules: set[str], zeros: set[int]
+) -> None:
+    problem = problem_of(spec_of("llama-3.1-8b", {"kind": "h100", "gpus": 8}, pin))
+    offer = offered(problem)
+    piped = [grid for family in offer.families for grid in family.grids() if grid.dp * grid.cp > 1]
+    assert {grid.schedule for grid in piped} == schedules
+    assert {zero for grid in piped for zero in offer.zeros(grid)} == zeros
+    found = choose(problem)
+    best = found.best or found.smallest
+    assert not list(missing(best.layout, problem.graph))
+    other = replace(best.layout, schedule="zbv", vpp=2, zero=3)
+    (said,) = offer.lacks(other)
+    assert said.startswith("zero 3 beside schedule zbv")
 
 
 def test_a_neighbour_that_is_not_emitted_is_told_for_comparison_only() -> None:

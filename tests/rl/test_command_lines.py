@@ -69,6 +69,9 @@ BROKEN_LINES = {
     "a prompt that is no text": '{"prompt": 3}\n',
     "nothing asked": '{"prompt": ""}\n',
     "messages without a template": '{"prompt": [{"role": "user", "content": "x"}]}\n',
+    "no answer": '{"prompt": "x"}\n',
+    "no answer is known": '{"prompt": "x", "answer": null}\n',
+    "an answer that is no text": '{"prompt": "x", "answer": ["y"]}\n',
     "half a character": '{"prompt": "\\ud800"}\n',
     "half a character in the answer": '{"prompt": "x", "answer": "\\udfff"}\n',
     "brackets without end": "[" * 100_000 + "\n",
@@ -82,6 +85,20 @@ def test_questions(name: str, broken: str, refused: Start, commands: Any, tmp_pa
     (tmp_path / "q.jsonl").write_text(BROKEN_LINES[broken])
     said = refused(name, *commands[name])
     assert "q.jsonl" in said or "template" in said
+
+
+def test_texts_of_other_writers(modules: Any, tmp_path: Path) -> None:
+    """Empty lines, ends of lines within a text, as JSON allows them, those of Windows, and its mark at the start."""
+    text = '\ufeff{"prompt": "a\u2028b\x85", "answer": "\u00e9"}\r\n\n \n{"prompt": "c", "answer": 5}'
+    (tmp_path / "q.jsonl").write_bytes(text.encode())
+    found = modules("train.questions").Reader(None).questions(tmp_path / "q.jsonl", answered=True)
+    assert [(question.prompt, question.answer) for question in found] == [("a\u2028b\x85", "\u00e9"), ("c", "5")]
+
+
+def test_answers_that_no_reward_compares_with(modules: Any, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y", "answer": null}\n')
+    found = modules("train.questions").Reader(None).questions(tmp_path / "q.jsonl", answered=False)
+    assert [question.answer for question in found] == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["train.sft", "train.grpo"])

@@ -1,5 +1,6 @@
 """The emitted rewards, and the processes that judge by them: what goes wrong harms only its own answer."""
 
+import importlib
 import math
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 THINKING = "<think>so</think>\n<answer>42</answer>"
 FAULTY = """
 import os, sys, time
+from fractions import Fraction
 
 def reward(prompt, completion):
     match completion:
@@ -24,6 +26,8 @@ def reward(prompt, completion):
         case "nan": return float("nan")
         case "text": return "1.0"
         case "none": return None
+        case "inf": return 10.0**308
+        case "other": return Fraction(1)
         case "print": print("null")
     return 1.0
 """
@@ -126,17 +130,30 @@ def test_a_faulty_reward_harms_its_own_answer_alone(
 ) -> None:
     """Judges start as python -m of the package's own module, so it has to be importable by that name."""
     monkeypatch.syspath_prepend(str(package.parent))
-    import importlib
-
     rewards = importlib.import_module("package.train.rewards")
-    completions = ["fine", "raise", "fine", "hang", "exit", "nan", "fine", "text", "none", "print", "fine"]
+    completions = ["fine", "raise", "fine", "hang", "exit", "nan", "fine", "text", "none", "print", "other", "fine"]
     with rewards.Judges([faulty, "exact_match"], limit=5.0, number=2) as judges:
         found = judges.judge([("", text, "fine") for text in completions])
-        worth = {"fine": 2.0, "print": 1.0}
+        worth = {"fine": 2.0, "print": 1.0, "other": 1.0}
         assert found == pytest.approx([worth.get(text, math.nan) for text in completions], nan_ok=True)
         assert judges.failures == 6
         processes = [judge.process for judge in judges._judges]
     assert all(process is None or process.poll() is not None for process in processes)
+
+
+def test_a_sum_that_no_number_holds_is_a_failure(package: Path, faulty: str, monkeypatch: Any, capfd: Any) -> None:
+    """And a judge says why, the first time."""
+    monkeypatch.syspath_prepend(str(package.parent))
+    rewards = importlib.import_module("package.train.rewards")
+    with rewards.Judges([faulty] * 18, limit=60.0, number=1) as judges:
+        found = judges.judge([("", text, "") for text in ("fine", "inf", "raise", "fine")])
+    assert found == pytest.approx([18.0, math.nan, math.nan, 18.0], nan_ok=True) and judges.failures == 2
+    assert capfd.readouterr().err.splitlines() == ["a reward failed: ValueError('inf is no finite number')"]
+
+
+def test_rewards_that_need_the_answer_say_so(rewards: ModuleType, faulty: str) -> None:
+    found = {name for name in (faulty, *rewards.REWARDS) if not rewards.needs_answer(name)}
+    assert found == {faulty, "think_then_answer"}
 
 
 def test_an_unknown_reward_is_refused_by_name(rewards: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 
 from dsc.compiler.facts.stats import compute_stats
@@ -29,6 +29,9 @@ SCHEDULES = {
     "dualpipe-v": "DualPipeV",
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
+
+BY_LAYER = ("1f1b", "interleaved")
+"""Schedules under which layers may shard gradients and weights: they split no backward, so FSDP's hooks see its end."""
 
 EMITTED: dict[str, object] = {"etp": 1, "activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
@@ -95,13 +98,14 @@ def emitted(problem: Problem) -> Offer:
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    some = tuple(_shared(every if pins.schedule else _scheduled(every), bool(handed_starts(problem.graph))))
+    scheduled = every if pins.schedule else _scheduled(every, BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES)
+    some = tuple(_shared(scheduled, bool(handed_starts(problem.graph))))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
 
     def lacks(layout: Layout) -> tuple[str, ...]:
-        return tuple(text for text in missing(layout, problem.graph) if text.split()[0] not in pinned)
+        return tuple(text for text in missing(layout, problem.graph) if not _choices(text) <= pinned)
 
     return Offer(
         some,
@@ -113,15 +117,20 @@ def emitted(problem: Problem) -> Offer:
 
 
 def _zeros(grid: Layout) -> tuple[int, ...]:
-    """The trainer shards the optimizer's state wherever several ranks have it; under a pipeline, nothing else."""
-    return (0,) if grid.dp * grid.cp == 1 else (1,) if grid.pp > 1 else (1, 2, 3)
+    """The trainer shards the optimizer's state wherever several ranks have it; what else, the pipeline says."""
+    return (0,) if grid.dp * grid.cp == 1 else (1, 2, 3) if grid.pp == 1 or grid.schedule in BY_LAYER else (1,)
 
 
-def _scheduled(every: Iterable[LayoutFamily]) -> Iterator[LayoutFamily]:
-    """Less the schedules that there is no code for."""
+def _scheduled(every: Iterable[LayoutFamily], schedules: Container[str]) -> Iterator[LayoutFamily]:
+    """With only such pipelines, and one of a single rank."""
     for family in every:
-        if pipelines := tuple(one for one in family.pipelines if one.schedule in SCHEDULES):
+        if pipelines := tuple(one for one in family.pipelines if one.schedule in schedules):
             yield family._replace(pipelines=pipelines)
+
+
+def _choices(text: str) -> set[str]:
+    """That a reason of `missing` speaks of."""
+    return Placement.model_fields.keys() & text.split()
 
 
 def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
@@ -176,7 +185,7 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:
         yield f"schedule {layout.schedule}"
-    if layout.pp > 1 and layout.zero > 1:
-        yield f"zero {layout.zero} under a pipeline, which reduces gradients once, after its last micro-batch"
+    if layout.pp > 1 and layout.zero > 1 and layout.schedule not in BY_LAYER and layout.schedule in SCHEDULES:
+        yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
     if layout.ep > 1 and MOE not in graph.blocks:
         yield f"ep {layout.ep} for several kinds of mixtures of experts"

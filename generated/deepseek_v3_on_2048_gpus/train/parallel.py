@@ -156,10 +156,15 @@ class Parallel:
         losses = [losses for part in micro_batches(batch, self.micro_batches) for losses in self.forward(part)]
         for stage in self.stages.values():
             stage.train()
+        self.reshard()
+        return self.sum_over_ranks(losses)
+
+    def reshard(self) -> None:
+        """Of whole weights only this rank's shares stay, which backward does otherwise."""
+        for stage in self.stages.values():
             for module in stage.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()  # which backward does otherwise
-        return self.sum_over_ranks(losses)
+                    module.reshard()
 
     def forward(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """One micro-batch through all stages, those of other ranks at theirs: the losses, on the last stage's rank."""

@@ -40,7 +40,7 @@ from .log import Log, Silent, opened_after
 from .optimizer import learning_rate
 from .questions import Question, Reader, digest, fitting, turn
 from .ranks import Ranks
-from .rewards import Judges, Sample, load_reward
+from .rewards import Judges, Sample, load_reward, needs_answer
 from .rollout import Rollout, rollout
 from .train import Stop
 
@@ -67,7 +67,8 @@ class RewardLog(Log):
     """The log of pre-training, its status about rewards."""
 
     def status(self, record: dict[str, float]) -> str:
-        return f"reward {record['reward']:.4f}  length {record['length']:.1f}  mismatch {record['mismatch']:.1e}"
+        status = f"reward {record['reward']:.4f}  length {record['length']:.1f}  mismatch {record['mismatch']:.1e}"
+        return status + (f"  not judged {record['reward_failures']}" if record["reward_failures"] else "")
 
 
 class Samples:
@@ -99,9 +100,9 @@ class Run:
         torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
         self.args, self.ranks = args, ranks
         self.reader = Reader(args.tokenizer or newest(args.checkpoint))
-        self.questions = fitting(
-            self.reader, self.reader.questions(args.prompts), MAX_POSITION_EMBEDDINGS - MAX_NEW_TOKENS
-        )
+        answered = any(map(needs_answer, (*args.reward, *args.watch)))
+        questions = self.reader.questions(args.prompts, answered)
+        self.questions = fitting(self.reader, questions, MAX_POSITION_EMBEDDINGS - MAX_NEW_TOKENS)
         self.learner = Learner(args, ranks)
         self.settings: dict[str, object] = {name: getattr(args, name) for name in RUN}
         self.settings |= {"prompts": digest(self.questions), "reward": args.reward}
@@ -146,7 +147,7 @@ class Run:
         texts = [self.reader.text(answer) for answer in answers.answers]
         samples: list[Sample] = [(q.prompt, text, q.answer) for q, text in zip(asked, texts, strict=True)]
         failures = judges.failures
-        worth = torch.tensor(judges.judge(samples), device=self.ranks.device)
+        worth = torch.tensor(judges.judge(samples), dtype=torch.float64, device=self.ranks.device)
         return Judged(questions, answers, samples, worth.view(-1, GROUP_SIZE), judges.failures - failures)
 
     def experience(self, judged: Judged) -> tuple[Experience, dict[str, float]]:

@@ -3,8 +3,8 @@
 """Questions and answers from a file, and the tokens that they are.
 
 Each line is an object: {"prompt": TEXT or MESSAGES, "answer": TEXT}. MESSAGES, [{"role": ..., "content": ...}, ...],
-are written by the chat template of the tokenizer's folder. Rewards are given the answer, if there is one; supervised
-training needs it.
+are written by the chat template of the tokenizer's folder. Supervised training needs the answer, and so do rewards that
+compare with it.
 """
 
 import json
@@ -56,21 +56,23 @@ class Reader:
             raise SystemExit("messages need the chat template of a tokenizer: name its folder with --tokenizer")
         return load_template(self.folder)
 
-    def questions(self, path: Path) -> list[Question]:
-        """Of every line of a file. Exits with the number of a line that is none."""
+    def questions(self, path: Path, answered: bool) -> list[Question]:
+        """Of every line of a file. Exits with the number of a line that is none, or lacks the answer it has to have."""
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other ends of lines
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"{path}: {error}") from None
-        found = [self._question(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+        found = [
+            self._question(f"{path}:{number}", line, answered) for number, line in enumerate(lines, 1) if line.strip()
+        ]
         if not found:
             raise SystemExit(f"{path}: no questions; write a line of JSON for each")
         return found
 
-    def _question(self, place: str, line: str) -> Question:
+    def _question(self, place: str, line: str, answered: bool) -> Question:
         try:
             row = json.loads(line)
-            prompt, answer = row["prompt"], str(row.get("answer", ""))
+            prompt, answer = row["prompt"], row.get("answer")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise SystemExit(f"{place}: not {LINE}") from None
         special = isinstance(prompt, str)
@@ -81,6 +83,11 @@ class Reader:
                 raise SystemExit(f"{place}: {error}") from None
         if not isinstance(prompt, str) or not prompt:
             raise SystemExit(f"{place}: prompt has to be a text or messages")
+        if not isinstance(answer, str | int | float | None):
+            raise SystemExit(f"{place}: answer has to be a text")
+        if answer is None and answered:
+            raise SystemExit(f"{place}: no answer, which training or a reward compares with")
+        answer = "" if answer is None else str(answer)
         try:
             f"{prompt}{answer}".encode()
         except UnicodeEncodeError as error:

@@ -6,7 +6,8 @@ A reward is a function of prompt and completion, both texts, or of those and the
 It is named as module:function, or by its name where it is one of REWARDS; of several the sum counts.
 
 Judges are processes of their own, which import nothing heavy. A reward that raises, hangs, ends its process or returns
-something other than a finite number costs its own answer: what that is worth is unknown, NaN, and it is counted.
+something other than a finite number costs its own answer: what that is worth is unknown, NaN, and it is counted. The
+first time, a judge says why.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, SupportsFloat
 
 Reward = Callable[..., float]
 """Of prompt and completion, or of prompt, completion and answer."""
@@ -128,23 +129,33 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def load_reward(name: str) -> Callable[[Sample], float]:
-    """A reward by name, called with whole samples. Raises ValueError where there is none of that name."""
+def find_reward(name: str) -> Reward:
+    """A reward by name. Raises ValueError where there is none of that name."""
     module, colon, function = name.partition(":")
     if colon:
         try:
-            reward = getattr(importlib.import_module(module), function)
+            found: Reward = getattr(importlib.import_module(module), function)
         except Exception as error:  # of somebody else's module
             raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
-    elif name in REWARDS:
-        reward = REWARDS[name]
-    else:
-        raise ValueError(f"{name}: neither module:function nor one of {', '.join(REWARDS)}")
+        return found
+    if name in REWARDS:
+        return REWARDS[name]
+    raise ValueError(f"{name}: neither module:function nor one of {', '.join(REWARDS)}")
+
+
+def load_reward(name: str) -> Callable[[Sample], float]:
+    """A reward by name, called with whole samples. Raises ValueError for what is none."""
+    reward = find_reward(name)
     if takes(reward, "prompt", "completion", "answer"):
         return lambda sample: reward(*sample)
     if takes(reward, "prompt", "completion"):
         return lambda sample: reward(*sample[:2])
     raise ValueError(f"{name}: no function of (prompt, completion) or (prompt, completion, answer)")
+
+
+def needs_answer(name: str) -> bool:
+    """Whether a reward cannot judge without the line's answer."""
+    return not takes(find_reward(name), "prompt", "completion")
 
 
 def takes(function: Any, *arguments: str) -> bool:
@@ -246,14 +257,16 @@ def kill(process: "subprocess.Popen[str]") -> None:
                 pipe.close()
 
 
-def worth(rewards: Sequence[Callable[[Sample], float]], sample: Sample) -> float | None:
-    """The sum of the rewards; None if it is no finite number."""
-    try:
-        values: list[Any] = [reward(sample) for reward in rewards]
-        known = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-        return float(sum(values)) if known else None
-    except Exception:  # of somebody else's function
-        return None
+def worth(rewards: Sequence[Callable[[Sample], Any]], sample: Sample) -> float:
+    """The sum of the rewards. Raises ValueError if it is no finite number, and what rewards raise."""
+    values = [reward(sample) for reward in rewards]
+    for value in values:
+        if not isinstance(value, SupportsFloat):
+            raise ValueError(f"{value!r:.100} is no number")
+    total = sum(map(float, values))
+    if not math.isfinite(total):
+        raise ValueError(f"{total} is no finite number")
+    return total
 
 
 def main() -> None:
@@ -261,8 +274,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     rewards = [load_reward(name) for name in sys.argv[1:]]
+    silent = False
     for line in sys.stdin:
-        print(json.dumps(worth(rewards, tuple(json.loads(line)))), file=answers, flush=True)
+        found = None
+        try:
+            found = worth(rewards, tuple(json.loads(line)))
+        except Exception as error:  # of somebody else's function
+            if not silent:
+                print(f"a reward failed: {error!r:.200}", file=sys.stderr)
+            silent = True
+        print(json.dumps(found), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Run:
         torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
         self.args, self.ranks = args, ranks
         self.reader = Reader(args.tokenizer or (newest(args.start) if args.start else None))
-        self.questions = self.reader.questions(args.data)
+        self.questions = self.reader.questions(args.data, answered=True)
         self.layout = make_layout(ranks, getattr(torch, args.dtype), args.seed)
         if args.start:
             self.layout.start_from(args.start)

@@ -59,16 +59,22 @@ def keys(probe: Probe) -> dict[str, object]:
 
 @pytest.mark.parametrize(("name", "arch"), TAKEN)
 def test_launches(name: str, arch: str) -> None:
-    kernel, cases, measured = KERNELS[name], import_module(f"{CASES}.{name}").cases, {}
+    kernel, measured = KERNELS[name], {}
+    for probe, case, launches in compiled(kernel, arch):
+        for launch in launches:
+            check(kernel, launch, probe, arch)
+        measured[case] = launches
+    check_budget(name, arch, measured)
+
+
+def compiled(kernel: Kernel, arch: str) -> Iterator[tuple[Probe, str, list[Compiled]]]:
+    """Every case of every probe: its name in the budgets, and its launches."""
+    cases = import_module(f"{CASES}.{kernel.name}").cases
     for probe, module in probes(kernel, arch):
-        sizes = SIZES[name](dims(probe.model, **keys(probe)))
+        sizes = SIZES[kernel.name](dims(probe.model, **keys(probe)))
         for case in cases(module, sizes, probe.tokens, "cpu"):
             if re.search(probe.only, case.name):
-                launches = compile_launches(module, case.run, arch)
-                for launch in launches:
-                    check(kernel, launch, probe, arch)
-                measured[f"{probe.label} {case.name}"] = launches
-    check_budget(name, arch, measured)
+                yield probe, f"{probe.label} {case.name}", compile_launches(module, case.run, arch)
 
 
 def check(kernel: Kernel, launch: Compiled, probe: Probe, arch: str) -> None:
