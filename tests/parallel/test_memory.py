@@ -25,6 +25,7 @@ WITHIN = 0.05
 PIPED = [
     (model, {"pp": 2, "dp": 2, "zero": zero, "micro_batch": 4}) for model in ("llama", "deepseek") for zero in (2, 3)
 ]
+FLAT = [("llama", {"dp": 2, "zero": 1}), ("llama", {"dp": 2, "zero": 2}), ("deepseek", {"dp": 2, "zero": 3})]
 CASES = [
     ("llama", {"dp": 2, "zero": 2}),
     pytest.param("llama", {"dp": 2, "zero": 1}, marks=pytest.mark.slow),
@@ -94,10 +95,10 @@ def test_a_pipeline_saves_what_the_ledger_says(zero: int, placed_spec: Any, meas
 
 @pytest.mark.parametrize(
     ("model", "placement"),
-    [PIPED[1], *(pytest.param(*case, marks=pytest.mark.slow) for case in (PIPED[0], *PIPED[2:]))],
+    [PIPED[1], FLAT[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in (PIPED[0], *PIPED[2:], *FLAT[1:]))],
     ids=str,
 )
-def test_a_pipeline_gathers_and_reduces_as_often_as_is_priced(
+def test_ranks_gather_and_reduce_as_often_as_is_priced(
     model: str, placement: dict[str, Any], placed_spec: Any, measured: Measured
 ) -> None:
     spec = specified(placed_spec, model, placement)
@@ -117,7 +118,8 @@ def test_a_planted_fault_gathers_or_reduces_otherwise(
 def priced(spec: dict[str, Any]) -> list[tuple[int, int]]:
     """Bytes of whole weights that a rank gathers in a step, and of whole gradients that it reduces.
 
-    ZeRO 3 gathers for each forward and each backward, ZeRO 2 once; both reduce after each backward.
+    ZeRO 3 gathers for each forward and each backward, the others once; ZeRO 1 reduces once, the others after each
+    backward.
     """
     plain = planned({**spec, "placement": {**spec["placement"], "zero": 0}})
     whole = {
@@ -125,9 +127,10 @@ def priced(spec: dict[str, Any]) -> list[tuple[int, int]]:
     }
     micro_batches = plain.layout.micro_batches(BATCH)
     gathers = 2 * micro_batches if spec["placement"]["zero"] == 3 else 1
+    reductions = 1 if spec["placement"]["zero"] == 1 else micro_batches
     each = plain.layout.world // plain.layout.pp
     ranks = [whole[rank // each] for rank in range(plain.layout.world)]
-    return [(gathers * bytes, micro_batches * bytes) for bytes in ranks]
+    return [(gathers * bytes, reductions * bytes) for bytes in ranks]
 
 
 @pytest.fixture
