@@ -148,8 +148,8 @@ FAULTS = {
     "steps of up not accumulated": ("up += tl.dot(x, w) * (scale *", "up = tl.dot(x, w) * (scale *"),
     "the last step left out": ("in tl.range(0, num_steps)", "in tl.range(0, num_steps - 1)"),
     "scales of other blocks": (
-        "ends, gate_up_t, scale.mT, dy.dtype",
-        "ends, gate_up_t, scale.mT.flip(1), dy.dtype",
+        "ends, *codes_of(gate_up_proj, transposed_blocks), dy.dtype",
+        "ends, *(lambda codes, scale: (codes, scale.flip(1)))(*codes_of(gate_up_proj, transposed_blocks)), dy.dtype",
     ),
     "half of dw": ("dw += _columns", "dw = _columns"),
 }

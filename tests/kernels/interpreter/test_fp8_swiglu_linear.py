@@ -93,7 +93,7 @@ def test_operators() -> None:
 
 
 FAULTS = {
-    "gate for up": ("swiglu_quantize_rows(gate, up), *quantize", "swiglu_quantize_rows(up, gate), *quantize"),
+    "gate for up": ("swiglu_quantize_rows(gate, up), *codes", "swiglu_quantize_rows(up, gate), *codes"),
     "gradient of another order": ("*swiglu_backward(dh, gate, up), dweight", "*swiglu_backward(dh, up, gate), dweight"),
     "h of backward is not h": ("*swiglu_quantize_columns(gate, up), w", "*swiglu_quantize_columns(up, gate), w"),
 }

@@ -75,7 +75,7 @@ def check(
     documents: list[list[int]] | None = None,
 ) -> None:
     """out and the three gradients, within the bound of calc_diff; the inputs lie between NaNs."""
-    heads = 2  # as many as q has
+    heads = SHAPES[shape]["num_attention_heads"]
     widths = module.QK_NOPE_HEAD_DIM, module.QK_ROPE_HEAD_DIM, module.V_HEAD_DIM
     shapes = ((heads, widths[0] + widths[1]), (heads, widths[0] + widths[2]), (1, widths[1]))
     given = [
