@@ -21,6 +21,8 @@ MATRIX = {
     "fp8_grouped_gemm_backward": FP8,
     "linear_cross_entropy": BF16,
 }
+MAP = "grouped_gemm_tiles_kernel"
+"""Which rows of which expert a tile has: it multiplies nothing."""
 OPTIONS = {"ffn__swiglu_limit": 10.0, "z_loss": 1e-4}
 """SwiGLU's limit and the z-loss, of DeepSeek-V3."""
 
@@ -37,8 +39,9 @@ def test_options_cost_no_spills(name: str) -> None:
         for launch in compile_launches(module, case.run, "sm_90"):
             assert launch.spilled == 0, (case.name, launch)
             assert launch.shared <= TARGETS["sm_90"].shared_memory
-            assert launch.matrix == MATRIX[name]
-            assert launch.wide_loads > 0
+            if launch.function != MAP:
+                assert launch.matrix == MATRIX[name]
+                assert launch.wide_loads > 0
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
