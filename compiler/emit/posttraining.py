@@ -156,6 +156,8 @@ def _function(block: Block, printer: Printer, root: str, ranks: _Ranks) -> Defin
 
 def _left_out(graph: Graph, training: Graph) -> tuple[str, ...]:
     """The model's parts that no answer's probability depends on."""
-    kept = {op.attribute() for op in holders(functions_of(graph, policy.ROOT))}
+    owner = policy.ROOT.partition(".")[0]
+    reached = {block.key: block for _, block in graph.executions(policy.ROOT) if block.class_name == owner}
+    kept = {op.attribute() for op in holders((*functions_of(graph, policy.ROOT), *reached.values()))}
     every = {op.attribute(): None for op in holders(training.methods(training.root))}
     return tuple(name for name in every if name is not None and name not in kept)

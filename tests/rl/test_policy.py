@@ -136,3 +136,11 @@ def test_no_expert_is_counted_and_no_bias_moves(learning: Any) -> None:
     for layer in case.model.layers[1:]:
         assert not layer.mlp.gate.expert_load.any()
     assert all(weight.grad is None for weight in case.model.mtp.parameters())
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("tiny-r1", 'LEFT_OUT = ("mtp",)'), ("tiny-window", None)])
+def test_all_that_an_answer_depends_on_learns(name: str, left_out: str | None) -> None:
+    """Layers too that are reached through a method of the model's own, which no function stands for."""
+    spec = ModelSpec.model_validate({**load(name).model_dump(mode="json"), "rl": {}})
+    lines = emit(build(spec))["train/learner.py"].splitlines()
+    assert next((line.partition("  #")[0] for line in lines if line.startswith("LEFT_OUT")), None) == left_out
