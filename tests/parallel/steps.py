@@ -65,7 +65,10 @@ def steps(layout: Any, package: str) -> dict[str, Any]:
 
 
 def digest(layout: Any, name: str, weight: Tensor) -> list[float]:
-    """Of a gradient, summed over all ranks: its norm, and its product with a fixed vector, in parts of the norm."""
+    """Of a gradient, summed over all ranks: its norm, and its product with a fixed vector, in parts of the norm.
+    Zeros where there is none."""
+    if weight.grad is None:
+        return [0.0, 0.0]
     gradient = layout.whole(name, weight.grad)
     whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     flat = whole.flatten().double()
