@@ -153,9 +153,9 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     used = (
         names(f"{body}\n{lines}")
         | names(" ".join(one.expression for one in shared))
-        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts", "EP"}
+        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts"}
     )
-    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
+    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "ETP", "NODES", "LOCAL"))]
     return files.file(
         "train/experts.py",
         "train/experts.py",

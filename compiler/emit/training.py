@@ -14,13 +14,14 @@ from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.emit.shares import context_file, experts_file, tensor_file
 from dsc.compiler.graph.block import Block
-from dsc.compiler.graph.dim import Symbol
+from dsc.compiler.graph.dim import Axis, Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.graph.types import ValueType
 from dsc.compiler.hf import family
 from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
+from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
@@ -104,7 +105,10 @@ def training_files(
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    printed += [files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"]) for path in PLAIN]
+    slices = sharing is not None and sharing.etp > 1
+    printed += [
+        files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"], slices=slices) for path in PLAIN
+    ]
     optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
     paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
     printed += [files.file(path, path, **values) for path in paths]
@@ -249,11 +253,13 @@ def sharing_files(
     values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py and what it stands on, and files of what ranks share of a module."""
-    experts, sequences = sharing.ep > 1, _sequence_ranks(sharing)
+    experts, sequences = sharing.copy > 1, _sequence_ranks(sharing)
     values = {
         **values,
         "pipeline": sharing.pp > 1,
         "experts": experts,
+        "slices": sharing.etp > 1,
+        "copy": " * ".join(name for name, size in (("EP", sharing.ep), ("ETP", sharing.etp)) if size > 1),
         "sequences": sequences,
         "overlap": step.turns is not None,
         "by_layer": sharing.pp > 1 and sharing.zero > 1,
@@ -266,6 +272,8 @@ def sharing_files(
         _weights_file(files, step, plain, values),
         files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
+    if sharing.etp > 1:
+        printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
     if sequences == "CP":
@@ -273,6 +281,13 @@ def sharing_files(
     if sequences == "TP":
         printed.append(tensor_file(files, step, plain, model))
     return [*printed, *overlap_files(files, step, model)]
+
+
+def _cut_by_columns(plain: Graph) -> str:
+    """Stacks of experts whose columns are the experts' width, as a set."""
+    stacks = [op for op in holders(tuple(plain.blocks.values())) if isinstance(op, GroupedLinear)]
+    names_ = sorted({op.name for op in stacks if Axis.EXPERT_WIDTH in op.in_features.axes()})
+    return f"{{{', '.join(map(repr, names_))}}}".replace("'", '"')
 
 
 def _parallel_file(files: FilePrinter, step: TrainingStep, values: Mapping[str, object]) -> File:

@@ -168,9 +168,7 @@ def test_latent_attention_sends_latents(placed_spec: Any) -> None:
     assert sum(tensor(value.type).numel.value({"B": 1, "S": 1}) for value in gather.inputs) == 1536 + 512 + 64
 
 
-@pytest.mark.parametrize(
-    ("pins", "documents"), [({"tp": 2, "cp": 2}, "joined"), ({"tp": 2, "etp": 2}, "joined"), ({"tp": 2}, "apart")]
-)
+@pytest.mark.parametrize(("pins", "documents"), [({"tp": 2, "cp": 2}, "joined"), ({"tp": 2}, "apart")])
 def test_what_has_no_code_is_said(pins: dict[str, Any], documents: str, placed_spec: Any) -> None:
     spec = {**placed_spec("deepseek", pins), "training": {"documents": documents}}
     program = build(ModelSpec.model_validate(spec))

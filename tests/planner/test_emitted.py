@@ -166,9 +166,9 @@ def test_gradients_and_weights_are_shared_where_a_backward_is_whole(
 
 def test_a_neighbour_that_is_not_emitted_is_told_for_comparison_only() -> None:
     plan = make_plan(emitted("mixtral-8x7b", "h100", 4))
-    width = next(one for one in plan.around if one.change == "etp 1 -> 2")
-    assert (width.binds, width.bytes, width.seconds) == ("code", None, None)
-    assert width.reason.startswith("not emitted: etp 2; elsewhere ")
+    zero = next(one for one in plan.around if one.change == "zero 1 -> 2")
+    assert (zero.binds, zero.bytes, zero.seconds) == ("code", None, None)
+    assert zero.reason.startswith("not emitted: zero 2 beside schedule zbv") and "; elsewhere " in zero.reason
 
 
 @pytest.mark.parametrize("placement", [{}, {"zero": 1}, {"pp": 2}])

@@ -78,7 +78,7 @@ class PartMemory:
         return self._held[key]
 
     def on(self, kind: str, layout: Layout) -> Held:
-        away = layout.ep * layout.etp > 1
+        away = layout.copy > 1
         return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, layout.cp, layout.tp)
 
     def _measure(
