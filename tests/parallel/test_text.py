@@ -35,6 +35,12 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads, kernels": ("deepseek", {"tp": 2, "dp": 4, "ep": 4}),
     "heads": ("llama", {"tp": 2, "pp": 2}),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
+    "widths of experts": ("mixtral", {"dp": 2, "etp": 2}),
+    "heads, widths of experts, two hops, in turns": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "tp": 2, "dp": 4, "ep": 4, "etp": 2, "schedule": "dualpipe-v"},
+    ),
+    "answers, widths of experts": ("mixtral", {"dp": 4, "ep": 2, "etp": 2}),
     "documents, in turns": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
     "documents, kernels": ("deepseek, documents", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),
