@@ -171,7 +171,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     weighs = any(value.name == MTP_WEIGHT for value in step.whole.block.inputs)
-    used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
+    used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences and "TP" in sequences else set())
     offered = [*imported(graph, "..", "."), *from_documents(graph, printer, model := list(model)), (".plan", "TP")]
     return files.file(
         "train/stages.py",
@@ -193,10 +193,10 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
 
 
 def _sequence_ranks(sharing: Sharing | None) -> str | None:
-    """The constant of plan.py that counts the ranks which share sequences, if any do."""
+    """As constants of plan.py, how many ranks share each sequence, if any do."""
     if sharing is None or sharing.cp * sharing.tp == 1:
         return None
-    return "CP" if sharing.cp > 1 else "TP"
+    return " * ".join(name for name, size in (("CP", sharing.cp), ("TP", sharing.tp)) if size > 1)
 
 
 def _losses(block: Block) -> tuple[tuple[str, ...], int]:
@@ -261,9 +261,11 @@ def sharing_files(
         "slices": sharing.etp > 1,
         "copy": " * ".join(name for name, size in (("EP", sharing.ep), ("ETP", sharing.etp)) if size > 1),
         "sequences": sequences,
+        "context": sharing.cp > 1,
+        "tensor": sharing.tp > 1,
         "overlap": step.turns is not None,
         "by_layer": sharing.pp > 1 and sharing.zero > 1,
-        "shared": f"dp_{sequences.lower()}" if sequences else "dp",
+        "shared": "_".join(name for name in ("dp", "cp", "tp") if name == "dp" or getattr(sharing, name) > 1),
         "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }
     printed = [
@@ -276,9 +278,9 @@ def sharing_files(
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
-    if sequences == "CP":
-        printed.append(context_file(files, step.graph, model))
-    if sequences == "TP":
+    if sharing.cp > 1:
+        printed.append(context_file(files, step.graph, model, sharing.tp > 1))
+    if sharing.tp > 1:
         printed.append(tensor_file(files, step, plain, model))
     return [*printed, *overlap_files(files, step, model)]
 

@@ -38,10 +38,10 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     blocks: list[Block] = [stage.block for stage in (whole, *stages)]
     if sharing is not None and sharing.copy > 1:
         blocks.append(_shared(plain.blocks[MOE], sharing))
-    if sharing is not None and sharing.cp > 1:
-        blocks += context.share_context(plain, sharing.cp)
     if sharing is not None and sharing.tp > 1:
-        blocks += tensor.share_tensors(plain, sharing.tp)
+        blocks += tensor.share_tensors(plain, sharing.tp, sharing.cp)
+    elif sharing is not None and sharing.cp > 1:
+        blocks += context.share_context(plain, sharing.cp)
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
     return TrainingStep(graph, whole, stages, sharing, recompute)
 
@@ -57,7 +57,7 @@ def _stages(step: Block, sharing: Sharing) -> tuple[Stage, ...]:
     whole = None
     if sharing.cp > 1:
         step, whole = context.share_step(step, sharing.cp), context.OF_CONTEXT
-    elif sharing.tp > 1:
+    if sharing.tp > 1:
         step, whole = tensor.share_step(step, sharing.tp), tensor.OF_TENSOR
     if sharing.pp > 1:
         return cut(step, sharing.stages)

@@ -93,7 +93,7 @@ class PartMemory:
     ) -> Held:
         part = (self._away if away else self.examples)[kind]
         steps, times = part.steps, dict.fromkeys(part.whole.storages, context)
-        times |= dict.fromkeys(part.whole_on_each, tensor)
+        times |= {one: times.get(one, 1) * tensor for one in part.whole_on_each}
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()

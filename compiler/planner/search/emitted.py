@@ -139,7 +139,7 @@ def _choices(text: str) -> set[str]:
 
 def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
     """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
-    return (family for family in every if family.tp == 1 or (family.cp == 1 and not apart))
+    return (family for family in every if family.tp == 1 or not apart)
 
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
@@ -186,8 +186,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
     if _cuts_blocks(layout.etp, graph):
         yield f"etp {layout.etp} of experts whose width is not so many times the blocks of FP8"
-    if layout.tp > 1 and layout.cp > 1:
-        yield f"tp {layout.tp} beside cp {layout.cp}: both share out sequences"
     if layout.tp > 1 and handed_starts(graph):
         yield f"tp {layout.tp} of documents that are kept apart"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):

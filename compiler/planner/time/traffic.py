@@ -120,8 +120,8 @@ class Communication:
     def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """The collectives of a part's graph; backward has as many.
 
-        Beside context parallelism, which the package does not run: all-gather and reduce-scatter of hidden states
-        around attention and around a feed-forward (arXiv 2205.05198).
+        Where the graph has none: all-gather and reduce-scatter of hidden states around attention and around a
+        feed-forward (arXiv 2205.05198).
         """
         if sharing.tp == 1:
             return 0.0
@@ -138,7 +138,7 @@ class Communication:
 
     def tensor_bytes(self, kind: str, sharing: PartSharing) -> list[float]:
         """What a rank has of all ranks after each collective of one micro-batch, forward."""
-        return [one.at(sharing.micro_batch, self._length) for one in self._sent.get(kind, ())]
+        return [one.at(sharing.micro_batch, self._length) / sharing.cp for one in self._sent.get(kind, ())]
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """Latents, or keys and values, of all ranks that share a sequence, gathered before attention; as long as the
