@@ -138,6 +138,12 @@ def in_tensor(spec: ModelSpec) -> ModelSpec:
     return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 2}, "placement": pins})
 
 
+def in_both(spec: ModelSpec) -> ModelSpec:
+    """Two ranks share heads, widths and the vocabulary, and two such pairs each sequence."""
+    pins = {"pp": 1, "cp": 2, "dp": 1, "ep": 1, "tp": 2, "micro_batch": 1, "recompute": []}
+    return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 4}, "placement": pins})
+
+
 def in_turns(balanced: bool) -> ModelSpec:
     """With pairs of a forward and a backward that take turns; layers with a balance loss, or without."""
     data = load("tiny").model_dump()
@@ -193,7 +199,7 @@ def programs() -> list[Program]:
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
-    shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny"))]
+    shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny")), in_both(load("tiny"))]
     gpus = [*specs, documents_apart("tiny"), in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 

@@ -61,7 +61,7 @@ class Problem:
 
     @cached_property
     def _both(self) -> Problem:
-        return self._running(self.in_both)
+        return self._running(self.in_both) if self.in_both else self._context
 
     def _running(self, graphs: tuple[Graph, Graph] | None) -> Problem:
         if graphs is None:
