@@ -210,7 +210,7 @@ def multiply(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights
     """Received rows through this rank's experts, or its slices of them, in the order in which they came."""
     rows = find(moe, SortByExpert)[1].rows * copy.slices
     split, weigh = find(moe, SplitGateUp)[1], find(moe, WeighSlots)[1]
-    gate_up, down = (share(node.op, copy) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+    gate_up, down = (_share(node.op, copy) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
     by_expert = block.add("by_expert", OrderByExpert(rows), received)
     ends = block.add("ends", ReceivedEnds(), received)
@@ -222,7 +222,7 @@ def multiply(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights
     return block.add("h", PutRows(), h, by_expert)
 
 
-def share(op: GroupedLinear, copy: Copy) -> GroupedLinear:
+def _share(op: GroupedLinear, copy: Copy) -> GroupedLinear:
     """As many experts as a rank has, as wide."""
     symbols = {symbol for size in (op.in_features, op.out_features) for symbol in size.symbols()}
     widths = {one.name: quotient(one, copy.slices) for one in symbols if one.axis is Axis.EXPERT_WIDTH}
