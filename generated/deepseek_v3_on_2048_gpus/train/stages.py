@@ -206,20 +206,20 @@ class HeadStage(nn.Module):
         return torch.stack((loss, main_loss, mtp_loss, balance_loss))  # [4]
 
 
-def results_of(
-    kind: type[nn.Module], batch: int, length: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, ...]:
-    """What forward of such a stage returns, as empty tensors."""
+def results_of(kind: type[nn.Module], batch: int, length: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What forward of such a stage returns, without memory."""
     wide = torch.promote_types(dtype, torch.float32)
-    hidden, loss, losses = ((batch, length, HIDDEN_SIZE), dtype), ((), wide), ((len(LOSSES),), wide)
-    shapes = {
+    hidden = torch.empty(batch, length, HIDDEN_SIZE, dtype=dtype, device="meta", requires_grad=True)
+    loss = torch.empty((), dtype=wide, device="meta", requires_grad=True)
+    losses = torch.empty(len(LOSSES), dtype=wide, device="meta", requires_grad=True)
+    results = {
         EmbeddingDenseStage: [hidden, loss],
         DenseMoeStage: [hidden, loss],
         MoeStage: [hidden, loss],
         MoeMtpStage: [hidden, hidden, loss, loss],
         HeadStage: [losses],
     }
-    return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes[kind])
+    return tuple(results[kind])
 
 
 STAGES = (
