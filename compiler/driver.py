@@ -204,36 +204,36 @@ def problem_of(spec: ModelSpec) -> Problem:
 
     assert spec.cluster is not None
     alone, shared = planned(spec)
-    context, tensor = in_context(spec), in_tensor(spec)
-    cluster = hardware(spec.cluster)
-    return Problem(lowered(spec).spec, alone, shared, cluster, in_context=context, in_tensor=tensor, asked=spec)
+    kept, cluster = lowered(spec).spec, hardware(spec.cluster)
+    context, tensor, both = in_context(spec), in_tensor(spec), in_both(spec)
+    return Problem(kept, alone, shared, cluster, context, asked=spec, in_tensor=tensor, in_both=both)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
-    target = target_of(spec)
-    plain = read_in_rows(spec, verify(build_graph(spec)))
-    graphs = [plain, verify(sharing_experts(plain), plain)]
-    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
-    return alone, shared
+    return _planned(spec, read_in_rows(spec, verify(build_graph(spec))))
 
 
 def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share sequences."""
-    target = target_of(spec)
-    plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
-    graphs = [plain, verify(sharing_experts(plain), plain)]
-    passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in CAUSAL)
-    alone, shared = fused(graphs, passes, spec, target)[0]
-    return alone, shared
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions,)), CAUSAL)
 
 
 def in_tensor(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share heads, widths and the vocabulary."""
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)))
+
+
+def in_both(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The same two graphs where ranks share heads, widths and the vocabulary, and others each sequence."""
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)), CAUSAL)
+
+
+def _planned(spec: ModelSpec, plain: Graph, without: Collection[Pass] = ()) -> tuple[Graph, Graph]:
     target = target_of(spec)
-    plain = run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors))
     graphs = [plain, verify(sharing_experts(plain), plain)]
-    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
+    passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in without)
+    alone, shared = fused(graphs, passes, spec, target)[0]
     return alone, shared
 
 

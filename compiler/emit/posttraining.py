@@ -113,7 +113,8 @@ def _refusal(sharing: Sharing | None, training: Training) -> str:
         return ""
     if sharing.pp > 1:
         return REFUSAL.format("placement.pp 1")
-    return REFUSAL.format("placement.tp 1" if sharing.tp > 1 else "training.documents joined")
+    shared = next((f"placement.{name} 1" for name in ("tp", "etp") if getattr(sharing, name) > 1), None)
+    return REFUSAL.format(shared or "training.documents joined")
 
 
 def functions_file(

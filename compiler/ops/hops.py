@@ -4,9 +4,10 @@ What a rank must know of a row beside the row itself are the weights of the expe
 -1 where an expert was not chosen. They travel with the row, and their gradient comes back with the row's.
 """
 
-from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.ops.dispatch import quotient
 
 
 @register
@@ -30,10 +31,6 @@ class WeightByExpert(Op):
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
         return (Saved("input", 0),)
-
-
-def quotient(experts: Dim, places: Dim) -> Dim:
-    return Int(1) if experts.same(places) else experts // places
 
 
 @register

@@ -34,7 +34,18 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads, full": ("mixtral", {"tp": 2, "dp": 2, "zero": 3, "recompute": ["full"]}),
     "heads, kernels": ("deepseek", {"tp": 2, "dp": 4, "ep": 4}),
     "heads": ("llama", {"tp": 2, "pp": 2}),
+    "sequences, heads": ("llama", {"cp": 2, "tp": 2}),
+    "sequences, heads, widths of experts, in turns": (
+        "deepseek",
+        {**{"pp": 2, "vpp": 2, "cp": 2, "tp": 2, "ep": 2, "etp": 2}, "schedule": "dualpipe-v"},
+    ),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
+    "widths of experts": ("mixtral", {"dp": 2, "etp": 2}),
+    "heads, widths of experts, two hops, in turns": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "tp": 2, "dp": 4, "ep": 4, "etp": 2, "schedule": "dualpipe-v"},
+    ),
+    "answers, widths of experts": ("mixtral", {"dp": 4, "ep": 2, "etp": 2}),
     "documents, in turns": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
     "documents, kernels": ("deepseek, documents", {"dp": 8, "ep": 8}),
     "pipeline": ("llama", {"pp": 2, "recompute": ["norms"]}),

@@ -76,7 +76,7 @@ class StageMemory:
 
     def _largest_gradient(self, kind: str, layout: Layout) -> int:
         """Of the weights of one op, as autograd makes it before it is added up."""
-        key = (kind, layout.tp, layout.ep * layout.etp)
+        key = (kind, layout.tp, layout.copy)
         if key not in self._gradients:
             if kind not in self._weights:
                 self._weights[kind] = tuple(_weights_of(step) for step in self.parts.examples[kind].steps)

@@ -38,6 +38,8 @@ class Problem:
     """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
     in_tensor: tuple[Graph, Graph] | None = None
     """The two graphs where ranks share heads, widths and the vocabulary, if those run others."""
+    in_both: tuple[Graph, Graph] | None = None
+    """The two graphs where ranks share sequences in both ways."""
 
     @property
     def written(self) -> ModelSpec:
@@ -46,7 +48,7 @@ class Problem:
     def of(self, layout: Layout) -> Problem:
         """The problem whose graphs are those that a layout runs."""
         if layout.cp > 1:
-            return self._context
+            return self._both if layout.tp > 1 else self._context
         return self._tensor if layout.tp > 1 else self
 
     @cached_property
@@ -57,10 +59,14 @@ class Problem:
     def _tensor(self) -> Problem:
         return self._running(self.in_tensor)
 
+    @cached_property
+    def _both(self) -> Problem:
+        return self._running(self.in_both) if self.in_both else self._context
+
     def _running(self, graphs: tuple[Graph, Graph] | None) -> Problem:
         if graphs is None:
             return self
-        return replace(self, graph=graphs[0], shared=graphs[1], in_context=None, in_tensor=None)
+        return replace(self, graph=graphs[0], shared=graphs[1], in_context=None, in_tensor=None, in_both=None)
 
     @property
     def world(self) -> int:
@@ -114,7 +120,8 @@ class Problem:
     def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
-        for name, graphs in (("_context", self.in_context), ("_tensor", self.in_tensor)):
+        ways = ("_context", self.in_context), ("_tensor", self.in_tensor), ("_both", self.in_both)
+        for name, graphs in ways:
             if graphs is not None:
                 vars(other)[name] = getattr(self, name)._knowing(other._running(graphs))
         return other

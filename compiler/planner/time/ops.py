@@ -79,6 +79,8 @@ class OpCost:
     """The host waits for its result."""
     of_whole: bool
     """It runs for whole sequences on every rank that shares them."""
+    of_rows: bool
+    """It moves rows of experts as wide as tokens are, and does nothing else."""
     sent_bytes: tuple[Terms, Terms] | None
     """Of attention: what context parallelism gathers, by heads, and for all heads alike. None of other ops."""
 
@@ -150,6 +152,7 @@ def _op_cost(
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
         waits=waits_for(step),
         of_whole=of_whole,
+        of_rows=kernel_class == "memory" and _moves_expert_rows(step),
         sent_bytes=_sent(sent) if sent else None,
         casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
     )
@@ -222,6 +225,12 @@ def class_of(step: Step, theirs: AbstractSet[str] = frozenset()) -> KernelClass:
 def _is_expert_row(step: Step) -> bool:
     result = step.outputs[0]
     return result is not None and has_row_for_each_expert(result.type)
+
+
+def _moves_expert_rows(step: Step) -> bool:
+    types = [one.type for one in (*step.inputs, *step.outputs) if one is not None]
+    rows = any(has_row_for_each_expert(type) for type in types if type.shape)
+    return rows and not any(Axis.EXPERT_WIDTH in type.axes for type in types)
 
 
 def _axes(matrices: Iterable[Parameter]) -> frozenset[Axis]:
