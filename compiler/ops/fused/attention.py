@@ -115,9 +115,8 @@ class FusedWindowAttention(FusedGroupedAttention):
         return q.shape[0] * (q.shape[1] * q.shape[1] - before * before) * q.shape[2] * q.shape[3] * 2
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """The first position that each token sees, too."""
-        starts = TensorType(tensor(inputs[0]).shape[:2], DType.INT32)
-        return (*_saved(inputs), Saved("own", 1, starts))
+        """And the first position that each token sees, one row of them for all."""
+        return (*_saved(inputs), Saved("own", 1, TensorType((tensor(inputs[0]).shape[1],), DType.INT32)))
 
 
 @register
@@ -135,7 +134,9 @@ class FusedWindowDocumentAttention(FusedWindowAttention):
         return ("kernels.gqa_attention.windowed_document_attention",)
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        return super().saved(inputs[:3], outputs)
+        """And the first position that each token of every row sees."""
+        starts = TensorType(tensor(inputs[0]).shape[:2], DType.INT32)
+        return (*_saved(inputs[:3]), Saved("own", 1, starts))
 
 
 def _saved(inputs: Types) -> tuple[Saved, ...]:
