@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.divide import deal_tokens, divide_layers
-from dsc.compiler.passes.fuse.attention import fuse_latent_attention
-from dsc.compiler.passes.fuse.choose import choose_kernels, fused
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_masked_attention
+from dsc.compiler.passes.fuse.choose import called, choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.mtp_weight import weight_of_step
@@ -36,7 +36,7 @@ from dsc.compiler.passes.policy import Policies, policies, record_experts, share
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing, sharing_experts
+from dsc.compiler.passes.shard import sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.tensor import sharing_tensors
@@ -112,7 +112,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
-    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(kernels.passes, step.sharing)
+    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(training, step)
     layout = *alone, *apart, *_answers(spec, step)
     notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec), *wide_experts(spec, target))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
@@ -237,13 +237,15 @@ def _planned(spec: ModelSpec, plain: Graph, without: Collection[Pass] = ()) -> t
     return alone, shared
 
 
-CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)
+CAUSAL: tuple[Pass, ...] = (fuse_latent_attention, fuse_masked_attention)
 """Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
 
 
-def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Iterator[str]:
-    if sharing is not None and sharing.cp > 1 and not set(CAUSAL).isdisjoint(passes):
-        yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
+def _plain_attention(training: Graph, step: TrainingStep) -> Iterator[str]:
+    if step.sharing is not None and step.sharing.cp > 1:
+        for kernel in ("gqa_attention", "mla_attention"):
+            if kernel in called(training) and kernel not in called(step.graph):
+                yield f"train: PyTorch's attention instead of kernels/{kernel}.py where ranks share sequences"
 
 
 def served(spec: ModelSpec) -> Graphs:

@@ -200,7 +200,12 @@ def programs() -> list[Program]:
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
     shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny")), in_both(load("tiny"))]
-    gpus = [*specs, documents_apart("tiny"), in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
+    gpus = [
+        *specs,
+        *map(documents_apart, ("tiny", "llama-3.1-8b", "mistral-7b")),
+        in_fp8("mixtral-8x7b"),
+        with_fp8_rows("deepseek-v3"),
+    ]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 

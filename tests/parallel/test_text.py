@@ -52,7 +52,7 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "answers, experts": ("deepseek", {"dp": 4, "ep": 2}),
     "answers, sequences, experts": ("deepseek", {"cp": 2, "ep": 2}),
     "answers, sequences": ("window", {"cp": 2}),
-    "answers": ("llama", {"dp": 2, "zero": 2}),
+    "answers, kernels": ("llama", {"dp": 8, "zero": 2}),
     "pipeline, weights shared, experts": ("mixtral", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}),
     "pipeline, gradients shared": ("llama", {"pp": 2, "dp": 2, "zero": 2}),
     "answers, pipeline": ("mixtral", {"pp": 2, "dp": 2, "ep": 2}),
