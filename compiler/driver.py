@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import BaseLoader
 from pydantic import ValidationError
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.emit.command import regenerate
-from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.lowering import lowered
@@ -48,6 +46,8 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from jinja2 import BaseLoader
+
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
@@ -276,6 +276,8 @@ def served(spec: ModelSpec) -> Graphs:
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    from dsc.compiler.emit.package import emit_package, file_printer  # takes long to import
+
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving, program.policies, program.rows
     return emit_package(printer, program.target, *graphs, program.notes, program.plan)

@@ -93,9 +93,10 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     tokens, dense, experts = share
 
     def time(kernel: KernelTime) -> float:
-        among = dense if kernel.of_whole else tokens
-        moving = kernel.moving / among + kernel.weights / (experts if kernel.routed else dense)
-        return max(kernel.computing / among, moving, floor) + kernel.idle
+        _, computing, moving, weights, routed, of_whole, idle = kernel
+        among = dense if of_whole else tokens
+        moved = moving / among + weights / (experts if routed else dense)
+        return max(computing / among, moved, floor) + idle
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}
