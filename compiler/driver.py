@@ -39,7 +39,7 @@ from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.tensor import sharing_tensors
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
-from dsc.compiler.planner.layout.pins import refused_pins
+from dsc.compiler.planner.layout.pins import impossible_pins, refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
@@ -177,12 +177,15 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says why they do not."""
+    a string says why they do not. Raises DscError where nothing keeps to the spec's pins."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
-    if reason := refused_pins(lowered(spec).spec):
+    emitted = lowered(spec).spec
+    if wrong := impossible_pins(emitted):
+        raise DscError(wrong)
+    if reason := refused_pins(emitted):
         return reason
     try:
         return package_plan(problem_of(spec), locked)
