@@ -18,8 +18,8 @@ InFlight = tuple[tuple[int, ...], ...]
 """Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
 
 FALLING: tuple[Schedule, ...] = ("1f1b", "interleaved")
-"""Schedules in which a rank never holds more of any of its stages than the rank before it of the same one of its own:
-it runs fewer forwards ahead of its backwards, in the same order."""
+"""Schedules whose ranks never hold more of their first, second, ... stage than the rank before holds of its own: they
+run fewer forwards ahead of their backwards, in the same order."""
 ENOUGH = 2
 """Micro-batches for each pipeline rank after which no schedule holds more than before."""
 
@@ -75,8 +75,8 @@ class RankContents:
         self._heavy: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
 
     def heaviest(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
-        """Some of `of_ranks`, the fullest among them: of ranks that hold the same parts, the first, where each rank
-        has as many micro-batches of each of its stages in flight as the next."""
+        """Some of `of_ranks`, the fullest among them: of ranks that hold the same parts the first, where no rank has
+        more in flight than the one before it."""
         if layout.schedule not in FALLING:
             return self.of_ranks(layout, batch, stages)
         count = layout.micro_batches(batch)
