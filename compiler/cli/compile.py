@@ -147,7 +147,7 @@ def _emitted(job: Job) -> dict[str, str]:
     from dsc.compiler.driver import build, emit
     from dsc.compiler.emit.command import regenerate
 
-    with pins_located(job.source):
+    with pins_located(job.source, job.spec):
         program = build(job.spec, locked=job.plan)
     for note in program.notes:
         say(f"note: {note}", stderr=True)

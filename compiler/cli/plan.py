@@ -117,7 +117,7 @@ def plan_command(
         _explainable(explain, mode)
     if engine is not None:
         _tellable(mode, alone=not (as_json or explain))
-    with pins_located(spec):
+    with pins_located(spec, model):
         if mode == "train":
             planned = training(model)
         elif mode == "serve":

@@ -53,7 +53,8 @@ def _wrong_pins(spec: ModelSpec) -> tuple[Finding, ...]:
 def _of_a_deployment(spec: ModelSpec) -> bool:
     """Whether pins may be meant for serving: nothing but sizes of groups that serve, where no section says those."""
     assert spec.cluster is not None and spec.placement is not None
-    if spec.serving is not None or any(value for name, value in spec.placement if name not in SERVING):
+    others = {name: value for name, value in spec.placement if value is not None and name not in SERVING}
+    if spec.serving is not None or any(value != 1 or name not in ("pp", "cp", "etp") for name, value in others.items()):
         return False
     world = hardware(spec.cluster).gpus
     tensor = replace(TRIVIAL, tp=spec.placement.tp or 1)
