@@ -11,7 +11,6 @@ import click
 from dsc.compiler.cli.arguments import PATH, complete_cluster, json_option, spec_argument
 from dsc.compiler.cli.console import print_json, say
 from dsc.compiler.cli.exits import Exit
-from dsc.compiler.planner.search.garbage import nothing_collected
 
 if TYPE_CHECKING:
     from dsc.compiler.planner.serving.served import Phase
@@ -89,7 +88,9 @@ def plan_command(
     it. Exits with 1 if none fits, or is fast enough.
     Of a spec without a cluster, what training takes on one device that holds it all.
     """
-    ctx.with_resource(nothing_collected())
+    from dsc.compiler.planner.search.garbage import nothing_collected
+
+    ctx.with_resource(nothing_collected())  # also while the rest is imported
     from dsc.compiler.cli.located import pins_located
     from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
     from dsc.compiler.cli.planned_serving import Asked, serving, two_pools
