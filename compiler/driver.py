@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import BaseLoader
 from pydantic import ValidationError
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.emit.command import regenerate
-from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.lowering import lowered
@@ -41,13 +39,15 @@ from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.tensor import sharing_tensors
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
-from dsc.compiler.planner.layout.pins import refused_pins
+from dsc.compiler.planner.layout.pins import impossible_pins, refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from jinja2 import BaseLoader
+
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
@@ -177,12 +177,15 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says why they do not."""
+    a string says why they do not. Raises DscError where nothing keeps to the spec's pins."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
-    if reason := refused_pins(lowered(spec).spec):
+    emitted = lowered(spec).spec
+    if wrong := impossible_pins(emitted):
+        raise DscError(wrong)
+    if reason := refused_pins(emitted):
         return reason
     try:
         return package_plan(problem_of(spec), locked)
@@ -278,6 +281,8 @@ def served(spec: ModelSpec) -> Graphs:
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    from dsc.compiler.emit.package import emit_package, file_printer  # takes long to import
+
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving, program.policies, program.rows
     return emit_package(printer, program.target, *graphs, program.notes, program.plan)

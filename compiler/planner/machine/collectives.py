@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
+from typing import NamedTuple
 
 from dsc.compiler.planner.machine.hardware import Hardware
 
@@ -18,8 +19,9 @@ FP8 = 1 + 4 / 128
 """Bytes per element with a float32 scale for each 128 (DeepSeek-V3 report, section 3.3.2)."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
+    """So many ranks."""
+
     size: int
     stride: int = 1
 

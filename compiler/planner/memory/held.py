@@ -135,11 +135,11 @@ class PartMemory:
 
 def _shared(parts: Sequence[Part]) -> frozenset[Storage]:
     """What more than one part reads."""
-    readers: dict[Storage, str] = {}
+    readers: dict[str, str] = {}  # by place, which is what tells them apart
     shared = set()
     for part in parts:
         for step in part.steps:
             for one in step.inputs:
-                if one is not None and readers.setdefault(one, part.name) != part.name:
+                if one is not None and readers.setdefault(one.place, part.name) != part.name:
                     shared.add(one)
     return frozenset(shared)

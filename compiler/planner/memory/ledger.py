@@ -86,7 +86,7 @@ class MemoryModel:
         """Bytes of the rank that needs most, or would without what lives for a moment."""
         return max(
             sum(self._amounts(layout, content, working).values())
-            for content in self.ranks.of_ranks(layout, batch, stages)
+            for content in self.ranks.heaviest(layout, batch, stages)
         )
 
     def ledger(self, layout: Layout, batch: int, stages: Stages) -> tuple[Role, ...]:

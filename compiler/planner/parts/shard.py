@@ -56,7 +56,15 @@ class Elements:
 
 
 def elements(parameters: Iterable[Parameter]) -> Elements:
-    return sum((_elements_of(parameter) for parameter in parameters), Elements())
+    return added(map(_elements_of, parameters))
+
+
+def added(some: Iterable[Elements]) -> Elements:
+    """Of all together, with nothing made on the way: there may be very many."""
+    tensor = replicated = expert = 0
+    for one in some:
+        tensor, replicated, expert = tensor + one.tensor, replicated + one.replicated, expert + one.expert
+    return Elements(tensor, replicated, expert)
 
 
 def coded(steps: Iterable[Step]) -> Elements:

@@ -109,6 +109,10 @@ class Problem:
     def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
         return {}
 
+    @cached_property
+    def _steps(self) -> dict[Layout, StepTime]:
+        return {}
+
     def on(self, nodes: int) -> Problem:
         """On so many nodes. What is known of parts and stages holds there too."""
         return self._knowing(replace(self, hardware=self.hardware.of_nodes(nodes)))
@@ -137,7 +141,8 @@ class Problem:
             if alike not in self._weights:
                 plain = replace(layout, schedule="dualpipe" if pairs else "1f1b", zero=0, recompute=())
                 exact = self.cost.weights(plain)
-                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
+                most = max(exact)
+                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / most)) for one in exact)
             self._stages[key] = self.memory.split(layout, self._weights[alike])
         return self._stages[key]
 
@@ -153,4 +158,6 @@ class Problem:
         return self.of(layout).cost.bound(layout, self.stages(layout), self.batch)
 
     def step(self, layout: Layout) -> StepTime:
-        return self.of(layout).cost.step(layout, self.stages(layout), self.batch)
+        if layout not in self._steps:
+            self._steps[layout] = self.of(layout).cost.step(layout, self.stages(layout), self.batch)
+        return self._steps[layout]

@@ -97,11 +97,10 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     tokens, dense, experts, slices = share
 
     def time(kernel: KernelTime) -> float:
-        among = dense if kernel.of_whole else tokens
-        moving = kernel.moving * (slices if kernel.of_rows else 1) / among + kernel.weights / (
-            experts if kernel.routed else dense
-        )
-        return max(kernel.computing / among, moving, floor) + kernel.idle
+        _, computing, moving, weights, routed, of_whole, of_rows, idle = kernel
+        among = dense if of_whole else tokens
+        moved = moving * (slices if of_rows else 1) / among + weights / (experts if routed else dense)
+        return max(computing / among, moved, floor) + idle
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}

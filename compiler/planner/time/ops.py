@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from dsc.compiler.graph.block import Node
@@ -117,6 +118,7 @@ def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
         yield _op_cost(step, kernel_class, casts_first, recompute, recast, index in part.whole.steps, sent)
 
 
+@lru_cache(maxsize=4096)  # of a graph that is planned for several engines
 def _op_cost(
     step: Step,
     kernel_class: KernelClass,

@@ -158,34 +158,27 @@ class Communication:
         return by_heads / sharing.tp + alike
 
     def sharded_weights(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int, beside: bool
     ) -> tuple[float, float, float]:
         """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
 
         Seconds more of each pass, whose compute takes so long and has so many parts. Nothing runs beside the gather of
-        the first part, nor beside the reduction of the last.
+        the first part, nor beside the reduction of the last. `beside`: with what they slow down there, for they take
+        multiprocessors from compute.
         """
         gradients = self.across_data(held, self._gradient_width, sharing)
         weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        passes = zip(compute, (weights, weights, gradients), strict=True)
-        forward, backward, weight = (max(moving / parts, moving - computing) for computing, moving in passes)
-        return forward, backward, weight
+        forward, backward, weight = compute
+        return (
+            self.exposed(weights, forward, parts, beside),
+            self.exposed(weights, backward, parts, beside),
+            self.exposed(gradients, weight, parts, beside),
+        )
 
-    def beside(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
-    ) -> tuple[float, float, float]:
-        """What those collectives slow down while they run beside compute: they take multiprocessors from it."""
-        share = self._hardware.calibration.communication_share.value
-        gradients = self.across_data(held, self._gradient_width, sharing)
-        weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        passes = zip(compute, (weights, weights, gradients), strict=True)
-        forward, backward, weight = (min(moving, computing) * share for computing, moving in passes)
-        return forward, backward, weight
-
-    def exposed(self, moving: float, computing: float, parts: int) -> float:
+    def exposed(self, moving: float, computing: float, parts: int, beside: bool = True) -> float:
         """Seconds more that a collective of each of so many parts takes beside compute: what that does not hide, and
         what it slows down."""
-        share = self._hardware.calibration.communication_share.value
+        share = self._hardware.calibration.communication_share.value if beside else 0.0
         return max(moving / parts, moving - computing) + share * min(moving, computing)
 
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:
