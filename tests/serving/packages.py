@@ -18,8 +18,8 @@ Change = tuple[str, *tuple[tuple[str, str], ...]]
 
 @cache
 def package(name: str = "everything", change: Change | None = None) -> Package:
-    """The package of a spec of numerics/specs.py."""
-    spec = loads(SPECS[name], "spec.yaml")
+    """The package of a spec of numerics/specs.py by its name, or of a spec's text."""
+    spec = loads(SPECS.get(name, name), "spec.yaml")
     files = emit(build(spec))
     if change is not None:
         file, *texts = change
