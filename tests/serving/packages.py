@@ -33,6 +33,6 @@ def package(name: str = "everything", change: Change | None = None) -> Package:
     return import_package(spec, folder)
 
 
-def module(name: str, change: Change | None = None) -> ModuleType:
+def module(name: str, change: Change | None = None, spec: str = "everything") -> ModuleType:
     """infer/<name>.py of that package."""
-    return import_module(f"{package(change=change).name}.infer.{name}")
+    return import_module(f"{package(spec, change).name}.infer.{name}")
