@@ -7,6 +7,7 @@ forked, so that each does not import torch anew; nothing has run threads before.
 """
 
 import json
+import math
 import os
 import random
 import socket
@@ -202,7 +203,8 @@ def rank_main(rank: int, port: int, folder: Path, package: str, scene: str, text
 
 
 def apart(alone: str, model: Any, texts: Drawn, found: list[Any]) -> float:
-    """By how much logarithms of probabilities differ from those of an engine of one process in the same steps."""
+    """By how much logarithms of probabilities differ from those of an engine of one process in the same steps; by any
+    amount where tokens do."""
     engine_module, sampling = (import_module(f"{alone}.infer.{name}") for name in ("engine", "sampling"))
     engine, most = engine_module.Engine(model, cache_bytes=2**22, speculate=False, step_tokens=24), 0.0
     hows = [sampling.Sampling(**{**how, "temperature": 0.0, "logprobs": 5}) for _, how in texts]
@@ -210,7 +212,8 @@ def apart(alone: str, model: Any, texts: Drawn, found: list[Any]) -> float:
     while not engine.scheduler.idle:
         engine.step()
     for text, theirs in zip(ours, found, strict=True):
-        assert text.tokens == theirs["tokens"]
+        if text.tokens != theirs["tokens"]:
+            return math.inf
         pairs = zip(text.logprobs, map(dict, theirs["logprobs"]), strict=True)
         most = max([most, *(abs(row[token] - other[token]) for row, other in pairs for token in row.keys() & other)])
     return most

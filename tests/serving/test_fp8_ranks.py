@@ -91,8 +91,9 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
         assert name != file or source.count(text) == 1, f"{file} has no {text!r}"
         return source.replace(text, planted) if name == file else source
 
-    found = played_by(FP8, SERVING[layout], SCENES[:1], tmp_path, plant, patience=15)
-    assert wrong(found, SCENES[0])
+    (scene,) = SCENES[1:]
+    found = played_by(FP8, SERVING[layout], (scene,), tmp_path, plant, patience=15)[scene]
+    assert all(isinstance(rank, str) or rank > APART for rank in found)
 
 
 Read = tuple[Tensors, list[Any], list[int]]
