@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from dsc.compiler.blocks.ffn import WIDTH
 from dsc.compiler.graph.block import Block, Node, Value
@@ -38,6 +37,7 @@ from dsc.compiler.passes.context import (
     share_balance,
     widened,
 )
+from dsc.compiler.passes.resize import mentions, resized
 
 BACKBONE = "Model.backbone"
 PREFIX = "TensorParallel"
@@ -49,8 +49,6 @@ OF_TENSOR = f"{PREFIX}Model"
 OF_MTP = "OfMtp"
 """Behind the name of a class for multi-token prediction alone."""
 DOC = "This rank's {shares} for whole sequences; what it is given and returns is of its own tokens."
-
-O = TypeVar("O", bound=Op)  # noqa: E741  an op
 
 
 def of_plain(name: str) -> str:
@@ -164,31 +162,13 @@ def _gathered(crossing: tuple[Value, ...], ranks: Dim) -> tuple[Node, tuple[Valu
 def _summed(node: Node, sizes: Mapping[str, Dim], ranks: Dim) -> Iterator[Node]:
     """The node with a rank's sizes; where its weight is shared out by rows, its result is a part of a sum."""
     shared = replace(node, op=resized(node.op, sizes))
-    if not isinstance(node.op, Linear) or not _mentions(node.op.in_features, sizes):
+    if not isinstance(node.op, Linear) or not mentions(node.op.in_features, sizes):
         yield shared
         return
     (result,) = node.outputs
     part = replace(result, producer=f"{node.id}.part")
     yield replace(shared, id=part.producer, outputs=(part,))
     yield Node(node.id, SumOwnPart(ranks), (part,), (result,))
-
-
-def _mentions(dim: Dim, sizes: Mapping[str, Dim]) -> bool:
-    return any(symbol.name in sizes for symbol in dim.symbols())
-
-
-def resized(op: O, sizes: Mapping[str, Dim]) -> O:
-    """The op with other sizes among its attributes."""
-    changes = {name: new for name, old in vars(op).items() if (new := _resized(old, sizes)) is not old}
-    return replace(op, **changes) if changes else op
-
-
-def _resized(value: object, sizes: Mapping[str, Dim]) -> object:
-    if isinstance(value, Dim):
-        return value.substitute(sizes) if _mentions(value, sizes) else value
-    if isinstance(value, tuple) and any(isinstance(one, Dim) and _mentions(one, sizes) for one in value):
-        return tuple(_resized(one, sizes) for one in value)
-    return value
 
 
 def _of_positions(value: Value, ranks: Dim) -> Value:
@@ -206,7 +186,7 @@ def cut_weights(graph: Graph, count: int) -> dict[str, int]:
             of_vocabulary = isinstance(node.op, Embedding) or is_head(node.op)
             for parameter in node.op.parameters():
                 for index, dim in enumerate(parameter.type.shape):
-                    if _mentions(dim, sizes) or (of_vocabulary and Axis.VOCABULARY in dim.axes()):
+                    if mentions(dim, sizes) or (of_vocabulary and Axis.VOCABULARY in dim.axes()):
                         found[parameter.name] = index
     return found
 
