@@ -189,6 +189,7 @@ BAD = [
     b'{"prompt": "x", "n": 1000}',
     b'{"prompt": "x", "stop": 4}',
     b'{"prompt": "x", "logit_bias": {"a": 1}}',
+    b'{"logit_bias": {"1": 1' + b"0" * 400 + b'}, "prompt": "x"}',
     b'{"prompt": "x", "top_p": 0}',
     b'{"prompt": "x", "logprobs": 99}',
 ]
