@@ -149,7 +149,7 @@ def _sampling(body: Body, new: int, logprobs: int | None) -> Sampling:
 def _bias(value: object) -> dict[int, float]:
     try:
         bias = {int(token): float(amount) for token, amount in value.items()} if isinstance(value, dict) else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bias = None
     known = bias is not None and all(0 <= token < VOCAB_SIZE and abs(amount) <= 100 for token, amount in bias.items())
     if value is not None and not known:
