@@ -114,7 +114,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(training, step)
     layout = *alone, *apart, *_answers(spec, step)
-    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec), *wide_experts(spec, target))))
+    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
@@ -191,13 +191,6 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return package_plan(problem_of(spec), locked)
     except DscError as error:  # legal, but not with what is emitted for what the pins leave open
         return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
-
-
-def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
-    """What the engine multiplies in more than the spec asks for."""
-    shared, chosen = spec.serving is not None and spec.serving.ep > 1, spec.precision.fp8_products()
-    if shared and "experts" in chosen and target is not None and target.fp8:
-        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
 
 
 def problem_of(spec: ModelSpec) -> Problem:

@@ -161,6 +161,20 @@ class ReceivedExperts(Op):
 
 
 @register
+class WholeRows(Op):
+    """What received rows weigh where their tokens weigh them when they are back: [R, D] -> [R, 1] of ones."""
+
+    kind = "whole_rows"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], tensor(inputs[0]).shape[0], Int(1)),)
+
+
+@register
 class ReceivedEnds(Op):
     """Where the rows of each of this rank's experts end: [ranks, experts of a rank] counts -> [experts of a rank]."""
 

@@ -1,4 +1,4 @@
-"""Ops of other sizes: what a rank has of a weight that ranks share out."""
+"""An op as it is with other sizes: of one rank, or counted in another way."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import TypeVar
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op
 
+Sizes = Mapping[str, Dim]
+"""By the names of the symbols that they stand for."""
 O = TypeVar("O", bound=Op)  # noqa: E741  an op
 
 
-def mentions(dim: Dim, sizes: Mapping[str, Dim]) -> bool:
-    return any(symbol.name in sizes for symbol in dim.symbols())
-
-
-def resized(op: O, sizes: Mapping[str, Dim]) -> O:
-    """The op with other sizes among its attributes."""
+def resized(op: O, sizes: Sizes) -> O:
+    """The op with other sizes among its attributes; itself where it has none of them."""
     changes = {name: new for name, old in vars(op).items() if (new := _resized(old, sizes)) is not old}
     return replace(op, **changes) if changes else op
 
 
-def _resized(value: object, sizes: Mapping[str, Dim]) -> object:
+def mentions(size: Dim, sizes: Sizes) -> bool:
+    """Whether a size is written with one of the symbols."""
+    return any(symbol.name in sizes for symbol in size.symbols())
+
+
+def _resized(value: object, sizes: Sizes) -> object:
     if isinstance(value, Dim):
         return value.substitute(sizes) if mentions(value, sizes) else value
-    if isinstance(value, tuple) and any(isinstance(one, Dim) and mentions(one, sizes) for one in value):
-        return tuple(_resized(one, sizes) for one in value)
+    if isinstance(value, tuple):
+        parts = tuple(_resized(part, sizes) for part in value)
+        return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
     return value

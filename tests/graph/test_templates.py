@@ -196,6 +196,7 @@ def programs() -> list[Program]:
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
     shared += [in_two_hops(load("tiny")), in_two_hops(load("tiny"), etp=2), in_slices(load("tiny"))]
     shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
+    shared.append(on_gpus(served_on_ranks("deepseek-v3")))
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dsc.compiler.driver import build, emit, problem_of
-from dsc.compiler.ops.dispatch import ReceivedExperts
+from dsc.compiler.ops.dispatch import WholeRows
+from dsc.compiler.ops.fused.codes import Fp8RoutedExpertsByCodes
 from dsc.compiler.planner.memory.lines import CODES
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import coded
@@ -193,7 +194,7 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
     """A received row is read where it arrived: nothing copies it into the order of experts."""
     spec = ModelSpec.model_validate(fp8_spec(EP))
     text = emit(build(spec))["train/experts.py"]
-    assert "fp8_routed_experts(h, slot_weights, order, position, ends, self.gate_up_proj, self.down_proj)" in text
+    assert "fp8_routed_experts(h, slot_weights, by_expert, position, ends, self.gate_up_proj, self.down_proj)" in text
     assert "grouped_mm" not in text and "index_select" not in text.partition("fp8_routed_experts(")[2]
     problem = problem_of(spec)
     plan = make_plan(problem)
@@ -203,8 +204,13 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
     assert (experts.kernel_class, experts.weight_class) == ("fp8_grouped", "gemm")
 
 
-def test_experts_that_serve_weigh_rows_at_home_and_stay_as_they_are() -> None:
+def test_experts_that_serve_are_in_fp8_too_and_weigh_rows_at_home() -> None:
     spec = load("deepseek-v3").model_copy(update={"cluster": Machines(kind="h100", nodes=1), "serving": Serving(ep=8)})
     program = build(spec)
-    assert any(note.startswith("serving.ep: experts multiply rows of other ranks in bf16") for note in program.notes)
-    assert not any(isinstance(node.op, ReceivedExperts) for b in program.serving.blocks.values() for node in b.nodes())
+    assert not program.notes
+    (block,) = program.serving.methods("MixtureOfExperts")
+    (products,) = (node for node in block.nodes() if isinstance(node.op, Fp8RoutedExpertsByCodes))
+    weights = block.producer(products.inputs[1])
+    assert weights is not None and isinstance(weights.op, WholeRows)
+    of_rank = [value.type.bytes.value() for value in block.prepared if value.name.endswith("up_proj")]
+    assert of_rank == [256 // 8 * 2 * 2048 * 7168], "a byte of each number"

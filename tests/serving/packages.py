@@ -18,8 +18,8 @@ Change = tuple[str, *tuple[tuple[str, str], ...]]
 
 @cache
 def package(name: str = "everything", change: Change | None = None) -> Package:
-    """The package of a spec of numerics/specs.py."""
-    spec = loads(SPECS[name], "spec.yaml")
+    """The package of a spec of numerics/specs.py by its name, or of a spec's text."""
+    spec = loads(SPECS.get(name, name), "spec.yaml")
     files = emit(build(spec))
     if change is not None:
         file, *texts = change
@@ -33,6 +33,6 @@ def package(name: str = "everything", change: Change | None = None) -> Package:
     return import_package(spec, folder)
 
 
-def module(name: str, change: Change | None = None) -> ModuleType:
+def module(name: str, change: Change | None = None, spec: str = "everything") -> ModuleType:
     """infer/<name>.py of that package."""
-    return import_module(f"{package(change=change).name}.infer.{name}")
+    return import_module(f"{package(spec, change).name}.infer.{name}")
