@@ -20,6 +20,7 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.capture import uncaptured
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
@@ -113,8 +114,11 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(kernels.passes, step.sharing)
+    written = without_graphs(target, serving)
     layout = *alone, *apart, *_answers(spec, step)
-    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec), *wide_experts(spec, target))))
+    notes = tuple(
+        dict.fromkeys((*cautions(spec), *choices, *written, *layout, *wide_state(spec), *wide_experts(spec, target)))
+    )
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
@@ -195,6 +199,12 @@ def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
     shared, chosen = spec.serving is not None and spec.serving.ep > 1, spec.precision.fp8_products()
     if shared and "experts" in chosen and target is not None and target.fp8:
         yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
+
+
+def without_graphs(target: Target | None, serving: Graph) -> Iterator[str]:
+    """Why the engine captures nothing on a GPU that could."""
+    if target is not None and (reason := uncaptured(serving)):
+        yield f"infer: steps that write texts run without CUDA graphs: {reason}"
 
 
 def problem_of(spec: ModelSpec) -> Problem:

@@ -104,7 +104,7 @@ MUTANTS: dict[str, Change] = {
     "the table is filled with the page that is nobody's": (BATCH, ("pages[:1] * (width", "[NOWHERE] * (width")),
     "every guess is right": (SCHEDULER, ("token != guess or ", "")),
     "noise without the seed": (SAMPLING, ("(row.sampling.seed, row.end)", "(0, row.end)")),
-    "noise of the step": (SAMPLING, ("torch.tensor(keys, device=logits.device)", "torch.randint(9, (len(keys), 2))")),
+    "noise of the step": (SAMPLING, ("on_device(keys, torch.long, logits.device)", "torch.randint(9, (len(keys), 2))")),
     "penalties see all guesses": (ENGINE, ("text.known, end))", "text.known, len(text.known)))")),
     "a name is kept when its page is taken": (CACHE, ("if page in self._names:", "if False:")),
     "a page is named before it is full": (ENGINE, ("text.computed // PAGE_SIZE)", "-(-text.computed // PAGE_SIZE))")),
