@@ -44,7 +44,8 @@ class Running(RuleBasedStateMachine):
         super().__init__()
         self.engine = engine(9, self.change)
         self.engine.speculation._pays = lambda: True  # whatever the clock says
-        self.engine.caches[0][0].fill_(float("nan"))  # the page that is nobody's
+        for pages in self.engine.caches:
+            pages.fill_(float("nan"))  # memory as it was found
         self.texts: list[tuple[Any, tuple[int, ...], tuple[tuple[str, Any], ...]]] = []
 
     @rule(

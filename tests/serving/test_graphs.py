@@ -54,7 +54,7 @@ def engine(package: Package, model: nn.Module, **options: Any) -> Any:
     page = sum(pages.nbytes for pages in package.importer("infer.decode").empty_caches(1, weight))
     made = package.engine.Engine(model, cache_bytes=PAGES * page, max_running=4, step_tokens=48, **options)
     for pages in made.caches:
-        pages[0] = torch.nan  # the page of rows that nobody reads
+        pages.fill_(torch.nan)  # memory as it was found
     return made
 
 
