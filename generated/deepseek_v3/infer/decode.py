@@ -220,7 +220,10 @@ def model_draft(module: Model, hidden: Tensor, tokens: Tensor, rows: Tensor, bat
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
-    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row]; the engine clears those that it takes."""
+    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row].
+
+    They hold what the memory held; the engine clears those that it takes.
+    """
     dtype = x.dtype
     rows = (
         [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS
