@@ -18,6 +18,7 @@ from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.capture import uncaptured
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
@@ -113,8 +114,9 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(training, step)
+    written = without_graphs(target, serving)
     layout = *alone, *apart, *_answers(spec, step)
-    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec))))
+    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *written, *layout, *wide_state(spec))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
@@ -191,6 +193,12 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return package_plan(problem_of(spec), locked)
     except DscError as error:  # legal, but not with what is emitted for what the pins leave open
         return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
+
+
+def without_graphs(target: Target | None, serving: Graph) -> Iterator[str]:
+    """Why the engine captures nothing on a GPU that could."""
+    if target is not None and (reason := uncaptured(serving)):
+        yield f"infer: steps that write texts run without CUDA graphs: {reason}"
 
 
 def problem_of(spec: ModelSpec) -> Problem:

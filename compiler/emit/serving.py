@@ -39,8 +39,10 @@ SIZES = {
 }
 
 
-def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: Iterable[Definition]) -> list[File]:
-    """`model` is what model.py defines, which these files import."""
+def serving_files(
+    files: FilePrinter, serving: Graph, training: Graph, model: Iterable[Definition], captures: bool
+) -> list[File]:
+    """`model` is what model.py defines, which these files import; `captures`: whether a GPU's steps are captured."""
     model = list(model)
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
@@ -49,7 +51,7 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     recorded = _recorded(serving)
     marks = files.spec.tokens.reasoning
     ranks = files.spec.serving_ranks > 1
-    optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
+    optional = {"speculation": guesses, "graphs": captures, "routes": bool(recorded), "reasoning": marks is not None}
     copied = files.spec.serving is not None and files.spec.serving.redundant_experts > 0
     optional |= {**dict.fromkeys(("ranks", "share", "front"), ranks), "placement": copied}
     optional["compiled"] = any(isinstance(op, FewRowLinear | FewRowMultiply) for op in ops) and not (ranks or recorded)
@@ -65,6 +67,7 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
         "replay": bool(recorded),
         "compiles": optional["compiled"],
+        "captures": captures,
         "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,

@@ -86,6 +86,7 @@ class Splits(Op):
     """Rows to each rank and from each rank, as the collectives want them: on the host."""
 
     kind = "splits"
+    waits = True
     ranks: Dim
     only: bool = True
     """The host waits for the device nowhere else."""

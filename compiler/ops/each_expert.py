@@ -54,6 +54,7 @@ class ChosenExperts(EachExpert):
     """The same where the expert of every row is known: [T * K, in] by [T * K] sorted ids -> [T * K, out]."""
 
     kind = "chosen_experts"
+    waits = True
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class RowsFor(Op):
     """Rows place by place, with the weights of the experts there: [T, E] -> [M, E / places], their token, [places]."""
 
     kind = "rows_for"
+    waits = True
     places: Dim
     rows: Dim
     """To all places together, on average."""

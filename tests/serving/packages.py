@@ -11,6 +11,7 @@ from numerics.specs import SPECS
 
 from dsc.compiler.driver import build, emit
 from dsc.spec.loader import loads
+from dsc.spec.model import ModelSpec
 
 Change = tuple[str, *tuple[tuple[str, str], ...]]
 """A file of the package, and texts in it with what stands there instead."""
@@ -19,10 +20,12 @@ Change = tuple[str, *tuple[tuple[str, str], ...]]
 @cache
 def package(name: str = "everything", change: Change | None = None) -> Package:
     """The package of a spec of numerics/specs.py by its name, or of a spec's text."""
-    spec = loads(SPECS.get(name, name), "spec.yaml")
+    return package_of(loads(SPECS.get(name, name), "spec.yaml"), *([] if change is None else [change]))
+
+
+def package_of(spec: ModelSpec, *changes: Change) -> Package:
     files = emit(build(spec))
-    if change is not None:
-        file, *texts = change
+    for file, *texts in changes:
         for old, new in texts:
             assert old in files[file], f"{file} has no {old!r}"
             files[file] = files[file].replace(old, new)

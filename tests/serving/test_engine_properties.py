@@ -47,7 +47,8 @@ class Running(RuleBasedStateMachine):
         super().__init__()
         self.engine = engine(9, self.change, self.spec)
         self.engine.speculation._pays = lambda: True  # whatever the clock says
-        self.engine.caches[0][0].fill_(float("nan"))  # the page that is nobody's
+        for pages in self.engine.caches:
+            pages.fill_(float("nan"))  # memory as it was found
         self.texts: list[tuple[Any, tuple[int, ...], tuple[tuple[str, Any], ...]]] = []
 
     @rule(
@@ -112,7 +113,7 @@ MUTANTS: dict[str, Change] = {
     "the table is filled with the page that is nobody's": (BATCH, ("pages[:1] * (width", "[NOWHERE] * (width")),
     "every guess is right": (SCHEDULER, ("token != guess or ", "")),
     "noise without the seed": (SAMPLING, ("(row.sampling.seed, row.end)", "(0, row.end)")),
-    "noise of the step": (SAMPLING, ("torch.tensor(keys, device=logits.device)", "torch.randint(9, (len(keys), 2))")),
+    "noise of the step": (SAMPLING, ("on_device(keys, torch.long, logits.device)", "torch.randint(9, (len(keys), 2))")),
     "penalties see all guesses": (ENGINE, ("text.known, end))", "text.known, len(text.known)))")),
 }
 

@@ -15,7 +15,7 @@ from dsc.compiler.graph.block import Node
 from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
-from dsc.compiler.graph.types import DType, SplitsType, TensorType, ValueType
+from dsc.compiler.graph.types import DType, TensorType, ValueType
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
@@ -103,7 +103,7 @@ def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
     made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         views = all(storage is None or storage in step.inputs for storage in step.outputs)
-        if (views and not waits_for(step)) or step.node.op.op_class is OpClass.EXCHANGE:
+        if (views and not step.node.op.waits) or step.node.op.op_class is OpClass.EXCHANGE:
             continue
         kernel_class = class_of(step, theirs)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
@@ -152,7 +152,7 @@ def _op_cost(
         backward_bytes=terms_of(backward_bytes),
         weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
-        waits=waits_for(step),
+        waits=step.node.op.waits,
         of_whole=of_whole,
         of_rows=kernel_class == "memory" and _moves_expert_rows(step),
         sent_bytes=_sent(sent) if sent else None,
@@ -198,11 +198,6 @@ def _traffic(step: Step, inputs: list[tuple[Dim, bool]], outputs: list[tuple[Dim
     saved = total([storage.type.bytes for storage in dict.fromkeys(step.saved)])
     reached = any(is_float for _, is_float in outputs) and (looks_up or any(is_float for _, is_float in inputs))
     return read, total(gradients) + saved if reached else Int(0)
-
-
-def waits_for(step: Step) -> bool:
-    """Whether the host waits for the device to read what an op makes."""
-    return any(isinstance(type, SplitsType) for type in step.node.output_types)
 
 
 CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")

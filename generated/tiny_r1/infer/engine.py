@@ -17,7 +17,7 @@ from torch import Tensor
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .decode import empty_caches, model_draft, model_forward
 from .routes import Routes
@@ -140,7 +140,7 @@ class Engine:
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
@@ -153,7 +153,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.known, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return on_device(rows, torch.long, self.device), asked
 
     def _guess(self, parts: list[Part], hidden: Tensor, made: list[tuple[Text, list[int]]]) -> None:
         """Guesses of texts that are being written, each from a hidden state of this step and the token behind it.
@@ -174,9 +174,9 @@ class Engine:
         ends = list(accumulate(len(part.tokens) for part, _, _ in pairs))
         guessing = [(text, end - 1) for (_, _, text), end in zip(pairs, ends, strict=True) if text.may_guess]
         tokens, batch = pack([part for part, _, _ in pairs], self.device, begins=1)
-        rows = torch.tensor([row for _, row in guessing], dtype=torch.long, device=self.device)
+        rows = on_device([row for _, row in guessing], torch.long, self.device)
         logits = model_draft(
-            self.module, hidden[torch.tensor(states, device=self.device)], tokens, rows, batch, self.caches[-1]
+            self.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
         )
         asked = [Row(text.sampling, len(text.prompt), text.tokens, len(text.tokens)) for text, _ in guessing]
         for (text, _), token in zip(guessing, choose(logits, asked), strict=True):

@@ -15,7 +15,7 @@ import torch
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .compiled import Compiled, fits
 from .decode import empty_caches, model_forward
@@ -140,7 +140,7 @@ class Engine:
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
@@ -153,7 +153,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.tokens, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return on_device(rows, torch.long, self.device), asked
 
 
 def default_cache_bytes(device: torch.device) -> int:
