@@ -14,10 +14,8 @@ from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.emit.shares import context_file, experts_file, tensor_file
 from dsc.compiler.graph.block import Block
-from dsc.compiler.graph.dim import Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
-from dsc.compiler.graph.types import ValueType
 from dsc.compiler.hf import family
 from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
@@ -31,7 +29,6 @@ from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 from dsc.spec.training import Spike, Training
 
-RUNTIME = {"B": Symbol("batch"), "S": Symbol("length")}
 PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "curves", "data", "shards", "documents"))
 
 
@@ -44,11 +41,6 @@ class _StageClass:
     layers: bool
     attributes: tuple[tuple[str, str], ...]
     methods: tuple[Method, ...]
-    results: tuple[tuple[str, str], ...]
-
-    @property
-    def sends_losses(self) -> bool:
-        return any(type == "wide" for _, type in self.results)
 
 
 @dataclass(frozen=True)
@@ -185,6 +177,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
         loss_names=losses,
         body=body,
         stages=step.stages,
+        results={kind: _results(stage) for kind, stage in kinds.items()},
     )
 
 
@@ -219,9 +212,8 @@ def _stage_class(step: TrainingStep, stage: Stage, printer: Printer, owners: dic
         else:
             attributes[name] = _declaration(step, name, printer)
     layers = any(op.attribute() == "layers" for op in holders((stage.block,)))
-    results = tuple(_result(value.type) for value in block.outputs)
     methods = (method(block, printer),)
-    return _StageClass(block.class_name, block.class_doc, layers, tuple(attributes.items()), methods, results)
+    return _StageClass(block.class_name, block.class_doc, layers, tuple(attributes.items()), methods)
 
 
 def _declaration(step: TrainingStep, name: str, printer: Printer) -> str:
@@ -233,11 +225,10 @@ def _declaration(step: TrainingStep, name: str, printer: Printer) -> str:
     return text
 
 
-def _result(type: ValueType) -> tuple[str, str]:
-    """The shape of a result in batch and length, and its element type: hidden states are of the step's, losses wide."""
-    shape = tensor(type).shape
-    text = ", ".join(str(dim.substitute(RUNTIME)) for dim in shape)
-    return f"({text},)" if len(shape) == 1 else f"({text})", "wide" if len(shape) < 2 else "dtype"
+def _results(stage: Stage) -> tuple[str, ...]:
+    """What a stage returns, by the names that templates/train/stages.py.jinja has for it."""
+    kinds = {3: "hidden", 0: "loss", 1: "losses"}
+    return tuple(kinds[len(tensor(value.type).shape)] for value in stage.block.outputs)
 
 
 def sharing_files(

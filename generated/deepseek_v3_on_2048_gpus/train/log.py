@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FIRST = '{"step": '  # how every line of the metrics begins
 PRINT_EVERY = 10  # steps between lines where stderr is no terminal or rich is not installed
+LIBRARIES = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in the system's unit, before there is a model
 
 
 class Log:
@@ -99,13 +100,13 @@ class Silent:
 def measured(tokens_per_second: float, device: torch.device) -> dict[str, float]:
     """Of a step: the share of the ranks' peak that the model's FLOPs are, and the most bytes that this rank has held.
 
-    On a CPU these are all of the process's, libraries included.
+    On a CPU these are what the process has grown by since its libraries were loaded.
     """
     if device.type == "cuda":
         held = torch.cuda.max_memory_reserved(device)
     else:
         unit = 1 if sys.platform == "darwin" else 1024
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        held = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - LIBRARIES) * unit
     return {"mfu": FLOPS_PER_TOKEN * tokens_per_second / (WORLD * PEAK_FLOPS), "memory_bytes": held}
 
 

@@ -26,7 +26,7 @@ from .experts import ExpertParallel
 from .gradients import EMBEDDING, READERS, clip, sum_copies
 from .overlap import OverlapStage, run_pair
 from .plan import DP, EP, LOCAL, MICRO_BATCH, NODES, PP, RANK_OF_STAGE, SCHEDULE, TP, WORLD
-from .stages import LOSSES, STAGES, counts_of
+from .stages import LOSSES, STAGES, counts_of, results_of
 from .tape import Wire
 from .tensor import share_tensors
 from .weights import fill, shard, whole
@@ -61,7 +61,7 @@ class Parallel:
         self.stages = self.build(seed)
         self.tied = self.group_of(READERS)
         self.losses: list[Tensor] = []  # of a step's micro-batches, where the last stage is ours
-        self.shapes = [(), *(kind.results(MICRO_BATCH, length // TP, dtype, device) for kind, _, _ in STAGES)]
+        self.shapes = [(), *(results_of(kind, MICRO_BATCH, length // TP, dtype) for kind, _, _ in STAGES)]
         wires = {hop: Wire(group) for hop, group in self.hops.items()}
         pipeline = [
             OverlapStage(
@@ -177,7 +177,7 @@ class Parallel:
             if self.pp_rank != rank:
                 continue
             if before != rank:
-                values = tuple(torch.empty_like(shape) for shape in self.shapes[index])
+                values = tuple(torch.empty_like(shape, device=self.device) for shape in self.shapes[index])
                 for value in values:
                     dist.recv(value, group=self.pp, group_src=before)
             results = self.stages[index](*values, **batch)

@@ -99,16 +99,6 @@ class EmbeddingDenseStage(nn.Module):
             x = layer(x, rope)
         return x, balance_loss
 
-    @staticmethod
-    def results(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """What forward returns, as empty tensors."""
-        wide = torch.promote_types(dtype, torch.float32)
-        shapes = [
-            ((batch, length, HIDDEN_SIZE), dtype),
-            ((), wide),
-        ]
-        return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes)
-
 
 class DenseMoeStage(nn.Module):
     """A stage: dense layers, moe layers."""
@@ -131,16 +121,6 @@ class DenseMoeStage(nn.Module):
             balance_loss = balance_loss + layer_loss
         return x, balance_loss
 
-    @staticmethod
-    def results(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """What forward returns, as empty tensors."""
-        wide = torch.promote_types(dtype, torch.float32)
-        shapes = [
-            ((batch, length, HIDDEN_SIZE), dtype),
-            ((), wide),
-        ]
-        return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes)
-
 
 class MoeStage(nn.Module):
     """A stage: moe layers."""
@@ -160,16 +140,6 @@ class MoeStage(nn.Module):
             x, layer_loss = layer(x, rope)
             balance_loss = balance_loss + layer_loss
         return x, balance_loss
-
-    @staticmethod
-    def results(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """What forward returns, as empty tensors."""
-        wide = torch.promote_types(dtype, torch.float32)
-        shapes = [
-            ((batch, length, HIDDEN_SIZE), dtype),
-            ((), wide),
-        ]
-        return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes)
 
 
 class MoeMtpStage(nn.Module):
@@ -199,18 +169,6 @@ class MoeMtpStage(nn.Module):
         ahead = own_sum(self.group, ahead)  # [B, S, D]
         mtp_hidden, mtp_balance_loss = self.mtp[0](hidden, ahead, rope)
         return hidden, mtp_hidden, balance_loss, mtp_balance_loss
-
-    @staticmethod
-    def results(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """What forward returns, as empty tensors."""
-        wide = torch.promote_types(dtype, torch.float32)
-        shapes = [
-            ((batch, length, HIDDEN_SIZE), dtype),
-            ((batch, length, HIDDEN_SIZE), dtype),
-            ((), wide),
-            ((), wide),
-        ]
-        return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes)
 
 
 class HeadStage(nn.Module):
@@ -247,14 +205,21 @@ class HeadStage(nn.Module):
         loss = main_loss + mtp_loss + balance_loss
         return torch.stack((loss, main_loss, mtp_loss, balance_loss))  # [4]
 
-    @staticmethod
-    def results(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """What forward returns, as empty tensors."""
-        wide = torch.promote_types(dtype, torch.float32)
-        shapes = [
-            ((4,), wide),
-        ]
-        return tuple(torch.empty(shape, dtype=type, device=device, requires_grad=True) for shape, type in shapes)
+
+def results_of(kind: type[nn.Module], batch: int, length: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What forward of such a stage returns, without memory."""
+    wide = torch.promote_types(dtype, torch.float32)
+    hidden = torch.empty(batch, length, HIDDEN_SIZE, dtype=dtype, device="meta", requires_grad=True)
+    loss = torch.empty((), dtype=wide, device="meta", requires_grad=True)
+    losses = torch.empty(len(LOSSES), dtype=wide, device="meta", requires_grad=True)
+    results = {
+        EmbeddingDenseStage: [hidden, loss],
+        DenseMoeStage: [hidden, loss],
+        MoeStage: [hidden, loss],
+        MoeMtpStage: [hidden, hidden, loss, loss],
+        HeadStage: [losses],
+    }
+    return tuple(results[kind])
 
 
 STAGES = (
