@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dsc.compiler.emit.classes import returns
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, kernel_functions, module_body, requirements
-from dsc.compiler.emit.prepare import prepare_file, prepared_definitions
+from dsc.compiler.emit.prepare import packs, prepare_file, prepared_definitions
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import LayerLoop, RepeatFunctions, Signature, function_name
-from dsc.compiler.ops.few_rows import FewRowLinear, FewRowMultiply
+from dsc.compiler.ops.few_rows import FewRowMultiply
 from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, SharedAttention, VisibleAttention, VisibleInWindow
@@ -54,7 +54,7 @@ def serving_files(
     optional = {"speculation": guesses, "graphs": captures, "routes": bool(recorded), "reasoning": marks is not None}
     copied = files.spec.serving is not None and files.spec.serving.redundant_experts > 0
     optional |= {**dict.fromkeys(("ranks", "share", "front"), ranks), "placement": copied}
-    optional["compiled"] = any(isinstance(op, FewRowLinear | FewRowMultiply) for op in ops) and not (ranks or recorded)
+    optional["compiled"] = any(isinstance(op, FewRowMultiply) for op in ops) and not (ranks or recorded)
     values = {
         "guesses": guesses,
         "ranks": ranks,
@@ -68,6 +68,7 @@ def serving_files(
         "replay": bool(recorded),
         "compiles": optional["compiled"],
         "captures": captures,
+        "packs": packs(serving),
         "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,

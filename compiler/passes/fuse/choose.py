@@ -15,7 +15,7 @@ from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import NoTile, TileTooLarge
 from dsc.compiler.passes.absorb import absorb_latent
-from dsc.compiler.passes.each_expert import loop_over_experts
+from dsc.compiler.passes.each_expert import add_to_shared, loop_over_experts
 from dsc.compiler.passes.few_rows import multiply_few_rows
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_masked_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
@@ -55,7 +55,7 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """
     spec, unlike = lowered_for(spec, target)
     if target is None:
-        return Choice(serving=(loop_over_experts,), prepared=(multiply_few_rows,), notes=unlike)
+        return Choice(serving=(loop_over_experts,), prepared=(multiply_few_rows, add_to_shared), notes=unlike)
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []

@@ -89,7 +89,8 @@ class Row:
 
 def choose(logits: Tensor, rows: list[Row]) -> list[int]:
     """One token for each row of logits [R, W]."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    changed = any(row.sampling.changes_logits or row.sampling.temperature for row in rows)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=changed)
     for index, row in enumerate(rows):
         if row.sampling.changes_logits:
             wide[index] = penalised(wide[index], row)
