@@ -266,6 +266,8 @@ def sharing_files(
         _weights_file(files, step, plain, values),
         files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
+    if sharing.pp > 1:
+        printed.append(files.file("train/received.py", "train/received.py", several=len(step.stages) > sharing.pp))
     if sharing.etp > 1:
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:

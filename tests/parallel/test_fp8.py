@@ -207,7 +207,7 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
 def test_experts_that_serve_are_in_fp8_too_and_weigh_rows_at_home() -> None:
     spec = load("deepseek-v3").model_copy(update={"cluster": Machines(kind="h100", nodes=1), "serving": Serving(ep=8)})
     program = build(spec)
-    assert not program.notes
+    assert all("without CUDA graphs" in note for note in program.notes)
     (block,) = program.serving.methods("MixtureOfExperts")
     (products,) = (node for node in block.nodes() if isinstance(node.op, Fp8RoutedExpertsByCodes))
     weights = block.producer(products.inputs[1])
