@@ -113,7 +113,7 @@ class PartMemory:
             return numbers * one.type.dtype.bytes
 
         def of_moment(one: Storage) -> int:
-            return size(one) * (slices if extent(one.type, 1).rows else 1)
+            return size(one) * (slices if slices > 1 and extent(one.type, 1).rows else 1)
 
         beside = sum(map(of_moment, inside(steps)))
         sized = [(one, extent(one.type, size(one))) for one in found.storages]
