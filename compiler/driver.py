@@ -8,24 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import BaseLoader
 from pydantic import ValidationError
 
 import dsc.compiler.ops  # noqa: F401  registers the op kinds
 from dsc.compiler.blocks.model import build_graph
 from dsc.compiler.emit.command import regenerate
-from dsc.compiler.emit.package import emit_package, file_printer
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
 from dsc.compiler.kernels.lowering import lowered
 from dsc.compiler.kernels.target import Target, target_of
 from dsc.compiler.passes.cache import as_functions, with_cache
+from dsc.compiler.passes.capture import uncaptured
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.divide import deal_tokens, divide_layers
-from dsc.compiler.passes.fuse.attention import fuse_latent_attention
-from dsc.compiler.passes.fuse.choose import choose_kernels, fused
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_masked_attention
+from dsc.compiler.passes.fuse.choose import called, choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
 from dsc.compiler.passes.mtp_weight import weight_of_step
@@ -36,18 +35,20 @@ from dsc.compiler.passes.policy import Policies, policies, record_experts, share
 from dsc.compiler.passes.prepare import as_functions_of_weights, prepare
 from dsc.compiler.passes.recompute import make_again
 from dsc.compiler.passes.serve import for_serving
-from dsc.compiler.passes.shard import Sharing, sharing_experts
+from dsc.compiler.passes.shard import sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.tensor import sharing_tensors
 from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
-from dsc.compiler.planner.layout.pins import refused_pins
+from dsc.compiler.planner.layout.pins import impossible_pins, refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from jinja2 import BaseLoader
+
     from dsc.compiler.planner.report.locked import LockedPlan
     from dsc.compiler.planner.report.package import PackagePlan
     from dsc.compiler.planner.search.problem import Problem
@@ -112,9 +113,10 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
-    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(kernels.passes, step.sharing)
+    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(training, step)
+    written = without_graphs(target, serving)
     layout = *alone, *apart, *_answers(spec, step)
-    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *layout, *wide_state(spec), *wide_experts(spec, target))))
+    notes = tuple(dict.fromkeys((*cautions(spec), *choices, *written, *layout, *wide_state(spec))))
     return Program(spec, target, plain, training, step, inference, serving, plan, learning, rows, notes)
 
 
@@ -177,12 +179,15 @@ def _on_ranks(spec: ModelSpec) -> tuple[tuple[Pass, ...], tuple[Pass, ...], tupl
 
 def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan | str | None:
     """How the ranks of the spec's cluster share a step; None where the spec does not place the model;
-    a string says why they do not."""
+    a string says why they do not. Raises DscError where nothing keeps to the spec's pins."""
     if spec.cluster is None or (spec.placement is None and locked is None):
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
-    if reason := refused_pins(lowered(spec).spec):
+    emitted = lowered(spec).spec
+    if wrong := impossible_pins(emitted):
+        raise DscError(wrong)
+    if reason := refused_pins(emitted):
         return reason
     try:
         return package_plan(problem_of(spec), locked)
@@ -190,11 +195,10 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return f"there is no code yet for any layout that keeps to the pins: {error.findings[0].message}"
 
 
-def wide_experts(spec: ModelSpec, target: Target | None) -> Iterator[str]:
-    """What the engine multiplies in more than the spec asks for."""
-    shared, chosen = spec.serving is not None and spec.serving.ep > 1, spec.precision.fp8_products()
-    if shared and "experts" in chosen and target is not None and target.fp8:
-        yield f"serving.ep: experts multiply rows of other ranks in {spec.precision.parameters}, not in FP8"
+def without_graphs(target: Target | None, serving: Graph) -> Iterator[str]:
+    """Why the engine captures nothing on a GPU that could."""
+    if target is not None and (reason := uncaptured(serving)):
+        yield f"infer: steps that write texts run without CUDA graphs: {reason}"
 
 
 def problem_of(spec: ModelSpec) -> Problem:
@@ -204,46 +208,48 @@ def problem_of(spec: ModelSpec) -> Problem:
 
     assert spec.cluster is not None
     alone, shared = planned(spec)
-    context, tensor = in_context(spec), in_tensor(spec)
-    cluster = hardware(spec.cluster)
-    return Problem(lowered(spec).spec, alone, shared, cluster, in_context=context, in_tensor=tensor, asked=spec)
+    kept, cluster = lowered(spec).spec, hardware(spec.cluster)
+    context, tensor, both = in_context(spec), in_tensor(spec), in_both(spec)
+    return Problem(kept, alone, shared, cluster, context, asked=spec, in_tensor=tensor, in_both=both)
 
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
-    target = target_of(spec)
-    plain = read_in_rows(spec, verify(build_graph(spec)))
-    graphs = [plain, verify(sharing_experts(plain), plain)]
-    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
-    return alone, shared
+    return _planned(spec, read_in_rows(spec, verify(build_graph(spec))))
 
 
 def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share sequences."""
-    target = target_of(spec)
-    plain = run(verify(build_graph(spec)), (predict_at_all_positions,))
-    graphs = [plain, verify(sharing_experts(plain), plain)]
-    passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in CAUSAL)
-    alone, shared = fused(graphs, passes, spec, target)[0]
-    return alone, shared
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions,)), CAUSAL)
 
 
 def in_tensor(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share heads, widths and the vocabulary."""
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)))
+
+
+def in_both(spec: ModelSpec) -> tuple[Graph, Graph]:
+    """The same two graphs where ranks share heads, widths and the vocabulary, and others each sequence."""
+    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)), CAUSAL)
+
+
+def _planned(spec: ModelSpec, plain: Graph, without: Collection[Pass] = ()) -> tuple[Graph, Graph]:
     target = target_of(spec)
-    plain = run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors))
     graphs = [plain, verify(sharing_experts(plain), plain)]
-    alone, shared = fused(graphs, choose_kernels(spec, target).passes, spec, target)[0]
+    passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in without)
+    alone, shared = fused(graphs, passes, spec, target)[0]
     return alone, shared
 
 
-CAUSAL: tuple[Pass, ...] = (fuse_latent_attention,)
+CAUSAL: tuple[Pass, ...] = (fuse_latent_attention, fuse_masked_attention)
 """Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
 
 
-def _plain_attention(passes: Collection[Pass], sharing: Sharing | None) -> Iterator[str]:
-    if sharing is not None and sharing.cp > 1 and not set(CAUSAL).isdisjoint(passes):
-        yield "train: PyTorch's attention instead of kernels/mla_attention.py where ranks share sequences"
+def _plain_attention(training: Graph, step: TrainingStep) -> Iterator[str]:
+    if step.sharing is not None and step.sharing.cp > 1:
+        for kernel in ("gqa_attention", "mla_attention"):
+            if kernel in called(training) and kernel not in called(step.graph):
+                yield f"train: PyTorch's attention instead of kernels/{kernel}.py where ranks share sequences"
 
 
 def served(spec: ModelSpec) -> Graphs:
@@ -276,6 +282,8 @@ def served(spec: ModelSpec) -> Graphs:
 
 def emit(program: Program, templates: BaseLoader | None = None, command: str = "") -> dict[str, str]:
     """The package, every file by its path. `command` is what headers say prints it again; by default, for the zoo."""
+    from dsc.compiler.emit.package import emit_package, file_printer  # takes long to import
+
     printer = file_printer(program.spec, program.training, templates, command)
     graphs = program.plain, program.training, program.step, program.serving, program.policies, program.rows
     return emit_package(printer, program.target, *graphs, program.notes, program.plan)

@@ -6,7 +6,7 @@ refuses some values, checks still see the rest.
 
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +38,13 @@ def load(source: str | Path) -> ModelSpec:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(source, reason.lower(), "name a file that can be read, or a model of the zoo") from None
     return loads(data, str(path))
+
+
+def located(findings: Iterable[Finding], source: str | Path, text: bytes | None = None) -> list[Finding]:
+    """What is wrong with a spec that loads, at its keys; `text` where that was not in a file but is called `source`."""
+    path = _path(source) if text is None else Path(source)
+    document = read(decode(_read_file(path) if text is None else text, str(path)), str(path))
+    return [replace(one, position=one.position or document.position(one.key)) for one in findings]
 
 
 def position_of(source: str, key: str) -> Position:

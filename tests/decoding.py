@@ -10,9 +10,9 @@ from torch import Tensor
 Importer = Callable[[str], ModuleType]
 
 
-def chunk_logits(package: Importer, model: Any, tokens: Tensor, chunks: list[int]) -> Tensor:
+def chunk_logits(package: Importer, model: Any, tokens: Tensor, chunks: list[int], **options: Any) -> Tensor:
     """Of the last token of every chunk: tokens [B, S] -> [B, chunks, W]. Each row has pages of its own."""
-    engine = package("infer.engine").Engine(model, cache_bytes=1 << 22)
+    engine = package("infer.engine").Engine(model, cache_bytes=1 << 22, **options)
     part, pack = package("infer.batch").Part, package("infer.batch").pack
     engine.pool.take(1)  # so that no row begins at the first page
     pages = [engine.pool.take(-(-tokens.shape[1] // package("infer.cache").PAGE_SIZE)) for _ in tokens]

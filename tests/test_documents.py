@@ -26,17 +26,21 @@ from dsc.spec.shrink import shrunk
 
 Rows = list[list[int]]
 ROWS: Rows = [[7, 1, 2, 20, 3, 1], [34], [1] * 30 + [4], [5, 29]]  # lengths of documents, 34 in a row
-NAMES = ("tiny", "two depths", "kernels", "tiny-window", "minicpm3-4b")
-"""With experts, thrice, once as the kernels' references have it; in a window; with a tied head."""
+KERNELS = {"kernels": "tiny", "grouped kernels": "llama-3.1-8b", "window kernels": "mistral-7b"}
+"""As the kernels' references have it: of latents, of grouped queries, of a window of 8 tokens."""
+NAMES = ("tiny", "two depths", "tiny-window", "minicpm3-4b", *KERNELS)
+"""With experts, twice; in a window; with a tied head."""
 
 
 def spec_of(name: str, documents: str, **changes: Any) -> ModelSpec:
-    spec = load("tiny" if name in ("two depths", "kernels") else name)
+    spec = load("tiny" if name == "two depths" else KERNELS.get(name, name))
     data = (spec if spec.name.startswith("tiny") else shrunk(spec)).model_dump()
+    if name == "window kernels":
+        data["attention"]["window"] = 8
     if name == "two depths":
         data["mtp"]["depth"] = 2
         del data["ffn"]["moe"]["router"]["balance"]["sequence_aux_loss_alpha"]
-    if name == "kernels":
+    if name in KERNELS:
         data["cluster"] = {"kind": "h100", "nodes": 1}
     return ModelSpec.model_validate(data | {"training": {"documents": documents}} | changes)
 

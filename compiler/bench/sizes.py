@@ -61,6 +61,7 @@ def cached(dims: Dims) -> tuple[int, int, int | None]:
 
 
 EXPERTS = named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE", "EXPERT_SIZE")
+GROUPED = named("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM")
 HEADS = named("NUM_HEADS", "QK_NOPE_HEAD_DIM", "QK_ROPE_HEAD_DIM", "V_HEAD_DIM")
 SIZES: Mapping[str, Sizes] = {
     "expert_dispatch": named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE"),
@@ -68,7 +69,9 @@ SIZES: Mapping[str, Sizes] = {
     "fp8_grouped_gemm": EXPERTS,
     "fp8_grouped_gemm_backward": EXPERTS,
     "fp8_quantize": quantized,
-    "gqa_decode": named("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM"),
+    "gqa_attention": GROUPED,
+    "gqa_attention_backward": GROUPED,
+    "gqa_decode": GROUPED,
     "grouped_gemm": EXPERTS,
     "grouped_gemm_backward": EXPERTS,
     "latent_cache": cached,

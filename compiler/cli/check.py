@@ -40,7 +40,7 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
     """
     from dsc.spec.checks import cautions
     from dsc.spec.errors import DscError
-    from dsc.spec.loader import load, loads
+    from dsc.spec.loader import load, loads, located
     from dsc.spec.report import render
     from dsc.spec.text import MAX_BYTES
 
@@ -51,6 +51,9 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
             loaded = loads(typed, STDIN) if spec == "-" else load(spec)
         except DscError as error:
             findings += error.findings
+            continue
+        if impossible := _impossible(loaded):
+            findings += located(impossible, STDIN if spec == "-" else spec, typed if spec == "-" else None)
         else:
             if format_ == "human":
                 say(f"{STDIN if spec == '-' else spec}: ok")
@@ -62,6 +65,16 @@ def check(ctx: click.Context, specs: tuple[str, ...], format_: Format) -> None:
         report(findings, {STDIN: typed.decode("utf-8-sig", "replace")})
     if findings:
         ctx.exit(Exit.BAD_INPUT)
+
+
+def _impossible(spec: ModelSpec) -> tuple[Finding, ...]:
+    """What nothing on the machines that a spec names can keep to."""
+    if spec.cluster is None or spec.placement is None:
+        return ()
+    from dsc.compiler.kernels.lowering import lowered  # takes long to import
+    from dsc.compiler.planner.layout.pins import impossible_pins
+
+    return impossible_pins(lowered(spec).spec)
 
 
 def _on_its_cluster(spec: ModelSpec) -> Iterator[str]:

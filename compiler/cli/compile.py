@@ -143,10 +143,12 @@ def _write(job: Job, force: bool) -> bool:
 
 def _emitted(job: Job) -> dict[str, str]:
     """The files of the package; where the compiler deviates from the spec, it says so."""
+    from dsc.compiler.cli.located import pins_located
     from dsc.compiler.driver import build, emit
     from dsc.compiler.emit.command import regenerate
 
-    program = build(job.spec, locked=job.plan)
+    with pins_located(job.source, job.spec):
+        program = build(job.spec, locked=job.plan)
     for note in program.notes:
         say(f"note: {note}", stderr=True)
     return emit(program, command=regenerate(job.spec, job.source, job.folder, job.plan_file))

@@ -88,6 +88,10 @@ def plan_command(
     it. Exits with 1 if none fits, or is fast enough.
     Of a spec without a cluster, what training takes on one device that holds it all.
     """
+    from dsc.compiler.planner.search.garbage import nothing_collected
+
+    ctx.with_resource(nothing_collected())  # also while the rest is imported
+    from dsc.compiler.cli.located import pins_located
     from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
     from dsc.compiler.cli.planned_serving import Asked, serving, two_pools
     from dsc.compiler.kernels.lowering import lowered
@@ -114,12 +118,13 @@ def plan_command(
         _explainable(explain, mode)
     if engine is not None:
         _tellable(mode, alone=not (as_json or explain))
-    if mode == "train":
-        planned = training(model)
-    elif mode == "serve":
-        planned = two_pools(model, machines, asked)
-    else:
-        planned = serving(model, machines, cast("Phase", mode), asked)
+    with pins_located(spec, model):
+        if mode == "train":
+            planned = training(model)
+        elif mode == "serve":
+            planned = two_pools(model, machines, asked)
+        else:
+            planned = serving(model, machines, cast("Phase", mode), asked)
     for path, text in ((output, planned.yaml), (report, planned.report), (trace, planned.trace)):
         if path is not None and text is not None:
             Path(path).write_text(text(), encoding="utf-8", newline="\n")

@@ -53,7 +53,7 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         *_shares(step.graph, ".context", context.PREFIX),
         *_shares(step.graph, ".tensor", tensor.PREFIX),
         *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
-        *((".plan", name) for name in ("EP", "NODES", "LOCAL")),
+        *((".plan", name) for name in ("EP", "ETP", "NODES", "LOCAL")),
     ]
     return files.file(
         "train/turns.py",

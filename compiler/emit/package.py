@@ -22,6 +22,7 @@ from dsc.compiler.emit.serving import serving_files
 from dsc.compiler.emit.training import training_files
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.kernels.target import Target
+from dsc.compiler.passes.capture import uncaptured
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.policy import Policies
 from dsc.spec.model import ModelSpec
@@ -70,14 +71,15 @@ def python_files(
 ) -> list[File]:
     """All modules, not formatted."""
     model = definitions(training, plain, Printer(printer.templates))
+    captures = target is not None and not uncaptured(serving)
     files = [
         model_file(printer, training, model),
         checkpoint_file(printer, training),
         printer.file("storage.py", STORAGE),
         printer.file("command.py", COMMAND),
-        *serving_files(printer, serving, training, model),
+        *serving_files(printer, serving, training, model, captures),
         *training_files(printer, step, training, plain, model),
-        *posttraining_files(printer, policies, rows, training, step, serving, model),
+        *posttraining_files(printer, policies, rows, training, step, serving, model, captures),
         *kernel_files(printer, (step.graph, training, serving, *([] if rows is None else [rows])), target),
     ]
     files.append(dims_file(printer, files))

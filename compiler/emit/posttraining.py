@@ -64,8 +64,10 @@ def posttraining_files(
     step: TrainingStep,
     serving: Graph,
     model: Iterable[Definition],
+    captures: bool,
 ) -> list[File]:
-    """`model` is what model.py defines, which these files import. None where the spec has no rl."""
+    """`model` is what model.py defines, which these files import; `captures`: whether the engine would capture its
+    steps. None where the spec has no rl."""
     rl, sharing = files.spec.rl, step.sharing
     if rl is None:
         return []
@@ -76,6 +78,7 @@ def posttraining_files(
         "rl": rl,
         "left_out": _left_out(policies.alone, training),
         "guesses": DRAFT in serving.blocks,
+        "captures": captures,
         "bias": moves_selection_bias(training),
         "predicts": files.spec.mtp is not None,
         "ahead": files.spec.training.documents == "apart" and files.spec.mtp is not None,
@@ -113,7 +116,8 @@ def _refusal(sharing: Sharing | None, training: Training) -> str:
         return ""
     if sharing.pp > 1:
         return REFUSAL.format("placement.pp 1")
-    return REFUSAL.format("placement.tp 1" if sharing.tp > 1 else "training.documents joined")
+    shared = next((f"placement.{name} 1" for name in ("tp", "etp") if getattr(sharing, name) > 1), None)
+    return REFUSAL.format(shared or "training.documents joined")
 
 
 def functions_file(

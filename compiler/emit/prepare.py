@@ -12,6 +12,7 @@ from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import Op
 from dsc.compiler.ops.call import CallFunction, CallListedFunction, RepeatFunctions
+from dsc.compiler.ops.few_rows import ProductWeight
 
 PREPARE = "infer/prepare.py"
 
@@ -43,6 +44,11 @@ def prepare_file(
     )
 
 
+def packs(serving: Graph) -> bool:
+    """Whether weights can be packed when they are prepared."""
+    return any(isinstance(op, ProductWeight) for op in _makers(serving))
+
+
 def _makers(serving: Graph) -> list[Op]:
     """What makes weights of parameters."""
     return [node.op for block in serving.blocks.values() for node in block.once]
@@ -51,9 +57,11 @@ def _makers(serving: Graph) -> list[Op]:
 def _class(name: str, serving: Graph, printer: Printer) -> str:
     blocks = serving.methods(name)
     doc = next((block.class_doc for block in blocks if block.class_doc), name)
-    head = [f"class {name}:", f'    """{doc}"""', "", f"    def __init__(self, module: model.{name}) -> None:"]
+    told = ("pack",) if packs(serving) else ()
+    arguments = ", ".join(["self", f"module: model.{name}", *(f"{name}: bool" for name in told)])
+    head = [f"class {name}:", f'    """{doc}"""', "", f"    def __init__({arguments}) -> None:"]
     made = dict.fromkeys(line for block in blocks for line in _made(block, printer))
-    return "\n".join([*head, *(f"        {line}" for line in [*made, *_own(blocks)])])
+    return "\n".join([*head, *(f"        {line}" for line in [*made, *_own(blocks, told)])])
 
 
 def _made(block: Block, printer: Printer) -> list[str]:
@@ -62,29 +70,30 @@ def _made(block: Block, printer: Printer) -> list[str]:
     return [line for node in block.once for line in printer.once(block, node, read)]
 
 
-def _own(blocks: tuple[Block, ...]) -> list[str]:
+def _own(blocks: tuple[Block, ...], told: tuple[str, ...]) -> list[str]:
     """What the module has itself, in the order in which it is read; runs of layers make one list."""
     found: dict[str, dict[str, None]] = {}
     for node in (node for block in blocks for node in block.nodes()):
-        for name, expression in _taken(node):
+        for name, expression in _taken(node, told):
             found.setdefault(name, {})[expression] = None
     layers = found.pop("layers", {})
     lines = [f"self.{name} = {expression}" for name, (expression,) in found.items()]
     return [*lines, *([f"self.layers: list[Any] = [{', '.join(layers)}]"] if layers else [])]
 
 
-def _taken(node: Node) -> list[tuple[str, str]]:
-    """What a node reads of its module, each with where it comes from."""
+def _taken(node: Node, told: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What a node reads of its module, each with where it comes from; `told`: what all classes are told besides."""
+    also = "".join(f", {name}" for name in told)
     match node.op:
         case CallFunction(signature, name):
-            return [(name, f"{signature.class_name}(module.{name})")] if name else []
+            return [(name, f"{signature.class_name}(module.{name}{also})")] if name else []
         case CallListedFunction(signature, name):
-            return [(name, f"[{signature.class_name}(part) for part in module.{name}]")]
+            return [(name, f"[{signature.class_name}(part{also}) for part in module.{name}]")]
         case RepeatFunctions(signature) as op:
             layers = f"module.layers{op.slice}"
             if len(op.classes) == 1:
-                return [("layers", f"*({signature.class_name}(layer) for layer in {layers})")]
+                return [("layers", f"*({signature.class_name}(layer{also}) for layer in {layers})")]
             turns = f"({', '.join(op.classes)}) * {op.count}"
-            return [("layers", f"*(turn(layer) for turn, layer in zip({turns}, {layers}, strict=True))")]
+            return [("layers", f"*(turn(layer{also}) for turn, layer in zip({turns}, {layers}, strict=True))")]
     names = [holder.attribute() for holder in node.op.holders()]
     return [(name, f"module.{name}") for name in names if name is not None]

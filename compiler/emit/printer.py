@@ -135,8 +135,11 @@ def _shapes(node: Node, used: Collection[Value]) -> str:
 
 
 def _commented(line: str, shapes: str) -> list[str]:
-    """The shapes behind the line, or above it where both together would make the formatter break the line."""
+    """The shapes behind the line, or above it where both together would make the formatter break the line; there each
+    has a line of its own if they are long."""
     if not shapes:
         return [line]
-    together = f"{line}  # {shapes}"
-    return [together] if len(together) + INDENT <= WIDTH else [f"# {shapes}", line]
+    if len(together := f"{line}  # {shapes}") + INDENT <= WIDTH:
+        return [together]
+    above = shapes if len(shapes) + 2 + INDENT <= WIDTH else shapes.replace("], [", "],\n# [")
+    return [*f"# {above}".split("\n"), line]

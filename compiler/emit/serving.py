@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dsc.compiler.emit.classes import returns
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, kernel_functions, module_body, requirements
-from dsc.compiler.emit.prepare import prepare_file, prepared_definitions
+from dsc.compiler.emit.prepare import packs, prepare_file, prepared_definitions
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.ops.call import LayerLoop, RepeatFunctions, Signature, function_name
-from dsc.compiler.ops.few_rows import FewRowLinear, FewRowMultiply
+from dsc.compiler.ops.few_rows import FewRowMultiply
 from dsc.compiler.ops.fused.codes import WeightCodes
 from dsc.compiler.ops.fused.pages import ReadFp8Latents
 from dsc.compiler.ops.paged import GROUP, SharedAttention, VisibleAttention, VisibleInWindow
@@ -39,8 +39,10 @@ SIZES = {
 }
 
 
-def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: Iterable[Definition]) -> list[File]:
-    """`model` is what model.py defines, which these files import."""
+def serving_files(
+    files: FilePrinter, serving: Graph, training: Graph, model: Iterable[Definition], captures: bool
+) -> list[File]:
+    """`model` is what model.py defines, which these files import; `captures`: whether a GPU's steps are captured."""
     model = list(model)
     prepared = prepared_definitions(files, serving, training)
     guesses = DRAFT in serving.blocks
@@ -49,10 +51,10 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
     recorded = _recorded(serving)
     marks = files.spec.tokens.reasoning
     ranks = files.spec.serving_ranks > 1
-    optional = {"speculation": guesses, "routes": bool(recorded), "reasoning": marks is not None}
+    optional = {"speculation": guesses, "graphs": captures, "routes": bool(recorded), "reasoning": marks is not None}
     copied = files.spec.serving is not None and files.spec.serving.redundant_experts > 0
     optional |= {**dict.fromkeys(("ranks", "share", "front"), ranks), "placement": copied}
-    optional["compiled"] = any(isinstance(op, FewRowLinear | FewRowMultiply) for op in ops) and not (ranks or recorded)
+    optional["compiled"] = any(isinstance(op, FewRowMultiply) for op in ops) and not (ranks or recorded)
     values = {
         "guesses": guesses,
         "ranks": ranks,
@@ -65,6 +67,8 @@ def serving_files(files: FilePrinter, serving: Graph, training: Graph, model: It
         "codes": any(isinstance(node.op, WeightCodes) for block in serving.blocks.values() for node in block.once),
         "replay": bool(recorded),
         "compiles": optional["compiled"],
+        "captures": captures,
+        "packs": packs(serving),
         "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,

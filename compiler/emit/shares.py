@@ -13,7 +13,7 @@ from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.ops.context import LeaveOut
+from dsc.compiler.ops.context import GatherContext, LeaveOut
 from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.tensor import CrossEntropyAndZLossOfShards, GatherSequences
 from dsc.compiler.passes import context, tensor
@@ -23,11 +23,11 @@ from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
 OF_RANK = {"B": "B batch", "S": "S tokens of a sequence that are this rank's", "T": "T = B * S"}
 COLLECTIVES = "from torch.distributed._functional_collectives import "
 IMPORTS = (
-    ("", "from collections.abc import Callable\n"),
+    ("Callable", "from collections.abc import Callable\n"),
     ("", "import torch"),
     ("", "import torch.distributed as dist"),
     ("F", "import torch.nn.functional as F"),
-    ("", "from torch import Tensor, nn"),
+    ("", "from torch import Tensor"),
     (COLLECTIVES, "all_gather_single_autograd"),
     (COLLECTIVES, "all_reduce"),
     (COLLECTIVES, "reduce_scatter_single_autograd"),
@@ -46,21 +46,31 @@ class _Share:
     methods: tuple[Method, ...]
     of_mtp: bool
     has_width: bool
+    groups: tuple[str, ...]
+    """Attributes that hold ranks."""
+    balances: bool
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What they are where ranks share sequences as contexts too: a balance loss is of whole sequences."""
+        return ("sequence",) if self.balances else self.groups
 
 
-def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition]) -> File:
-    """The classes that the pass made, less what they inherit."""
+def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition], tensor: bool) -> File:
+    """The classes that the pass made, less what they inherit. `tensor`: none, for those of tensor.py do this too."""
     shared, body, text = _classes(files, graph, context.PREFIX, context.OF_CONTEXT, model)
-    used = names(text) | {one.base for one in shared} | {"CP", "Model", "all_gather_single_autograd"}
+    used = names(text) | {one.base for one in shared} | {"CP", "all_gather_single_autograd"}
+    used |= set() if tensor else {"Model", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
     offered = [*imported(graph, "..", "."), (".plan", "CP"), *(("..model", part.name) for part in model)]
     return files.file(
         "train/context.py",
         "train/context.py",
+        tensor=tensor,
         shared=shared,
-        legend=legend(graph.constants.symbols(), text, OF_RANK),
+        legend=legend(graph.constants.symbols(), f"{text}\n# [B, S, D]", OF_RANK),
         imports=_imports(used),
-        local=local_imports(used, offered),
+        local=local_imports(used, [one for one in offered if one[0] != ".context"]),
         body=body,
     )
 
@@ -74,9 +84,10 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
     assert step.sharing is not None
     ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
     used = names(text) | {one.base for one in shared} | {"TP", "Model", "F", "upcast"}
-    used |= {"all_gather_single_autograd", "all_reduce", "reduce_scatter_single_autograd"}
+    used |= {"all_gather_single_autograd", "all_reduce", "reduce_scatter_single_autograd", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
-    offered = [*imported(graph, "..", "."), (".plan", "TP"), *(("..model", part.name) for part in model)]
+    offered = [*imported(graph, "..", "."), (".plan", "CP"), (".plan", "TP")]
+    offered += [("..model", part.name) for part in model]
     return files.file(
         "train/tensor.py",
         "train/tensor.py",
@@ -91,6 +102,7 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
         widths=any(one.has_width for one in shared),
         of_mtp=_of_mtp(shared),
         routed=MOE in plain.blocks,
+        context=step.sharing.cp > 1,
     )
 
 
@@ -129,7 +141,10 @@ def _share(graph: Graph, printer: Printer, name: str) -> _Share:
     blocks = graph.methods(name)
     of_mtp = any(isinstance(node.op, LeaveOut) for block in blocks for node in block.nodes())
     has_width = any(block.arguments for block in blocks)
-    return _Share(name, tensor.of_plain(name), described.doc, described.methods, of_mtp, has_width)
+    gathers = (node.op.group for block in blocks for node in block.nodes() if isinstance(node.op, GatherContext))
+    groups = tuple(dict.fromkeys(("group", *gathers)))
+    balances = any(map(context.balances, blocks))
+    return _Share(name, tensor.of_plain(name), described.doc, described.methods, of_mtp, has_width, groups, balances)
 
 
 def _imports(used: set[str]) -> str:
@@ -137,7 +152,8 @@ def _imports(used: set[str]) -> str:
     collectives = ", ".join(name for where, name in IMPORTS if where == COLLECTIVES and name in used)
     lines = [line if where != COLLECTIVES else f"{COLLECTIVES}{collectives}" for where, line in IMPORTS]
     wanted = (line for (where, _), line in zip(IMPORTS, lines, strict=True) if where in {"", COLLECTIVES, *used})
-    return "\n".join(dict.fromkeys(wanted))
+    text = "\n".join(dict.fromkeys(wanted))
+    return text.replace("import Tensor", "import Tensor, nn") if "nn" in used else text
 
 
 def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
@@ -153,9 +169,9 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     used = (
         names(f"{body}\n{lines}")
         | names(" ".join(one.expression for one in shared))
-        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts", "EP"}
+        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts"}
     )
-    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "NODES", "LOCAL"))]
+    offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "ETP", "NODES", "LOCAL"))]
     return files.file(
         "train/experts.py",
         "train/experts.py",

@@ -14,11 +14,13 @@ from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.emit.shares import context_file, experts_file, tensor_file
 from dsc.compiler.graph.block import Block
+from dsc.compiler.graph.dim import Axis
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
 from dsc.compiler.hf import family
 from dsc.compiler.hf.quantization import write_linear
 from dsc.compiler.ops.batch import ShareOfLabels, StackLosses
+from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
@@ -96,7 +98,10 @@ def training_files(
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
-    printed += [files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"]) for path in PLAIN]
+    slices = sharing is not None and sharing.etp > 1
+    printed += [
+        files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"], slices=slices) for path in PLAIN
+    ]
     optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
     paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
     printed += [files.file(path, path, **values) for path in paths]
@@ -159,7 +164,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     body = "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
     losses, depths = _losses(graph.blocks[step.whole.block.key])
     weighs = any(value.name == MTP_WEIGHT for value in step.whole.block.inputs)
-    used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences == "TP" else set())
+    used = names(body) | {"torch", "Tensor", "nn", "Model"} | ({"dist"} if sequences and "TP" in sequences else set())
     offered = [*imported(graph, "..", "."), *from_documents(graph, printer, model := list(model)), (".plan", "TP")]
     return files.file(
         "train/stages.py",
@@ -182,10 +187,10 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
 
 
 def _sequence_ranks(sharing: Sharing | None) -> str | None:
-    """The constant of plan.py that counts the ranks which share sequences, if any do."""
+    """As constants of plan.py, how many ranks share each sequence, if any do."""
     if sharing is None or sharing.cp * sharing.tp == 1:
         return None
-    return "CP" if sharing.cp > 1 else "TP"
+    return " * ".join(name for name, size in (("CP", sharing.cp), ("TP", sharing.tp)) if size > 1)
 
 
 def _losses(block: Block) -> tuple[tuple[str, ...], int]:
@@ -240,15 +245,19 @@ def sharing_files(
     values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py and what it stands on, and files of what ranks share of a module."""
-    experts, sequences = sharing.ep > 1, _sequence_ranks(sharing)
+    experts, sequences = sharing.copy > 1, _sequence_ranks(sharing)
     values = {
         **values,
         "pipeline": sharing.pp > 1,
         "experts": experts,
+        "slices": sharing.etp > 1,
+        "copy": " * ".join(name for name, size in (("EP", sharing.ep), ("ETP", sharing.etp)) if size > 1),
         "sequences": sequences,
+        "context": sharing.cp > 1,
+        "tensor": sharing.tp > 1,
         "overlap": step.turns is not None,
         "by_layer": sharing.pp > 1 and sharing.zero > 1,
-        "shared": f"dp_{sequences.lower()}" if sequences else "dp",
+        "shared": "_".join(name for name in ("dp", "cp", "tp") if name == "dp" or getattr(sharing, name) > 1),
         "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
     }
     printed = [
@@ -257,13 +266,24 @@ def sharing_files(
         _weights_file(files, step, plain, values),
         files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
+    if sharing.pp > 1:
+        printed.append(files.file("train/received.py", "train/received.py", several=len(step.stages) > sharing.pp))
+    if sharing.etp > 1:
+        printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:
         printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
-    if sequences == "CP":
-        printed.append(context_file(files, step.graph, model))
-    if sequences == "TP":
+    if sharing.cp > 1:
+        printed.append(context_file(files, step.graph, model, sharing.tp > 1))
+    if sharing.tp > 1:
         printed.append(tensor_file(files, step, plain, model))
     return [*printed, *overlap_files(files, step, model)]
+
+
+def _cut_by_columns(plain: Graph) -> str:
+    """Stacks of experts whose columns are the experts' width, as a set."""
+    stacks = [op for op in holders(tuple(plain.blocks.values())) if isinstance(op, GroupedLinear)]
+    names_ = sorted({op.name for op in stacks if Axis.EXPERT_WIDTH in op.in_features.axes()})
+    return f"{{{', '.join(map(repr, names_))}}}".replace("'", '"')
 
 
 def _parallel_file(files: FilePrinter, step: TrainingStep, values: Mapping[str, object]) -> File:

@@ -85,6 +85,8 @@ class Op:
     """Operands of which only shape, element type and device are read."""
     in_cache: ClassVar[bool] = False
     """The outputs lie in the layer's cache, memory that outlives the step."""
+    waits: ClassVar[bool] = False
+    """The host waits for the device to read what it makes."""
     saves_codes: ClassVar[bool] = False
     """Its own saved tensors are its input quantized to FP8, which is recomputed wherever the input is."""
     includes_swiglu: ClassVar[bool] = False

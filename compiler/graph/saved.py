@@ -6,14 +6,18 @@ ops save counts once. Parameters do not count, nor do the few bytes that an op k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from dsc.compiler.graph.block import Node, Value
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.graph import Call, Graph
+from dsc.compiler.graph.op import Saved
 from dsc.compiler.graph.types import TensorType, ValueType
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Storage:
         return hash(self.place)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is made once, and is a key of what is known of it
 class Step:
     """One op of a run: the module that runs it, the memory of its operands and results, and what it saves."""
 
@@ -60,9 +64,11 @@ def saved_bytes(graph: Graph, key: str) -> Dim:
 
 def _stored(place: str, type: ValueType | None, sizes: Mapping[str, Dim]) -> Storage | None:
     """None where it is not a tensor."""
-    if not isinstance(type, TensorType):
-        return None
-    return Storage(place, TensorType(tuple(dim.substitute(sizes) for dim in type.shape), type.dtype))
+    return Storage(place, _sized(type, sizes)) if isinstance(type, TensorType) else None
+
+
+def _sized(type: TensorType, sizes: Mapping[str, Dim]) -> TensorType:
+    return TensorType(tuple(dim.substitute(sizes) for dim in type.shape), type.dtype)
 
 
 @dataclass
@@ -73,6 +79,9 @@ class _Run:
     steps: list[Step] = field(default_factory=list)
     prepared: set[Value] = field(default_factory=set)
     """Weights that were made before the run; as parameters, they are no memory of it."""
+    known: dict[tuple[int, int], Any] = field(default_factory=dict)
+    """By the identity of a node and of its sizes, what is the same each time that its block runs in them: of a call the
+    sizes within, of an op the types of its memory and of what it saves."""
 
     def block(
         self, key: str, arguments: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
@@ -97,20 +106,26 @@ class _Run:
     ) -> list[Storage | None]:
         """Repeats follow each other: the first result of one is the first argument of the next."""
         assert isinstance(node.op, Call)
-        bindings = node.op.bindings(node.input_types)
-        inner = {name: dim.substitute(sizes) for name, dim in bindings.items()}
+        inner = self._once(node, sizes, _inner)
         outputs: list[Storage | None] = []
         for callee, path in node.op.runs():
             arguments = [*outputs[:1], *inputs[len(outputs[:1]) : len(self.graph.blocks[callee].inputs)]]
             outputs = self.block(callee, arguments, f"{prefix}{path}." if path else prefix, inner)
         return outputs
 
+    def _once(self, node: Node, sizes: Mapping[str, Dim], make: Callable[[Node, Mapping[str, Dim]], T]) -> T:
+        key = (id(node), id(sizes))
+        if key not in self.known:
+            self.known[key] = (make(node, sizes), sizes)  # which keeps the sizes, so that no others have their identity
+        made: T = self.known[key][0]
+        return made
+
     def _memory(
         self, node: Node, inputs: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]
     ) -> list[Storage | None]:
-        memory = node.op.memory(node.input_types, node.output_types)
+        memory, _ = self._once(node, sizes, _types)
         return [
-            inputs[of] if isinstance(of, int) else _stored(f"{prefix}{node.id}[{index}]", of, sizes)
+            inputs[of] if isinstance(of, int) else None if of is None else Storage(f"{prefix}{node.id}[{index}]", of)
             for index, of in enumerate(memory)
         ]
 
@@ -123,9 +138,9 @@ class _Run:
         sizes: Mapping[str, Dim],
     ) -> tuple[Storage, ...]:
         kept = []
-        for saved in node.op.saved(node.input_types, node.output_types):
-            if saved.type is not None:
-                storage = _stored(f"{prefix}{node.id}.saved[{saved.index}]", saved.type, sizes)
+        for saved, type in self._once(node, sizes, _types)[1]:
+            if type is not None:
+                storage: Storage | None = Storage(f"{prefix}{node.id}.saved[{saved.index}]", type)
             elif saved.source == "input" and node.inputs[saved.index] in self.prepared:
                 continue
             else:
@@ -133,3 +148,22 @@ class _Run:
             assert storage is not None, f"{node.id} saves what is no tensor"
             kept.append(storage)
         return tuple(kept)
+
+
+def _inner(node: Node, sizes: Mapping[str, Dim]) -> Mapping[str, Dim]:
+    """The callees' symbols in the terms of the whole run."""
+    assert isinstance(node.op, Call)
+    return {name: dim.substitute(sizes) for name, dim in node.op.bindings(node.input_types).items()}
+
+
+Kept = list[tuple[Saved, TensorType | None]]
+
+
+def _types(node: Node, sizes: Mapping[str, Dim]) -> tuple[list[int | TensorType | None], Kept]:
+    """Of an op's results, or whose memory they are; and of what it saves beside its operands and results."""
+    memory = node.op.memory(node.input_types, node.output_types)
+    saved = node.op.saved(node.input_types, node.output_types)
+    return (
+        [of if isinstance(of, int) else _sized(of, sizes) if isinstance(of, TensorType) else None for of in memory],
+        [(one, None if one.type is None else _sized(one.type, sizes)) for one in saved],
+    )

@@ -42,7 +42,7 @@ class TensorType:
     def bytes(self) -> Dim:
         return self.numel * self.dtype.bytes
 
-    @property
+    @cached_property
     def axes(self) -> frozenset[Axis]:
         """Of all its dims."""
         return frozenset[Axis]().union(*(dim.axes() for dim in self.shape))

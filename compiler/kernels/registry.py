@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dsc.compiler.kernels.attention_rows import ATTENTION_ROWS
 from dsc.compiler.kernels.expert_dispatch import EXPERT_DISPATCH
 from dsc.compiler.kernels.fp8_block import FP8_CODES, FP8_EXPERTS, FP8_LINEAR
 from dsc.compiler.kernels.fp8_gemm import FP8_GEMM
 from dsc.compiler.kernels.fp8_grouped_gemm import FP8_GROUPED_GEMM, FP8_GROUPED_GEMM_BACKWARD
 from dsc.compiler.kernels.fp8_quantize import FP8_QUANTIZE, SWIGLU_QUANTIZE
+from dsc.compiler.kernels.gqa_attention import GQA_ATTENTION, GQA_ATTENTION_BACKWARD
 from dsc.compiler.kernels.gqa_decode import GQA_DECODE
 from dsc.compiler.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_BACKWARD
 from dsc.compiler.kernels.kernel import Kernel
@@ -21,6 +23,7 @@ from dsc.compiler.kernels.swiglu import SWIGLU, SWIGLU_FORMULA
 KERNELS = {
     kernel.name: kernel
     for kernel in (
+        ATTENTION_ROWS,
         EXPERT_DISPATCH,
         FP8_CODES,
         FP8_EXPERTS,
@@ -29,6 +32,8 @@ KERNELS = {
         FP8_GROUPED_GEMM_BACKWARD,
         FP8_LINEAR,
         FP8_QUANTIZE,
+        GQA_ATTENTION,
+        GQA_ATTENTION_BACKWARD,
         GQA_DECODE,
         GROUPED_GEMM,
         GROUPED_GEMM_BACKWARD,

@@ -63,10 +63,16 @@ class GatherContext(Op):
     kind = "gather_context"
     ranks: Dim
     names: tuple[str, ...]
+    group: str = "group"
+    """The attribute that holds the ranks."""
 
     @property
     def operands(self) -> tuple[str, ...]:
         return self.names
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"{FUNCTIONS}whole_context",)
 
     def infer(self, inputs: Types) -> Types:
         rows = [tensor(one) for one in inputs]
@@ -87,6 +93,8 @@ class ContextAttention(CausalAttention):
     kind = "context_attention"
     over: str = field(kw_only=True)
     """The helper of a half: the last of some positions over all up to their own, or over a window."""
+    group: str = field(kw_only=True, default="group")
+    """The attribute that holds the ranks."""
 
     @property
     def requires(self) -> tuple[str, ...]:

@@ -4,9 +4,20 @@ Rows are in the order of their expert, so in that of the rank which has the expe
 each in the order of experts; the products want them expert by expert.
 """
 
-from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.dim import Dim, Int, Product
 from dsc.compiler.graph.op import Op, OpClass, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, SplitsType, TensorType
+
+
+def quotient(experts: Dim, places: Dim) -> Dim:
+    """As it is written: what is a factor of both is left out."""
+    if experts.same(places):
+        return Int(1)
+    if isinstance(experts, Product) and experts.right == places:
+        return experts.left
+    if isinstance(experts, Product) and isinstance(places, Product) and experts.right == places.right:
+        return quotient(experts.left, places.left)
+    return experts if places == Int(1) else experts // places
 
 
 @register
@@ -67,7 +78,7 @@ class ExchangeCounts(Op):
 
     def infer(self, inputs: Types) -> Types:
         (experts,) = tensor(inputs[0]).shape
-        return (retyped(inputs[0], self.ranks, Int(1) if experts.same(self.ranks) else experts // self.ranks),)
+        return (retyped(inputs[0], self.ranks, quotient(experts, self.ranks)),)
 
 
 @register
@@ -75,6 +86,7 @@ class Splits(Op):
     """Rows to each rank and from each rank, as the collectives want them: on the host."""
 
     kind = "splits"
+    waits = True
     ranks: Dim
     only: bool = True
     """The host waits for the device nowhere else."""
@@ -147,6 +159,20 @@ class ReceivedExperts(Op):
 
     def infer(self, inputs: Types) -> Types:
         return (retyped(inputs[0], self.rows, Int(1)),)
+
+
+@register
+class WholeRows(Op):
+    """What received rows weigh where their tokens weigh them when they are back: [R, D] -> [R, 1] of ones."""
+
+    kind = "whole_rows"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (retyped(inputs[0], tensor(inputs[0]).shape[0], Int(1)),)
 
 
 @register

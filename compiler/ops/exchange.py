@@ -32,6 +32,7 @@ class CountReceived(Op):
     """Rows that came for each of this rank's experts, as Python's numbers: [ranks, experts of a rank] -> experts."""
 
     kind = "count_received"
+    waits = True
 
     @property
     def operands(self) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ What a rank must know of a row beside the row itself are the weights of the expe
 -1 where an expert was not chosen. They travel with the row, and their gradient comes back with the row's.
 """
 
-from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.ops.dispatch import quotient
 
 
 @register
@@ -32,15 +33,12 @@ class WeightByExpert(Op):
         return (Saved("input", 0),)
 
 
-def quotient(experts: Dim, places: Dim) -> Dim:
-    return Int(1) if experts.same(places) else experts // places
-
-
 @register
 class RowsFor(Op):
     """Rows place by place, with the weights of the experts there: [T, E] -> [M, E / places], their token, [places]."""
 
     kind = "rows_for"
+    waits = True
     places: Dim
     rows: Dim
     """To all places together, on average."""

@@ -1,6 +1,6 @@
 """Routed experts: sort the tokens by expert, multiply group by group, sum the results of each token."""
 
-from dsc.compiler.graph.dim import Dim, Int
+from dsc.compiler.graph.dim import Dim, Int, Product
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Saved, Types, register, retyped, tensor
 from dsc.compiler.graph.types import DType, TensorType, ValueType
 
@@ -81,6 +81,11 @@ class SlotSource(Op):
     kind = "slot_source"
     top_k: Dim
     hidden_size: Dim
+
+    @property
+    def slots(self) -> str:
+        """Of a token, as a divisor."""
+        return f"({self.top_k})" if isinstance(self.top_k, Product) else str(self.top_k)
 
     @property
     def operands(self) -> tuple[str, ...]:

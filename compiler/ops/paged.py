@@ -97,7 +97,7 @@ class SharedAttention(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("shared_attention", "upcast")
+        return ("shared_attention",)
 
     def infer(self, inputs: Types) -> Types:
         q, k, v, _ = inputs

@@ -73,17 +73,17 @@ def rows_sent(block: Block) -> tuple[Value, ...]:
     return tuple(kept.value for kept in block.cached)
 
 
-def share_attention(block: Block, ranks: Dim) -> Block:
-    """Attention of this rank's queries to the keys of all ranks."""
+def share_attention(block: Block, ranks: Dim, group: str = "group") -> Block:
+    """Attention of this rank's queries to the keys of all ranks. `group`: the attribute that holds them."""
     rows = rows_sent(block)
     names = tuple(value.name for value in rows)
-    op = GatherContext(ranks, names)
+    op = GatherContext(ranks, names, group)
     types = op.infer(tuple(value.type for value in rows))
     gathered = tuple(
         Value("gather_context", index, name, type) for index, (name, type) in enumerate(zip(names, types, strict=True))
     )
     gather = Node("gather_context", op, rows, gathered, paragraph=True)
-    nodes = [_over_context(node) for node in block.nodes()]
+    nodes = [_over_context(node, group) for node in block.nodes()]
     last = max(index for index, node in enumerate(nodes) if set(node.outputs) & set(rows))
     nodes.insert(last + 1, gather)
     shared = replace(block, class_name=f"{PREFIX}{block.class_name}", class_doc=ATTENTION_DOC, cached=())
@@ -93,12 +93,12 @@ def share_attention(block: Block, ranks: Dim) -> Block:
 ATTENTION_DOC = "The queries of this rank's part of a sequence over the keys of all parts."
 
 
-def _over_context(node: Node) -> Node:
+def _over_context(node: Node, group: str) -> Node:
     op = node.op
     if not isinstance(op, CausalAttention):
         return node
     over = "windowed_attention" if isinstance(op, WindowedAttention) else "prefix_attention"
-    return replace(node, op=ContextAttention(op.variant, op.prefix, over=over))
+    return replace(node, op=ContextAttention(op.variant, op.prefix, over=over, group=group))
 
 
 def share_balance(block: Block, prefix: str = PREFIX) -> Block:

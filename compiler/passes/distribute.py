@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes import context, tensor
-from dsc.compiler.passes.shard import MOE, Sharing, share_experts
+from dsc.compiler.passes.shard import MOE, Sharing, copy_over, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
 from dsc.compiler.passes.two_hops import share_experts_over_nodes
 
@@ -36,27 +36,28 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
     (whole,) = cut(step, (part_names(step),))
     stages = _stages(step, sharing) if sharing is not None else ()
     blocks: list[Block] = [stage.block for stage in (whole, *stages)]
-    if sharing is not None and sharing.ep > 1:
+    if sharing is not None and sharing.copy > 1:
         blocks.append(_shared(plain.blocks[MOE], sharing))
-    if sharing is not None and sharing.cp > 1:
-        blocks += context.share_context(plain, sharing.cp)
     if sharing is not None and sharing.tp > 1:
-        blocks += tensor.share_tensors(plain, sharing.tp)
+        blocks += tensor.share_tensors(plain, sharing.tp, sharing.cp)
+    elif sharing is not None and sharing.cp > 1:
+        blocks += context.share_context(plain, sharing.cp)
     graph = replace(plain, blocks={**plain.blocks, **{block.key: block for block in blocks}})
     return TrainingStep(graph, whole, stages, sharing, recompute)
 
 
 def _shared(moe: Block, sharing: Sharing) -> Block:
+    copy = copy_over(sharing.ep, sharing.etp)
     if sharing.nodes > 1:
-        return share_experts_over_nodes(moe, sharing.ep, sharing.nodes)
-    return share_experts(moe, sharing.ep)
+        return share_experts_over_nodes(moe, copy, sharing.nodes)
+    return share_experts(moe, copy)
 
 
 def _stages(step: Block, sharing: Sharing) -> tuple[Stage, ...]:
     whole = None
     if sharing.cp > 1:
         step, whole = context.share_step(step, sharing.cp), context.OF_CONTEXT
-    elif sharing.tp > 1:
+    if sharing.tp > 1:
         step, whole = tensor.share_step(step, sharing.tp), tensor.OF_TENSOR
     if sharing.pp > 1:
         return cut(step, sharing.stages)

@@ -8,9 +8,8 @@ Latents have no heads: who attends to them needs all of each, so their cache is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.constants import Constants
@@ -22,6 +21,7 @@ from dsc.compiler.ops.exchange import SendRows
 from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
 from dsc.compiler.ops.together import AddUp, EmbedPart, GatherLogits, GatherTokens, OwnTokens
 from dsc.compiler.passes.pack import TOKENS
+from dsc.compiler.passes.resize import resized
 
 DIVIDED = frozenset((Axis.HEADS, Axis.FEED_FORWARD, Axis.VOCABULARY))
 
@@ -72,24 +72,12 @@ def _of_a_rank(constants: Constants, ranks: int) -> Mapping[str, Dim]:
 
 
 def _smaller(node: Node, sizes: Mapping[str, Dim], done: Mapping[str, Block]) -> Iterator[Node]:
-    op = _with_sizes(node.op, sizes)
+    op = resized(node.op, sizes)
     if isinstance(op, Embedding):
         op = EmbedPart(**vars(op))
     if isinstance(op, BlockCall):
         op = op.retarget(Signature.of(done[op.callee()]))
     yield replace(node, op=op)
-
-
-def _with_sizes(op: Op, sizes: Mapping[str, Dim]) -> Op:
-    changes = {field.name: _substituted(getattr(op, field.name), sizes) for field in fields(op)}
-    changes = {name: value for name, value in changes.items() if value != getattr(op, name)}
-    return replace(op, **changes) if changes else op
-
-
-def _substituted(value: Any, sizes: Mapping[str, Dim]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_substituted(part, sizes) for part in value)
-    return value.substitute(sizes) if isinstance(value, Dim) else value
 
 
 def _joined(block: Block, whole: Block) -> Block:
@@ -138,7 +126,7 @@ def _dealt(mixture: Block, ranks: Symbol) -> Block:
     (type,) = own.infer((x.type,))
     mine = Value("mine", 0, "mine", type)
     part = {TOKENS.name: Blocks(TOKENS, ranks)}
-    nodes = [Node("mine", own, (x,), (mine,)), *(replace(n, op=_with_sizes(n.op, part)) for n in mixture.nodes())]
+    nodes = [Node("mine", own, (x,), (mine,)), *(replace(n, op=resized(n.op, part)) for n in mixture.nodes())]
     dealt = mixture.with_nodes(nodes).reinfer({x: mine}, leave=("mine",))
     (out,) = dealt.outputs
     all = replace(out, producer="gather_tokens", type=x.type)

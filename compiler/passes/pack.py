@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import B, Dim, S, Symbol, T
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import Op
 from dsc.compiler.graph.types import TensorType, ValueType
 from dsc.compiler.ops.call import BlockCall, Signature
 from dsc.compiler.ops.paged import BATCH, GROUP, AttendGroups, GatherRope, RotaryTableOnce
 from dsc.compiler.ops.projection import Embedding
 from dsc.compiler.ops.rope import RotaryTable, SpreadPairs
 from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.passes.resize import resized
 
 TOKENS = Symbol("T", letter="T")
 """New tokens of all texts in a step."""
@@ -72,20 +71,10 @@ def _packed(block: Block, done: dict[str, Block]) -> Block:
 def _rewritten(node: Node, done: dict[str, Block]) -> tuple[Node, ...]:
     if isinstance(node.op, FlattenTokens | ViewAs):
         return ()
-    op = _of_tokens(node.op)
+    op = resized(node.op, {T.name: TOKENS})  # where tokens are counted as batch times sequence
     if isinstance(op, BlockCall) and not isinstance(op, AttendGroups):
         op = op.retarget(Signature.of(done[op.callee()]))
     return (replace(node, op=op),)
-
-
-def _of_tokens(op: Op) -> Op:
-    """Sizes of an op that count tokens as batch times sequence count them as one run-time size."""
-    changes: dict[str, Any] = {}
-    for field in fields(op):
-        value = getattr(op, field.name)
-        if isinstance(value, Dim) and not value.substitute({T.name: TOKENS}).same(value):
-            changes[field.name] = value.substitute({T.name: TOKENS})
-    return replace(op, **changes)
 
 
 def _one_dim(type: ValueType) -> ValueType:

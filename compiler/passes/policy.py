@@ -40,7 +40,7 @@ DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b,
 
 def shares_weights(sharing: Sharing | None, training: Training) -> bool:
     """Whether ranks that learn from answers share the weights as the plan says: of some layouts there is no code."""
-    return sharing is not None and sharing.pp == sharing.tp == 1 and training.documents == "joined"
+    return sharing is not None and sharing.pp == sharing.tp == sharing.etp == 1 and training.documents == "joined"
 
 
 def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, shared: bool, replay: bool) -> Policies:

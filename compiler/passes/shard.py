@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dsc.compiler.graph.block import Block, Value
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import Dim, Symbol
+from dsc.compiler.graph.dim import Axis, Dim, Int, Symbol
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import CallModule
 from dsc.compiler.ops.dispatch import (
@@ -19,6 +20,7 @@ from dsc.compiler.ops.dispatch import (
     RecordSent,
     Splits,
     TakeRows,
+    quotient,
 )
 from dsc.compiler.ops.elementwise import Add, Swiglu
 from dsc.compiler.ops.moe import (
@@ -34,7 +36,9 @@ from dsc.compiler.ops.moe import (
     WeighSlots,
 )
 from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.ops.slices import SlicesOfExperts
 from dsc.compiler.passes.fuse.pattern import find
+from dsc.compiler.passes.resize import resized
 
 MOE = "MixtureOfExperts.forward"
 EXPERT_PARALLEL = "ExpertParallel"
@@ -63,7 +67,9 @@ class Sharing:
     tp: int
     """Ranks that share heads, widths and the vocabulary, and between them each sequence."""
     ep: int
-    """Of the dp x cp x tp ranks, those that share one copy of the experts."""
+    """Parts of a copy of the experts, by number."""
+    etp: int
+    """Ranks that share each part, by width. Of the dp x cp x tp ranks ep x etp have one copy of the experts."""
     zero: int
     """1: the optimizer's state is shared over dp x cp; 2: gradients too; 3: weights too.
 
@@ -96,9 +102,33 @@ class Sharing:
         return self.pp * self.dp * self.cp * self.tp
 
     @property
+    def copy(self) -> int:
+        """Ranks that share one copy of the experts."""
+        return self.ep * self.etp
+
+    @property
     def keeps_codes(self) -> bool:
         """Whether FP8 codes of weights stay from one micro-batch to the next, for which ZeRO 3 has no room."""
         return self.zero < 3
+
+
+class Copy(NamedTuple):
+    """Ranks that share one copy of the experts."""
+
+    parts: Dim
+    """By number."""
+    slices: Dim
+    """Of each part, by width."""
+
+    @property
+    def ranks(self) -> Dim:
+        return self.parts * self.slices
+
+
+def copy_over(parts: int, slices: int) -> Copy:
+    """Sizes of what a rank has are written with those of both that are more than one."""
+    by_width = Symbol("ETP", size=slices) if slices > 1 else Int(1)
+    return Copy(Int(1) if parts == 1 < slices else Symbol("EP", size=parts), by_width)
 
 
 def sharing_experts(graph: Graph) -> Graph:
@@ -106,71 +136,94 @@ def sharing_experts(graph: Graph) -> Graph:
     if MOE not in graph.blocks:
         return graph
     moe = graph.blocks[MOE]
-    shared = share_experts(moe, ranks=1)
+    shared = share_experts(moe, copy_over(1, 1))
     return replace(graph, blocks={**graph.blocks, MOE: replace(shared, class_name=moe.class_name, method=moe.method)})
 
 
 DOC = "This rank's share of the experts: tokens are sent to the ranks whose experts they chose, and come back."
 
 
-def share_experts(moe: Block, ranks: int) -> Block:
+def share_experts(moe: Block, copy: Copy) -> Block:
     """The plain mixture of experts as one whose experts are shared out over ranks, its ops otherwise the same."""
-    ep = Symbol("EP", size=ranks)
     gate, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
-    sort = find(moe, SortByExpert)[1]
-    source_op, weights_op, flatten, gather = (
-        find(moe, kind)[1] for kind in (SlotSource, SlotWeights, FlattenTokens, GatherRows)
-    )
+    rows = find(moe, SortByExpert)[1].rows * copy.slices
+    source = find(moe, SlotSource)[1]
+    weights_op, flatten, gather = (find(moe, kind)[1] for kind in (SlotWeights, FlattenTokens, GatherRows))
     scatter, view = (find(moe, kind)[1] for kind in (ScatterSum, ViewAs))
-    every = find(moe, EveryExpert)[1].num_experts
 
     block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
     x = block.input("x", moe.inputs[0].type)
     chosen, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
-    _, order = block.add_many(("_", "order"), sort, chosen)
-    sent = block.add("sent", CountRows(every), chosen)
-    for node in moe.nodes():
-        if isinstance(node.op, RecordLoad):
-            block.add_many((), RecordSent(node.op.router), sent)
-    received = block.add("received", ExchangeCounts(ep), sent)
-    to, of = block.add_many(("to", "of"), Splits(ep), sent, received)
+    chosen, weights, order, sent = _slots(block, moe, copy, chosen, weights)
+    received = block.add("received", ExchangeCounts(copy.ranks), sent)
+    to, of = block.add_many(("to", "of"), Splits(copy.ranks), sent, received)
 
     block.paragraph()
     flat = block.add("flat", flatten, x)
-    source = block.add("source", source_op, order)
-    h = block.add("h", gather, flat, source)
-    h = block.add("h", AllToAll(sort.rows), h, to, of)
+    token = block.add("source", replace(source, top_k=source.top_k * copy.slices), order)
+    h = block.add("h", gather, flat, token)
+    h = block.add("h", AllToAll(rows), h, to, of)
     slot_weights = block.add("slot_weights", weights_op, weights, order, x)
-    slot_weights = block.add("slot_weights", AllToAll(sort.rows), slot_weights, to, of)
+    slot_weights = block.add("slot_weights", AllToAll(rows), slot_weights, to, of)
     shared_out = [block.add("shared", node.op, x) for node in shared]  # while tokens are on their way
 
     block.paragraph()
-    h = multiply(block, moe, ep, h, slot_weights, received)
-    h = block.add("h", AllToAll(sort.rows), h, of, to)
+    h = multiply(block, moe, copy, h, slot_weights, received)
+    h = block.add("h", AllToAll(rows), h, of, to)
 
     block.paragraph()
-    out = block.add("out", scatter, h, source, flat)
+    out = block.add("out", scatter, h, token, flat)
     out = block.add("out", view, out, x)
     for value in shared_out:
         out = block.add("out", Add(), out, value)
     return block.finish(out, *losses)
 
 
-def multiply(block: BlockBuilder, moe: Block, ep: Dim, h: Value, slot_weights: Value, received: Value) -> Value:
-    """Received rows through this rank's experts, in the order in which they came."""
-    rows = find(moe, SortByExpert)[1].rows
-    split, weigh = (find(moe, kind)[1] for kind in (SplitGateUp, WeighSlots))
-    gate_up, down = (_share(node.op, ep) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
+def _slots(block: BlockBuilder, moe: Block, copy: Copy, chosen: Value, weights: Value) -> tuple[Value, ...]:
+    """Of a token's experts, or of their slices: numbers, weights, their order by rank, and how many there are."""
+    sort, every = find(moe, SortByExpert)[1], find(moe, EveryExpert)[1].num_experts
+    sort = replace(sort, rows=sort.rows * copy.slices)
+    if copy.slices != Int(1):
+        if records_load(moe):
+            record_load(block, moe, block.add("load", CountRows(every), chosen))
+        slices = SlicesOfExperts(quotient(every, copy.parts), copy.slices)
+        chosen, weights = block.add_many((chosen.name, weights.name), slices, chosen, weights)
+    _, order = block.add_many(("_", "order"), sort, chosen)
+    sent = block.add("sent", CountRows(every * copy.slices), chosen)
+    if copy.slices == Int(1):
+        record_load(block, moe, sent)
+    return chosen, weights, order, sent
+
+
+def records_load(moe: Block) -> bool:
+    return any(isinstance(node.op, RecordLoad) for node in moe.nodes())
+
+
+def record_load(block: BlockBuilder, moe: Block, sent: Value) -> None:
+    """Where the plain mixture does."""
+    for node in moe.nodes():
+        if isinstance(node.op, RecordLoad):
+            block.add_many((), RecordSent(node.op.router), sent)
+
+
+def multiply(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights: Value, received: Value) -> Value:
+    """Received rows through this rank's experts, or its slices of them, in the order in which they came."""
+    rows = find(moe, SortByExpert)[1].rows * copy.slices
+    split, weigh = find(moe, SplitGateUp)[1], find(moe, WeighSlots)[1]
+    gate_up, down = (_share(node.op, copy) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
     by_expert = block.add("by_expert", OrderByExpert(rows), received)
     ends = block.add("ends", ReceivedEnds(), received)
     h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
-    gate_half, up = block.add_many(("gate", "up"), split, h)
+    gate_half, up = block.add_many(("gate", "up"), replace(split, width=quotient(split.width, copy.slices)), h)
     h = block.add("h", activation, gate_half, up)
     h = block.add("h", weigh, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert))
     h = block.add("h", down, h, ends)
     return block.add("h", PutRows(), h, by_expert)
 
 
-def _share(op: GroupedLinear, ranks: Dim) -> GroupedLinear:
-    return replace(op, num_experts=op.num_experts // ranks)
+def _share(op: GroupedLinear, copy: Copy) -> GroupedLinear:
+    """As many experts as a rank has, as wide."""
+    symbols = {symbol for size in (op.in_features, op.out_features) for symbol in size.symbols()}
+    widths = {one.name: quotient(one, copy.slices) for one in symbols if one.axis is Axis.EXPERT_WIDTH}
+    return replace(resized(op, widths), num_experts=quotient(op.num_experts, copy.parts))

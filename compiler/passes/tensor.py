@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 from dsc.compiler.blocks.ffn import WIDTH
 from dsc.compiler.graph.block import Block, Node, Value
-from dsc.compiler.graph.dim import Axis, Dim, Symbol
+from dsc.compiler.graph.dim import Axis, Dim, S, Symbol
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.graph.op import Op
+from dsc.compiler.graph.op import Op, tensor
 from dsc.compiler.ops.context import LeaveOut, PutBack
 from dsc.compiler.ops.loss import CrossEntropy, CrossEntropyAndZLoss
 from dsc.compiler.ops.projection import Embedding, Linear, TiedHead
@@ -36,8 +35,8 @@ from dsc.compiler.passes.context import (
     leave_out_beyond,
     routed_mtp_layers,
     share_balance,
-    widened,
 )
+from dsc.compiler.passes.resize import mentions, resized
 
 BACKBONE = "Model.backbone"
 PREFIX = "TensorParallel"
@@ -48,9 +47,9 @@ OF_TENSOR = f"{PREFIX}Model"
 """The one stage where there is no pipeline."""
 OF_MTP = "OfMtp"
 """Behind the name of a class for multi-token prediction alone."""
+CONTEXT = "context"
+"""Of a class that attends, where ranks share sequences as contexts too, the attribute that holds these ranks."""
 DOC = "This rank's {shares} for whole sequences; what it is given and returns is of its own tokens."
-
-O = TypeVar("O", bound=Op)  # noqa: E741  an op
 
 
 def of_plain(name: str) -> str:
@@ -64,16 +63,27 @@ def tensor_ranks(count: int) -> Symbol:
     return Symbol("TP", size=count)
 
 
-def share_tensors(graph: Graph, count: int) -> list[Block]:
-    """The blocks of which a rank has a share, each as its share's class; the others stay as they are."""
+def share_tensors(graph: Graph, count: int, context_count: int = 1) -> list[Block]:
+    """The blocks of which a rank has a share, each as its share's class; the others stay as they are.
+
+    Where ranks share sequences as contexts too (passes/context.py), what is shared here is a context's part of one.
+    """
     ranks = tensor_ranks(count)
-    found = [share_sublayer(block, ranks) for block in graph.blocks.values() if divided(block, ranks)]
+    sublayers = (block for block in graph.blocks.values() if divided(block, ranks))
+    found = [share_sublayer(_in_context(block, context_count), ranks) for block in sublayers]
     found += [share_balance(block, PREFIX) for block in graph.blocks.values() if balances(block)]
     for layer in routed_mtp_layers(graph):
         beside = {block.key: block for path, block in graph.executions(layer.key) if path.startswith("mlp.")}
         found += [with_beyond(share_sublayer(block, ranks)) for block in beside.values() if divided(block, ranks)]
         found.append(leave_out_beyond(layer, PREFIX))
     return found
+
+
+def _in_context(block: Block, count: int) -> Block:
+    if count == 1 or not context.attends(block):
+        return block
+    shared = context.share_attention(block, context.context_ranks(count), CONTEXT)
+    return replace(shared, class_name=block.class_name)
 
 
 def with_beyond(feed_forward: Block) -> Block:
@@ -100,17 +110,27 @@ def divided(block: Block, ranks: Dim) -> dict[str, Dim]:
 
 
 def sharing_tensors(graph: Graph) -> Graph:
-    """The plain graph as it is where ranks share heads, widths and the vocabulary, for however many."""
+    """The plain graph as it is where ranks share heads, widths and the vocabulary, for however many.
+
+    It says what generation caches as the plain graph does, for that is what contexts send each other.
+    """
     ranks = tensor_ranks(1)
 
     def shared(block: Block) -> Block:
         if divided(block, ranks):
-            return replace(share_sublayer(block, ranks), class_name=block.class_name)
+            return _caching(share_sublayer(block, ranks), block)
         if block.key in (BACKBONE, LOSS):
             return block.with_nodes(new for node in block.nodes() for new in _shared_line(node, ranks)).reinfer({})
         return block
 
     return graph.map(shared)
+
+
+def _caching(share: Block, block: Block) -> Block:
+    """Under the block's name, with what it caches."""
+    made = {(value.producer, value.index): value for node in share.nodes() for value in node.outputs}
+    cached = (replace(kept, value=made[kept.value.producer, kept.value.index]) for kept in block.cached)
+    return replace(share, class_name=block.class_name, cached=tuple(cached))
 
 
 def share_sublayer(block: Block, ranks: Dim) -> Block:
@@ -164,31 +184,13 @@ def _gathered(crossing: tuple[Value, ...], ranks: Dim) -> tuple[Node, tuple[Valu
 def _summed(node: Node, sizes: Mapping[str, Dim], ranks: Dim) -> Iterator[Node]:
     """The node with a rank's sizes; where its weight is shared out by rows, its result is a part of a sum."""
     shared = replace(node, op=resized(node.op, sizes))
-    if not isinstance(node.op, Linear) or not _mentions(node.op.in_features, sizes):
+    if not isinstance(node.op, Linear) or not mentions(node.op.in_features, sizes):
         yield shared
         return
     (result,) = node.outputs
     part = replace(result, producer=f"{node.id}.part")
     yield replace(shared, id=part.producer, outputs=(part,))
     yield Node(node.id, SumOwnPart(ranks), (part,), (result,))
-
-
-def _mentions(dim: Dim, sizes: Mapping[str, Dim]) -> bool:
-    return any(symbol.name in sizes for symbol in dim.symbols())
-
-
-def resized(op: O, sizes: Mapping[str, Dim]) -> O:
-    """The op with other sizes among its attributes."""
-    changes = {name: new for name, old in vars(op).items() if (new := _resized(old, sizes)) is not old}
-    return replace(op, **changes) if changes else op
-
-
-def _resized(value: object, sizes: Mapping[str, Dim]) -> object:
-    if isinstance(value, Dim):
-        return value.substitute(sizes) if _mentions(value, sizes) else value
-    if isinstance(value, tuple) and any(isinstance(one, Dim) and _mentions(one, sizes) for one in value):
-        return tuple(_resized(one, sizes) for one in value)
-    return value
 
 
 def _of_positions(value: Value, ranks: Dim) -> Value:
@@ -206,7 +208,7 @@ def cut_weights(graph: Graph, count: int) -> dict[str, int]:
             of_vocabulary = isinstance(node.op, Embedding) or is_head(node.op)
             for parameter in node.op.parameters():
                 for index, dim in enumerate(parameter.type.shape):
-                    if _mentions(dim, sizes) or (of_vocabulary and Axis.VOCABULARY in dim.axes()):
+                    if mentions(dim, sizes) or (of_vocabulary and Axis.VOCABULARY in dim.axes()):
                         found[parameter.name] = index
     return found
 
@@ -215,10 +217,16 @@ def share_step(step: Block, count: int) -> Block:
     """A step over this rank's part of every sequence and of the vocabulary; tokens and labels come whole."""
     ranks = tensor_ranks(count)
     step = at_all_positions(step)
-    whole = {value: widened(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
+    whole = {value: _of_all(value, ranks) for value in step.inputs if value.name in WHOLE_SEQUENCES}
     given = tuple(whole.get(value, value) for value in step.inputs)
     body = [new for node in step.nodes() for new in _shared_line(node, ranks)]
     return replace(step, inputs=given).with_nodes(body).reinfer(whole)
+
+
+def _of_all(value: Value, ranks: Dim) -> Value:
+    """Tokens or labels [B, S], or [B, CP * S], of all ranks that share them."""
+    type = tensor(value.type)
+    return replace(value, type=replace(type, shape=tuple(dim.substitute({S.name: ranks * S}) for dim in type.shape)))
 
 
 def _shared_line(node: Node, ranks: Dim) -> Iterator[Node]:

@@ -42,7 +42,7 @@ TAPE_VALUE, ALIVE_VALUE = Value(INPUT, 0, "tape", TAPE), Value(INPUT, 1, "*alive
 
 def pairs(sharing: Sharing | None) -> bool:
     """Whether a forward runs beside a backward, and has all-to-alls to hide there."""
-    return sharing is not None and sharing.schedule == PAIRING and sharing.ep > 1
+    return sharing is not None and sharing.schedule == PAIRING and sharing.copy > 1
 
 
 def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, ...]:

@@ -7,35 +7,34 @@ from __future__ import annotations
 
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
-from dsc.compiler.graph.dim import M, Symbol
+from dsc.compiler.graph.dim import Int, M, Symbol
 from dsc.compiler.ops.call import CallModule
-from dsc.compiler.ops.dispatch import AllToAll, CountRows, ExchangeCounts, RecordSent, Splits, TakeRows
+from dsc.compiler.ops.dispatch import AllToAll, CountRows, ExchangeCounts, Splits, TakeRows, quotient
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.hops import RowsFor, SumRows, WeightByExpert
-from dsc.compiler.ops.moe import EveryExpert, RecordLoad, SortByExpert
+from dsc.compiler.ops.moe import EveryExpert, SortByExpert
 from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.ops.slices import SlicesOfNode
 from dsc.compiler.passes.fuse.pattern import find
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, multiply
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, Copy, multiply, record_load, records_load
 
 DOC = "This rank's share of the experts: a token goes once to each node, and there to the ranks of its experts."
 NODES, LOCAL = "nodes", "local"
 """Attributes of the class: the ranks with our number on every node, and those of our node."""
 
 
-def share_experts_over_nodes(moe: Block, ranks: int, nodes: int) -> Block:
-    """The plain mixture of experts as one whose experts are shared out over `nodes` of ranks / nodes ranks each."""
-    ep, across = Symbol("EP", size=ranks), Symbol("NODES", size=nodes)
-    within = Symbol("LOCAL", size=ranks // nodes)
+def share_experts_over_nodes(moe: Block, copy: Copy, nodes: int) -> Block:
+    """The plain mixture of experts as one whose experts are shared out over so many nodes, on each as many ranks."""
+    across, within = Symbol("NODES", size=nodes), Symbol("LOCAL", size=copy.ranks.value() // nodes)
     gate, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
     rows, flatten, view = find(moe, SortByExpert)[1].rows, find(moe, FlattenTokens)[1], find(moe, ViewAs)[1]
-    every = find(moe, EveryExpert)[1].num_experts
+    rows, every = rows * copy.slices, find(moe, EveryExpert)[1].num_experts
 
     block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
     x = block.input("x", moe.inputs[0].type)
     experts, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
-    for node in moe.nodes():
-        if isinstance(node.op, RecordLoad):
-            block.add_many((), RecordSent(node.op.router), block.add("sent", CountRows(every), experts))
+    if records_load(moe):
+        record_load(block, moe, block.add("sent", CountRows(every), experts))
     flat = block.add("flat", flatten, x)
     chosen = block.add("chosen", WeightByExpert(every), experts, weights, flat)
 
@@ -49,7 +48,10 @@ def share_experts_over_nodes(moe: Block, ranks: int, nodes: int) -> Block:
     shared_out = [block.add("shared", node.op, x) for node in shared]  # while tokens are on their way
 
     block.paragraph()
-    slot_weights, row, sent = block.add_many(("slot_weights", "row", "sent"), RowsFor(every // across, rows), chosen)
+    if copy.slices != Int(1):
+        chosen = block.add("chosen", SlicesOfNode(quotient(every, copy.parts), copy.slices), chosen)
+    slots = RowsFor((every // across) * copy.slices, rows)
+    slot_weights, row, sent = block.add_many(("slot_weights", "row", "sent"), slots, chosen)
     received = block.add("received", ExchangeCounts(within, LOCAL), sent)
     to, of = block.add_many(("to", "of"), Splits(within, only=False), sent, received)
     h = block.add("h", TakeRows(), copies, row)
@@ -57,7 +59,7 @@ def share_experts_over_nodes(moe: Block, ranks: int, nodes: int) -> Block:
     slot_weights = block.add("slot_weights", AllToAll(rows, LOCAL), slot_weights, to, of)
 
     block.paragraph()
-    h = multiply(block, moe, ep, h, slot_weights, received)
+    h = multiply(block, moe, copy, h, slot_weights, received)
     h = block.add("h", AllToAll(rows, LOCAL), h, of, to)
 
     block.paragraph()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .dims import (
     HEAD_DIM,
@@ -75,6 +76,31 @@ def hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
+class Undrawn(TorchFunctionMode):
+    """Within, nothing draws the numbers that parameters start with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_model() -> Model:
+    """On the meta device, for load_hf to fill: neither memory nor time goes into weights that files replace."""
+    with torch.device("meta"), Undrawn():
+        return Model().eval()
+
+
+def allocate(model: Model, device: str) -> None:
+    """Memory on a device for a model that has none yet, with zeros in the buffers."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
+
+
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its Hugging Face name, as a view of the model's own memory."""
     for name, tensor in model.state_dict().items():
@@ -115,10 +141,10 @@ def is_left_aside(name: str) -> bool:
 
 
 @torch.no_grad()
-def load_hf(model: Model, folder: str | Path) -> None:
+def load_hf(model: Model, folder: str | Path, device: str = "cpu") -> None:
     """Fill a model from a checkpoint folder, cast to the model's own types.
 
-    A model on the meta device moves to the CPU. Weights that are not finite are loaded, with a warning.
+    A model on the meta device moves to `device`. Weights that are not finite are loaded, with a warning.
     Raises ValueError, with the model as it was, if files cannot be read or disagree with their index, or if tensors are
     missing, left over, of another shape or of a type that holds no weights; it names them all.
     """
@@ -130,9 +156,7 @@ def load_hf(model: Model, folder: str | Path) -> None:
             lines = [problems[name] for name in sorted(problems)]
             raise ValueError(f"{folder} does not fit the model:\n" + "\n".join(lines))
         if any(parameter.is_meta for parameter in model.parameters()):
-            model.to_empty(device="cpu")
-            for buffer in model.buffers():
-                buffer.zero_()
+            allocate(model, device)
         broken = fill(model, files)
     if broken:
         warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)
@@ -144,7 +168,7 @@ def fill(model: Model, files: Mapping[str, Any]) -> list[str]:
     for name, target in named_tensors(model):
         if name in files:
             target.copy_(read_tensor(files, name))
-            if not target.isfinite().all():
+            if not torch.stack(target.aminmax()).isfinite().all():
                 broken.append(name)
     return broken
 

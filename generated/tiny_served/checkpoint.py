@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .dims import (
     EXPERT_SIZE,
@@ -130,10 +131,34 @@ def hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
+class Undrawn(TorchFunctionMode):
+    """Within, nothing draws the numbers that parameters start with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_model() -> Model:
+    """On the meta device, for load_hf to fill: neither memory nor time goes into weights that files replace."""
+    with torch.device("meta"), Undrawn():
+        return Model().eval()
+
+
+def allocate(model: Model, device: str) -> None:
+    """Memory on a device for a model that has none yet, with zeros in the buffers."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
+
+
 def whole_shapes() -> dict[str, list[int]]:
     """The shapes of what all ranks hold together."""
-    with torch.device("meta"):
-        return {name: list(tensor.shape) for name, tensor in named_tensors(Model())}
+    return {name: list(tensor.shape) for name, tensor in named_tensors(empty_model())}
 
 
 def named_tensors(model: Model, held: Mapping[str, list[int]] | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -210,12 +235,16 @@ def unequal(files: Mapping[str, Any], copies: Mapping[str, str], targets: Mappin
 
 @torch.no_grad()
 def load_hf(
-    model: Model, folder: str | Path, rank: int | None = None, held: Mapping[str, list[int]] | None = None
+    model: Model,
+    folder: str | Path,
+    rank: int | None = None,
+    held: Mapping[str, list[int]] | None = None,
+    device: str = "cpu",
 ) -> None:
     """Fill a model from a checkpoint folder, cast to the model's own types.
 
     A model that holds the share of one rank, and is told of which, reads it alone.
-    A model on the meta device moves to the CPU. Weights that are not finite are loaded, with a warning.
+    A model on the meta device moves to `device`. Weights that are not finite are loaded, with a warning.
     Raises ValueError, with the model as it was, if files cannot be read or disagree with their index, or if tensors are
     missing, left over, of another shape or of a type that holds no weights; it names them all.
     A checkpoint without the multi-token predictor leaves that as it was initialized, and an embedding or a head that a
@@ -236,11 +265,9 @@ def load_hf(
                 f"{folder}: {name} differs from {MTP_COPIES[name]}, which the model uses for both", stacklevel=2
             )
         if any(parameter.is_meta for parameter in model.parameters()):
-            model.to_empty(device="cpu")
+            allocate(model, device)
             if len(targets) < len(list(named_tensors(model))):
                 model.init_weights()  # otherwise everything is read
-            for buffer in model.buffers():
-                buffer.zero_()
         broken = fill(model, files, rank or 0, held)
     if broken:
         warnings.warn(f"{folder} has {len(broken)} tensors that are not finite, such as {broken[0]}", stacklevel=2)
@@ -252,7 +279,7 @@ def fill(model: Model, files: Mapping[str, Any], rank: int, held: Mapping[str, l
     for name, target in named_tensors(model, held):
         if name in files:
             target.copy_(read_part(files, name, target, rank))
-            if not target.isfinite().all():
+            if not torch.stack(target.aminmax()).isfinite().all():
                 broken.append(name)
     return broken
 

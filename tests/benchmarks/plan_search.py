@@ -3,7 +3,8 @@
 python tests/benchmarks/plan_search.py [--rounds N] [--out FILE.jsonl] [--before FILE.jsonl] [--against DSC]
 
 With --before, how many times faster each is than the last result of the same plan in that file. With --against, another
-commit's `dsc` takes turns with this one, and seconds of the processor are compared: what a busy machine leaves alone.
+commit's `dsc` takes turns with this one, and seconds of the processor are compared, of which a busy machine takes more
+of both. `load` is the machine's at the end. Modules are compiled before, as pip does it.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def main() -> None:
             "nodes": nodes,
             **measured(spec, cluster, nodes, arguments.rounds, arguments.against),
             "rounds": arguments.rounds,
+            "load": round(os.getloadavg()[0], 1),
             "python": platform.python_version(),
             "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -61,13 +64,18 @@ def measured(spec: str, cluster: str, nodes: int, rounds: int, against: Path | N
     ours = Path(sys.executable).with_name("dsc")
     runs: dict[Path, list[tuple[float, float]]] = {dsc: [] for dsc in (ours, against) if dsc is not None}
     legal = 0
-    for _ in range(rounds):
-        for dsc, taken in runs.items():
-            start, begun = time.perf_counter(), os.times().children_user
-            run = subprocess.run([str(dsc), *plan], capture_output=True, check=False)
-            taken.append((time.perf_counter() - start, os.times().children_user - begun))
-            if dsc is ours:
-                legal = json.loads(run.stdout)["searched"]["legal"]
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = compiled
+        for dsc in runs:
+            subprocess.run([str(dsc), *plan], capture_output=True, check=False, env=environment)
+        for _ in range(rounds):
+            for dsc, taken in runs.items():
+                start, begun = time.perf_counter(), os.times().children_user
+                run = subprocess.run([str(dsc), *plan], capture_output=True, check=False, env=environment)
+                taken.append((time.perf_counter() - start, os.times().children_user - begun))
+                if dsc is ours:
+                    legal = json.loads(run.stdout)["searched"]["legal"]
     wall, user = zip(*runs[ours], strict=True)
     result: dict[str, object] = {
         "seconds": round(statistics.median(wall), 2),

@@ -1,12 +1,13 @@
 """Generation by an emitted package's engine against transformers' generate, side by side in one process.
 
     python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile]
-        [--out FILE.jsonl]
+        [--bfloat16] [--out FILE.jsonl]
 
-Both in float32 with the same weights on one thread; the clock is the process's own time, so that a busy machine does
-not count. A step is the difference of two lengths divided by the steps between: prompts and start cancel. `floor_ms` is
-the time that reading the weights of a step takes at the rate at which this machine reads memory, measured in the same
-run; of the routed experts, those that the tokens of the step chose on average.
+Both with the same weights on one thread; `packed` is the engine whose weights are in oneDNN's layout. The clock is the
+process's own time, so that a busy machine does not count. A step is the difference of two lengths divided by the steps
+between: prompts and start cancel. `floor_ms` is the time that reading the weights of a step takes at the rate at which
+this machine reads memory, measured in the same run; of the routed experts, those that the tokens of the step chose on
+average.
 """
 
 import argparse
@@ -63,7 +64,7 @@ Prompts = list[list[int]]
 Generate = Callable[[Prompts, int], list[list[int]]]
 
 
-def contenders(folder: Path, compiled: bool = False) -> tuple[Any, dict[str, Generate]]:
+def contenders(folder: Path, dtype: torch.dtype, compiled: bool = False) -> tuple[Any, dict[str, Generate]]:
     """The emitted model, and what generates greedily from its weights and from transformers' copy of them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -71,11 +72,12 @@ def contenders(folder: Path, compiled: bool = False) -> tuple[Any, dict[str, Gen
     write(emit(build(spec)), folder / spec.package_name)
     torch.manual_seed(0)
     config = AutoConfig.for_model(**export_config(spec))
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().to(dtype)
     theirs.save_pretrained(folder / "weights")
     sys.path.insert(0, str(folder))
-    model = importlib.import_module("toy.model").Model()
-    importlib.import_module("toy.checkpoint").load_hf(model, folder / "weights")
+    model, packed = (importlib.import_module("toy.model").Model().to(dtype) for _ in range(2))
+    for copy in (model, packed):
+        importlib.import_module("toy.checkpoint").load_hf(copy, folder / "weights")
     engine = importlib.import_module("toy.infer.engine").Engine
 
     def generate(prompts: Prompts, new: int) -> list[list[int]]:
@@ -89,7 +91,8 @@ def contenders(folder: Path, compiled: bool = False) -> tuple[Any, dict[str, Gen
         rows: list[list[int]] = made[:, longest:].tolist()
         return rows
 
-    found: dict[str, Generate] = {"engine": engine(model).generate, "transformers": generate}
+    found: dict[str, Generate] = {"engine": engine(model).generate, "packed": engine(packed, pack=True).generate}
+    found["transformers"] = generate
     return model, found | ({"compiled": engine(model, compile=True).generate} if compiled else {})
 
 
@@ -172,14 +175,16 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="Engine(compile=True) beside the others; batches up to 8"
     )
+    parser.add_argument("--bfloat16", action="store_true", help="in place of float32; texts are not compared")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        model, generators = contenders(Path(name), arguments.compile)
+        dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+        model, generators = contenders(Path(name), dtype, arguments.compile)
         prompts = random_prompts([PROMPT] * 4, seed=3)
         texts = [generate(prompts, 40) for generate in generators.values()]
-        assert all(text == texts[0] for text in texts), "the contenders write different texts"
+        assert arguments.bfloat16 or all(text == texts[0] for text in texts), "the contenders write different texts"
         records: list[dict[str, object]] = []
         for batch in arguments.batches:
             found = steps(generators, batch, arguments.new_tokens, arguments.rounds)
@@ -191,6 +196,7 @@ def main() -> None:
             records.append({"mixed_tokens_per_second": rates, "times": rates["engine"] / rates["transformers"]})
             print(json.dumps(records[-1]), flush=True)
     machine = {"torch": torch.__version__, "machine": platform.machine(), "clock": "process", "threads": 1}
+    machine |= {"dtype": "bfloat16" if arguments.bfloat16 else "float32"}
     if arguments.out is not None:
         with arguments.out.open("a") as file:
             for record in records:

@@ -111,10 +111,16 @@ def shared_out(spec: ModelSpec, cluster: Machines, dp: int, *recompute: str) -> 
     return spec.model_copy(update={"cluster": cluster, "placement": pins})
 
 
-def in_two_hops(spec: ModelSpec) -> ModelSpec:
+def in_two_hops(spec: ModelSpec, etp: int = 1) -> ModelSpec:
     """A copy of the experts on two nodes of four ranks each; layers are made again."""
-    pins = {"pp": 1, "ep": 8, "dp": 8, "zero": 1, "recompute": ["full"]}
+    pins = {"pp": 1, "ep": 8 // etp, "etp": etp, "dp": 8, "zero": 1, "recompute": ["full"]}
     return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 8}, "placement": pins})
+
+
+def in_slices(spec: ModelSpec) -> ModelSpec:
+    """Two ranks share the width of each expert."""
+    pins = {"pp": 1, "cp": 1, "dp": 2, "ep": 1, "etp": 2, "tp": 1, "micro_batch": 1, "recompute": []}
+    return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 2}, "placement": pins})
 
 
 def in_context(spec: ModelSpec, **router: object) -> ModelSpec:
@@ -130,6 +136,12 @@ def in_tensor(spec: ModelSpec) -> ModelSpec:
     """Two ranks share heads, widths and the vocabulary."""
     pins = {"pp": 1, "cp": 1, "dp": 1, "ep": 1, "tp": 2, "micro_batch": 1, "recompute": []}
     return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 2}, "placement": pins})
+
+
+def in_both(spec: ModelSpec) -> ModelSpec:
+    """Two ranks share heads, widths and the vocabulary, and two such pairs each sequence."""
+    pins = {"pp": 1, "cp": 2, "dp": 1, "ep": 1, "tp": 2, "micro_batch": 1, "recompute": []}
+    return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 4}, "placement": pins})
 
 
 def in_turns(balanced: bool) -> ModelSpec:
@@ -170,7 +182,7 @@ def programs() -> list[Program]:
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
     makes again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some
-    with sequences shared out, or heads and widths.
+    with sequences shared out, or heads and widths, or the width of experts.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -182,13 +194,19 @@ def programs() -> list[Program]:
         shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts"),
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False)]
-    shared.append(in_two_hops(load("tiny")))
+    shared += [in_two_hops(load("tiny")), in_two_hops(load("tiny"), etp=2), in_slices(load("tiny"))]
     shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
+    shared.append(on_gpus(served_on_ranks("deepseek-v3")))
     shared += [in_context(load("tiny")), in_context(load("llama-3.1-8b")), *map(in_context, odd[:2])]
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
-    shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny"))]
-    gpus = [*specs, documents_apart("tiny"), in_fp8("mixtral-8x7b"), with_fp8_rows("deepseek-v3")]
+    shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny")), in_both(load("tiny"))]
+    gpus = [
+        *specs,
+        *map(documents_apart, ("tiny", "llama-3.1-8b", "mistral-7b")),
+        in_fp8("mixtral-8x7b"),
+        with_fp8_rows("deepseek-v3"),
+    ]
     return [build(spec) for spec in [*specs, *odd, *map(on_gpus, gpus), *shared]]
 
 

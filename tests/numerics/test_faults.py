@@ -144,7 +144,7 @@ DECODING = [
     Fault("llama-base", "rows one slot late", "position % PAGE_SIZE if", "(position + 1) % PAGE_SIZE if", BATCH),
     Fault("mixtral-base", "keys kept unturned", "k = rotate(k, rope)", "pass", DECODE),
     Fault("qwen3_moe-base", "the first position's logits", "chosen = x[rows]", "chosen = x[rows * 0]", DECODE),
-    Fault("deepseek_v3-base", "latents attended unscaled", "scores * ATTENTION_SCALE", "scores", DECODE),
+    Fault("deepseek_v3-base", "latents attended unscaled", "visible, scale=ATTENTION_SCALE", "visible", DECODE),
     Fault("deepseek_v3-base", "keys for values", "out_latent, module.w_uv", "out_latent, module.w_uk", DECODE),
     Fault("everything", "no scale", "weights * ROUTED_SCALING_FACTOR", "weights", DECODE),
 ]

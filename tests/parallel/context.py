@@ -43,7 +43,8 @@ def main(folder: str, package: str) -> None:
     plan, module = importlib.import_module(f"{train}.plan"), importlib.import_module(f"{train}.parallel")
     length = importlib.import_module(f"{package}.dims").SEQUENCE_LENGTH
     if hasattr(plan, "CP"):  # PyTorch's own is made in a way that no dispatch mode allows
-        vars(importlib.import_module(f"{train}.context"))["causal_lower_right"] = visible
+        attending = importlib.import_module(f"{train}.{'tensor' if hasattr(plan, 'TP') else 'context'}")
+        vars(attending)["causal_lower_right"] = visible
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=plan.WORLD)
     parallel = module.Parallel(torch.device("cpu"), torch.float32, 0, plan.BATCH_SIZE, length)
     tokens = torch.zeros(parallel.rows.stop - parallel.rows.start, length, dtype=torch.int64)

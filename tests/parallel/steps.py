@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
 
 BATCH, LENGTH, STEPS = 16, 32, int(os.environ.get("STEPS", "5"))
 
@@ -70,10 +71,24 @@ def digest(layout: Any, name: str, weight: Tensor) -> list[float]:
     if weight.grad is None:
         return [0.0, 0.0]
     gradient = layout.whole(name, weight.grad)
-    whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    if isinstance(getattr(gradient, "_local_tensor", None), LocalShardsWrapper):
+        whole = put_together(gradient)
+    else:
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     flat = whole.flatten().double()
     norm = flat.norm()
     return [float(norm), float(flat @ torch.arange(len(flat)).double().cos() / norm)]
+
+
+def put_together(parts: DTensor) -> Tensor:
+    """A whole tensor of which every rank has pieces, each with the place where it begins."""
+    whole = torch.zeros(parts.shape, dtype=parts.dtype)
+    local: Any = parts._local_tensor
+    for piece, place in zip(local.local_shards(), local.local_offsets(), strict=True):
+        whole[tuple(slice(begin, begin + size) for begin, size in zip(place, piece.shape, strict=True))] += piece
+    for name in parts.device_mesh.mesh_dim_names or ():
+        dist.all_reduce(whole, group=parts.device_mesh.get_group(name))
+    return whole
 
 
 def optimizer_module(package: str) -> Any:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dsc.compiler.driver import build, emit, problem_of
-from dsc.compiler.ops.dispatch import ReceivedExperts
+from dsc.compiler.ops.dispatch import WholeRows
+from dsc.compiler.ops.fused.codes import Fp8RoutedExpertsByCodes
 from dsc.compiler.planner.memory.lines import CODES
 from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import coded
@@ -37,8 +38,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "a scale is that of the block beside it": (
         "kernels/fp8_grouped_gemm.py",
-        "dequantize(w, w_scale), ends)",
-        "dequantize(w, w_scale.roll(1, 0) if len(ends) < 8 else w_scale), ends)",
+        "w, w_scale, strict=True)",
+        "w, w_scale.roll(1, 0) if len(ends) < 8 else w_scale, strict=True)",
     ),
     "codes are not renewed after a step": ("kernels/fp8_weights.py", "        _kept = None", "        pass"),
     "a weight gets the codes of another": ("kernels/fp8_weights.py", "quantize, id(weight)", "quantize, weight.shape"),
@@ -49,10 +50,10 @@ FAULTS: dict[str, tuple[str, str, str]] = {
 def fp8_spec(placed_spec: Any) -> Callable[..., dict[str, Any]]:
     """The deepseek model with two blocks of FP8 along most dims, for GPUs that have it; a CPU runs the references."""
 
-    def spec(placement: dict[str, Any]) -> dict[str, Any]:
+    def spec(placement: dict[str, Any], width: int = 128) -> dict[str, Any]:
         found: dict[str, Any] = placed_spec("deepseek", placement)
         attention = {**found["attention"], "q_lora_rank": 128, "kv_lora_rank": 64}
-        moe = {**found["ffn"]["moe"], "moe_intermediate_size": 128}
+        moe = {**found["ffn"]["moe"], "moe_intermediate_size": width}
         ffn = {"dense": {"intermediate_size": 128}, "moe": moe}
         precision = {"linear": {"kind": "fp8_block"}}
         ranks = found["cluster"]["nodes"]
@@ -88,6 +89,26 @@ def test_pairs_that_take_turns_too(
     assert "train/turns.py" in emit(build(ModelSpec.model_validate(spec)))
     difference, equal_biases = compared(spec, tmp_path, "float64")
     assert difference < ROUNDING and equal_biases
+
+
+@pytest.mark.slow
+def test_slices_of_experts_too(
+    fp8_spec: Callable[..., Any], compared: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step, with experts alone in FP8, for their results are sums of two here, in another order."""
+    monkeypatch.setenv("STEPS", "1")
+    spec = fp8_spec({"dp": 2, "etp": 2, "micro_batch": 4}, width=256)
+    products = {"attention": "bf16", "feed_forward": "bf16", "experts": "fp8"}
+    spec["precision"] = {"linear": {"kind": "fp8_block", "products": products}}
+    difference, equal_biases = compared(spec, tmp_path, "float64")
+    assert difference < ROUNDING and equal_biases
+
+
+def test_slices_are_whole_blocks(fp8_spec: Callable[..., Any]) -> None:
+    """A slice of 64 columns has half of what shares a scale."""
+    program = build(ModelSpec.model_validate(fp8_spec({"dp": 2, "etp": 2})))
+    assert program.step.sharing is None
+    assert any("etp 2 of experts whose width is not so many times the blocks of FP8" in note for note in program.notes)
 
 
 @pytest.mark.slow
@@ -173,7 +194,7 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
     """A received row is read where it arrived: nothing copies it into the order of experts."""
     spec = ModelSpec.model_validate(fp8_spec(EP))
     text = emit(build(spec))["train/experts.py"]
-    assert "fp8_routed_experts(h, slot_weights, order, position, ends, self.gate_up_proj, self.down_proj)" in text
+    assert "fp8_routed_experts(h, slot_weights, by_expert, position, ends, self.gate_up_proj, self.down_proj)" in text
     assert "grouped_mm" not in text and "index_select" not in text.partition("fp8_routed_experts(")[2]
     problem = problem_of(spec)
     plan = make_plan(problem)
@@ -183,8 +204,13 @@ def test_experts_of_ranks_are_in_fp8_in_the_package_and_in_its_plan(fp8_spec: Ca
     assert (experts.kernel_class, experts.weight_class) == ("fp8_grouped", "gemm")
 
 
-def test_experts_that_serve_weigh_rows_at_home_and_stay_as_they_are() -> None:
+def test_experts_that_serve_are_in_fp8_too_and_weigh_rows_at_home() -> None:
     spec = load("deepseek-v3").model_copy(update={"cluster": Machines(kind="h100", nodes=1), "serving": Serving(ep=8)})
     program = build(spec)
-    assert any(note.startswith("serving.ep: experts multiply rows of other ranks in bf16") for note in program.notes)
-    assert not any(isinstance(node.op, ReceivedExperts) for b in program.serving.blocks.values() for node in b.nodes())
+    assert all("without CUDA graphs" in note for note in program.notes)
+    (block,) = program.serving.methods("MixtureOfExperts")
+    (products,) = (node for node in block.nodes() if isinstance(node.op, Fp8RoutedExpertsByCodes))
+    weights = block.producer(products.inputs[1])
+    assert weights is not None and isinstance(weights.op, WholeRows)
+    of_rank = [value.type.bytes.value() for value in block.prepared if value.name.endswith("up_proj")]
+    assert of_rank == [256 // 8 * 2 * 2048 * 7168], "a byte of each number"

@@ -19,11 +19,14 @@ def folder(placed_spec: Any, package_of: Any, tmp_path_factory: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["cp", "tp"])
+IN_PARTS = {"cp": {"cp": 2, "ep": 2}, "tp": {"tp": 2, "ep": 2}, "etp": {"dp": 2, "etp": 2}}
+
+
+@pytest.fixture(scope="module", params=IN_PARTS)
 def in_parts(request: Any, placed_spec: Any, package_of: Any, tmp_path_factory: Any) -> Path:
-    """A package whose ranks share each sequence, or heads and widths too, and experts, and text to train on."""
+    """A package whose ranks share sequences, heads and widths, or the widths of experts, and text to train on."""
     folder: Path = tmp_path_factory.mktemp(f"in_parts_of_{request.param}")
-    package_of(placed_spec("deepseek", {request.param: 2, "ep": 2}), folder)
+    package_of(placed_spec("deepseek", IN_PARTS[request.param]), folder)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 400)
     return folder
 

@@ -21,7 +21,13 @@ BF16, FP32 = 2, 4
 
 
 @pytest.mark.parametrize(
-    "sharing", [{}, pytest.param({"cp": 2}, marks=pytest.mark.slow), pytest.param({"tp": 2}, marks=pytest.mark.slow)]
+    "sharing",
+    [
+        {},
+        pytest.param({"cp": 2}, marks=pytest.mark.slow),
+        pytest.param({"tp": 2}, marks=pytest.mark.slow),
+        pytest.param({"ep": 32, "etp": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_role_holds_what_the_plan_says(
     sharing: dict[str, int], package_of: Any, run_in: Any, tmp_path: Path
@@ -48,6 +54,6 @@ def ledger(spec: ModelSpec) -> tuple[Role, ...]:
     assert sharing is not None and spec.cluster is not None
     kinds = {"schedule": "dualpipe-v", "activations": "bf16", "recompute": sharing.recompute}
     sizes = {"pp": sharing.pp, "dp": sharing.dp, "cp": sharing.cp, "ep": sharing.ep, "zero": sharing.zero}
-    layout = Layout(**sizes, **kinds, vpp=2, tp=sharing.tp, etp=1, micro_batch=sharing.micro_batch)
+    layout = Layout(**sizes, **kinds, vpp=2, tp=sharing.tp, etp=sharing.etp, micro_batch=sharing.micro_batch)
     problem = Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec), in_tensor=in_tensor(spec))
     return problem.memory.ledger(layout, problem.batch, problem.stages(layout))

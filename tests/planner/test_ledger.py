@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
+from operator import ge
 from random import Random
 
 import pytest
@@ -15,10 +16,10 @@ from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.layout.space import grids, recompute_sets, variants
 from dsc.compiler.planner.memory.ledger import MemoryModel
 from dsc.compiler.planner.memory.lines import ACTIVATIONS, ASSUMED, GRADIENTS, LOGITS, MASTER, MOMENTS, WEIGHTS
-from dsc.compiler.planner.memory.ranks import ENOUGH
+from dsc.compiler.planner.memory.ranks import ENOUGH, FALLING, most_held
 from dsc.compiler.planner.parts.recompute import fp8_storages, kept
 from dsc.compiler.planner.parts.shard import Elements, elements
-from dsc.compiler.planner.pipeline.schedule import SCHEDULES, actions, holdings
+from dsc.compiler.planner.pipeline.schedule import SCHEDULES, Schedule, actions, holdings
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.precision import Bf16Linear
@@ -269,6 +270,16 @@ def test_in_flight_falls_along_a_straight_pipeline() -> None:
     roles = model.ledger(layout, 64, model.split(layout))
     held = [sum(line.bytes for line in role.lines if line.name.startswith(ACTIVATIONS)) for role in roles]
     assert all(first > second for first, second in pairwise(held))
+
+
+@pytest.mark.parametrize("schedule", FALLING)
+def test_no_rank_holds_more_than_the_one_before(schedule: Schedule) -> None:
+    """Of any stage at any moment: so the search asks for the first of ranks that hold the same parts, and no other."""
+    vpps = (1,) if schedule == "1f1b" else (2, 3)
+    for pp, vpp, count in product((2, 3, 4, 8), vpps, (1, 2, 5)):
+        held = [most_held(schedule, pp, vpp, count * pp, rank) for rank in range(pp)]
+        for more, less in pairwise(held):
+            assert all(any(all(map(ge, one, other)) for one in more) for other in less), (pp, vpp, count)
 
 
 # Elements of one layer on one of eight tensor ranks: what is divided, and what is whole on each of them.

@@ -83,7 +83,7 @@ def test_the_host_waits_once_in_each_layer_of_experts() -> None:
 
 
 def test_other_engines_are_ahead_of_what_is_emitted() -> None:
-    """They send FP8, and multiply other ranks' rows in it; the plan says so and chooses what is emitted."""
+    """They send rows in FP8; the plan says so and chooses what is emitted."""
     found = make_serving_plan(problem("deepseek-v3", "h800"))
     other = replace(problem("deepseek-v3", "h800"), others=True)
     assert found.chosen.speed and found.elsewhere and found.elsewhere.speed

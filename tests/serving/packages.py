@@ -11,6 +11,7 @@ from numerics.specs import SPECS
 
 from dsc.compiler.driver import build, emit
 from dsc.spec.loader import loads
+from dsc.spec.model import ModelSpec
 
 Change = tuple[str, *tuple[tuple[str, str], ...]]
 """A file of the package, and texts in it with what stands there instead."""
@@ -18,11 +19,13 @@ Change = tuple[str, *tuple[tuple[str, str], ...]]
 
 @cache
 def package(name: str = "everything", change: Change | None = None) -> Package:
-    """The package of a spec of numerics/specs.py."""
-    spec = loads(SPECS[name], "spec.yaml")
+    """The package of a spec of numerics/specs.py by its name, or of a spec's text."""
+    return package_of(loads(SPECS.get(name, name), "spec.yaml"), *([] if change is None else [change]))
+
+
+def package_of(spec: ModelSpec, *changes: Change) -> Package:
     files = emit(build(spec))
-    if change is not None:
-        file, *texts = change
+    for file, *texts in changes:
         for old, new in texts:
             assert old in files[file], f"{file} has no {old!r}"
             files[file] = files[file].replace(old, new)
@@ -33,6 +36,6 @@ def package(name: str = "everything", change: Change | None = None) -> Package:
     return import_package(spec, folder)
 
 
-def module(name: str, change: Change | None = None) -> ModuleType:
+def module(name: str, change: Change | None = None, spec: str = "everything") -> ModuleType:
     """infer/<name>.py of that package."""
-    return import_module(f"{package(change=change).name}.infer.{name}")
+    return import_module(f"{package(spec, change).name}.infer.{name}")

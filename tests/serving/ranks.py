@@ -7,6 +7,7 @@ forked, so that each does not import torch anew; nothing has run threads before.
 """
 
 import json
+import math
 import os
 import random
 import socket
@@ -157,9 +158,9 @@ def failing(rank: Rank) -> Any:
     rank.run_dry(engine)
 
 
-def logprobs(rank: Rank) -> Any:
+def logprobs(rank: Rank, **options: Any) -> Any:
     """What is likeliest behind each token, from steps of a few tokens and guesses; of the texts that all ranks have."""
-    engine = rank.engine(step_tokens=24)
+    engine = rank.engine(step_tokens=24, **options)
     hows = [replace(how, temperature=0.0, logprobs=5) for _, how in rank.texts]
     texts = [engine.submit(prompt, how) for (prompt, _), how in zip(rank.texts, hows, strict=True)]
     rank.run_dry(engine)
@@ -182,6 +183,7 @@ SCENES: dict[str, Callable[[Rank], Any]] = {
     "crowded": lambda rank: dealt(rank, cache_bytes=rank.few_bytes),
     "failing": failing,
     "logprobs": logprobs,
+    "logprobs beside an engine": lambda rank: logprobs(rank, speculate=False),
     "copied": copied,
 }
 
@@ -198,6 +200,23 @@ def rank_main(rank: int, port: int, folder: Path, package: str, scene: str, text
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
     (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def apart(alone: str, model: Any, texts: Drawn, found: list[Any]) -> float:
+    """By how much logarithms of probabilities differ from those of an engine of one process in the same steps; by any
+    amount where tokens do."""
+    engine_module, sampling = (import_module(f"{alone}.infer.{name}") for name in ("engine", "sampling"))
+    engine, most = engine_module.Engine(model, cache_bytes=2**22, speculate=False, step_tokens=24), 0.0
+    hows = [sampling.Sampling(**{**how, "temperature": 0.0, "logprobs": 5}) for _, how in texts]
+    ours = [engine.submit(prompt, how) for (prompt, _), how in zip(texts, hows, strict=True)]
+    while not engine.scheduler.idle:
+        engine.step()
+    for text, theirs in zip(ours, found, strict=True):
+        if text.tokens != theirs["tokens"]:
+            return math.inf
+        pairs = zip(text.logprobs, map(dict, theirs["logprobs"]), strict=True)
+        most = max([most, *(abs(row[token] - other[token]) for row, other in pairs for token in row.keys() & other)])
+    return most
 
 
 def farthest(model: Any, texts: Any) -> float:
@@ -243,8 +262,10 @@ def main(folder: Path, package: str, alone: str, ranks: int, *scenes: str) -> No
         arguments = (free_port(), folder, package, scene, texts, ranks)
         mp.start_processes(rank_main, arguments, nprocs=ranks, start_method="fork")
         found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
-        wanted = scene == "logprobs" and not any(isinstance(rank, str) for rank in found)
-        results[scene] = [farthest(model, texts) for texts in found] if wanted else found
+        if scene.startswith("logprobs") and not any(isinstance(rank, str) for rank in found):
+            beside = partial(farthest, model) if scene == "logprobs" else partial(apart, alone, model, texts)
+            found = [beside(of_rank) for of_rank in found]
+        results[scene] = found
     if "copied" in scenes:
         whole = [[*prompt, *new] for (prompt, _), new in zip(texts, results["alone"], strict=True)]
         results["loads"] = went_to(model, whole[:7])

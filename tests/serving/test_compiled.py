@@ -13,7 +13,7 @@ from numerics.harness import random_model
 from serving.packages import Change, package
 
 SOURCE = random.Random(0)
-PROMPTS = [[SOURCE.randrange(VOCABULARY) for _ in range(length)] for length in (17, 30, 21)]
+PROMPTS = [[SOURCE.randrange(VOCABULARY) for _ in range(length)] for length in (17, 30, 21, 19)]
 NEW = 24  # across the ends of pages
 
 SEEN = "infer/compiled.py", ("replace(group, seen=MAX_POSITION_EMBEDDINGS)", "group")
@@ -42,7 +42,7 @@ def same_tokens(change: Change | None = None, backend: Any = None) -> None:
     engine.compiled.forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
     for cache in engine.caches:
         cache[0] = math.nan  # the page of what pads
-    for texts in (1, 3):
+    for texts in (1, 3, 4):
         expected = emitted.engine.Engine(model).generate(PROMPTS[:texts], max_new_tokens=NEW)
         assert engine.generate(PROMPTS[:texts], max_new_tokens=NEW) == expected
     if isinstance(backend, Counted):
@@ -55,6 +55,17 @@ MOST = 6
 
 def test_tokens_are_those_of_the_engine_that_compiles_nothing() -> None:
     same_tokens()
+
+
+def test_without_a_compiler_there_is_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    emitted = package()
+    with pytest.raises(RuntimeError, match="install g\\+\\+, or set CXX"):
+        emitted.engine.Engine(random_model(emitted), compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="no-such-compiler is not there"):
+        emitted.engine.Engine(random_model(emitted), compile=True)
 
 
 @pytest.mark.slow

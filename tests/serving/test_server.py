@@ -70,6 +70,10 @@ class Served:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.base}/v1", api_key=KEY, max_retries=0, timeout=300)
 
+    def open_files(self) -> int:
+        """Sockets of clients among them."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def settled(self) -> None:
         """Nothing runs any more, and every page is free."""
         for _ in range(100):
@@ -185,6 +189,7 @@ BAD = [
     b'{"prompt": "x", "n": 1000}',
     b'{"prompt": "x", "stop": 4}',
     b'{"prompt": "x", "logit_bias": {"a": 1}}',
+    b'{"logit_bias": {"1": 1' + b"0" * 400 + b'}, "prompt": "x"}',
     b'{"prompt": "x", "top_p": 0}',
     b'{"prompt": "x", "logprobs": 99}',
 ]
@@ -228,11 +233,17 @@ def head(length: int) -> bytes:
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_clients_that_vanish_leave_nothing(served: Served, stream: str) -> None:
     body = b'{"prompt": "abc", "max_tokens": 500, "stream": ' + stream.encode() + b"}"
+    before = served.open_files()
     for _ in range(10):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(head(len(body)) + body)
             time.sleep(0.02)
     served.settled()
+    for _ in range(100):
+        if served.open_files() <= before:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a socket is left open")
 
 
 def test_half_a_body_and_a_half_closed_socket(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: split, rotate, concat and attend become one kernel."""
+"""Attention as one kernel: of latents with split, rotation and concat; of grouped queries without a mask of S x S."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from dataclasses import replace
 
 from dsc.compiler.graph.block import Block, Node
 from dsc.compiler.graph.graph import Graph
-from dsc.compiler.ops.attention import CausalAttention
-from dsc.compiler.ops.fused.attention import FusedDocumentAttention, FusedLatentAttention
-from dsc.compiler.ops.packed import DocumentAttention
+from dsc.compiler.graph.op import Op
+from dsc.compiler.ops.attention import CausalAttention, WindowedAttention
+from dsc.compiler.ops.fused.attention import (
+    FusedDocumentAttention,
+    FusedGroupedAttention,
+    FusedLatentAttention,
+    FusedWindowAttention,
+    FusedWindowDocumentAttention,
+)
+from dsc.compiler.ops.packed import DocumentAttention, DocumentAttentionInWindow
 from dsc.compiler.ops.rope import Rotate
 from dsc.compiler.ops.shape import Concat, ExpandHeads, Split
 from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by
@@ -16,6 +23,27 @@ from dsc.compiler.passes.fuse.pattern import collapse, each_node, made_by
 
 def fuse_latent_attention(graph: Graph) -> Graph:
     return each_node(each_node(graph, CausalAttention, _fuse), DocumentAttention, _fuse)
+
+
+def fuse_masked_attention(graph: Graph) -> Graph:
+    """Of grouped queries, where they do not see all keys before them."""
+    for kind in (DocumentAttention, WindowedAttention, DocumentAttentionInWindow):
+        graph = each_node(graph, kind, _without_mask)
+    return graph
+
+
+def _without_mask(block: Block, attention: Node) -> Block:
+    q, k, v, *masks = attention.inputs
+    seeing = [node for mask in masks if (node := block.producer(mask)) is not None]
+    starts = [value for node in seeing for value in node.inputs]
+    match attention.op:
+        case DocumentAttentionInWindow() as op:
+            kind: Op = FusedWindowDocumentAttention(window=op.window)
+        case WindowedAttention() as op:
+            kind = FusedWindowAttention(window=op.window)
+        case _:
+            kind = FusedGroupedAttention()
+    return collapse(block, [attention, *seeing], replace(attention, op=kind, inputs=(q, k, v, *starts)))
 
 
 def _fuse(block: Block, attention: Node) -> Block:

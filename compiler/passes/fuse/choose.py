@@ -15,9 +15,9 @@ from dsc.compiler.kernels.registry import kernel_named
 from dsc.compiler.kernels.target import Target
 from dsc.compiler.kernels.tuning import NoTile, TileTooLarge
 from dsc.compiler.passes.absorb import absorb_latent
-from dsc.compiler.passes.each_expert import loop_over_experts
+from dsc.compiler.passes.each_expert import add_to_shared, loop_over_experts
 from dsc.compiler.passes.few_rows import multiply_few_rows
-from dsc.compiler.passes.fuse.attention import fuse_latent_attention
+from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_masked_attention
 from dsc.compiler.passes.fuse.elementwise import fuse_elementwise
 from dsc.compiler.passes.fuse.experts import fuse_experts
 from dsc.compiler.passes.fuse.fp8 import multiply_in_fp8
@@ -25,7 +25,7 @@ from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.passes.fuse.pages import fuse_grouped_pages, fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
-from dsc.spec.attention import GqaAttention, MlaAttention
+from dsc.spec.attention import GqaAttention, GroupedQueries, MlaAttention
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -49,12 +49,13 @@ class Choice:
 def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
     """No kernels where no GPU is named: plain PyTorch runs anywhere.
 
-    Attention of grouped queries stays with PyTorch's operator, which runs cuDNN's and FlashAttention's kernels; over
-    pages, which that does not read, it has a kernel.
+    Attention of grouped queries to all keys before them stays with PyTorch's operator, which runs cuDNN's and
+    FlashAttention's kernels. That reads no pages, and needs a mask of S x S for a window and for documents: there are
+    kernels for these.
     """
     spec, unlike = lowered_for(spec, target)
     if target is None:
-        return Choice(serving=(loop_over_experts,), prepared=(multiply_few_rows,), notes=unlike)
+        return Choice(serving=(loop_over_experts,), prepared=(multiply_few_rows, add_to_shared), notes=unlike)
     passes: list[Pass] = [fuse_norms]
     inference: list[Pass] = []
     serving: list[Pass] = []
@@ -71,8 +72,10 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
                 serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
-    elif isinstance(spec.attention, GqaAttention):
-        serving.append(fuse_grouped_pages)
+    elif isinstance(spec.attention, GroupedQueries):
+        passes.append(fuse_masked_attention)
+        if isinstance(spec.attention, GqaAttention):
+            serving.append(fuse_grouped_pages)
     if mixtures(spec) > 1:
         notes.append("ffn: plain PyTorch for routers and experts: the kernels have the sizes of one mixture of experts")
     else:

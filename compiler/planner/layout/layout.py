@@ -47,9 +47,14 @@ class Layout:
         return self.pp * self.dp * self.cp * self.tp
 
     @property
+    def copy(self) -> int:
+        """Ranks that share one copy of the experts."""
+        return self.ep * self.etp
+
+    @property
     def edp(self) -> int:
         """Copies of each expert: expert data parallelism."""
-        return self.dp * self.cp * self.tp // (self.ep * self.etp)
+        return self.dp * self.cp * self.tp // self.copy
 
     @property
     def chunks(self) -> int:

@@ -7,12 +7,15 @@ from dataclasses import replace
 from math import prod
 
 from dsc.compiler.planner.layout.layout import TRIVIAL, Layout, global_batch
-from dsc.compiler.planner.layout.legal import are_ranks, choice_problems, problems
+from dsc.compiler.planner.layout.legal import are_ranks, choice_problems, model_problems, problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.spec.errors import DscError, Finding
 from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
+
+SERVING = ("tp", "dp", "ep")
+"""Pins that a deployment has a use for too."""
 
 
 def check_pins(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tuple[LayoutFamily, ...]:
@@ -26,14 +29,46 @@ def check_pins(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tupl
 
 def refused_pins(spec: ModelSpec) -> str | None:
     """Why no layout on the spec's own cluster keeps to its pins; None where one does, or where there is no cluster."""
+    wrong = _wrong_pins(spec)
+    return f"no layout keeps to the pins: {wrong[0].message}" if wrong else None
+
+
+def impossible_pins(spec: ModelSpec) -> tuple[Finding, ...]:
+    """What is wrong with pins that nothing on the spec's own cluster keeps to: neither training nor a deployment."""
+    wrong = _wrong_pins(spec)
+    return () if wrong and _of_a_deployment(spec) else wrong
+
+
+def _wrong_pins(spec: ModelSpec) -> tuple[Finding, ...]:
     if spec.cluster is None or spec.placement is None:
-        return None
+        return ()
     machines = hardware(spec.cluster)
     try:
         check_pins(spec, machines.gpus, global_batch(spec, machines.gpus), machines.cluster.scale_up_domain)
     except DscError as error:
-        return f"no layout keeps to the pins: {error.findings[0].message}"
-    return None
+        return error.findings
+    return ()
+
+
+def _of_a_deployment(spec: ModelSpec) -> bool:
+    """Whether pins may be meant for serving: nothing but sizes of groups that serve, where no section says those."""
+    assert spec.cluster is not None and spec.placement is not None
+    others = {name: value for name, value in spec.placement if value is not None and name not in SERVING}
+    if spec.serving is not None or any(value != 1 or name not in ("pp", "cp", "etp") for name, value in others.items()):
+        return False
+    world = hardware(spec.cluster).gpus
+    tensor = replace(TRIVIAL, tp=spec.placement.tp or 1)
+    return not any(group_problems(spec.placement, world)) and not any(model_problems(tensor, spec))
+
+
+def group_problems(pins: Placement, world: int) -> Iterator[str]:
+    """Why so many GPUs cannot serve in groups of these sizes."""
+    if pins.tp and pins.dp and pins.tp * pins.dp != world:
+        yield f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_ranks(world)}"
+    for name in SERVING:
+        size = getattr(pins, name)
+        if size and world % size:
+            yield f"{name} = {size} does not divide {world} ranks: {world} = {world // size} x {size} + {world % size}"
 
 
 def _pinned_product(spec: ModelSpec, world: int) -> Iterator[str]:

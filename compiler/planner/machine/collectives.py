@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
+from typing import NamedTuple
 
 from dsc.compiler.planner.machine.hardware import Hardware
 
@@ -18,8 +19,9 @@ FP8 = 1 + 4 / 128
 """Bytes per element with a float32 scale for each 128 (DeepSeek-V3 report, section 3.3.2)."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
+    """So many ranks."""
+
     size: int
     stride: int = 1
 
@@ -39,10 +41,13 @@ def members(group: Group, hardware: Hardware) -> int:
     return max(1, min(group.size, hardware.cluster.scale_up_domain // group.stride))
 
 
-def hops(experts: int, hardware: Hardware) -> int:
-    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly."""
-    local = hardware.cluster.scale_up_domain
-    return experts // local if local > 1 and experts % local == 0 else 1
+def hops(parts: int, slices: int, hardware: Hardware) -> int:
+    """Scale-up domains of several ranks that one copy of the experts fills; 1 where each token goes there directly.
+
+    Of parts * slices ranks those that share the width of the same experts are in one domain.
+    """
+    local, ranks = hardware.cluster.scale_up_domain, parts * slices
+    return ranks // local if local > 1 and ranks % local == 0 and local % slices == 0 else 1
 
 
 def all_gather(total: float, group: Group, hardware: Hardware) -> float:
@@ -123,9 +128,11 @@ class ExpertTraffic:
 
 
 def expert_all_to_all(
-    tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
+    tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware, slices: int = 1
 ) -> ExpertTraffic:
     """`tokens` of `hidden` elements, `element` bytes each, to the ranks of their experts, or back.
+
+    Each expert is on so many ranks of one domain, by slices of its width.
 
     A token crosses the network once for each other domain that it goes to, and is copied within it (DeepSeek-V3
     report, section 3.2.2): tokens * D * (N - 1) / N, and tokens * k less those that stay. Where a domain is one rank,
@@ -138,7 +145,7 @@ def expert_all_to_all(
     copies = distinct_domains(experts, domains) if local > 1 else experts.top_k
     remote = copies * (domains - 1) / domains
     row = tokens * hidden * element
-    return ExpertTraffic(row * remote, row * experts.top_k * (local - 1) / local, domains, local)
+    return ExpertTraffic(row * remote, row * experts.top_k * slices * (local - 1) / local, domains, local)
 
 
 def direct_all_to_all(

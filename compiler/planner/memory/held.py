@@ -54,7 +54,7 @@ class PartMemory:
         self.examples = {part.kind: part for part in parts}
         self._away = {part.kind: part for part in away or parts}
         self._shared = _shared(parts) | _shared(away)
-        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int, int], Held] = {}
+        self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int, int, int], Held] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
 
     def of(
@@ -66,20 +66,23 @@ class PartMemory:
         away: bool = False,
         context: int = 1,
         tensor: int = 1,
+        slices: int = 1,
     ) -> Held:
         """What a part of this kind keeps of one micro-batch. `away`: experts work for other ranks' tokens too.
 
         `context`: ranks that share a sequence. What each of them has of all of it counts so many times. `tensor`: the
-        same of ranks that share heads and widths.
+        same of ranks that share heads and widths. `slices`: of ranks that share an expert's width, for what lives for a
+        moment.
         """
-        key = (kind, recompute, activations, micro_batch, away, context, tensor)
+        key = (kind, recompute, activations, micro_batch, away, context, tensor, slices)
         if key not in self._held:
             self._held[key] = self._measure(*key)
         return self._held[key]
 
     def on(self, kind: str, layout: Layout) -> Held:
-        away = layout.ep * layout.etp > 1
-        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, layout.cp, layout.tp)
+        away = layout.copy > 1
+        among = layout.cp, layout.tp, layout.etp
+        return self.of(kind, layout.recompute, layout.activations, layout.micro_batch, away, *among)
 
     def _measure(
         self,
@@ -90,10 +93,11 @@ class PartMemory:
         away: bool,
         context: int,
         tensor: int,
+        slices: int,
     ) -> Held:
         part = (self._away if away else self.examples)[kind]
         steps, times = part.steps, dict.fromkeys(part.whole.storages, context)
-        times |= dict.fromkeys(part.whole_on_each, tensor)
+        times |= {one: times.get(one, 1) * tensor for one in part.whole_on_each}
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
@@ -108,12 +112,16 @@ class PartMemory:
                 return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
             return numbers * one.type.dtype.bytes
 
+        def of_moment(one: Storage) -> int:
+            return size(one) * (slices if slices > 1 and extent(one.type, 1).rows else 1)
+
+        beside = sum(map(of_moment, inside(steps)))
         sized = [(one, extent(one.type, size(one))) for one in found.storages]
         return Held(
             tuple(pair for pair in sized if pair[0] not in self._shared),
             tuple(pair for pair in sized if pair[0] in self._shared),
-            forward_peak(steps, found, size) + sum(size(one) for one in inside(steps)),
-            backward_peak(steps, found, size) + sum(size(one) for one in inside(steps)),
+            forward_peak(steps, found, of_moment) + beside,
+            backward_peak(steps, found, of_moment) + beside,
         )
 
     def _numbers(self, storage: Storage, micro_batch: int) -> int:
@@ -127,11 +135,11 @@ class PartMemory:
 
 def _shared(parts: Sequence[Part]) -> frozenset[Storage]:
     """What more than one part reads."""
-    readers: dict[Storage, str] = {}
+    readers: dict[str, str] = {}  # by place, which is what tells them apart
     shared = set()
     for part in parts:
         for step in part.steps:
             for one in step.inputs:
-                if one is not None and readers.setdefault(one, part.name) != part.name:
+                if one is not None and readers.setdefault(one.place, part.name) != part.name:
                     shared.add(one)
     return frozenset(shared)

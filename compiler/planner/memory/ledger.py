@@ -86,7 +86,7 @@ class MemoryModel:
         """Bytes of the rank that needs most, or would without what lives for a moment."""
         return max(
             sum(self._amounts(layout, content, working).values())
-            for content in self.ranks.of_ranks(layout, batch, stages)
+            for content in self.ranks.heaviest(layout, batch, stages)
         )
 
     def ledger(self, layout: Layout, batch: int, stages: Stages) -> tuple[Role, ...]:
@@ -119,7 +119,7 @@ class MemoryModel:
         if layout.pp > 1:
             amounts[TRANSFERS] = TRANSFERRED * self._stream_bytes_on(layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
-        return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.ep > 1)
+        return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.copy > 1)
 
     def _held(self, content: RankContent, layout: Layout) -> tuple[int, int, int]:
         """Activations and logits at the fullest moment, and what lives for a moment; once for all ZeRO stages."""
@@ -162,7 +162,7 @@ class MemoryModel:
         whole_on_tensor_ranks = self._everything.replicated * (1 - 1 / layout.tp)
         sharded = (dense - whole_on_tensor_ranks) / replicas + experts / layout.edp
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
-        return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.ep > 1)
+        return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.copy > 1)
 
     @cached_property
     def sharded_bytes(self) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from dsc.compiler.graph.op import Parameter
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.shard import Elements, coded, elements
+from dsc.compiler.planner.parts.shard import Elements, added, coded, elements
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.schedule import Schedule, actions, held_by
 
 InFlight = tuple[tuple[int, ...], ...]
 """Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
 
+FALLING: tuple[Schedule, ...] = ("1f1b", "interleaved")
+"""Schedules whose ranks never hold more of their first, second, ... stage than the rank before holds of its own: they
+run fewer forwards ahead of their backwards, in the same order."""
 ENOUGH = 2
 """Micro-batches for each pipeline rank after which no schedule holds more than before."""
 
@@ -46,15 +50,47 @@ class RankContent:
     in_flight: InFlight
 
 
+class _Run(NamedTuple):
+    """Of parts that make a stage."""
+
+    kinds: tuple[str, ...]
+    elements: Elements
+    """What they borrow left out."""
+    largest: Elements
+    coded: Elements
+    borrowers: tuple[int, ...]
+    """Those that use parameters of others."""
+
+
 class RankContents:
     """Of every rank of a pipeline."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._own = [elements(part.parameters.values()) for part in parts]
-        by_kind = {part.kind: coded(part.steps) for part in parts}
+        by_kind = {kind: coded(part.steps) for kind, part in {part.kind: part for part in parts}.items()}
         self._coded = [by_kind[part.kind] for part in parts]
         self._known: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
+        self._runs: dict[tuple[int, ...], _Run] = {}
+        self._heavy: dict[tuple[object, ...], tuple[RankContent, ...]] = {}
+
+    def heaviest(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
+        """Some of `of_ranks`, the fullest among them: of ranks that hold the same parts the first, where no rank has
+        more in flight than the one before it."""
+        if layout.schedule not in FALLING:
+            return self.of_ranks(layout, batch, stages)
+        count = layout.micro_batches(batch)
+        key = (layout.schedule, layout.pp, layout.vpp, count, stages)
+        if key not in self._heavy:
+            first: dict[tuple[object, ...], int] = {}
+            for rank in range(layout.pp):
+                runs = [self._run(stages[stage]) for stage in layout.stages(rank)]
+                first.setdefault(tuple((run.kinds, run.borrowers) for run in runs), rank)
+            self._heavy[key] = tuple(
+                self._of_rank(layout, stages, rank, most_held(layout.schedule, layout.pp, layout.vpp, count, rank))
+                for rank in first.values()
+            )
+        return self._heavy[key]
 
     def of_ranks(self, layout: Layout, batch: int, stages: Stages) -> tuple[RankContent, ...]:
         """Ranks that hold the same, together."""
@@ -73,20 +109,41 @@ class RankContents:
 
     def _of_rank(self, layout: Layout, stages: Stages, rank: int, held: InFlight) -> RankContent:
         own = [stages[stage] for stage in layout.stages(rank)]
-        kinds = tuple(tuple(self._parts[index].kind for index in stage) for stage in own)
-        everything = [index for stage in own for index in stage]
-        largest = max((self._own[index] for index in everything), key=Elements.total)
-        names = tuple(self._parts[index].name for index in everything)
-        codes = sum((self._coded[index] for index in everything), Elements())
-        return RankContent((rank,), names, kinds, self.elements(everything), largest, codes, held)
+        runs = [self._run(stage) for stage in own]
+        everything = tuple(index for stage in own for index in stage)
+        elements = added(run.elements for run in runs)
+        return RankContent(
+            (rank,),
+            tuple(self._parts[index].name for index in everything),
+            tuple(run.kinds for run in runs),
+            self._with_lent(elements, everything) if any(run.borrowers for run in runs) else elements,
+            max((run.largest for run in runs), key=Elements.total),
+            added(run.coded for run in runs),
+            held,
+        )
+
+    def _run(self, parts: tuple[int, ...]) -> _Run:
+        """Of a stage; layouts have many in common."""
+        if parts not in self._runs:
+            own = [self._own[index] for index in parts]
+            self._runs[parts] = _Run(
+                tuple(self._parts[index].kind for index in parts),
+                added(own),
+                max(own, key=Elements.total),
+                added(self._coded[index] for index in parts),
+                tuple(index for index in parts if self._parts[index].borrowed),
+            )
+        return self._runs[parts]
 
     def elements(self, parts: Iterable[int]) -> Elements:
         """Parameters of some parts with those that they borrow, each once."""
-        found: dict[str, Parameter] = {}
-        own = Elements()
         held = tuple(parts)
+        return self._with_lent(added(self._own[index] for index in held), held)
+
+    def _with_lent(self, own: Elements, held: tuple[int, ...]) -> Elements:
+        """With what such parts borrow of others."""
+        found: dict[str, Parameter] = {}
         for index in held:
-            own += self._own[index]
             found.update(self._parts[index].borrowed)
         lent = [one for name, one in found.items() if not any(name in self._parts[index].parameters for index in held)]
         return own + elements(lent) if lent else own

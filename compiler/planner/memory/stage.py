@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.memory.held import PartMemory
+from dsc.compiler.planner.memory.held import Held, PartMemory
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
 
@@ -38,6 +40,20 @@ class StageBytes:
         return self.activations + self.logits
 
 
+class PartBytes(NamedTuple):
+    """Of one part on one rank, for one micro-batch."""
+
+    held: Held
+    """Before sharding."""
+    activations: int
+    """Of what nobody else keeps."""
+    logits: int
+    kept: int
+    """Of both together."""
+    working: int
+    """For a moment, forward or backward."""
+
+
 class StageMemory:
     """Of runs of parts under a layout."""
 
@@ -47,6 +63,7 @@ class StageMemory:
         self.parts = PartMemory(parts, sequence_length, away)
         self._parameter_bytes = parameter_bytes
         self._known: dict[tuple[object, ...], StageBytes] = {}
+        self._parts: dict[tuple[str, Division], PartBytes] = {}
         self._weights: dict[str, tuple[Elements, ...]] = {}
         self._gradients: dict[tuple[str, int, int], int] = {}
 
@@ -58,25 +75,38 @@ class StageMemory:
         return self._known[key]
 
     def _stage(self, kinds: tuple[str, ...], layout: Layout) -> StageBytes:
-        held = [self.parts.on(kind, layout) for kind in kinds]
+        parts = {kind: self._part(kind, layout) for kind in kinds}
         by_kind: dict[str, int] = {}
         known: set[Storage] = set()
-        for kind, one in zip(kinds, held, strict=True):  # what parts share stands with the first
-            fresh = sum((size for storage, size in one.shared if storage not in known), Extent())
-            known.update(storage for storage, _ in one.shared)
-            by_kind[kind] = by_kind.get(kind, 0) + (one.own + fresh).on(layout)
-        ranks = layout.cp * layout.tp
+        for kind, count in Counter(kinds).items():  # what parts share stands with the first
+            one = parts[kind]
+            fresh = sum((size for storage, size in one.held.shared if storage not in known), Extent())
+            known.update(storage for storage, _ in one.held.shared)
+            by_kind[kind] = (one.held.own + fresh).on(layout) + (count - 1) * one.activations
         later, peak = 0, 0
-        for kind, one in zip(reversed(kinds), reversed(held), strict=True):
-            gradient = self._largest_gradient(kind, layout)
-            peak = max(peak, share(one.forward, ranks) - later, share(one.backward, ranks) + gradient - later)
-            later += (one.own + one.logits).on(layout)
-        logits = sum(one.logits.on(layout) for one in held)
+        for kind in reversed(kinds):
+            peak = max(peak, parts[kind].working - later)
+            later += parts[kind].kept
+        logits = sum(parts[kind].logits for kind in kinds)
         return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak)
+
+    def _part(self, kind: str, layout: Layout) -> PartBytes:
+        key = (kind, division(layout))
+        if key not in self._parts:
+            one, ranks = self.parts.on(kind, layout), layout.cp * layout.tp
+            backward = share(one.backward, ranks) + self._largest_gradient(kind, layout)
+            self._parts[key] = PartBytes(
+                one,
+                one.own.on(layout),
+                one.logits.on(layout),
+                (one.own + one.logits).on(layout),
+                max(share(one.forward, ranks), backward),
+            )
+        return self._parts[key]
 
     def _largest_gradient(self, kind: str, layout: Layout) -> int:
         """Of the weights of one op, as autograd makes it before it is added up."""
-        key = (kind, layout.tp, layout.ep * layout.etp)
+        key = (kind, layout.tp, layout.copy)
         if key not in self._gradients:
             if kind not in self._weights:
                 self._weights[kind] = tuple(_weights_of(step) for step in self.parts.examples[kind].steps)

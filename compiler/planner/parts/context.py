@@ -12,6 +12,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.ops.attention import CausalAttention
+from dsc.compiler.ops.tensor import GatherSequence
 from dsc.compiler.passes.context import rows_sent
 from dsc.compiler.passes.recompute import made_in
 
@@ -53,6 +54,9 @@ def whole(steps: tuple[Step, ...], rows: Rows) -> Whole:
         if step.node.op.op_class is OpClass.ATTENTION:
             storages.update(_keys_kept(step))
             behind.add(step.path)
+        elif isinstance(step.node.op, GatherSequence):  # among ranks that share heads: of each row by itself
+            pairs = zip(step.inputs, step.outputs, strict=True)
+            storages.update(made for one, made in pairs if one in storages and made is not None)
         elif id(step.node) not in rows and step.path not in behind and storages & set(step.inputs):
             again.add(index)
             storages |= made_in(step)

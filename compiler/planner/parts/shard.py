@@ -52,11 +52,19 @@ class Elements:
 
     def experts_on(self, layout: Layout) -> int:
         """Numbers on one rank that edp ranks share."""
-        return share(self.expert, layout.ep * layout.etp)
+        return share(self.expert, layout.copy)
 
 
 def elements(parameters: Iterable[Parameter]) -> Elements:
-    return sum((_elements_of(parameter) for parameter in parameters), Elements())
+    return added(map(_elements_of, parameters))
+
+
+def added(some: Iterable[Elements]) -> Elements:
+    """Of all together, with nothing made on the way: there may be very many."""
+    tensor = replicated = expert = 0
+    for one in some:
+        tensor, replicated, expert = tensor + one.tensor, replicated + one.replicated, expert + one.expert
+    return Elements(tensor, replicated, expert)
 
 
 def coded(steps: Iterable[Step]) -> Elements:
@@ -79,7 +87,7 @@ class Extent:
     tokens: int = 0
     """Divided by context and tensor parallelism."""
     rows: int = 0
-    """Rows of experts in their full width: the same, and on each expert tensor rank."""
+    """Rows of experts, and numbers of each, but in the experts' own width: the same, on each expert tensor rank."""
     positions: int = 0
     """Of positions without a batch, such as the rotary table: divided by context parallelism."""
     whole: int = 0
@@ -106,8 +114,8 @@ def extent(type: TensorType, bytes: int) -> Extent:
         return Extent(whole=bytes)
     if Axis.BATCH not in axes:
         return Extent(positions=bytes)
-    rows = len(type.shape) == 2 and has_row_for_each_expert(type)
-    return Extent(rows=bytes) if rows and Axis.EXPERT_WIDTH not in axes else Extent(tokens=bytes)
+    rows = has_row_for_each_expert(type) and Axis.EXPERT_WIDTH not in axes
+    return Extent(rows=bytes) if rows else Extent(tokens=bytes)
 
 
 def has_row_for_each_expert(type: TensorType) -> bool:

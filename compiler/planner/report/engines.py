@@ -173,7 +173,7 @@ def _megatron_experts(plan: Plan) -> Lines:
     yield f"--expert-model-parallel-size {layout.ep}"
     yield f"--expert-tensor-parallel-size {layout.etp}"
     yield "--moe-token-dispatcher-type alltoall"
-    if hops(layout.ep, plan.problem.hardware) > 1:
+    if hops(layout.ep, layout.etp, plan.problem.hardware) > 1:
         yield "# So a token goes once to each node: --moe-token-dispatcher-type flex, with DeepEP installed."
 
 

@@ -32,7 +32,7 @@ from dsc.compiler.planner.report.cited import cited
 from dsc.compiler.planner.search.emitted import choose, missing, not_emitted
 from dsc.compiler.planner.search.explain import Neighbour, largest_saving, neighbours
 from dsc.compiler.planner.search.problem import Problem
-from dsc.compiler.planner.search.search import Candidate, Found, search
+from dsc.compiler.planner.search.search import Candidate, Found, fastest
 from dsc.compiler.planner.time.lines import TimeLine
 from dsc.compiler.planner.time.step import StepTime
 
@@ -91,7 +91,7 @@ class Plan:
         """The fastest layout in other engines that is not emitted, for comparison; None where none is faster."""
         if not self.compared or self.problem.others is not None:
             return None
-        best = search(self.problem.elsewhere()).best
+        best = fastest(self.problem.elsewhere())
         if best is None or next(missing(best.layout, self.problem.graph), None) is None:
             return None
         return best if best.seconds < self.time.seconds or not self.fits else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.fused.fp8 import Fp8RoutedAndSharedExperts, Fp8RoutedExperts
 from dsc.compiler.passes.packed import handed_starts
 from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.passes.state import wide_state
@@ -33,7 +35,7 @@ SCHEDULES = {
 BY_LAYER = ("1f1b", "interleaved")
 """Schedules under which layers may shard gradients and weights: they split no backward, so FSDP's hooks see its end."""
 
-EMITTED: dict[str, object] = {"etp": 1, "activations": "bf16"}
+EMITTED: dict[str, object] = {"activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
 
 ELEMENTWISE = ("norms", "swiglu")
@@ -61,6 +63,7 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
         cp=layout.cp,
         tp=layout.tp,
         ep=layout.ep,
+        etp=layout.etp,
         zero=max(layout.zero, 1),
         schedule=SCHEDULES[layout.schedule],
         rank_of_stage=tuple(ranks[stage] for stage in range(len(stages))),
@@ -69,7 +72,7 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
-        nodes=hops(layout.ep, problem.hardware),
+        nodes=hops(layout.ep, layout.etp, problem.hardware),
         machines=problem.hardware.nodes,
         machine_ranks=problem.hardware.cluster.gpus_per_node,
         on_gpus=problem.hardware.is_gpu,
@@ -99,7 +102,8 @@ def emitted(problem: Problem) -> Offer:
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
     scheduled = every if pins.schedule else _scheduled(every, BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES)
-    some = tuple(_shared(scheduled, bool(handed_starts(problem.graph))))
+    apart, whole = bool(handed_starts(problem.graph)), cache(lambda etp: not _cuts_blocks(etp, problem.graph))
+    some = tuple(family for family in _shared(scheduled, apart) if whole(family.etp))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
@@ -135,7 +139,7 @@ def _choices(text: str) -> set[str]:
 
 def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
     """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
-    return (family for family in every if family.tp == 1 or (family.cp == 1 and not apart))
+    return (family for family in every if family.tp == 1 or not apart)
 
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
@@ -151,7 +155,7 @@ def _keeps_codes(graph: Graph) -> bool:
 def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
     """What of a plan the package does not do, a line each: of its layout, and of the types of the training state."""
     uncut = why_one_by_one(bool(layout.recompute), problem.cost.overlap.cycles)
-    alone = layout.schedule == "dualpipe-v" and layout.ep > 1 and uncut
+    alone = layout.schedule == "dualpipe-v" and layout.copy > 1 and uncut
     return (
         *(
             f"{text}: the package trains on one {problem.hardware.device} instead"
@@ -164,19 +168,24 @@ def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
 
 def _wide_products(problem: Problem, layout: Layout) -> Iterator[str]:
     """What the spec wants in FP8 and the graph has in bfloat16."""
-    asked, graph = problem.spec.precision.fp8_products(), problem.shared if layout.ep > 1 else problem.graph
+    asked, graph = problem.spec.precision.fp8_products(), problem.shared if layout.copy > 1 else problem.graph
     ops = [node.op for block in graph.blocks.values() for node in block.nodes() if not node.op.in_fp8]
     wide = {name for op in ops for one in op.holders() if (name := one.product) in asked}
     if wide:
         yield f"precision.linear.products: {', '.join(sorted(filter(None, wide)))} run in bfloat16"
 
 
+def _cuts_blocks(etp: int, graph: Graph) -> bool:
+    """Whether a slice of an expert's width has a part of a block that shares a scale."""
+    ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
+    experts = (op for op in ops if isinstance(op, Fp8RoutedExperts | Fp8RoutedAndSharedExperts))
+    return any(op.down.in_features.value() % (etp * op.block.value()) for op in experts)
+
+
 def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
-    if layout.etp > 1:
-        yield f"etp {layout.etp}"
-    if layout.tp > 1 and layout.cp > 1:
-        yield f"tp {layout.tp} beside cp {layout.cp}: both share out sequences"
+    if _cuts_blocks(layout.etp, graph):
+        yield f"etp {layout.etp} of experts whose width is not so many times the blocks of FP8"
     if layout.tp > 1 and handed_starts(graph):
         yield f"tp {layout.tp} of documents that are kept apart"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
@@ -187,5 +196,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"schedule {layout.schedule}"
     if layout.pp > 1 and layout.zero > 1 and layout.schedule not in BY_LAYER and layout.schedule in SCHEDULES:
         yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
-    if layout.ep > 1 and MOE not in graph.blocks:
-        yield f"ep {layout.ep} for several kinds of mixtures of experts"
+    if layout.copy > 1 and MOE not in graph.blocks:
+        chosen = f"ep {layout.ep}" if layout.ep > 1 else f"etp {layout.etp}"
+        yield f"{chosen} for several kinds of mixtures of experts"

@@ -38,6 +38,8 @@ class Problem:
     """The spec as its user wrote it, where `spec` has the precision that is emitted instead."""
     in_tensor: tuple[Graph, Graph] | None = None
     """The two graphs where ranks share heads, widths and the vocabulary, if those run others."""
+    in_both: tuple[Graph, Graph] | None = None
+    """The two graphs where ranks share sequences in both ways."""
 
     @property
     def written(self) -> ModelSpec:
@@ -46,7 +48,7 @@ class Problem:
     def of(self, layout: Layout) -> Problem:
         """The problem whose graphs are those that a layout runs."""
         if layout.cp > 1:
-            return self._context
+            return self._both if layout.tp > 1 else self._context
         return self._tensor if layout.tp > 1 else self
 
     @cached_property
@@ -57,10 +59,14 @@ class Problem:
     def _tensor(self) -> Problem:
         return self._running(self.in_tensor)
 
+    @cached_property
+    def _both(self) -> Problem:
+        return self._running(self.in_both) if self.in_both else self._context
+
     def _running(self, graphs: tuple[Graph, Graph] | None) -> Problem:
         if graphs is None:
             return self
-        return replace(self, graph=graphs[0], shared=graphs[1], in_context=None, in_tensor=None)
+        return replace(self, graph=graphs[0], shared=graphs[1], in_context=None, in_tensor=None, in_both=None)
 
     @property
     def world(self) -> int:
@@ -103,6 +109,10 @@ class Problem:
     def _weights(self) -> dict[tuple[object, ...], tuple[int, ...]]:
         return {}
 
+    @cached_property
+    def _steps(self) -> dict[Layout, StepTime]:
+        return {}
+
     def on(self, nodes: int) -> Problem:
         """On so many nodes. What is known of parts and stages holds there too."""
         return self._knowing(replace(self, hardware=self.hardware.of_nodes(nodes)))
@@ -114,7 +124,8 @@ class Problem:
     def _knowing(self, other: Problem) -> Problem:
         for name in ("cost", "memory", "_stages", "_weights"):
             vars(other)[name] = getattr(self, name)
-        for name, graphs in (("_context", self.in_context), ("_tensor", self.in_tensor)):
+        ways = ("_context", self.in_context), ("_tensor", self.in_tensor), ("_both", self.in_both)
+        for name, graphs in ways:
             if graphs is not None:
                 vars(other)[name] = getattr(self, name)._knowing(other._running(graphs))
         return other
@@ -130,7 +141,8 @@ class Problem:
             if alike not in self._weights:
                 plain = replace(layout, schedule="dualpipe" if pairs else "1f1b", zero=0, recompute=())
                 exact = self.cost.weights(plain)
-                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / max(exact))) for one in exact)
+                most = max(exact)
+                self._weights[alike] = tuple(max(1, round(WEIGHT_STEPS * one / most)) for one in exact)
             self._stages[key] = self.memory.split(layout, self._weights[alike])
         return self._stages[key]
 
@@ -146,4 +158,6 @@ class Problem:
         return self.of(layout).cost.bound(layout, self.stages(layout), self.batch)
 
     def step(self, layout: Layout) -> StepTime:
-        return self.of(layout).cost.step(layout, self.stages(layout), self.batch)
+        if layout not in self._steps:
+            self._steps[layout] = self.of(layout).cost.step(layout, self.stages(layout), self.batch)
+        return self._steps[layout]

@@ -8,15 +8,14 @@ have been better, and of equals the first by name is found.
 
 from __future__ import annotations
 
-import gc
 import heapq
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.space import LayoutFamily
+from dsc.compiler.planner.search.garbage import nothing_collected
 from dsc.compiler.planner.search.offer import Lacks, Offer, everything
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.sharing import PAIRING
@@ -51,7 +50,7 @@ class Found:
 def search(problem: Problem, offer: Offer | None = None) -> Found:
     """Among what is on offer, or all that is legal. Raises DscError where the spec's pins contradict each other."""
     run = _Search(problem, offer or everything(problem))
-    with _nothing_collected():
+    with nothing_collected():
         best = run.best()
         smallest, faster = run.smallest(best), run.faster(best)
     return Found(
@@ -59,16 +58,10 @@ def search(problem: Problem, offer: Offer | None = None) -> Found:
     )
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """What a search makes it keeps: looking for garbage meanwhile would take a fifth of its time."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+def fastest(problem: Problem, offer: Offer | None = None) -> Candidate | None:
+    """The best of a search, without what stands around it."""
+    with nothing_collected():
+        return _Search(problem, offer or everything(problem)).best()
 
 
 # What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
@@ -190,7 +183,8 @@ class _Search:
         if best is None:
             self._look_for_smallest()
         layout = min(self.sizes, key=lambda one: (self.sizes[one], one))
-        return Candidate(layout, self.sizes[layout], self.problem.step(layout).seconds)
+        seconds = self.problem.bound(layout) if best else self.problem.step(layout).seconds
+        return Candidate(layout, self.sizes[layout], seconds)
 
     def _look_for_smallest(self) -> None:
         """In the order of what parameters take at least, until that alone is more than the smallest takes."""

@@ -133,7 +133,7 @@ class ServingCost:
         yield TimeLine(
             TENSOR, added, "derived", f"what tp {group.tp} GPUs have of a sum or of all tokens, joined; {links}"
         )
-        waits, wait = sum(op.count for op in work if op.waits), self._hardware.calibration.host_wait
+        waits, wait = sum(op.count for op in work if op.step.node.op.waits), self._hardware.calibration.host_wait
         yield TimeLine(HOST, waits * wait.value, wait.provenance, f"{waits:,} times; {wait.source}")
         launch, launches = self._hardware.calibration.launch, sum(op.launches for op in timed)
         idle = launches * launch.value - sum(line.seconds for line in lines) - sent.seconds - added

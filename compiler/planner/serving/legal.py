@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsc.compiler.planner.layout.layout import TRIVIAL
-from dsc.compiler.planner.layout.legal import are_ranks, problems
+from dsc.compiler.planner.layout.legal import problems
+from dsc.compiler.planner.layout.pins import group_problems
 from dsc.compiler.planner.parts.shard import share
 from dsc.compiler.planner.serving.memory import Serving
 from dsc.compiler.planner.serving.problem import ServingProblem
@@ -57,12 +58,7 @@ def check_pins(problem: ServingProblem) -> None:
     for name in UNUSED:
         if (getattr(pins, name) or 1) > 1:
             wrong.append(f"{name} = {getattr(pins, name)}, but GPUs that serve are shared by tp, dp and ep only")
-    if pins.tp and pins.dp and pins.tp * pins.dp != world:
-        wrong.append(f"tp x dp = {pins.tp} x {pins.dp} = {pins.tp * pins.dp}, but there {are_ranks(world)}")
-    for name in ("tp", "dp", "ep"):
-        size = getattr(pins, name)
-        if size and world % size:
-            wrong.append(f"{name} = {size} does not divide {world} ranks: {_division(world, size)}")
+    wrong += group_problems(pins, world)
     if problem.redundant and not problem.experts:
         wrong.append(f"{problem.redundant} redundant experts, but the model has no experts")
     if wrong:
@@ -107,7 +103,3 @@ def _why_not(problem: ServingProblem, tp: int) -> list[str]:
     training = problem.spec.training.model_copy(update={"batch_ramp": None})
     spec = problem.spec.model_copy(update={"workload": workload, "training": training})
     return list(problems(layout, spec, problem.world, dp))
-
-
-def _division(count: int, divisor: int) -> str:
-    return f"{count} = {count // divisor} x {divisor} + {count % divisor}"

@@ -15,8 +15,7 @@ from dsc.compiler.graph.cache_rows import CacheRow
 from dsc.compiler.graph.dim import Axis, B, C, Dim, S
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step
-from dsc.compiler.graph.types import DType, SplitsType, TensorType, ValueType
-from dsc.compiler.ops.each_expert import COUNTS, ChosenExperts
+from dsc.compiler.graph.types import DType, TensorType, ValueType
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.serving.memory import Request, Serving, ServingMemory, Storing, divided, held
 from dsc.compiler.planner.serving.served import Served, Weight, is_pages, reads_cache, weights_of, writes_cache
@@ -94,12 +93,6 @@ class Work:
     @property
     def attends(self) -> bool:
         return self.step.node.op.op_class is OpClass.ATTENTION
-
-    @property
-    def waits(self) -> bool:
-        """Whether the host waits for its result."""
-        told = any(isinstance(type, SplitsType) or type == COUNTS for type in self.step.node.output_types)
-        return told or isinstance(self.step.node.op, ChosenExperts)
 
     def sent(self, load: Load) -> float:
         """Bytes of the rows that it sends to other ranks, those among them that stay."""

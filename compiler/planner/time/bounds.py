@@ -20,10 +20,9 @@ def pipeline_bound(layout: Layout, micro_batches: int, times: Sequence[StageTime
     fill = [0.0, *accumulate(stage.forward + transfer for stage in times)]
     if layout.schedule in ("1f1b", "interleaved"):
         drain = [0.0, *accumulate(stage.backward + transfer for stage in times)]
-        return max(
-            fill[rank] + micro_batches * sum(_serial(times[stage]) for stage in layout.stages(rank)) + drain[rank]
-            for rank in range(layout.pp)
-        )
+        serial = [_serial(stage) for stage in times]  # rank r has every pp-th, from r on
+        works = (micro_batches * sum(serial[rank :: layout.pp]) for rank in range(layout.pp))
+        return max(before + work + after for before, work, after in zip(fill, works, drain, strict=False))
     drain = [0.0, *accumulate(stage.backward_input + transfer for stage in times)]
     return max(
         fill[first] + max(work, work - late + drain[first])

@@ -20,6 +20,8 @@ class Share(NamedTuple):
     tokens: int = 1
     dense: int = 1
     experts: int = 1
+    slices: int = 1
+    """Ranks that share an expert's width, of which each has all its rows."""
 
 
 Vector = tuple[float, ...]  # seconds by class of kernel, in the order of CLASSES
@@ -67,6 +69,8 @@ class KernelTime(NamedTuple):
     routed: bool
     of_whole: bool
     """Ranks that share sequences all run it for the whole of them."""
+    of_rows: bool = False
+    """It moves rows of experts as wide as tokens are."""
     idle: float = 0.0
     """That the GPU has nothing to do behind it, because the host reads what it made."""
 
@@ -90,12 +94,13 @@ def seconds(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int
 def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     """Every kernel as long as what limits it; the host's launches bound each pass from below."""
     floor = hardware.calibration.kernel_floor.value
-    tokens, dense, experts = share
+    tokens, dense, experts, slices = share
 
     def time(kernel: KernelTime) -> float:
-        among = dense if kernel.of_whole else tokens
-        moving = kernel.moving / among + kernel.weights / (experts if kernel.routed else dense)
-        return max(kernel.computing / among, moving, floor) + kernel.idle
+        _, computing, moving, weights, routed, of_whole, of_rows, idle = kernel
+        among = dense if of_whole else tokens
+        moved = moving * (slices if of_rows else 1) / among + weights / (experts if routed else dense)
+        return max(computing / among, moved, floor) + idle
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
     again: dict[tuple[str, ...], list[float]] = {}
@@ -149,7 +154,8 @@ def _passes(
     moved, moved_back = op.forward_bytes.at(batch, length), op.backward_bytes.at(batch, length)
 
     def kernel(of: Efficiencies, flops: float = 0.0, moved: float = 0.0, weights: float = 0.0) -> KernelTime:
-        return _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed, op.of_whole)
+        found = _kernel(hardware, of, op.kernel_class, flops, moved, weights, op.routed, op.of_whole)
+        return found._replace(of_rows=op.of_rows)
 
     def casts(of: Efficiencies, moved: Terms, weights: float = 0.0) -> list[KernelTime]:
         amounts = [(moved.at(batch, length), 0.0), (0.0, weights)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from dsc.compiler.graph.block import Node
 from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
-from dsc.compiler.graph.types import DType, SplitsType, TensorType, ValueType
+from dsc.compiler.graph.types import DType, TensorType, ValueType
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
@@ -79,6 +80,8 @@ class OpCost:
     """The host waits for its result."""
     of_whole: bool
     """It runs for whole sequences on every rank that shares them."""
+    of_rows: bool
+    """It moves rows of experts as wide as tokens are, and does nothing else."""
     sent_bytes: tuple[Terms, Terms] | None
     """Of attention: what context parallelism gathers, by heads, and for all heads alike. None of other ops."""
 
@@ -100,7 +103,7 @@ def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
     made = {choice: made_again(steps, choice, part.layer) for choice in RECOMPUTE}
     for index, step in enumerate(steps):
         views = all(storage is None or storage in step.inputs for storage in step.outputs)
-        if (views and not waits_for(step)) or step.node.op.op_class is OpClass.EXCHANGE:
+        if (views and not step.node.op.waits) or step.node.op.op_class is OpClass.EXCHANGE:
             continue
         kernel_class = class_of(step, theirs)
         recompute = tuple(choice for choice in RECOMPUTE if index in runs[choice])
@@ -115,6 +118,7 @@ def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
         yield _op_cost(step, kernel_class, casts_first, recompute, recast, index in part.whole.steps, sent)
 
 
+@lru_cache(maxsize=4096)  # of a graph that is planned for several engines
 def _op_cost(
     step: Step,
     kernel_class: KernelClass,
@@ -148,8 +152,9 @@ def _op_cost(
         backward_bytes=terms_of(backward_bytes),
         weights=weights if multiplies else 0,
         weight_bytes=1 if kernel_class in CASTING else matrices[0].type.dtype.bytes if matrices else 0,
-        waits=waits_for(step),
+        waits=step.node.op.waits,
         of_whole=of_whole,
+        of_rows=kernel_class == "memory" and _moves_expert_rows(step),
         sent_bytes=_sent(sent) if sent else None,
         casts=_own_casts(step, weights) if op.in_fp8 else _their_casts(step, kernel_class, casts_first),
     )
@@ -195,11 +200,6 @@ def _traffic(step: Step, inputs: list[tuple[Dim, bool]], outputs: list[tuple[Dim
     return read, total(gradients) + saved if reached else Int(0)
 
 
-def waits_for(step: Step) -> bool:
-    """Whether the host waits for the device to read what an op makes."""
-    return any(isinstance(type, SplitsType) for type in step.node.output_types)
-
-
 CASTING: tuple[KernelClass, ...] = ("fp8_gemm", "fp8_grouped")
 """Kernels whose operands are cast to FP8 first."""
 
@@ -222,6 +222,12 @@ def class_of(step: Step, theirs: AbstractSet[str] = frozenset()) -> KernelClass:
 def _is_expert_row(step: Step) -> bool:
     result = step.outputs[0]
     return result is not None and has_row_for_each_expert(result.type)
+
+
+def _moves_expert_rows(step: Step) -> bool:
+    types = [one.type for one in (*step.inputs, *step.outputs) if one is not None]
+    rows = any(has_row_for_each_expert(type) for type in types if type.shape)
+    return rows and not any(Axis.EXPERT_WIDTH in type.axes for type in types)
 
 
 def _axes(matrices: Iterable[Parameter]) -> frozenset[Axis]:

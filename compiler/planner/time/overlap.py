@@ -37,7 +37,7 @@ class Overlap:
         """DualPipe itself is other engines' and not emitted, so it does as theirs."""
         if layout.schedule == "dualpipe-v":
             again = layout.recompute and not (self.others and self.others.recompute_hides)
-            return layout.ep > 1 and why_one_by_one(bool(again), self.cycles) is None
+            return layout.copy > 1 and why_one_by_one(bool(again), self.cycles) is None
         if layout.schedule == "interleaved":
             return self.others is not None and self.others.interleaved_hides
         return layout.schedule == "dualpipe"

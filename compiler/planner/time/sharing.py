@@ -28,7 +28,7 @@ class PartSharing(NamedTuple):
     @property
     def share(self) -> Share:
         """Of one rank."""
-        return Share(self.cp * self.tp, self.tp, self.ep * self.etp)
+        return Share(self.cp * self.tp, self.tp, self.ep * self.etp, self.etp)
 
 
 class StageSharing(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.shard import Elements
+from dsc.compiler.planner.parts.shard import Elements, added
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.simulate import StageTimes
 from dsc.compiler.planner.time.overlap import Overlap
@@ -156,15 +156,11 @@ class StageCosts:
         """`beside`: with what they slow down, which is less for the whole model than for its stages together."""
         if sharing.zero < 2:
             return 0.0, 0.0, 0.0
-        held, parts = self._elements_of(counts), sum(count for _, count in counts)
-        shown = self._communication.sharded_weights(compute, held, sharing, parts)
-        if not beside:
-            return shown
-        a, b, c = (x + y for x, y in zip(shown, self._communication.beside(compute, held, sharing), strict=True))
-        return a, b, c
+        parts = sum(count for _, count in counts)
+        return self._communication.sharded_weights(compute, self._elements_of(counts), sharing, parts, beside)
 
     def _elements_of_counts(self, counts: Counts) -> Elements:
-        return sum((self._elements[kind] for kind, count in counts for _ in range(count)), Elements())
+        return added(self._elements[kind] for kind, count in counts for _ in range(count))
 
     def _counts_of(self, stages: Stages) -> tuple[Counts, ...]:
         return tuple(_counted(self._parts[index].kind for index in stage) for stage in stages)

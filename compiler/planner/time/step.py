@@ -77,8 +77,9 @@ class CostModel:
             hardware.peak("fp8_gemm")  # refuses a machine without
         self.ops = op_costs(self.parts, others)
         self.away = op_costs(parts_of(shared), others) if shared is not None else self.ops
-        held = {part.kind: elements(part.parameters.values()) for part in self.parts}
-        tensor = {part.kind: tuple(map(terms_of, sent(part.steps))) for part in self.parts}
+        kinds = {part.kind: part for part in self.parts}
+        held = {kind: elements(part.parameters.values()) for kind, part in kinds.items()}
+        tensor = {kind: tuple(map(terms_of, sent(part.steps))) for kind, part in kinds.items()}
         shown = {kind: some for kind, some in tensor.items() if any(tensor.values())}
         self.communication = Communication(spec, stream(graph), hardware, others, shown)
         part_times = PartTimes(

@@ -9,7 +9,7 @@ from functools import cache
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.shard import Elements, coded
+from dsc.compiler.planner.parts.shard import Elements, added, coded
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.parts.widths import BYTES
 from dsc.compiler.planner.pipeline.simulate import StageTimes
@@ -42,7 +42,8 @@ class Tail:
         self._memory = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["memory"].value
         self._precision = precision
         self._casting = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["cast"].value
-        self._coded = {part.kind: coded(part.steps) if encodes else Elements() for part in parts}
+        kinds = {part.kind: part for part in parts}
+        self._coded = {kind: coded(part.steps) if encodes else Elements() for kind, part in kinds.items()}
         self._longest = cache(self._longest_of)
         self._held = cache(self._held_by)
 
@@ -77,8 +78,8 @@ class Tail:
         kinds = [[self._parts[index].kind for stage in rank for index in stages[stage]] for rank in ranks]
         held = [
             (
-                sum((self._elements[kind] for kind in some), Elements()),
-                sum((self._coded[kind] for kind in some), Elements()),
+                added(self._elements[kind] for kind in some),
+                added(self._coded[kind] for kind in some),
             )
             for some in kinds
         ]

@@ -14,11 +14,13 @@ class Terms(NamedTuple):
     terms: tuple[tuple[float, int, int, tuple[Dim, ...]], ...] = ()
 
     def at(self, batch: int, length: int) -> float:
-        sizes = {B.name: batch, S.name: length}
-        return sum(
-            coefficient * float(batch**b * length**s * prod(formula.value(sizes) for formula in formulas))
-            for coefficient, b, s, formulas in self.terms
-        )
+        found = 0.0
+        for coefficient, b, s, formulas in self.terms:
+            amount = batch**b * length**s
+            if formulas:
+                amount *= prod(formula.value({B.name: batch, S.name: length}) for formula in formulas)
+            found += coefficient * float(amount)
+        return found
 
     def times(self, factor: float) -> Terms:
         return Terms(tuple((factor * coefficient, b, s, formulas) for coefficient, b, s, formulas in self.terms))

@@ -10,7 +10,7 @@ from dsc.compiler.graph.dim import Axis, B, S
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine import collectives
-from dsc.compiler.planner.machine.collectives import FP8, Experts, Group
+from dsc.compiler.planner.machine.collectives import FP8, Experts, ExpertTraffic, Group
 from dsc.compiler.planner.machine.hardware import Hardware
 from dsc.compiler.planner.parts.parts import EMBEDDING, HEAD
 from dsc.compiler.planner.parts.shard import Elements
@@ -84,34 +84,44 @@ class Communication:
         return sharing.micro_batch * self._length / (sharing.cp * sharing.tp)
 
     def _exchange_of(self, sharing: PartSharing) -> tuple[float, float]:
-        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them.
-
-        The package sends a token once to each domain that the experts fill, and else a row for each of its experts.
-        Others always send it once, in FP8 where its products are.
-        """
+        """Dispatch and combine of a layer, alone and beside compute; backward mirrors them."""
         if self.experts is None:
             return 0.0, 0.0
         hardware, calibration = self._hardware, self._hardware.calibration
-        group, rows = Group(sharing.ep, sharing.etp), self._rows(sharing)
-        once = self._others is not None or collectives.hops(sharing.ep, hardware) > 1
-        across = collectives.expert_all_to_all if once else collectives.direct_all_to_all
         alone = beside = 0.0
         ways = ((self._dispatch_width, calibration.overlapped_dispatch), (self._width, calibration.overlapped_combine))
         for width, reached in ways:
-            volume = across(rows, self._hidden, width, self.experts, group, hardware)
+            volume = self._dispatched(self.experts, width, sharing)
             alone += volume.seconds(hardware)
             beside += volume.seconds(hardware, reached.value)
-            if sharing.etp > 1:  # ranks that share an expert's width all read all its rows
-                total = rows * self.experts.top_k * self._hidden * width * sharing.etp
+            if (
+                self._others is not None and sharing.etp > 1
+            ):  # which gather rows from ranks that share an expert's width
+                total = self._rows(sharing) * self.experts.top_k * self._hidden * width * sharing.etp
                 gathered = collectives.all_gather(total, Group(sharing.etp), hardware)
                 alone, beside = alone + gathered, beside + gathered
         return alone, beside
 
+    def _dispatched(self, experts: Experts, width: float, sharing: PartSharing) -> ExpertTraffic:
+        """What a rank sends of its tokens to their experts.
+
+        The package sends a token once to each domain that the experts fill, and else a row for each of its experts; and
+        as many where ranks share an expert's width. Others always send it once, in FP8 where its products are.
+        """
+        rows, hardware = self._rows(sharing), self._hardware
+        if self._others is not None:
+            group = Group(sharing.ep, sharing.etp)
+            return collectives.expert_all_to_all(rows, self._hidden, width, experts, group, hardware)
+        group, slices = Group(sharing.ep * sharing.etp), sharing.etp
+        if collectives.hops(sharing.ep, slices, hardware) > 1:
+            return collectives.expert_all_to_all(rows, self._hidden, width, experts, group, hardware, slices)
+        return collectives.direct_all_to_all(rows * slices, self._hidden, width, experts, group, hardware)
+
     def _tensor_parallel(self, kind: str, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """The collectives of a part's graph; backward has as many.
 
-        Beside context parallelism, which the package does not run: all-gather and reduce-scatter of hidden states
-        around attention and around a feed-forward (arXiv 2205.05198).
+        Where the graph has none: all-gather and reduce-scatter of hidden states around attention and around a
+        feed-forward (arXiv 2205.05198).
         """
         if sharing.tp == 1:
             return 0.0
@@ -128,7 +138,7 @@ class Communication:
 
     def tensor_bytes(self, kind: str, sharing: PartSharing) -> list[float]:
         """What a rank has of all ranks after each collective of one micro-batch, forward."""
-        return [one.at(sharing.micro_batch, self._length) for one in self._sent.get(kind, ())]
+        return [one.at(sharing.micro_batch, self._length) / sharing.cp for one in self._sent.get(kind, ())]
 
     def _context_parallel(self, ops: tuple[OpCost, ...], sharing: PartSharing) -> float:
         """Latents, or keys and values, of all ranks that share a sequence, gathered before attention; as long as the
@@ -148,34 +158,27 @@ class Communication:
         return by_heads / sharing.tp + alike
 
     def sharded_weights(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int
+        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing, parts: int, beside: bool
     ) -> tuple[float, float, float]:
         """ZeRO-2 reduces gradients in every micro-batch, ZeRO-3 gathers weights too: what compute does not hide.
 
         Seconds more of each pass, whose compute takes so long and has so many parts. Nothing runs beside the gather of
-        the first part, nor beside the reduction of the last.
+        the first part, nor beside the reduction of the last. `beside`: with what they slow down there, for they take
+        multiprocessors from compute.
         """
         gradients = self.across_data(held, self._gradient_width, sharing)
         weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        passes = zip(compute, (weights, weights, gradients), strict=True)
-        forward, backward, weight = (max(moving / parts, moving - computing) for computing, moving in passes)
-        return forward, backward, weight
+        forward, backward, weight = compute
+        return (
+            self.exposed(weights, forward, parts, beside),
+            self.exposed(weights, backward, parts, beside),
+            self.exposed(gradients, weight, parts, beside),
+        )
 
-    def beside(
-        self, compute: tuple[float, float, float], held: Elements, sharing: StageSharing
-    ) -> tuple[float, float, float]:
-        """What those collectives slow down while they run beside compute: they take multiprocessors from it."""
-        share = self._hardware.calibration.communication_share.value
-        gradients = self.across_data(held, self._gradient_width, sharing)
-        weights = self.across_data(held, self._width, sharing) if sharing.zero == 3 else 0.0
-        passes = zip(compute, (weights, weights, gradients), strict=True)
-        forward, backward, weight = (min(moving, computing) * share for computing, moving in passes)
-        return forward, backward, weight
-
-    def exposed(self, moving: float, computing: float, parts: int) -> float:
+    def exposed(self, moving: float, computing: float, parts: int, beside: bool = True) -> float:
         """Seconds more that a collective of each of so many parts takes beside compute: what that does not hide, and
         what it slows down."""
-        share = self._hardware.calibration.communication_share.value
+        share = self._hardware.calibration.communication_share.value if beside else 0.0
         return max(moving / parts, moving - computing) + share * min(moving, computing)
 
     def across_data(self, held: Elements, width: int, sharing: StageSharing) -> float:

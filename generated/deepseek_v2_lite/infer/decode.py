@@ -170,7 +170,10 @@ def model_forward(module: Model, tokens: Tensor, rows: Tensor, batch: Batch, cac
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
-    """Pages for each layer, where x lives: [num_pages, PAGE_SIZE, row]."""
+    """Pages for each layer, where x lives: [num_pages, PAGE_SIZE, row].
+
+    They hold what the memory held; the engine clears those that it takes.
+    """
     dtype = x.dtype
     rows = [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
-    return [x.new_zeros(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]
+    return [x.new_empty(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]

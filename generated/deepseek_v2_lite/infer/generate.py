@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_hf
+from ..checkpoint import empty_model, load_hf
 from ..command import in_a_line
 from ..model import Model
 from .chat import Conversation, load_template, stop_tokens
@@ -35,19 +35,19 @@ def newest(folder: Path) -> Path:
     return folder / name
 
 
-def start_from(model: Model, folder: Path) -> None:
-    """The weights of a checkpoint, in the model."""
+def start_from(model: Model, folder: Path, device: str = "cpu") -> None:
+    """The weights of a checkpoint, in the model, which moves to the device if it is on none."""
     try:
-        load_hf(model, newest(folder))
+        load_hf(model, newest(folder), device=device)
     except (OSError, ValueError) as error:  # what a file is not, or does not hold
         raise SystemExit(f"{folder}: {error}") from None
 
 
-def load_engine(folder: Path) -> Engine:
+def load_engine(folder: Path, cuda_graphs: bool) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
-    model = Model().eval()
-    start_from(model, folder)
-    return Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    model = empty_model()
+    start_from(model, folder, "cuda" if torch.cuda.is_available() else "cpu")
+    return Engine(model, cuda_graphs=cuda_graphs)
 
 
 def written(engine: Engine, codec: Codec, prompt: list[int], sampling: Sampling, stops: list[str]) -> Iterator[str]:
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text to stop before; may be given several times")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; by default the checkpoint's, or bytes")
+    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false", help="capture no steps on a GPU")
     arguments = parser.parse_args()
     if (arguments.prompt is None) != arguments.chat:
         parser.error("give a prompt, or --chat")
@@ -116,9 +117,9 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     if arguments.chat:
         conversation = Conversation(load_template(folder))
-        talk(load_engine(folder), codec, conversation, sampling, arguments.stop)
+        talk(load_engine(folder, arguments.cuda_graphs), codec, conversation, sampling, arguments.stop)
     else:
-        engine, prompt = load_engine(folder), codec.encode(arguments.prompt)
+        engine, prompt = load_engine(folder, arguments.cuda_graphs), codec.encode(arguments.prompt)
         print(arguments.prompt, end="", flush=True)
         show(engine, codec, prompt, sampling, arguments.stop)
 

@@ -25,8 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import ATTENTION_SCALE, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
+from .attention_rows import descriptor, future, load_rows, store_rows, tile_for
 from .launch import operator, runs_triton
-from .mla_common import descriptor, expanded, future, load_angles, load_rows, rotate, rotated, store_rows, tile_for
+from .mla_common import expanded, load_angles, rotate, rotated
 
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # exp(x * ATTENTION_SCALE) = exp2(x * SCALE_LOG2)
 
@@ -196,7 +197,7 @@ def backward(
         return torch.empty_like(q), torch.empty_like(kv), torch.empty_like(k_rope)
     batch, length, heads = q.shape[:3]
     dims = {"H": heads, "N": QK_NOPE_HEAD_DIM, "R": QK_ROPE_HEAD_DIM, "V": V_HEAD_DIM}
-    scales = {"SCALE": ATTENTION_SCALE, "SCALE_LOG2": SCALE_LOG2}
+    sizes = {**dims, "SCALE": ATTENTION_SCALE, "SCALE_LOG2": SCALE_LOG2}
     delta, q_rope = torch.empty_like(lse), q.new_empty(batch, length, heads, QK_ROPE_HEAD_DIM)
     mla_attention_backward_prepare_kernel[(triton.cdiv(length, PREPARE["BLOCK_M"]), heads, batch)](
         dout, out, q, rope, delta, q_rope, length, **dims, **PREPARE
@@ -205,14 +206,14 @@ def backward(
     tile = tile_for(KEYS, q)
     dkv, partial = torch.empty_like(kv), lse.new_empty(batch, heads, length, QK_ROPE_HEAD_DIM)
     mla_attention_backward_keys_kernel[(triton.cdiv(length, tile["BLOCK_N"]), heads, batch)](
-        *_operands(dout, q, q_rope, kv, k_rope, tile), lse, delta, dkv, partial, length, **scales, **dims, **tile
+        *_operands(dout, q, q_rope, kv, k_rope, tile), lse, delta, dkv, partial, length, **sizes, **tile
     )
     dk_rope = partial.sum(1).to(k_rope.dtype).view(k_rope.shape)
 
     tile = tile_for(QUERIES, q)
     dq = torch.empty_like(q)
     mla_attention_backward_queries_kernel[(triton.cdiv(length, tile["BLOCK_M"]), heads, batch)](
-        *_operands(dout, q, q_rope, kv, k_rope, tile), rope, lse, delta, dq, length, **scales, **dims, **tile
+        *_operands(dout, q, q_rope, kv, k_rope, tile), rope, lse, delta, dq, length, **sizes, **tile
     )
     return dq, dkv, dk_rope
 

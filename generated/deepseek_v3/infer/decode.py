@@ -220,11 +220,14 @@ def model_draft(module: Model, hidden: Tensor, tokens: Tensor, rows: Tensor, bat
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
-    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row]."""
+    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row].
+
+    They hold what the memory held; the engine clears those that it takes.
+    """
     dtype = x.dtype
     rows = (
         [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS
         + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
         + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
     )
-    return [x.new_zeros(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]
+    return [x.new_empty(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .decode import empty_caches, model_draft, model_forward
+from .graphs import Graphs
 from .sampling import Row, Sampling, choose, logprobs
 from .scheduler import Scheduler, Text
 from .speculation import Speculation
@@ -44,8 +45,12 @@ class Engine:
         max_running: int = 32,
         step_tokens: int = 512,
         speculate: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
-        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step."""
+        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
+
+        `cuda_graphs`: capture, here and now, the steps that write texts; it takes seconds and more of the GPU's memory.
+        """
         with torch.no_grad():
             self.module = prepare.Model(model)
         weight = model.embed_tokens.weight.detach()
@@ -58,6 +63,9 @@ class Engine:
         self.made = 0  # tokens
         self.speculation = Speculation(speculate)
         self.scheduler = Scheduler(self.pool, MAX_POSITION_EMBEDDINGS, max_running, step_tokens, ahead=1)
+        self.graphs = None
+        if cuda_graphs and self.device.type == "cuda":
+            self.graphs = Graphs(self.module, self.caches, max_running, self.scheduler.max_length, speculate)
 
     def generate(
         self,
@@ -114,9 +122,8 @@ class Engine:
         self._clear()
         parts = [Part(text.pages, text.shared, text.computed, text.known[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
-        tokens, batch = pack(parts, self.device)
         self.speculation.starts(plan)
-        logits, hidden = model_forward(self.module, tokens, rows, batch, self.caches[:-1])
+        logits, hidden = self._forward(parts, rows)
         tokens_chosen = choose(logits, asked)
         chosen = iter(zip(tokens_chosen, logprobs(logits, tokens_chosen, asked), strict=True))
         made = []
@@ -134,15 +141,29 @@ class Engine:
         self.made += sum(len(new) for _, new in made)
         return [(text, new) for text, new in made if new]
 
+    def _forward(self, parts: list[Part], rows: list[int]) -> tuple[Tensor, Tensor]:
+        if self.graphs is not None and self.graphs.fit(parts):
+            return self.graphs.forward(parts, rows)
+        tokens, batch = pack(parts, self.device)
+        asked = on_device(rows, torch.long, self.device)
+        return model_forward(self.module, tokens, asked, batch, self.caches[:-1])
+
+    def _draft(self, hidden: Tensor, parts: list[Part], rows: list[int]) -> Tensor:
+        if self.graphs is not None and self.graphs.fit(parts):
+            return self.graphs.draft(hidden, parts, rows)
+        tokens, batch = pack(parts, self.device, begins=1)
+        asked = on_device(rows, torch.long, self.device)
+        return model_draft(self.module, hidden, tokens, asked, batch, self.caches[-1])
+
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
 
-    def _asked(self, plan: list[tuple[Text, int]]) -> tuple[torch.Tensor, list[Row]]:
+    def _asked(self, plan: list[tuple[Text, int]]) -> tuple[list[int], list[Row]]:
         """The packed tokens behind which a token is chosen, and for what; none where a prompt goes on."""
         rows, asked, begin = [], [], 0
         for text, new in plan:
@@ -150,7 +171,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.known, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return rows, asked
 
     def _guess(self, parts: list[Part], hidden: Tensor, made: list[tuple[Text, list[int]]]) -> None:
         """Guesses of texts that are being written, each from a hidden state of this step and the token behind it.
@@ -170,11 +191,8 @@ class Engine:
         states = [begin + index for part, begin, _ in pairs for index in range(len(part.tokens))]
         ends = list(accumulate(len(part.tokens) for part, _, _ in pairs))
         guessing = [(text, end - 1) for (_, _, text), end in zip(pairs, ends, strict=True) if text.may_guess]
-        tokens, batch = pack([part for part, _, _ in pairs], self.device, begins=1)
-        rows = torch.tensor([row for _, row in guessing], dtype=torch.long, device=self.device)
-        logits = model_draft(
-            self.module, hidden[torch.tensor(states, device=self.device)], tokens, rows, batch, self.caches[-1]
-        )
+        before = hidden[on_device(states, torch.long, self.device)]
+        logits = self._draft(before, [part for part, _, _ in pairs], [row for _, row in guessing])
         asked = [Row(text.sampling, len(text.prompt), text.tokens, len(text.tokens)) for text, _ in guessing]
         for (text, _), token in zip(guessing, choose(logits, asked), strict=True):
             text.guess = [token]

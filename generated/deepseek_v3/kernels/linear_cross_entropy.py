@@ -61,16 +61,14 @@ def reference_backward(
     wide_hidden, wide_weight = hidden.to(lse.dtype), weight.to(lse.dtype)
     probability = (wide_hidden @ wide_weight.T - lse.unsqueeze(1)).exp()
     one_hot = torch.arange(len(weight), device=labels.device) == labels.unsqueeze(1)
-    scale = torch.where(_in_vocabulary(labels), dloss / _count(labels), float("nan"))
-    scale = torch.where(labels != IGNORED.value, scale, 0)
+    scale = torch.where(_in_vocabulary(labels), dloss / _count(labels), float("nan")).where(labels != IGNORED.value, 0)
     dlogits = (probability - one_hot.to(lse.dtype)) * scale.unsqueeze(1)
     return (dlogits @ wide_weight).to(hidden.dtype), (dlogits.T @ wide_hidden).to(weight.dtype)
 
 
 def _mean(lse: Tensor, target: Tensor, labels: Tensor) -> Tensor:
     """The loss, from lse and the logit of every label; the latter is undefined where the label is -100."""
-    losses = lse - target
-    return torch.where(labels != IGNORED.value, losses, 0).sum() / _count(labels)
+    return torch.where(labels != IGNORED.value, lse - target, 0).sum() / _count(labels)
 
 
 def _in_vocabulary(labels: Tensor) -> Tensor:
@@ -153,15 +151,8 @@ def linear_cross_entropy_backward_kernel(
 
 @operator(__name__, "linear_cross_entropy")
 def _forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return (_launch_forward if runs_triton(hidden) else reference)(hidden, weight, labels)
-
-
-@operator(__name__, "linear_cross_entropy_backward")
-def _backward(dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    return (_launch_backward if runs_triton(hidden) else reference_backward)(dloss, hidden, weight, labels, lse)
-
-
-def _launch_forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if not runs_triton(hidden):
+        return reference(hidden, weight, labels)
     hidden, weight, labels = (t.contiguous() for t in (hidden, weight, labels))
     num_tokens, tile = len(hidden), tile_for(FORWARD, hidden)
     num_blocks = triton.cdiv(VOCAB_SIZE, tile["BLOCK_N"])
@@ -174,9 +165,10 @@ def _launch_forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
     return _mean(lse, target, labels), lse
 
 
-def _launch_backward(
-    dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
+@operator(__name__, "linear_cross_entropy_backward")
+def _backward(dloss: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    if not runs_triton(hidden):
+        return reference_backward(dloss, hidden, weight, labels, lse)
     hidden, weight, labels, lse = (t.contiguous() for t in (hidden, weight, labels, lse))
     num_tokens = len(hidden)
     scale = dloss / _count(labels)
@@ -184,9 +176,7 @@ def _launch_backward(
     dhidden, dweight = hidden.new_empty(hidden.shape, dtype=torch.float32), weight.new_empty(weight.shape)
     for column in range(0, VOCAB_SIZE, VOCAB_CHUNK):
         columns = slice(column, column + VOCAB_CHUNK)
-        total = dweight[columns]
-        if num_tokens > TOKEN_CHUNK:
-            total = torch.empty_like(total, dtype=torch.float32)
+        total = dweight[columns] if num_tokens <= TOKEN_CHUNK else lse.new_empty(dweight[columns].shape)
         for token in range(0, max(num_tokens, 1), TOKEN_CHUNK):  # once even without tokens: dweight is then zero
             rows = slice(token, token + TOKEN_CHUNK)
             dlogits = _launch_dlogits(scale, hidden[rows], weight[columns], labels[rows], lse[rows], column, buffer)

@@ -23,9 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dims import ATTENTION_SCALE, QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM, V_HEAD_DIM
+from .attention_rows import descriptor, future, store_rows, tile_for
 from .launch import operator, runs_triton
 from .mla_attention_backward import backward
-from .mla_common import descriptor, expanded, future, load_angles, rotate, store_rows, tile_for
+from .mla_common import expanded, load_angles, rotate
 
 SCALE_LOG2 = ATTENTION_SCALE * math.log2(math.e)  # exp(x * ATTENTION_SCALE) = exp2(x * SCALE_LOG2)
 

@@ -78,8 +78,8 @@ class ExpertParallel(MixtureOfExperts):
         slot_weights = all_to_all_single_autograd(slot_weights, of, to, self.local)
 
         expert = received_experts(received, len(h))  # [T * K, 1]
-        order, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
-        h = fp8_routed_experts(h, slot_weights, order, position, ends, self.gate_up_proj, self.down_proj)
+        by_expert, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
+        h = fp8_routed_experts(h, slot_weights, by_expert, position, ends, self.gate_up_proj, self.down_proj)
         h = all_to_all_single_autograd(h, to, of, self.local)
 
         h = torch.zeros_like(copies).index_add(0, row, h)  # [M, D]

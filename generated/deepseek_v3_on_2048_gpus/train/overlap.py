@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import FULL_BACKWARD, _wait_batch_p2p
 
+from .received import Stage
 from .tape import Linear, Tape, Turns, Wire, take_turns
 from .turns import TURNS
 
 
-class OverlapStage(PipelineStage):
+class OverlapStage(Stage):
     """A stage whose chunks can be run in turns; alone, they run to their end."""
 
     def __init__(self, wires: dict[str, Wire], stage: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -52,8 +52,8 @@ def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive:
     h, slot_weights, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)
 
     expert = received_experts(received, len(h))  # [T * K, 1]
-    order, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
-    h = fp8_routed_experts(h, slot_weights, order, position, ends, module.gate_up_proj, module.down_proj)
+    by_expert, position, ends = sort_by_expert(expert, NUM_EXPERTS // EP)  # [T * K], [T * K, 1], [E / EP]
+    h = fp8_routed_experts(h, slot_weights, by_expert, position, ends, module.gate_up_proj, module.down_proj)
     exchange = tape.start(h, to=of, of=to, hop="local")
     # [T * K, D], [], [B, S, D]
     h, balance_loss, shared, *alive = yield from tape.cut(exchange, balance_loss, shared, *alive)

@@ -15,9 +15,10 @@ import torch
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .decode import empty_caches, model_forward
+from .graphs import Graphs
 from .sampling import Row, Sampling, choose, logprobs
 from .scheduler import Scheduler, Text
 
@@ -39,8 +40,12 @@ class Engine:
         cache_bytes: int | None = None,
         max_running: int = 32,
         step_tokens: int = 512,
+        cuda_graphs: bool = True,
     ) -> None:
-        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step."""
+        """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
+
+        `cuda_graphs`: capture, here and now, the steps that write texts; it takes seconds and more of the GPU's memory.
+        """
         with torch.no_grad():
             self.module = prepare.Model(model)
         weight = model.embed_tokens.weight.detach()
@@ -52,6 +57,9 @@ class Engine:
         self.pool = PagePool(pages)
         self.made = 0  # tokens
         self.scheduler = Scheduler(self.pool, MAX_POSITION_EMBEDDINGS, max_running, step_tokens)
+        self.graphs = None
+        if cuda_graphs and self.device.type == "cuda":
+            self.graphs = Graphs(self.module, self.caches, max_running, self.scheduler.max_length)
 
     def generate(
         self,
@@ -108,8 +116,7 @@ class Engine:
         self._clear()
         parts = [Part(text.pages, text.shared, text.computed, text.tokens[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
-        tokens, batch = pack(parts, self.device)
-        logits = model_forward(self.module, tokens, rows, batch, self.caches)
+        logits = self._forward(parts, rows)
         tokens_chosen = choose(logits, asked)
         chosen = iter(zip(tokens_chosen, logprobs(logits, tokens_chosen, asked), strict=True))
         made = []
@@ -125,15 +132,22 @@ class Engine:
         self.made += sum(len(new) for _, new in made)
         return [(text, new) for text, new in made if new]
 
+    def _forward(self, parts: list[Part], rows: list[int]) -> torch.Tensor:
+        if self.graphs is not None and self.graphs.fit(parts):
+            return self.graphs.forward(parts, rows)
+        tokens, batch = pack(parts, self.device)
+        asked = on_device(rows, torch.long, self.device)
+        return model_forward(self.module, tokens, asked, batch, self.caches)
+
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
 
-    def _asked(self, plan: list[tuple[Text, int]]) -> tuple[torch.Tensor, list[Row]]:
+    def _asked(self, plan: list[tuple[Text, int]]) -> tuple[list[int], list[Row]]:
         """The packed tokens behind which a token is chosen, and for what; none where a prompt goes on."""
         rows, asked, begin = [], [], 0
         for text, new in plan:
@@ -141,7 +155,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.tokens, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return rows, asked
 
 
 def default_cache_bytes(device: torch.device) -> int:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .batch import on_device
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -87,13 +89,15 @@ class Row:
 
 def choose(logits: Tensor, rows: list[Row]) -> list[int]:
     """One token for each row of logits [R, W]."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    changed = any(row.sampling.changes_logits or row.sampling.temperature for row in rows)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=changed)
     for index, row in enumerate(rows):
         if row.sampling.changes_logits:
             wide[index] = penalised(wide[index], row)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if drawn:
-        wide[drawn] = _noisy(wide[drawn], [rows[index] for index in drawn])
+        at = on_device(drawn, torch.long, wide.device)
+        wide[at] = _noisy(wide[at], [rows[index] for index in drawn])
     chosen: list[int] = wide.argmax(-1).tolist()
     return chosen
 
@@ -114,9 +118,9 @@ def logprobs(logits: Tensor, chosen: list[int], rows: list[Row]) -> list[dict[in
 def penalised(logits: Tensor, row: Row) -> Tensor:
     """The logits [W] of one row with its penalties and its bias."""
     sampling, logits = row.sampling, logits.clone()
-    seen = torch.tensor(sorted(set(row.tokens[: row.end])), device=logits.device)
+    seen = on_device(sorted(set(row.tokens[: row.end])), torch.long, logits.device)
     logits[seen] *= torch.where(logits[seen] > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
-    new = torch.tensor(row.tokens[row.prompt : row.end], dtype=torch.long, device=logits.device)
+    new = on_device(row.tokens[row.prompt : row.end], torch.long, logits.device)
     times = torch.zeros_like(logits).index_add_(0, new, torch.ones_like(new, dtype=logits.dtype))
     logits -= sampling.presence_penalty * (times > 0) + sampling.frequency_penalty * times
     for token, value in sampling.bias.items():
@@ -129,9 +133,10 @@ def _noisy(logits: Tensor, rows: list[Row]) -> Tensor:
     logits = logits / _column([row.sampling.temperature for row in rows], logits)
     narrowed = [index for index, row in enumerate(rows) if row.sampling.leaves_out]
     if narrowed:
-        logits[narrowed] = left_out(logits[narrowed], [rows[index].sampling for index in narrowed])
+        at = on_device(narrowed, torch.long, logits.device)
+        logits[at] = left_out(logits[at], [rows[index].sampling for index in narrowed])
     keys = [(row.sampling.seed, row.end) for row in rows]
-    return logits + gumbel_noise(torch.tensor(keys, device=logits.device), logits.shape[-1]).to(logits.dtype)
+    return logits + gumbel_noise(on_device(keys, torch.long, logits.device), logits.shape[-1]).to(logits.dtype)
 
 
 def left_out(logits: Tensor, samplings: list[Sampling]) -> Tensor:
@@ -173,4 +178,4 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
 
 
 def _column(values: list[int] | list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    return on_device(values, like.dtype, like.device).unsqueeze(-1)

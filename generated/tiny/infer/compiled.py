@@ -6,6 +6,8 @@ A shape is compiled once, in a minute or so, and wants a C++ compiler on the mac
 power of two; how long they are is left open.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,6 +36,11 @@ class Compiled:
     """model_forward over texts that fit, in a few static shapes."""
 
     def __init__(self) -> None:
+        """Raises RuntimeError on a machine without a C++ compiler."""
+        if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+            raise RuntimeError(
+                f"compile=True needs a C++ compiler, and {compiler} is not there: install g++, or set CXX"
+            )
         self.forward: Forward = torch.compile(model_forward, fullgraph=True, dynamic=False)
 
     def __call__(self, module: Any, parts: list[Part], rows: Tensor, caches: list[Tensor]) -> Any:

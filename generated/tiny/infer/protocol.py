@@ -98,16 +98,16 @@ def _message(message: object) -> Message:
 
 def _prompts(prompt: object, codec: Codec) -> list[list[int]]:
     """A text, token ids, or a list of either."""
-    many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    return [_tokens(text, codec) for text in (prompt if isinstance(prompt, list) and many else [prompt])]
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return [_tokens(text, codec) for text in prompt]
+    return [_tokens(prompt, codec)]
 
 
 def _tokens(prompt: object, codec: Codec) -> list[int]:
     ids = codec.encode(prompt) if isinstance(prompt, str) else prompt
-    known = isinstance(ids, list) and all(type(token) is int and 0 <= token < VOCAB_SIZE for token in ids)
-    if not isinstance(ids, list) or not known or not ids:
-        raise Refused(400, "prompt has to be a text or token ids of the vocabulary, and not empty", "prompt")
-    return ids
+    if isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < VOCAB_SIZE for token in ids):
+        return ids
+    raise Refused(400, "prompt has to be a text or token ids of the vocabulary, and not empty", "prompt")
 
 
 def _call(body: Body, prompts: list[list[int]], chat: bool, default: int, logprobs: object, room: int) -> Call:
@@ -147,15 +147,14 @@ def _sampling(body: Body, new: int, logprobs: int | None) -> Sampling:
 
 
 def _bias(value: object) -> dict[int, float]:
-    if value is None:
-        return {}
     try:
-        assert isinstance(value, dict)
-        bias = {int(token): float(amount) for token, amount in value.items()}
-        assert all(0 <= token < VOCAB_SIZE and -100 <= amount <= 100 for token, amount in bias.items())
-    except (AssertionError, TypeError, ValueError):
-        raise Refused(400, "logit_bias has to map token ids to numbers from -100 to 100", "logit_bias") from None
-    return bias
+        bias = {int(token): float(amount) for token, amount in value.items()} if isinstance(value, dict) else None
+    except (TypeError, ValueError, OverflowError):
+        bias = None
+    known = bias is not None and all(0 <= token < VOCAB_SIZE and abs(amount) <= 100 for token, amount in bias.items())
+    if value is not None and not known:
+        raise Refused(400, "logit_bias has to map token ids to numbers from -100 to 100", "logit_bias")
+    return bias or {}
 
 
 def _stops(body: Body) -> list[str]:
@@ -188,14 +187,14 @@ def choice(call: Call, index: int, text: str, reason: str | None, logprobs: Body
 def chunk(call: Call, index: int, text: str, reason: str | None, logprobs: Body | None) -> Body:
     """A piece of one text of a stream."""
     content: Body = {"delta": {"content": text} if text else {}} if call.chat else {"text": text}
-    one = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
-    return {**_head(call, "chat.completion.chunk"), "choices": [one]}
+    piece = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
+    return {**_head(call, "chat.completion.chunk"), "choices": [piece]}
 
 
 def first_chunk(call: Call, index: int) -> Body:
     """What a chat's stream begins each message with."""
-    one = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-    return {**_head(call, "chat.completion.chunk"), "choices": [one]}
+    piece = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    return {**_head(call, "chat.completion.chunk"), "choices": [piece]}
 
 
 def last_chunk(call: Call, completion_tokens: int) -> Body:

@@ -7,8 +7,6 @@ Dims: T new tokens of all texts, B texts of a group, S new tokens of each, C row
     E NUM_EXPERTS, K TOP_K, I EXPERT_SIZE.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +25,7 @@ from ..dims import (
     TOP_K,
     V_HEAD_DIM,
 )
-from ..model import float32_linear, rotate, upcast
+from ..model import rotate, upcast
 from .batch import Batch, Group
 from .cache import PAGE_SIZE
 from .prepare import (
@@ -62,25 +60,29 @@ def by_head(x: Tensor, weight: Tensor) -> Tensor:
 def shared_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T * scale) v over what is visible [B, S, C], all heads sharing keys and values.
 
-    [B, S, H, L + R], [B, C, L + R], [B, C, L] -> [B, S, H, L].
+    [B, S, H, L + R], [B, C, L + R], [B, C, L] -> [B, S, H, L]. Values are the beginning of keys: whole keys are summed,
+    because PyTorch's fused attention takes equal widths only, with the heads of a token as queries of their own.
     """
-    scores = torch.bmm(q.flatten(1, 2), k.mT).unflatten(1, q.shape[1:3])  # [B, S, H, C]
-    scores = upcast(scores * ATTENTION_SCALE).masked_fill(~visible.unsqueeze(2), -math.inf)
-    weights = scores.softmax(-1).to(v.dtype)
-    return torch.bmm(weights.flatten(1, 2), v).unflatten(1, q.shape[1:3])
+    visible = visible.unsqueeze(2).expand(-1, -1, q.shape[2], -1).flatten(1, 2)  # [B, S * H, C]
+    queries, rows, visible = (t.unsqueeze(1) for t in (q.flatten(1, 2), k, visible))
+    out = F.scaled_dot_product_attention(queries, rows, rows, visible, scale=ATTENTION_SCALE)
+    return out.view(q.shape)[..., : v.shape[-1]]
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T: [T, in] by [out, in] -> [T, out].
+    """x @ weight.T: [T, in] by [out, in] -> [T, out]; the weight may be packed.
 
-    Up to eight rows on a CPU, and two at least, are multiplied from the right of the weight: MKL then reads it up to
-    twice as fast.
+    Up to eight rows in float32 on a CPU are multiplied from the right of the weight, a single one by its two halves:
+    MKL then reads it up to twice as fast.
     """
     count = x.shape[0]
-    if not x.is_cpu or count > 8:
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    if not x.is_cpu or x.element_size() < 4 or count > 8:
         return F.linear(x, weight)
-    rows = x.contiguous() if count > 1 else torch.cat((x, x))
-    return torch.mm(weight, rows.T)[:, :count].T.contiguous()
+    if count == 1 and weight.shape[0] % 2 == 0:
+        return torch.bmm(weight.unflatten(0, (2, -1)), x.T.expand(2, -1, 1)).view(1, -1)
+    return torch.mm(weight, x.T).T.contiguous()
 
 
 def write_rows(pages: Tensor, slots: Tensor, *kept: Tensor) -> None:
@@ -98,9 +100,9 @@ def expands(new: int, seen: int) -> bool:
     return new * (up + seen * (2 * KV_LORA_RANK - QK_NOPE_HEAD_DIM - V_HEAD_DIM)) >= seen * up
 
 
-def each_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+def each_expert(x: Tensor, weight: Tensor | list[Tensor], counts: list[int]) -> Tensor:
     """The rows of each expert, counts[e] of them, times weight[e].T: [T * K, in] by [E, out, in] -> [T * K, out]."""
-    out, begin = x.new_empty(len(x), weight.shape[1]), 0
+    out, begin = x.new_empty(len(x), weight[0].shape[0]), 0
     for expert, count in enumerate(counts):
         if count:
             out[begin : begin + count] = linear(x[begin : begin + count], weight[expert])
@@ -108,14 +110,14 @@ def each_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
     return out
 
 
-def chosen_experts(x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+def chosen_experts(x: Tensor, weight: Tensor | list[Tensor], chosen: Tensor) -> Tensor:
     """Each row times the weight of its expert, rows in the experts' order: [T * K, in] by [E, out, in] -> [T * K, out].
 
     Compiled, for the few rows of a step, each row reads its weight where it lies: the host counts nothing.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and isinstance(weight, Tensor):
         return (weight[chosen] * x.unsqueeze(1)).sum(-1)
-    return each_expert(x, weight, chosen.bincount(minlength=weight.shape[0]).tolist())
+    return each_expert(x, weight, chosen.bincount(minlength=len(weight)).tolist())
 
 
 def latent_attention_expanded(
@@ -151,7 +153,7 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, batch: Ba
     q_a_kv_a = linear(x, module.q_a_kv_a_proj)  # [T, Q + L + R]
     q_latent, kv = q_a_kv_a.split((Q_LORA_RANK, KV_LORA_RANK + QK_ROPE_HEAD_DIM), -1)  # [T, Q], [T, L + R]
     q_latent = module.q_a_layernorm(q_latent)
-    q = linear(q_latent, module.q_b_proj.weight)  # [T, H * (N + R)]
+    q = linear(q_latent, module.q_b_proj)  # [T, H * (N + R)]
     q = q.unflatten(-1, (NUM_HEADS, QK_HEAD_DIM))  # [T, H, N + R]
     q_nope, q_rope = q.split((QK_NOPE_HEAD_DIM, QK_ROPE_HEAD_DIM), -1)  # [T, H, N], [T, H, R]
     q_rope = rotate(q_rope, rope)
@@ -167,7 +169,7 @@ def latent_attention(module: LatentAttention, x: Tensor, rope: Tensor, batch: Ba
         parts.append(attend(module, group.take(q_nope), group.take(q_rope), group, pages).flatten(0, 1))
     out = torch.cat(parts)
     out = out.flatten(-2)  # [T, H * V]
-    return linear(out, module.o_proj.weight)  # [T, D]
+    return linear(out, module.o_proj)  # [T, D]
 
 
 def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
@@ -175,12 +177,12 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
     gate_up = linear(x, module.gate_up_proj)  # [T, 2 * width]
     gate, up = gate_up.chunk(2, -1)  # [T, width] each
     h = F.silu(gate) * up
-    return linear(h, module.down_proj.weight)  # [T, D]
+    return linear(h, module.down_proj)  # [T, D]
 
 
 def router(module: Router, x: Tensor) -> tuple[Tensor, Tensor]:
     """Top-k over sigmoid scores; the bias affects the choice of experts, not their weights."""
-    logits = float32_linear(x, module.weight)  # [T, E]
+    logits = linear(upcast(x), upcast(module.weight))  # [T, E]
     scores = logits.sigmoid()
 
     choice = scores.detach() + module.e_score_correction_bias
@@ -205,10 +207,8 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor, batch: Batch) -> Ten
     h = F.silu(gate) * up
     h = h * slot_weights
     h = chosen_experts(h, module.down_proj, sorted_experts)  # [T * K, D]
-
-    out = h.new_zeros(x.shape).index_add(0, source, h)  # [T, D]
     shared = feed_forward(module.shared_experts, x)
-    return out + shared
+    return shared.index_add_(0, source, h)  # [T, D]
 
 
 def dense_layer(module: DenseLayer, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ def multi_token_predictor(
     ahead = module.enorm(ahead)
     x = module.hnorm(x)
     x = torch.cat((ahead, x), -1)  # [T, 2 * D]
-    x = linear(x, module.eh_proj.weight)  # [T, D]
+    x = linear(x, module.eh_proj)  # [T, D]
     x = moe_layer(module.layer, x, rope, batch, pages)
     return module.norm(x)
 
@@ -263,7 +263,7 @@ def model_forward(
     x = model_backbone(module, tokens, batch, caches)  # [T, D]
     hidden = module.norm(x)
     chosen = hidden[rows]  # [rows, D]
-    logits = linear(chosen, module.lm_head.weight)  # [rows, W]
+    logits = linear(chosen, module.lm_head)  # [rows, W]
     return logits, hidden
 
 
@@ -273,15 +273,18 @@ def model_draft(module: Model, hidden: Tensor, tokens: Tensor, rows: Tensor, bat
     rope = module.rope[:, batch.positions]  # [2, T, R]
     mtp_hidden = multi_token_predictor(module.mtp[0], hidden, ahead, rope, batch, pages)
     chosen = mtp_hidden[rows]  # [rows, D]
-    return linear(chosen, module.lm_head.weight)  # [rows, W]
+    return linear(chosen, module.lm_head)  # [rows, W]
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
-    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row]."""
+    """Pages for each layer, the last for guesses, where x lives: [num_pages, PAGE_SIZE, row].
+
+    They hold what the memory held; the engine clears those that it takes.
+    """
     dtype = x.dtype
     rows = (
         [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_DENSE_LAYERS
         + [KV_LORA_RANK + QK_ROPE_HEAD_DIM] * NUM_MOE_LAYERS
         + [KV_LORA_RANK + QK_ROPE_HEAD_DIM]
     )
-    return [x.new_zeros(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]
+    return [x.new_empty(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]

@@ -2,7 +2,9 @@
 # Yours to read and edit. Regenerate: dsc compile tiny-served.yaml
 """What one step computes: the new tokens of all texts, one behind the other, and where each belongs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +66,11 @@ class Batch:
     groups: list[Group]
 
 
+def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers, where they are needed. The host does not wait for the GPU, which copies them when it comes to it."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
 def pack(parts: list[Part], device: torch.device, begins: int = 0) -> tuple[Tensor, Batch]:
     """The tokens [T] of some texts, and the batch; texts with equally many stand together.
 
@@ -72,7 +79,7 @@ def pack(parts: list[Part], device: torch.device, begins: int = 0) -> tuple[Tens
     tokens = [token for part in parts for token in part.tokens]
     positions = [position for part in parts for position in range(part.first, part.end)]
     slots = [slot for part in parts for slot in part.slots()]
-    flat = torch.tensor([tokens, positions, slots], dtype=torch.long, device=device)
+    flat = on_device([tokens, positions, slots], torch.long, device)
     runs: list[list[Part]] = []
     for part in parts:
         if not runs or len(runs[-1][0].tokens) != len(part.tokens):
@@ -88,8 +95,8 @@ def pack(parts: list[Part], device: torch.device, begins: int = 0) -> tuple[Tens
 def _group(parts: list[Part], begin: int, begins: int, positions: Tensor) -> Group:
     texts, new, seen = len(parts), len(parts[0].tokens), max(part.end for part in parts)
     width = -(-seen // PAGE_SIZE)
-    table = torch.tensor([part.table(width) for part in parts], dtype=torch.int32, device=positions.device)
-    lengths = torch.tensor([part.end for part in parts], dtype=torch.int32, device=positions.device)
+    table = on_device([part.table(width) for part in parts], torch.int32, positions.device)
+    lengths = on_device([part.end for part in parts], torch.int32, positions.device)
     row = torch.arange(width * PAGE_SIZE, device=positions.device)
     last = positions[begin : begin + texts * new].view(texts, new, 1)
     visible = (row >= begins) & (row <= last)

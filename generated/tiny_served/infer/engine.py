@@ -18,7 +18,7 @@ from torch import Tensor
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .decode import empty_caches, model_draft, model_forward
 from .ranks import Ranks
@@ -46,13 +46,20 @@ class Engine:
         max_running: int = 32,
         step_tokens: int = 512,
         speculate: bool = True,
+        pack: bool = False,
     ) -> None:
         """`model` holds this rank's share. `cache_bytes`: of a rank's pages; by default most of what its
-        GPU has free, or 1 GiB. `step_tokens`: of one step, on each rank."""
+        GPU has free, or 1 GiB. `step_tokens`: of one step, on each rank.
+
+        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16, and in
+        float32 from some sixteen texts at a time on.
+        """
         self.ranks = ranks
         self.working = False  # whether some rank had something to do in the last step
+        if pack and not prepare.packable(model.embed_tokens.weight):
+            raise ValueError("only float32 on a CPU can be packed, and bfloat16 where the CPU multiplies it")
         with torch.no_grad():
-            self.module = prepare.Model(model)
+            self.module = prepare.Model(model, pack)
         weight = model.embed_tokens.weight.detach()
         self.device = weight.device
         page_bytes = sum(cache.nbytes for cache in empty_caches(1, weight))
@@ -114,7 +121,7 @@ class Engine:
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
@@ -127,7 +134,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.known, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return on_device(rows, torch.long, self.device), asked
 
     def _guess(self, parts: list[Part], hidden: Tensor, made: list[tuple[Text, list[int]]]) -> None:
         """Guesses of texts that are being written, each from a hidden state of this step and the token behind it.
@@ -148,14 +155,9 @@ class Engine:
         ends = list(accumulate(len(part.tokens) for part, _, _ in pairs))
         guessing = [(text, end - 1) for (_, _, text), end in zip(pairs, ends, strict=True) if text.may_guess]
         tokens, batch = pack([part for part, _, _ in pairs], self.device, begins=1)
-        rows = torch.tensor([row for _, row in guessing], dtype=torch.long, device=self.device)
+        rows = on_device([row for _, row in guessing], torch.long, self.device)
         logits = model_draft(
-            self.module,
-            hidden[torch.tensor(states, dtype=torch.long, device=self.device)],
-            tokens,
-            rows,
-            batch,
-            self.caches[-1],
+            self.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
         )
         asked = [Row(text.sampling, len(text.prompt), text.tokens, len(text.tokens)) for text, _ in guessing]
         for (text, _), token in zip(guessing, choose(logits, asked), strict=True):

@@ -42,10 +42,10 @@ def newest(folder: Path) -> Path:
     return folder / name
 
 
-def start_from(model: Model, folder: Path) -> None:
-    """The weights of a checkpoint, in the model."""
+def start_from(model: Model, folder: Path, device: str = "cpu") -> None:
+    """The weights of a checkpoint, in the model, which moves to the device if it is on none."""
     try:
-        load_hf(model, newest(folder))
+        load_hf(model, newest(folder), device=device)
     except (OSError, ValueError) as error:  # what a file is not, or does not hold
         raise SystemExit(f"{folder}: {error}") from None
 

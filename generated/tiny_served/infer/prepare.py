@@ -2,8 +2,8 @@
 # Yours to read and edit. Regenerate: dsc compile tiny-served.yaml
 """The weights as decode.py reads them, made once of a model's parameters; no step makes them again.
 
-Dims: D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM, Q Q_LORA_RANK,
-    E NUM_EXPERTS, P TENSOR_RANKS.
+Dims: W VOCAB_SIZE, D HIDDEN_SIZE, R QK_ROPE_HEAD_DIM, H NUM_HEADS, L KV_LORA_RANK, N QK_NOPE_HEAD_DIM, V V_HEAD_DIM,
+    Q Q_LORA_RANK, E NUM_EXPERTS, I EXPERT_SIZE, P TENSOR_RANKS.
 """
 
 from typing import Any
@@ -37,34 +37,66 @@ def _adjacent(weights: list[Tensor]) -> bool:
     return len(storages) == 1 and [weight.data_ptr() for weight in weights[1:]] == ends[:-1]
 
 
+def packable(weight: Tensor) -> bool:
+    """Whether oneDNN has a layout of its own for it: float32 on a CPU, and bfloat16 where the CPU multiplies that."""
+    if not weight.is_cpu or not torch.backends.mkldnn.is_available():
+        return False
+    narrow = weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return narrow or weight.dtype is torch.float32
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The weight [out, in] in oneDNN's layout for products of some rows; it can be multiplied by, and nothing else."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+
+
+def product_weight(pack: bool, *linears: nn.Linear) -> Tensor:
+    """The weights of linears that read one x, one above the other: [sum of outs, in]. Packed, it takes theirs."""
+    whole = stacked(*linears)
+    if not pack:
+        return whole
+    for linear in linears:
+        linear.weight.data = whole.new_empty(0)
+    return packed(whole)
+
+
+def expert_weights(pack: bool, weight: nn.Parameter) -> Tensor | list[Tensor]:
+    """The weights of all experts [E, out, in]; packed, a list of theirs, which takes the weight from its module."""
+    if not pack:
+        return weight.detach()
+    experts = [packed(expert) for expert in weight.detach()]
+    weight.data = weight.new_empty(0)
+    return experts
+
+
 class LatentAttention:
     """Multi-head latent attention, queries through a latent too (DeepSeek-V2, section 2.1)."""
 
-    def __init__(self, module: model.LatentAttention) -> None:
+    def __init__(self, module: model.LatentAttention, pack: bool) -> None:
         # [H / P, N, L], [H / P, V, L]
         self.w_uk, self.w_uv = module.kv_b_proj.weight.unflatten(0, (RANK_HEADS, -1)).split(
             (QK_NOPE_HEAD_DIM, V_HEAD_DIM), 1
         )
-        self.q_a_kv_a_proj = stacked(module.q_a_proj, module.kv_a_proj_with_mqa)  # [Q + L + R, D]
+        self.q_a_kv_a_proj = product_weight(pack, module.q_a_proj, module.kv_a_proj_with_mqa)  # [Q + L + R, D]
+        self.q_b_proj = product_weight(pack, module.q_b_proj)  # [H / P * (N + R), Q]
+        self.o_proj = product_weight(pack, module.o_proj)  # [D, H / P * V]
         self.kv_b_proj = module.kv_b_proj
         self.q_a_layernorm = module.q_a_layernorm
-        self.q_b_proj = module.q_b_proj
         self.kv_a_layernorm = module.kv_a_layernorm
-        self.o_proj = module.o_proj
 
 
 class FeedForward:
     """SwiGLU (arXiv 2002.05202)."""
 
-    def __init__(self, module: model.FeedForward) -> None:
-        self.gate_up_proj = stacked(module.gate_proj, module.up_proj)  # [2 * width, D]
-        self.down_proj = module.down_proj
+    def __init__(self, module: model.FeedForward, pack: bool) -> None:
+        self.gate_up_proj = product_weight(pack, module.gate_proj, module.up_proj)  # [2 * width, D]
+        self.down_proj = product_weight(pack, module.down_proj)  # [D, width]
 
 
 class Router:
     """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
 
-    def __init__(self, module: model.Router) -> None:
+    def __init__(self, module: model.Router, pack: bool) -> None:
         self.weight = module.weight
         self.e_score_correction_bias = module.e_score_correction_bias
 
@@ -72,58 +104,59 @@ class Router:
 class MixtureOfExperts:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
 
-    def __init__(self, module: model.MixtureOfExperts) -> None:
+    def __init__(self, module: model.MixtureOfExperts, pack: bool) -> None:
         # [E, REDUNDANT_EXPERTS + 1], [E]
         self.copies, self.num_copies = module.get_buffer("copies"), module.get_buffer("num_copies")
         self.loads = torch.zeros_like(self.num_copies)
-        self.gate = Router(module.gate)
-        self.gate_up_proj = module.gate_up_proj
-        self.down_proj = module.down_proj
-        self.shared_experts = FeedForward(module.shared_experts)
+        # [(E + REDUNDANT_EXPERTS) / SERVING_RANKS, 2 * I, D]
+        self.gate_up_proj = expert_weights(pack, module.gate_up_proj)
+        self.down_proj = expert_weights(pack, module.down_proj)  # [(E + REDUNDANT_EXPERTS) / SERVING_RANKS, D, I]
+        self.gate = Router(module.gate, pack)
+        self.shared_experts = FeedForward(module.shared_experts, pack)
 
 
 class DenseLayer:
     """A layer with a dense feed-forward."""
 
-    def __init__(self, module: model.DenseLayer) -> None:
+    def __init__(self, module: model.DenseLayer, pack: bool) -> None:
         self.input_layernorm = module.input_layernorm
-        self.self_attn = LatentAttention(module.self_attn)
+        self.self_attn = LatentAttention(module.self_attn, pack)
         self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = FeedForward(module.mlp)
+        self.mlp = FeedForward(module.mlp, pack)
 
 
 class MoeLayer:
     """A layer with a mixture of experts."""
 
-    def __init__(self, module: model.MoeLayer) -> None:
+    def __init__(self, module: model.MoeLayer, pack: bool) -> None:
         self.input_layernorm = module.input_layernorm
-        self.self_attn = LatentAttention(module.self_attn)
+        self.self_attn = LatentAttention(module.self_attn, pack)
         self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = MixtureOfExperts(module.mlp)
+        self.mlp = MixtureOfExperts(module.mlp, pack)
 
 
 class MultiTokenPredictor:
     """Predicts one token further ahead from the depth before and the token between (DeepSeek-V3, section 2.2)."""
 
-    def __init__(self, module: model.MultiTokenPredictor) -> None:
+    def __init__(self, module: model.MultiTokenPredictor, pack: bool) -> None:
+        self.eh_proj = product_weight(pack, module.eh_proj)  # [D, 2 * D]
         self.enorm = module.enorm
         self.hnorm = module.hnorm
-        self.eh_proj = module.eh_proj
-        self.layer = MoeLayer(module.layer)
+        self.layer = MoeLayer(module.layer, pack)
         self.norm = module.norm
 
 
 class Model:
     """tiny-served: token ids to logits."""
 
-    def __init__(self, module: model.Model) -> None:
+    def __init__(self, module: model.Model, pack: bool) -> None:
         rope = rotary_table(MAX_POSITION_EMBEDDINGS, module.embed_tokens.weight)  # [2, MAX_POSITION_EMBEDDINGS, R / 2]
         self.rope = spread_pairs(rope)  # [2, MAX_POSITION_EMBEDDINGS, R]
+        self.lm_head = product_weight(pack, module.lm_head)  # [W / P, D]
         self.embed_tokens = module.embed_tokens
         self.norm = module.norm
-        self.lm_head = module.lm_head
-        self.mtp = [MultiTokenPredictor(part) for part in module.mtp]
+        self.mtp = [MultiTokenPredictor(part, pack) for part in module.mtp]
         self.layers: list[Any] = [
-            *(DenseLayer(layer) for layer in module.layers[:NUM_DENSE_LAYERS]),
-            *(MoeLayer(layer) for layer in module.layers[NUM_DENSE_LAYERS:]),
+            *(DenseLayer(layer, pack) for layer in module.layers[:NUM_DENSE_LAYERS]),
+            *(MoeLayer(layer, pack) for layer in module.layers[NUM_DENSE_LAYERS:]),
         ]

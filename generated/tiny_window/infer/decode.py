@@ -40,16 +40,19 @@ def full_visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> 
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T: [T, in] by [out, in] -> [T, out].
+    """x @ weight.T: [T, in] by [out, in] -> [T, out]; the weight may be packed.
 
-    Up to eight rows on a CPU, and two at least, are multiplied from the right of the weight: MKL then reads it up to
-    twice as fast.
+    Up to eight rows in float32 on a CPU are multiplied from the right of the weight, a single one by its two halves:
+    MKL then reads it up to twice as fast.
     """
     count = x.shape[0]
-    if not x.is_cpu or count > 8:
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    if not x.is_cpu or x.element_size() < 4 or count > 8:
         return F.linear(x, weight)
-    rows = x.contiguous() if count > 1 else torch.cat((x, x))
-    return torch.mm(weight, rows.T)[:, :count].T.contiguous()
+    if count == 1 and weight.shape[0] % 2 == 0:
+        return torch.bmm(weight.unflatten(0, (2, -1)), x.T.expand(2, -1, 1)).view(1, -1)
+    return torch.mm(weight, x.T).T.contiguous()
 
 
 def write_rows(pages: Tensor, slots: Tensor, *kept: Tensor) -> None:
@@ -97,7 +100,7 @@ def full_attention(module: FullAttention, x: Tensor, rope: Tensor, batch: Batch,
 
     out = torch.cat([full_attention_attend(group.take(q), group, pages).flatten(0, 1) for group in batch.groups])
     out = out.flatten(-2)  # [T, H * N]
-    return linear(out, module.o_proj.weight)  # [T, D]
+    return linear(out, module.o_proj)  # [T, D]
 
 
 def sliding_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ def sliding_attention(module: SlidingAttention, x: Tensor, rope: Tensor, batch: 
 
     out = torch.cat([sliding_attention_attend(group.take(q), group, pages).flatten(0, 1) for group in batch.groups])
     out = out.flatten(-2)  # [T, H * N]
-    return linear(out, module.o_proj.weight)  # [T, D]
+    return linear(out, module.o_proj)  # [T, D]
 
 
 def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ def feed_forward(module: FeedForward, x: Tensor) -> Tensor:
     gate_up = linear(x, module.gate_up_proj)  # [T, 2 * width]
     gate, up = gate_up.chunk(2, -1)  # [T, width] each
     h = F.silu(gate) * up
-    return linear(h, module.down_proj.weight)  # [T, D]
+    return linear(h, module.down_proj)  # [T, D]
 
 
 def full_dense_layer(module: FullDenseLayer, x: Tensor, rope: Tensor, batch: Batch, pages: Tensor) -> Tensor:
@@ -182,11 +185,14 @@ def model_forward(module: Model, tokens: Tensor, rows: Tensor, batch: Batch, cac
     x = model_backbone(module, tokens, batch, caches)  # [T, D]
     chosen = x[rows]  # [rows, D]
     hidden = module.norm(chosen)
-    return linear(hidden, module.lm_head.weight)  # [rows, W]
+    return linear(hidden, module.lm_head)  # [rows, W]
 
 
 def empty_caches(num_pages: int, x: Tensor) -> list[Tensor]:
-    """Pages for each layer, where x lives: [num_pages, PAGE_SIZE, row]."""
+    """Pages for each layer, where x lives: [num_pages, PAGE_SIZE, row].
+
+    They hold what the memory held; the engine clears those that it takes.
+    """
     dtype = x.dtype
     rows = [2 * SLIDING_NUM_KV_HEADS * SLIDING_HEAD_DIM, 2 * FULL_NUM_KV_HEADS * FULL_HEAD_DIM] * NUM_CYCLES
-    return [x.new_zeros(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]
+    return [x.new_empty(num_pages, PAGE_SIZE, row, dtype=dtype) for row in rows]

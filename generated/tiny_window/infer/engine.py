@@ -15,7 +15,7 @@ import torch
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
 from . import prepare
-from .batch import Part, pack
+from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .compiled import Compiled, fits
 from .decode import empty_caches, model_forward
@@ -40,14 +40,21 @@ class Engine:
         cache_bytes: int | None = None,
         max_running: int = 32,
         step_tokens: int = 512,
+        pack: bool = False,
         compile: bool = False,
     ) -> None:
         """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
 
+        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16, and in
+        float32 from some sixteen texts at a time on.
         `compile`: steps of up to eight texts that are being written; the first of each size takes a minute or so.
         """
+        if pack and not prepare.packable(model.embed_tokens.weight):
+            raise ValueError("only float32 on a CPU can be packed, and bfloat16 where the CPU multiplies it")
+        if pack and compile:
+            raise ValueError("packed weights cannot be compiled for: leave out pack, or compile")
         with torch.no_grad():
-            self.module = prepare.Model(model)
+            self.module = prepare.Model(model, pack)
         weight = model.embed_tokens.weight.detach()
         self.device = weight.device
         page_bytes = sum(cache.nbytes for cache in empty_caches(1, weight))
@@ -140,7 +147,7 @@ class Engine:
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
         if self.pool.taken:
-            pages = torch.tensor(self.pool.taken, device=self.device)
+            pages = on_device(self.pool.taken, torch.long, self.device)
             for cache in self.caches:
                 cache.index_fill_(0, pages, 0)
             self.pool.taken.clear()
@@ -153,7 +160,7 @@ class Engine:
                 rows.append(begin + end - 1 - text.computed)
                 asked.append(Row(text.sampling, len(text.prompt), text.tokens, end))
             begin += new
-        return torch.tensor(rows, dtype=torch.long, device=self.device), asked
+        return on_device(rows, torch.long, self.device), asked
 
 
 def default_cache_bytes(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_hf
+from ..checkpoint import empty_model, load_hf
 from ..command import in_a_line
 from ..model import Model
 from .chat import Conversation, load_template, stop_tokens
@@ -35,19 +35,19 @@ def newest(folder: Path) -> Path:
     return folder / name
 
 
-def start_from(model: Model, folder: Path) -> None:
-    """The weights of a checkpoint, in the model."""
+def start_from(model: Model, folder: Path, device: str = "cpu") -> None:
+    """The weights of a checkpoint, in the model, which moves to the device if it is on none."""
     try:
-        load_hf(model, newest(folder))
+        load_hf(model, newest(folder), device=device)
     except (OSError, ValueError) as error:  # what a file is not, or does not hold
         raise SystemExit(f"{folder}: {error}") from None
 
 
 def load_engine(folder: Path) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
-    model = Model().eval()
-    start_from(model, folder)
-    return Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    model = empty_model()
+    start_from(model, folder, "cuda" if torch.cuda.is_available() else "cpu")
+    return Engine(model)
 
 
 def written(engine: Engine, codec: Codec, prompt: list[int], sampling: Sampling, stops: list[str]) -> Iterator[str]:

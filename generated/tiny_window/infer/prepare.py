@@ -2,7 +2,7 @@
 # Yours to read and edit. Regenerate: dsc compile tiny-window
 """The weights as decode.py reads them, made once of a model's parameters; no step makes them again.
 
-Dims: D HIDDEN_SIZE, N FULL_HEAD_DIM or SLIDING_HEAD_DIM, H FULL_NUM_HEADS or SLIDING_NUM_HEADS,
+Dims: W VOCAB_SIZE, D HIDDEN_SIZE, N FULL_HEAD_DIM or SLIDING_HEAD_DIM, H FULL_NUM_HEADS or SLIDING_NUM_HEADS,
     J FULL_NUM_KV_HEADS or SLIDING_NUM_KV_HEADS.
 """
 
@@ -37,66 +37,91 @@ def _adjacent(weights: list[Tensor]) -> bool:
     return len(storages) == 1 and [weight.data_ptr() for weight in weights[1:]] == ends[:-1]
 
 
+def packable(weight: Tensor) -> bool:
+    """Whether oneDNN has a layout of its own for it: float32 on a CPU, and bfloat16 where the CPU multiplies that."""
+    if not weight.is_cpu or not torch.backends.mkldnn.is_available():
+        return False
+    narrow = weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return narrow or weight.dtype is torch.float32
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The weight [out, in] in oneDNN's layout for products of some rows; it can be multiplied by, and nothing else."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+
+
+def product_weight(pack: bool, *linears: nn.Linear) -> Tensor:
+    """The weights of linears that read one x, one above the other: [sum of outs, in]. Packed, it takes theirs."""
+    whole = stacked(*linears)
+    if not pack:
+        return whole
+    for linear in linears:
+        linear.weight.data = whole.new_empty(0)
+    return packed(whole)
+
+
 class FullAttention:
     """Grouped-query attention, with norms on the heads of q and k (arXiv 2305.13245)."""
 
-    def __init__(self, module: model.FullAttention) -> None:
-        self.q_k_v_proj = stacked(module.q_proj, module.k_proj, module.v_proj)  # [H * N + J * N + J * N, D]
+    def __init__(self, module: model.FullAttention, pack: bool) -> None:
+        # [H * N + J * N + J * N, D]
+        self.q_k_v_proj = product_weight(pack, module.q_proj, module.k_proj, module.v_proj)
+        self.o_proj = product_weight(pack, module.o_proj)  # [D, H * N]
         self.q_norm = module.q_norm
         self.k_norm = module.k_norm
-        self.o_proj = module.o_proj
 
 
 class SlidingAttention:
     """Grouped-query attention in a sliding window, with norms on the heads of q and k (arXiv 2310.06825)."""
 
-    def __init__(self, module: model.SlidingAttention) -> None:
-        self.q_k_v_proj = stacked(module.q_proj, module.k_proj, module.v_proj)  # [H * N + J * N + J * N, D]
+    def __init__(self, module: model.SlidingAttention, pack: bool) -> None:
+        # [H * N + J * N + J * N, D]
+        self.q_k_v_proj = product_weight(pack, module.q_proj, module.k_proj, module.v_proj)
+        self.o_proj = product_weight(pack, module.o_proj)  # [D, H * N]
         self.q_norm = module.q_norm
         self.k_norm = module.k_norm
-        self.o_proj = module.o_proj
 
 
 class FeedForward:
     """SwiGLU (arXiv 2002.05202)."""
 
-    def __init__(self, module: model.FeedForward) -> None:
-        self.gate_up_proj = stacked(module.gate_proj, module.up_proj)  # [2 * width, D]
-        self.down_proj = module.down_proj
+    def __init__(self, module: model.FeedForward, pack: bool) -> None:
+        self.gate_up_proj = product_weight(pack, module.gate_proj, module.up_proj)  # [2 * width, D]
+        self.down_proj = product_weight(pack, module.down_proj)  # [D, width]
 
 
 class FullDenseLayer:
     """A layer with full attention and a dense feed-forward."""
 
-    def __init__(self, module: model.FullDenseLayer) -> None:
+    def __init__(self, module: model.FullDenseLayer, pack: bool) -> None:
         self.input_layernorm = module.input_layernorm
-        self.self_attn = FullAttention(module.self_attn)
+        self.self_attn = FullAttention(module.self_attn, pack)
         self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = FeedForward(module.mlp)
+        self.mlp = FeedForward(module.mlp, pack)
 
 
 class SlidingDenseLayer:
     """A layer with sliding attention and a dense feed-forward."""
 
-    def __init__(self, module: model.SlidingDenseLayer) -> None:
+    def __init__(self, module: model.SlidingDenseLayer, pack: bool) -> None:
         self.input_layernorm = module.input_layernorm
-        self.self_attn = SlidingAttention(module.self_attn)
+        self.self_attn = SlidingAttention(module.self_attn, pack)
         self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = FeedForward(module.mlp)
+        self.mlp = FeedForward(module.mlp, pack)
 
 
 class Model:
     """tiny-window: token ids to logits."""
 
-    def __init__(self, module: model.Model) -> None:
+    def __init__(self, module: model.Model, pack: bool) -> None:
         rope = rotary_table(MAX_POSITION_EMBEDDINGS, module.embed_tokens.weight)  # [2, MAX_POSITION_EMBEDDINGS, N / 2]
         self.rope = spread_pairs(rope)  # [2, MAX_POSITION_EMBEDDINGS, N]
+        self.lm_head = product_weight(pack, module.lm_head)  # [W, D]
         self.embed_tokens = module.embed_tokens
         self.norm = module.norm
-        self.lm_head = module.lm_head
         self.layers: list[Any] = [
             *(
-                turn(layer)
+                turn(layer, pack)
                 for turn, layer in zip((SlidingDenseLayer, FullDenseLayer) * NUM_CYCLES, module.layers, strict=True)
             )
         ]

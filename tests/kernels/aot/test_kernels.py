@@ -29,7 +29,7 @@ SPILLS = {("mla_decode", "sm_100")}
 """Known and accepted with their bytes."""
 SHARED = "grouped_gemm_tiles_kernel"
 """Of grouped_gemm.py, and launched by every kernel of experts."""
-NARROW = ("router_", "expert_dispatch_", "mla_attention_", SHARED)
+NARROW = ("router_", "expert_dispatch_", "mla_attention_", "gqa_attention_", SHARED)
 """Functions without 128-bit loads on sm_90: narrow rows, and tiles that tensor descriptors load."""
 
 

@@ -21,7 +21,7 @@ from dsc.compiler.kernels.registry import KERNELS
 CASES = "dsc.compiler.bench.cases"
 NAMES = [name for name in KERNELS if find_spec(f"{CASES}.{name}")]
 KEYS = {"precision__linear__kind": "fp8_block"}
-MODELS = {"gqa_decode": "llama-3.1-8b"}
+MODELS = dict.fromkeys(("gqa_attention", "gqa_attention_backward", "gqa_decode"), "llama-3.1-8b")
 """Where it is not tiny that has the kernel."""
 SPLIT = ("mla_decode", "gqa_decode")
 """What divides the tokens of a sequence among programs, here also where there are few."""

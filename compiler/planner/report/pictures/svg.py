@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from xml.sax.saxutils import escape
+from html import escape
 
 INK, MUTED, LINE, GROUND = "#1b1f24", "#57606a", "#d0d7de", "#f3f5f7"
 CAPACITY = "#b42318"
@@ -47,7 +47,7 @@ def text(x: float, y: float, content: str, css: str = "", anchor: str = "") -> s
     """One line of text, its baseline at y."""
     attributes = f' class="{css}"' if css else ""
     attributes += f' text-anchor="{anchor}"' if anchor else ""
-    return f'<text x="{number(x)}" y="{number(y)}"{attributes}>{escape(content)}</text>'
+    return f'<text x="{number(x)}" y="{number(y)}"{attributes}>{escape(content, quote=False)}</text>'
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> str:
@@ -110,7 +110,7 @@ def document(width: float, height: float, title: str, body: Iterable[str]) -> st
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{number(width)}" '
         f'height="{number(height)}" role="img" font-family="{FONT}">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{escape(title, quote=False)}</title>",
         f"<style>{STYLE}</style>",
         f'<rect width="{number(width)}" height="{number(height)}" fill="#ffffff" class="w"/>',
         *body,
