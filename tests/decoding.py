@@ -16,6 +16,7 @@ def chunk_logits(package: Importer, model: Any, tokens: Tensor, chunks: list[int
     part, pack = package("infer.batch").Part, package("infer.batch").pack
     engine.pool.take(1)  # so that no row begins at the first page
     pages = [engine.pool.take(-(-tokens.shape[1] // package("infer.cache").PAGE_SIZE)) for _ in tokens]
+    engine._clear()
     found, start = [], 0
     for size in chunks:
         parts = [

@@ -132,25 +132,33 @@ def test_guesses_change_no_logits(name: str, speculate: bool, step_tokens: int) 
     assert farthest(model, written(made, model, step_tokens, speculate)) < CLOSE
 
 
-@pytest.mark.parametrize("name", GUESSING)
+@pytest.mark.parametrize("name", [GUESSING[0], *(pytest.param(name, marks=pytest.mark.slow) for name in GUESSING[1:])])
 def test_rows_in_bfloat16_are_off_by_their_rounding(name: str) -> None:
     """Weights in float32, rows in bfloat16: logarithms of probabilities within 0.03, by which they were 0.014 at most.
 
-    All in bfloat16: on average no farther from the same weights in float32 than the model's own forward is, but for
-    half of it; pages and absorbed latents round elsewhere.
+    All in bfloat16: on average over eight draws of weights no farther from the same in float32 than the model's own
+    forward is, but for half of it. Of a single draw it was 0.6 to 1.9 times as far: an expert chosen otherwise is much.
     """
     spec = json.loads(SPECS[name])
     made = package(json.dumps({**spec, "precision": {"parameters": "fp32", "kv_cache": "bf16"}}))
     model = random_model(made, torch.float32)
     assert CLOSE < farthest(model, written(made, model, PARTS)) < 0.03
 
-    half = random_model(package(name), torch.float32).bfloat16()
-    texts, wide = written(package(name), half, PARTS), copy.deepcopy(half).float()
-    ours, own = (
-        torch.cat([(logs - by_forward(wide, text)).abs() for logs, text in zip(found, texts, strict=True)]).mean()
-        for found in (map(by_engine, texts), [by_forward(half, text) for text in texts])
-    )
+    ours, own = torch.stack([off_in_bfloat16(package(name), seed) for seed in range(1, 9)]).mean(0)
     assert 1e-4 < ours < 1.5 * own
+
+
+def off_in_bfloat16(package: Package, seed: int) -> torch.Tensor:
+    """How far logarithms of probabilities are from those of the same weights in float32, on average: behind each token
+    that the engine writes, and of the model's forward."""
+    half = random_model(package, torch.float32, seed).bfloat16()
+    texts, wide = written(package, half, PARTS), copy.deepcopy(half).float()
+    return torch.stack(
+        [
+            torch.cat([(logs - by_forward(wide, text)).abs() for logs, text in zip(found, texts, strict=True)]).mean()
+            for found in (map(by_engine, texts), [by_forward(half, text) for text in texts])
+        ]
+    )
 
 
 DECODE, BATCH = "infer/decode.py", "infer/batch.py"
