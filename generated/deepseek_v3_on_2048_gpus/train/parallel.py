@@ -6,8 +6,7 @@ mesh        (pp, dp_tp), and the same ranks as (pp, dp, tp) for heads and sequen
 stages      runs of the model's parts, under the names that they have in Model
 weights     in float32, each kept once among the ranks that share it (FSDP2); a step computes on copies in --dtype
 gradients   every loss is a share of the batch's, so all that is left is to sum: experts over edp, everything else
-            over dp_tp,
-            but over dp what tp shares out, the embedding also over the stages that read it
+            over dp_tp, but over dp what tp shares out, the embedding also over the stages that read it
 """
 
 from collections.abc import Iterator

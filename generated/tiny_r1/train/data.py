@@ -13,6 +13,7 @@ Dims: B batch, S sequence.
 """
 
 import argparse
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def load_tokens(path: Path, tokenizer: Path | None) -> Corpus:
     if not encoded:
         raise SystemExit(f"--data {path}: no UTF-8 text here; give text, JSONL, parquet, .npy, .bin or prepared shards")
     tokens = Corpus((np.concatenate(encoded),))
-    print(f"{path}: {len(tokens):,} tokens in {documents.summary()}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of all processes the first
+        print(f"{path}: {len(tokens):,} tokens in {documents.summary()}", file=sys.stderr)
     return tokens
 
 

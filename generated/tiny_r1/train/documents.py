@@ -76,7 +76,7 @@ class Documents:
 
     def summary(self) -> str:
         left_out = f", {self.left_out} files that are not UTF-8 left out" if self.left_out else ""
-        return f"{self.read:,} documents{left_out}"
+        return f"{self.read:,} document{'s' if self.read != 1 else ''}{left_out}"
 
 
 def byte_encoder(vocab_size: int) -> Callable[[str], Tokens]:

@@ -258,9 +258,9 @@ OF_DOCUMENTS = {
         "first[None, :] <= row_n[:, None] + 1",
     ),
     "the last queries of a document are cut off": ("mla_attention_backward", "right=True", "right=False"),
-    "the block in which a document begins": ("mla_common", "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": ("mla_common", "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": ("mla_common", "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": ("attention_rows", "begin + lowest,", "begin + lowest + BLOCK_N,"),
+    "blocks that some see take no mask": ("attention_rows", "begin + highest, start_m", "begin + lowest, start_m"),
+    "rows after the first begin at its tokens": ("attention_rows", "first = begin + tl.load", "first = tl.load"),
 }
 
 
