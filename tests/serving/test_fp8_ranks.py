@@ -184,12 +184,13 @@ def test_a_byte_is_held_of_each_number_of_an_expert(copies: Read) -> None:
     serving = build(loads(json.dumps(write), "spec.yaml")).serving
     values = [value for block in serving.methods("MixtureOfExperts") for value in block.prepared]
     stacks = [value for value in values if "proj" in value.name]
-    held = [getattr(first.layers[1].mlp, value.name) for value in stacks]
+    held = {value.name: getattr(first.layers[1].mlp, value.name) for value in stacks}
     assert len(stacks) == 4
-    for tensor, value in zip(held, stacks, strict=True):
+    for tensor, value in zip(held.values(), stacks, strict=True):
         assert list(tensor.shape) == [dim.value() for dim in value.type.shape], value.name
         assert tensor.nbytes == value.type.bytes.value(), value.name
-    assert held[0].nbytes == held[0].numel() == 5 * 2 * BLOCK * BLOCK
+    codes = held["gate_up_proj"]
+    assert codes.nbytes == codes.numel() == 5 * 2 * BLOCK * BLOCK
 
 
 @pytest.mark.slow
