@@ -32,8 +32,9 @@ GPU_CACHE_SHARE = 0.9  # of what is free beside the weights
 class Engine:
     """A model with its weights prepared, and the pages of its cache, all taken at the start.
 
-    The weights stay the model's: what is trained in place is what generates. Temperature, length and stops belong to
-    each text. In float32 a text does not depend on the others that run beside it, but for ties of the last bits.
+    The weights stay the model's unless they are packed: what is trained in place is what generates. Temperature,
+    length and stops belong to each text. In float32 a text does not depend on the others that run beside it, but for
+    ties of the last bits.
     """
 
     def __init__(
