@@ -290,6 +290,23 @@ def test_no_deployment_is_ahead_by_more_than_the_model_tells(name: str, kind: st
     assert chosen.speed.per_gpu >= max(every) * (1 - RESOLUTION)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "nodes", "phase", "binds"),
+    [
+        ("deepseek-v2-lite", "h100", 2, "decode", {"ep 4 -> 8": "size", "cache rows in FP8": "spec"}),
+        ("kimi-k2", "h800", 8, "decode", {"cache rows in FP8": "spec"}),
+    ],
+)
+def test_what_is_faster_and_not_chosen_says_why(
+    name: str, kind: str, nodes: int, phase: str, binds: dict[str, str]
+) -> None:
+    found = make_serving_plan(problem(name, kind, nodes, phase, 4096))
+    assert found.chosen.speed
+    faster = [one for one in found.around if one.option.speed and " more, " in one.reason]
+    assert {one.change: one.binds for one in faster} == binds
+    assert all(": " in one.reason for one in faster)
+
+
 def test_what_a_person_would_run() -> None:
     """A small model is not divided, and 2,048 GPUs are not one group with seven copies of each expert."""
     small = make_serving_plan(problem("llama-3.1-8b", "a100", 1, "decode", 4096)).chosen

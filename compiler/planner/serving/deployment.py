@@ -24,6 +24,9 @@ from dsc.spec.errors import DscError
 RESOLUTION = 0.05
 """Of tokens a second: smaller differences are not the model's to tell."""
 
+Binds = Literal["memory", "time", "size", "spec"]
+"""`size`: it is hardly faster, and the least that can be had of it is larger."""
+
 WAITED = {"prefill": "to the first token", "decode": "for each token"}
 
 
@@ -32,7 +35,7 @@ class Alternative:
     """What differs in one choice."""
 
     change: str
-    binds: Literal["memory", "time"]
+    binds: Binds
     """What speaks against it."""
     reason: str
     option: Option
@@ -194,12 +197,26 @@ def _against(problem: ServingProblem, best: Option, change: str, other: Option) 
     reason = "" if problem.others or emitted(other.serving, problem.experts) else "not emitted: "
     reason += f"{other.speed.per_gpu:,.0f} tokens/s a GPU"
     if best.speed:
-        difference = other.speed.per_gpu / best.speed.per_gpu - 1
-        reason += f", {abs(difference):.1%} {'more' if difference >= 0 else 'fewer'}"
+        difference = round(other.speed.per_gpu / best.speed.per_gpu - 1, 3)
+        reason += f", {abs(difference):.1%} {'more' if difference > 0 else 'fewer'}" if difference else ", as many"
     reason += f", {1e3 * other.speed.waited:,.1f} ms {WAITED[problem.phase]}"
+    binds, why = _objection(problem, best, other)
+    return Alternative(change, binds, reason + why, other)
+
+
+def _objection(problem: ServingProblem, best: Option, other: Option) -> tuple[Binds, str]:
+    """What speaks against another deployment that fits, and the words for it where its speed does not say it."""
     if not other.meets(problem.target):
-        reason += ", which is too long"
-    return Alternative(change, "time", reason, other)
+        return "time", ", which is too long"
+    here, there = (one.speed.per_gpu if one.speed else 0.0 for one in (best, other))
+    if there > here and other.storing != best.storing:
+        return "spec", ": precision.kv_cache says otherwise"
+    if not here < there <= here / (1 - RESOLUTION):
+        return "time", ""
+    little, least, larger = f": under the {RESOLUTION:.0%} that count", _unit(best.serving), _unit(other.serving)
+    if larger > least:
+        return "size", f"{little}, and it comes in {larger} GPUs at least, not {least}"
+    return "time", little
 
 
 def smallest_deployment(problem: ServingProblem) -> int | None:
