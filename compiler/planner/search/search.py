@@ -58,16 +58,17 @@ def search(problem: Problem, offer: Offer | None = None) -> Found:
     )
 
 
-def fastest(problem: Problem, offer: Offer | None = None) -> Candidate | None:
-    """The best of a search, without what stands around it."""
+def fastest(problem: Problem, below: float = math.inf) -> Candidate | None:
+    """The best of all that is legal, without what stands around it; None where no step is shorter than so many seconds."""
     with nothing_collected():
-        return _Search(problem, offer or everything(problem)).best()
+        return _Search(problem, everything(problem)).best(below)
 
 
 # What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
 # evenly over all ranks with nothing exchanged; a family by all its work; one sharing of the GPUs by the same in its
-# pipeline and with the ZeRO stage that it needs; a layout by its pipeline's bound; what was simulated by its step.
-GROUP, FAMILY, GRID, VARIANT, SIMULATED = range(5)
+# pipeline and with the ZeRO stage that it needs; the same with each ZeRO stage by what follows the pipeline, too; a
+# layout by its pipeline's bound; what was simulated by its step.
+GROUP, FAMILY, GRID, SHARDED, VARIANT, SIMULATED = range(6)
 Entry = tuple[LayoutFamily, ...] | LayoutFamily | Layout
 
 # Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
@@ -89,7 +90,7 @@ class _Search:
         self.types = offer.activations
         self.queue: list[tuple[float, int, Entry]] = []
 
-    def best(self) -> Candidate | None:
+    def best(self, below: float = math.inf) -> Candidate | None:
         groups: dict[tuple[int, int, int], list[LayoutFamily]] = {}
         for family in self.families:
             groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
@@ -98,6 +99,8 @@ class _Search:
             self._push(least, GROUP, tuple(group))
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
+            if seconds >= below:
+                return None
             if what == SIMULATED and isinstance(found, Layout):
                 return Candidate(found, self.bytes(found), seconds)
             self._look_into(found, what, seconds)
@@ -107,7 +110,9 @@ class _Search:
         """Puts back what it consists of, each with a bound of its own."""
         if isinstance(found, Layout):
             if what == GRID:
-                self._open(found)
+                self._open(found, seconds)
+            elif what == SHARDED:
+                self._push(self.problem.bound(found), VARIANT, found)
             else:
                 self._try(found)
         elif isinstance(found, LayoutFamily):
@@ -141,11 +146,13 @@ class _Search:
             floor = self.problem.of(grid).cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
             self._push(max(seconds, floor), GRID, grid)
 
-    def _open(self, grid: Layout) -> None:
+    def _open(self, grid: Layout, seconds: float) -> None:
         """The variants that recompute least, of each ZeRO stage."""
+        cost = self.problem.of(grid).cost
         for zero in self._zeros(grid):
             layout = replace(grid, zero=zero, recompute=self.sets[0], activations=self.types[0])
-            self._push(self.problem.bound(layout), VARIANT, layout)
+            floor = cost.floor(layout, self.problem.batch) + cost.tail.least(layout)
+            self._push(max(seconds, floor), SHARDED, layout)
 
     def _try(self, layout: Layout) -> None:
         """What activations are kept as costs no time: the first type that fits. Else what recomputes more."""

@@ -105,7 +105,7 @@ class CostModel:
         return pipeline * (1 + self._sync(layout)) + sum(self.tail.longest(layout, stages, alone).values())
 
     def floor(self, layout: Layout, global_batch: int) -> float:
-        """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
+        """Seconds that the pipeline cannot fall below in `bound`, however the model is split into stages."""
         serial, paired = self.stages.whole(layout)
         return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
 
