@@ -305,9 +305,9 @@ def as_dim(value: Dim | int) -> Dim:
 def simplify_sum(left: Dim, right: Dim) -> Dim:
     if isinstance(left, Int) and isinstance(right, Int):
         return Int(left.number + right.number)
-    if right == Int(0):
+    if isinstance(right, Int) and right.number == 0:
         return left
-    if left == Int(0):
+    if isinstance(left, Int) and left.number == 0:
         return right
     if left == right:
         return Product(Int(2), left)
@@ -319,12 +319,9 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
 def simplify_product(left: Dim, right: Dim) -> Dim:
     if isinstance(left, Int) and isinstance(right, Int):
         return Int(left.number * right.number)
-    if left == Int(1):
-        return right
-    if right == Int(1):
-        return left
-    if Int(0) in (left, right):
-        return Int(0)
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, Int) and one.number in (0, 1):
+            return other if one.number else one
     return Product(left, right)
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.graph.types import TensorType
 from dsc.compiler.passes.recompute import layer_blocks
-from dsc.compiler.planner.parts.context import Whole, rows_of, whole
+from dsc.compiler.planner.parts.context import Rows, Whole, rows_of, whole
 from dsc.compiler.planner.parts.tensor import whole_on_each
 
 EMBEDDING, HEAD = "embedding", "head"
@@ -35,12 +35,20 @@ class Part:
     """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
     steps: tuple[Step, ...]
     """Every op that runs in training, in order."""
-    whole: Whole
-    """What is of whole sequences where ranks share them."""
-    whole_on_each: frozenset[Storage]
-    """What tensor parallelism does not divide."""
+    rows: Rows
+    """Of the model, what ranks send each other that share sequences."""
     layer: str | None
     """The path of the layer in it, ending in a dot; None where there is none."""
+
+    @cached_property
+    def whole(self) -> Whole:
+        """What is of whole sequences where ranks share them."""
+        return whole(self.steps, self.rows)
+
+    @cached_property
+    def whole_on_each(self) -> frozenset[Storage]:
+        """What tensor parallelism does not divide."""
+        return whole_on_each(self.steps)
 
 
 class _Same:
@@ -132,8 +140,7 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
         kind = kinds.get(name, name)
         layer = _layer(graph, layers, kind, f"{name}.")
-        run = steps[name]
-        yield Part(name, kind, own, borrowed, run, whole(run, rows), whole_on_each(run), layer)
+        yield Part(name, kind, own, borrowed, steps[name], rows, layer)
 
 
 def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | None:

@@ -143,7 +143,8 @@ class _Search:
         """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
         zeros = self._zeros(grid)
         if zeros:
-            floor = self.problem.of(grid).cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
+            least = grid if zeros[0] <= 1 else replace(grid, zero=zeros[0])  # of which 0 and 1 take as long
+            floor = self.problem.of(grid).cost.floor(least, self.problem.batch)
             self._push(max(seconds, floor), GRID, grid)
 
     def _open(self, grid: Layout, seconds: float) -> None:

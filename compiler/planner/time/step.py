@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
@@ -88,7 +89,7 @@ class CostModel:
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
         self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision, others is None)
-        self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
+        self._flops_per_token = cache(lambda: compute_stats(spec, graph).flops_per_token.training)
 
     def weights(self, layout: Layout) -> tuple[int, ...]:
         """Nanoseconds of each part, forward and backward: what a split into stages should balance."""
@@ -167,7 +168,7 @@ class CostModel:
             seconds=total,
             lines=lines,
             bubble_fraction=waits / total,
-            mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
+            mfu=self._flops_per_token() * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
             gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
             uncertainty=sum(line.seconds * self._band(line) for line in lines) / total,
         )
