@@ -129,7 +129,8 @@ def _places(graph: Graph, names: list[str]) -> dict[int, str]:
 def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Step, ...]]) -> Iterator[Part]:
     every, layers = graph.parameters(), layer_blocks(graph)
     owner: dict[str, str] = {}
-    used = {name: tuple(_used(run)) for name, run in steps.items()}
+    known: dict[int, tuple[list[str], tuple[str, ...]]] = {}
+    used = {name: tuple(_used(run, known)) for name, run in steps.items()}
     rows = rows_of(graph)
     for name, parameters in used.items():
         for parameter in parameters:
@@ -153,9 +154,13 @@ def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | 
     return next((f"{path}{name}." for op in calls for callee, name in op.runs() if callee in layers), None)
 
 
-def _used(steps: tuple[Step, ...]) -> Iterator[str]:
-    """Full names of the parameters that ops read."""
+def _used(steps: tuple[Step, ...], known: dict[int, tuple[list[str], tuple[str, ...]]]) -> Iterator[str]:
+    """Full names of the parameters that ops read. `known`: those of a node, by its identity."""
     for step in steps:
-        for parameter in step.node.op.parameters():
-            yield f"{step.path}{parameter.name}"
-        yield from step.node.op.borrowed()
+        key = id(step.node)
+        if key not in known:
+            op = step.node.op
+            known[key] = ([parameter.name for parameter in op.parameters()], tuple(op.borrowed()))
+        own, borrowed = known[key]
+        yield from (f"{step.path}{name}" for name in own)
+        yield from borrowed

@@ -19,8 +19,9 @@ def pipeline_bound(layout: Layout, micro_batches: int, times: Sequence[StageTime
     """Seconds; `times` of the stages in the model's order, `transfer` from rank to rank."""
     fill = [0.0, *accumulate(stage.forward + transfer for stage in times)]
     if layout.schedule in ("1f1b", "interleaved"):
-        drain = [0.0, *accumulate(stage.backward + transfer for stage in times)]
-        serial = [_serial(stage) for stage in times]  # rank r has every pp-th, from r on
+        backward = [stage.backward_input + stage.backward_weight for stage in times]
+        drain = [0.0, *accumulate(time + transfer for time in backward)]
+        serial = [stage.forward + time for stage, time in zip(times, backward, strict=True)]  # rank r: every pp-th
         works = (micro_batches * sum(serial[rank :: layout.pp]) for rank in range(layout.pp))
         return max(before + work + after for before, work, after in zip(fill, works, drain, strict=False))
     drain = [0.0, *accumulate(stage.backward_input + transfer for stage in times)]

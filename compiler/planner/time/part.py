@@ -25,6 +25,7 @@ from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.compiler.planner.time.traffic import Communication, Traffic
 
 UNSHARED = ("cast", "memory")  # classes that wait for memory: fewer multiprocessors do not slow them down
+SHARED = tuple(place for place, name in enumerate(CLASSES) if name not in UNSHARED)
 
 
 class Pass(NamedTuple):
@@ -169,7 +170,7 @@ class PartTimes:
         compute = self._compute(kind, micro_batch, share, codes and self._keeps_codes)
         again = compute.recompute(recompute)
         vectors = (compute.forward, add((compute.input_gradient, again)), compute.weight_gradient)
-        shared = sum(t for vector in vectors for name, t in zip(CLASSES, vector, strict=True) if name not in UNSHARED)
+        shared = sum(vector[place] for vector in vectors for place in SHARED)
         forward, backward, weight = (sum(vector) for vector in vectors)
         return Computing(vectors, (forward, backward, weight), shared)
 

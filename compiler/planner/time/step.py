@@ -111,7 +111,8 @@ class CostModel:
         return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
 
     def least(self, layout: Layout, global_batch: int, exchanges: bool = True) -> float:
-        """The same at the best that any pipeline schedule can do that pairs what this one does.
+        """The same at the best that any pipeline schedule can do that pairs what this one does, and any smaller
+        micro-batch: weights, the shortest kernels and latencies are as much for fewer tokens.
 
         Without exchanges: at the best that any sharing of the experts can do, which then exchange nothing either.
         """
@@ -119,7 +120,7 @@ class CostModel:
         if not exchanges and experts is not None:
             ways = [replace(layout, ep=1, etp=1), replace(layout, ep=experts.count, etp=layout.tp)]
         paired = min(self.stages.whole(one, exchanges)[1] for one in ways)
-        return paired * layout.micro_batches(global_batch) / layout.pp
+        return paired * (global_batch / (layout.dp * layout.micro_batch)) / layout.pp
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
         """Of many micro-batches a few for each rank are simulated, and every line goes on at its rate.
