@@ -98,7 +98,8 @@ class Problem:
         alike = not products and "moe" not in self.spec.ffn_kinds and self._run == self.spec
         if not alike or self.spec.precision.parameters == "fp32":
             return other
-        vars(other).update(_steps=self._steps, _bounds=self._bounds)  # dense layers in wide types are the same there
+        for name in ("_sizes", "_bounds", "_steps"):  # dense layers in wide types are the same there
+            vars(other)[name] = getattr(self, name)
         return self._knowing(other)
 
     @property
@@ -116,6 +117,10 @@ class Problem:
 
     @cached_property
     def _steps(self) -> dict[Layout, StepTime]:
+        return {}
+
+    @cached_property
+    def _sizes(self) -> dict[Layout, int]:
         return {}
 
     @cached_property
@@ -157,7 +162,9 @@ class Problem:
 
     def bytes(self, layout: Layout) -> int:
         """Of the fullest rank."""
-        return self.of(layout).memory.fullest(layout, self.batch, self.stages(layout))
+        if layout not in self._sizes:
+            self._sizes[layout] = self.of(layout).memory.fullest(layout, self.batch, self.stages(layout))
+        return self._sizes[layout]
 
     def kept_bytes(self, layout: Layout) -> int:
         """The same without what lives for a moment."""

@@ -107,8 +107,11 @@ class CostModel:
 
     def floor(self, layout: Layout, global_batch: int) -> float:
         """Seconds that the pipeline cannot fall below in `bound`, however the model is split into stages."""
-        serial, paired = self.stages.whole(layout)
-        return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
+        serial, paired, (forward, both) = self.stages.whole(layout)
+        if layout.schedule == "interleaved" and self.overlap.hides(layout):
+            both = 0.0  # how short a pair of stages is there depends on what they hide
+        pipeline = even_bound(layout, layout.micro_batches(global_batch), serial, paired, (forward, both))
+        return pipeline * (1 + self._sync(layout))
 
     def least(self, layout: Layout, global_batch: int, exchanges: bool = True) -> float:
         """The same at the best that any pipeline schedule can do that pairs what this one does, and any smaller
@@ -119,7 +122,7 @@ class CostModel:
         experts, ways = self.communication.experts, [layout]
         if not exchanges and experts is not None:
             ways = [replace(layout, ep=1, etp=1), replace(layout, ep=experts.count, etp=layout.tp)]
-        paired = min(self.stages.whole(one, exchanges)[1] for one in ways)
+        paired = min(self.stages.whole(one, exchanges).paired for one in ways)
         return paired * (global_batch / (layout.dp * layout.micro_batch)) / layout.pp
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
