@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.interpreter.test_mla_attention import BOUNDS, DOCUMENTS, starts_of
+from kernels.interpreter.test_mla_attention import BOUNDS, DOCUMENTS, UNLIKE, starts_of
 from kernels.lab import calc_diff, kernels, package, poisoned, printed, randn, spec_with, with_fault
 from kernels.watched import Race, watched
 from torch import Tensor
@@ -90,6 +90,13 @@ def test_loaded_by_pointers(documents: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_have_documents_of_their_own(shape: str, arch: str, dtype: torch.dtype) -> None:
     check(attention(shape, arch), shape, starts_of([[7, 63], [1, 1, 68]]), dtype)
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_90", torch.bfloat16), ("sm_80", torch.float32)])
+def test_rows_of_several_tiles_have_documents_of_their_own(arch: str, dtype: torch.dtype) -> None:
+    """No program leaves its tensors or meets another."""
+    with watched():
+        check(attention("two on one", arch), "two on one", starts_of(UNLIKE), dtype)
 
 
 def test_the_references_equal_the_formula() -> None:
@@ -181,6 +188,11 @@ FAULTS = {
     "the block in which a document begins": (ROWS, "begin + lowest,", "begin + lowest + BLOCK_N,"),
     "blocks that some see take no mask": (ROWS, "begin + highest, start_m", "begin + lowest, start_m"),
     "rows after the first begin at its tokens": (ROWS, "first = begin + tl.load", "first = tl.load"),
+    "blocks by the documents of the first row": (
+        ROWS,
+        "lowest = tl.load(starts_ptr + start_m)",
+        "lowest = tl.load(starts_ptr + start_m - begin)",
+    ),
 }
 
 
@@ -197,8 +209,7 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
     (module,) = package(files, NAMES[:1])
     with pytest.raises(AssertionError):
         check(module, "six on two", starts_of([[7, 63], [1, 1, 68]]), torch.bfloat16)
-        rows = [DOCUMENTS[name] for name in ("of odd lengths", "begun by the last token of a tile", "one")]
-        check(module, "six on two", starts_of(rows), torch.bfloat16)
+        check(module, "six on two", starts_of(UNLIKE), torch.bfloat16)
 
 
 def test_a_window_that_is_a_token_too_wide_is_caught() -> None:
