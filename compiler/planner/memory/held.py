@@ -9,6 +9,7 @@ from functools import cached_property
 from dsc.compiler.graph.dim import Axis, B, S
 from dsc.compiler.graph.saved import Storage
 from dsc.compiler.planner.layout.layout import Activations, Layout
+from dsc.compiler.planner.parts.masks import in_halves, masks
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import SCALED_TILE, attended, dispatched, fp8_storages, inside, kept
 from dsc.compiler.planner.parts.shard import Extent, extent
@@ -97,6 +98,7 @@ class PartMemory:
     ) -> Held:
         part = (self._away if away else self.examples)[kind]
         steps, times = part.steps, dict.fromkeys(part.whole.storages, context)
+        halved = frozenset(masks(steps) if context > 1 else ())
         times |= {one: times.get(one, 1) * tensor for one in part.whole_on_each}
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
@@ -108,6 +110,7 @@ class PartMemory:
 
         def size(one: Storage) -> int:
             numbers = self._numbers(one, micro_batch) * times.get(one, 1)
+            numbers = in_halves(numbers, context) if one in halved else numbers
             if one in small or one in twelve:
                 return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
             return numbers * one.type.dtype.bytes
