@@ -73,9 +73,8 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-MODELS |= {
-    f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
-}
+APART = {"training": {"documents": "apart"}}
+MODELS |= {f"{name}, documents": {**MODELS[name], **APART} for name in ("deepseek", "llama", "window")}
 MODELS["deepseek, weighed"] = {
     **MODELS["deepseek"],
     "mtp": {"depth": 1, "loss_weight": 0.3, "later": {"after_tokens": 1024, "loss_weight": 0.1}},

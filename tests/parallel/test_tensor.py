@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.driver import build, in_tensor
+from dsc.compiler.driver import build, in_tensor, read_in_rows
 from dsc.compiler.graph.dim import Axis, B, S
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.op import tensor
@@ -121,12 +121,15 @@ def test_the_plan_reads_the_shares_that_are_emitted(name: str) -> None:
         assert [node.op.kind for node in planned.nodes()] == [node.op.kind for node in block.nodes()]
 
 
+@pytest.mark.parametrize("documents", ["joined", "apart"])
 @pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-v2-lite", "llama-3.1-8b", "mistral-7b", "tiny"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_plan_counts_what_a_rank_keeps_and_computes(name: str, ranks: int) -> None:
+def test_the_plan_counts_what_a_rank_keeps_and_computes(name: str, ranks: int, documents: str) -> None:
     """The plan reads shares of one rank and divides by ranks all but what it marks; the pass makes those of several."""
-    timed, _ = in_tensor(load(name).model_copy(update={"cluster": None}))
-    plain = build(load(name).model_copy(update={"cluster": None})).plain
+    data = load(name).model_dump() | {"cluster": None, "training": {"documents": documents}}
+    spec = ModelSpec.model_validate(data)
+    timed, _ = in_tensor(spec)
+    plain = read_in_rows(spec, build(spec).plain)
     of_all, own = {B.name: 1, S.name: LENGTH}, {B.name: 1, S.name: LENGTH // ranks}
     sublayers = [block for block in plain.blocks.values() if divided(block, tensor_ranks(ranks))]
     assert len(sublayers) >= 2
@@ -166,10 +169,3 @@ def test_latent_attention_sends_latents(placed_spec: Any) -> None:
     timed = in_tensor(load("deepseek-v3"))[0].blocks["LatentAttention.forward"]
     (gather,) = (node for node in timed.nodes() if isinstance(node.op, GatherSequence))
     assert sum(tensor(value.type).numel.value({"B": 1, "S": 1}) for value in gather.inputs) == 1536 + 512 + 64
-
-
-def test_what_has_no_code_is_said(placed_spec: Any) -> None:
-    spec = {**placed_spec("deepseek", {"tp": 2}), "training": {"documents": "apart"}}
-    program = build(ModelSpec.model_validate(spec))
-    assert program.step.sharing is None
-    assert any(note.startswith("train: on one device, for there is no code yet for") for note in program.notes)

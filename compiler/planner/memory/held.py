@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dsc.compiler.graph.dim import Axis, B, S
 from dsc.compiler.graph.saved import Storage
 from dsc.compiler.planner.layout.layout import Activations, Layout
+from dsc.compiler.planner.parts.masks import in_halves, masks
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import SCALED_TILE, Kept, attended, dispatched, fp8_storages, inside, kept
 from dsc.compiler.planner.parts.shard import Extent, extent
@@ -53,6 +54,7 @@ class Keeping(NamedTuple):
     extents: tuple[Extent, ...]
     """One byte of each that is kept."""
     inside: tuple[Storage, ...]
+    masks: frozenset[Storage]
     forward: Moments
     backward: Moments
 
@@ -119,6 +121,7 @@ class PartMemory:
 
         def size(one: Storage) -> int:
             numbers = self._numbers(one, micro_batch) * times.get(one, 1)
+            numbers = in_halves(numbers, context) if context > 1 and one in keeps.masks else numbers
             if one in keeps.small or one in keeps.attended:
                 return numbers * (12 if one in keeps.attended else 8) // 8 + numbers // SCALED_TILE * SCALE
             return numbers * one.type.dtype.bytes
@@ -155,6 +158,7 @@ class PartMemory:
             twelve,
             tuple(extent(one.type, 1) for one in found.storages),
             inside(steps),
+            frozenset(masks(steps)),
             forward_moments(steps, found),
             backward_moments(steps, found),
         )
