@@ -49,11 +49,17 @@ class _Share:
     methods: tuple[Method, ...]
     of_mtp: bool
     has_width: bool
+    plain: str
+    """The class of model.py: the base, unless that is told where documents begin."""
     kept: tuple[str, ...]
     """Of a layer of multi-token prediction, the modules that are no longer those that its class makes."""
     groups: tuple[str, ...]
     """Attributes that hold ranks."""
     balances: bool
+
+    @property
+    def told(self) -> bool:
+        return self.base != self.plain
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -64,7 +70,7 @@ class _Share:
 def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition], tensor: bool) -> File:
     """The classes that the pass made, less what they inherit. `tensor`: none, for those of tensor.py do this too."""
     shared, body, text = _classes(files, graph, context.PREFIX, context.OF_CONTEXT, model)
-    used = names(text) | {one.base for one in shared} | {"CP", "all_gather_single_autograd"}
+    used = names(text) | _bases(shared) | {"CP", "all_gather_single_autograd"}
     used |= set() if tensor else {"Model", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
     offered = [*imported(graph, "..", "."), (".plan", "CP"), *_definitions(files, graph, model)]
@@ -88,7 +94,7 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
     )
     assert step.sharing is not None
     ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
-    used = names(text) | {one.base for one in shared} | {"TP", "Model", "F", "upcast"}
+    used = names(text) | _bases(shared) | {"TP", "Model", "F", "upcast"}
     used |= {"all_gather_single_autograd", "all_reduce", "reduce_scatter_single_autograd", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
     offered = [*imported(graph, "..", "."), (".plan", "CP"), (".plan", "TP"), *_definitions(files, graph, model)]
@@ -154,7 +160,13 @@ def _share(graph: Graph, printer: Printer, name: str) -> _Share:
     groups = tuple(dict.fromkeys(("group", *gathers)))
     balances = any(map(context.balances, blocks))
     base, kept = told_class(blocks[0]), tuple(_kept(blocks))
-    return _Share(name, base, described.doc, described.methods, of_mtp, has_width, kept, groups, balances)
+    plain = tensor.of_plain(name)
+    return _Share(name, base, described.doc, described.methods, of_mtp, has_width, plain, kept, groups, balances)
+
+
+def _bases(shared: Sequence[_Share]) -> set[str]:
+    """The classes that shares name: what they inherit, and what a layer of multi-token prediction is given."""
+    return {one.base for one in shared} | {one.plain for one in shared if one.of_mtp and not one.has_width}
 
 
 def _kept(blocks: Sequence[Block]) -> Iterator[str]:

@@ -172,6 +172,17 @@ def compared() -> Any:
     return compare
 
 
+@pytest.fixture
+def same_steps(tmp_path: Path) -> Callable[..., None]:
+    """Asserts that a spec's ranks take the steps of one process: figures within a bound, biases bit by bit."""
+
+    def check(spec: dict[str, Any], dtype: str = "float64", within: float = 1e-13) -> None:
+        difference, equal_biases = compare(spec, tmp_path, dtype)
+        assert difference <= within and equal_biases
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def package_of() -> Any:
     return write_package

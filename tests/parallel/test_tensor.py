@@ -23,6 +23,7 @@ from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 
 Compared = Callable[..., tuple[float, bool]]
+SameSteps = Callable[..., None]
 LENGTH, WIDTH = 1024, {"width": 512}
 SENT = Path(__file__).with_name("context.py")
 EP = {"tp": 2, "ep": 2}
@@ -54,23 +55,20 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_step_is_that_of_one_process(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float64")
-    assert difference <= 1e-13 and equal_biases
+def test_a_step_is_that_of_one_process(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*LAYOUTS[layout]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", MORE)
-def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*MORE[layout]), tmp_path, "float64")
-    assert difference <= 1e-13 and equal_biases
+def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*MORE[layout]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float32")
-    assert difference <= 1e-4 and equal_biases
+def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*LAYOUTS[layout]), "float32", within=1e-4)
 
 
 @pytest.mark.slow
