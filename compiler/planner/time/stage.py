@@ -144,9 +144,7 @@ class StageCosts:
         paired = max(slowed, exchange) + other + sum(shown)
         return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
 
-    def _whole_of(
-        self, sharing: StageSharing, recompute: tuple[str, ...], overlaps: bool, exchanges: bool
-    ) -> Whole:
+    def _whole_of(self, sharing: StageSharing, recompute: tuple[str, ...], overlaps: bool, exchanges: bool) -> Whole:
         """No split into stages falls below: a sum of minima is no more than the minimum of the sums."""
         serial = computing = exchanging = 0.0
         forward = both = math.inf
