@@ -25,7 +25,7 @@ from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
-from dsc.compiler.passes.shard import MOE, Sharing
+from dsc.compiler.passes.shard import MOE, SENDS, Sharing
 from dsc.compiler.passes.stages import MTP_WEIGHT, Stage
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
@@ -267,7 +267,8 @@ def sharing_files(
         files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
     if sharing.pp > 1:
-        printed.append(files.file("train/received.py", "train/received.py", several=len(step.stages) > sharing.pp))
+        several = len(step.stages) > sharing.pp
+        printed.append(files.file("train/received.py", "train/received.py", several=several, sends=SENDS))
     if sharing.etp > 1:
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:

@@ -42,6 +42,8 @@ from dsc.compiler.passes.resize import resized
 
 MOE = "MixtureOfExperts.forward"
 EXPERT_PARALLEL = "ExpertParallel"
+SENDS = 4
+"""Of one of a rank's several stages, on their way at once: so far behind may a neighbour be before the rank waits."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ CASES = [
     pytest.param("deepseek", {"pp": 2}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "dp": 2}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}, marks=pytest.mark.slow),
+    ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
+    pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
+    pytest.param("mixtral", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
 ]
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 PILED: dict[str, tuple[str, dict[str, Any], str, str]] = {

@@ -32,6 +32,9 @@ class Held:
     """The most bytes that forward needs for a moment, less what it keeps."""
     backward: int
     """The same for backward, less what was kept."""
+    put_off: Extent
+    """Gradients that wait beside what is kept where a backward of weights follows that of the input by itself."""
+    keeps_input: bool
 
     @cached_property
     def own(self) -> Extent:
@@ -139,6 +142,8 @@ class PartMemory:
             tuple(pair for pair in sized if pair[0] in self._shared),
             keeps.forward.most(of_moment) - all_kept + beside,
             keeps.backward.most(of_moment) - all_kept + beside,
+            sum((extent(one.type, size(one)) for one in keeps.part.weighed), Extent()),
+            keeps.part.steps[0].inputs[0] in keeps.kept.storages,
         )
 
     def _keeps(self, kind: str, recompute: tuple[str, ...], activations: Activations, away: bool) -> Keeping:

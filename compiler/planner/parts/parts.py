@@ -12,13 +12,15 @@ from functools import cached_property, lru_cache
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, Storage, trace
-from dsc.compiler.graph.types import TensorType
+from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.passes.recompute import layer_blocks
 from dsc.compiler.planner.parts.context import Rows, Whole, rows_of, whole
 from dsc.compiler.planner.parts.tensor import whole_on_each
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
+FLOATS = (DType.BF16, DType.FP32, DType.FP8)
+"""Types of what has a gradient."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Part:
     """Of the model, what ranks send each other that share sequences."""
     layer: str | None
     """The path of the layer in it, ending in a dot; None where there is none."""
+
+    @cached_property
+    def weighed(self) -> tuple[Storage, ...]:
+        """Results of the ops that have parameters, whose gradients tell those of the parameters."""
+        ops = ((step.node.op, step.outputs) for step in self.steps)
+        made = (one for op, outputs in ops if op.parameters() or op.borrowed() for one in outputs)
+        return tuple(dict.fromkeys(one for one in made if one is not None and one.type.dtype in FLOATS))
 
     @cached_property
     def whole(self) -> Whole:

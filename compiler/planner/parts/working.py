@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from dsc.compiler.graph.saved import Step, Storage
-from dsc.compiler.graph.types import DType
+from dsc.compiler.planner.parts.parts import FLOATS
 from dsc.compiler.planner.parts.recompute import Kept
-
-FLOATS = (DType.BF16, DType.FP32, DType.FP8)
 
 
 class Moments(NamedTuple):
@@ -57,7 +55,7 @@ def backward_moments(steps: Sequence[Step], kept: Kept) -> Moments:
     What is made again lives from the start, what was kept until its last use.
     """
     backwards = list(reversed(list(enumerate(steps))))
-    stays = set((*kept.storages, *kept.remade))
+    stays = {*kept.storages, *kept.remade}
     last_use: dict[Storage, int] = {}
     for index, step in backwards:
         last_use.update((one, index) for one in (*step.saved, *step.inputs, *step.outputs) if one in stays)

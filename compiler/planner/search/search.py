@@ -60,7 +60,7 @@ def search(problem: Problem, offer: Offer | None = None) -> Found:
 
 
 def fastest(problem: Problem, below: float = math.inf) -> Candidate | None:
-    """The best of all that is legal, without what stands around it; None where no step is shorter than so many seconds."""
+    """The best of all that is legal, alone; None where no step is shorter than so many seconds."""
     with nothing_collected():
         return _Search(problem, everything(problem)).best(below)
 
@@ -68,8 +68,8 @@ def fastest(problem: Problem, below: float = math.inf) -> Candidate | None:
 # What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
 # evenly over all ranks with nothing exchanged; those of them that divide experts alike, by all the work of the largest
 # micro-batch, which takes least for a token; a family by its own; one sharing of the GPUs by the same in its pipeline
-# and with the ZeRO stage that it needs; the same with each ZeRO stage by what follows the pipeline, too; a layout by its
-# pipeline's bound; what was simulated by its step.
+# and with the ZeRO stage that it needs; the same with each ZeRO stage by what follows the pipeline, too; a layout by
+# its pipeline's bound; what was simulated by its step.
 TOKENS, EXPERTS, FAMILY, GRID, SHARDED, VARIANT, SIMULATED = range(7)
 Alike = tuple[LayoutFamily, ...]
 Entry = tuple[Alike, ...] | Alike | LayoutFamily | Layout
