@@ -185,13 +185,13 @@ FAULTS = {
         "mask=offs_m < end, other=0.0)\n            scores",
     ),
     "the last queries of a document are cut off": (BACKWARD, "right=True", "right=False"),
-    "the block in which a document begins": (ROWS, "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": (ROWS, "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": (ROWS, "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": (ROWS, "begin + from_n,", "begin + from_n + BLOCK_N,"),
+    "blocks that some see take no mask": (ROWS, "begin + from_all, start_m", "begin + from_n, start_m"),
+    "rows after the first begin at its tokens": (ROWS, "return begin + own", "return own"),
     "blocks by the documents of the first row": (
         ROWS,
-        "lowest = tl.load(starts_ptr + start_m)",
-        "lowest = tl.load(starts_ptr + start_m - begin)",
+        "tl.load(starts_ptr + start_m), 0)",
+        "tl.load(starts_ptr + start_m - begin), 0)",
     ),
 }
 
