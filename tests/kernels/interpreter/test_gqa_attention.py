@@ -33,9 +33,9 @@ def attention(shape: str, arch: str = "sm_90") -> ModuleType:
     return kernels(NAMES, "llama-3.1-8b", arch, training__documents="apart", **changes)[0]
 
 
-def in_window(window: int, arch: str = "sm_90") -> ModuleType:
+def in_window(window: int, arch: str = "sm_90", documents: str = "apart") -> ModuleType:
     changes = {key.replace(".", "__"): value for key, value in keys("two on one").items()}
-    return kernels(NAMES, "mistral-7b", arch, training__documents="apart", attention__window=window, **changes)[0]
+    return kernels(NAMES, "mistral-7b", arch, training__documents=documents, attention__window=window, **changes)[0]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
@@ -110,11 +110,14 @@ def test_a_row_of_one_document_at_any_length(length: int) -> None:
     check(attention("two on one"), "two on one", torch.zeros(1, length, dtype=torch.int32), dtype)
 
 
-@pytest.mark.parametrize("window", [1, 63, 64, 65, 150, 1000])
-def test_a_window(window: int) -> None:
-    """A window of one token moves no q and no k: float32 there."""
+WINDOWS = [(1, "apart"), (63, "apart"), (64, "apart"), (65, "apart"), (150, "joined"), (50, "joined"), (1000, "apart")]
+
+
+@pytest.mark.parametrize(("window", "documents"), WINDOWS)
+def test_a_window(window: int, documents: str) -> None:
+    """Of rows that may hold documents, and of those that may not. One of one token moves no q and no k: float32 there."""
     dtype = torch.float32 if window < 3 else torch.bfloat16
-    module = in_window(window)
+    module = in_window(window, documents=documents)
     first = torch.arange(1 - window, 301 - window).clamp(min=0).int().expand(2, 300)
     check(module, "two on one", first, dtype, module.windowed_attention)
 
