@@ -115,7 +115,7 @@ WINDOWS = [(1, "apart"), (63, "apart"), (64, "apart"), (65, "apart"), (150, "joi
 
 @pytest.mark.parametrize(("window", "documents"), WINDOWS)
 def test_a_window(window: int, documents: str) -> None:
-    """Of rows that may hold documents, and of those that may not. One of one token moves no q and no k: float32 there."""
+    """Of rows that hold documents or not. A window of one token moves no q and no k: float32 there."""
     dtype = torch.float32 if window < 3 else torch.bfloat16
     module = in_window(window, documents=documents)
     first = torch.arange(1 - window, 301 - window).clamp(min=0).int().expand(2, 300)

@@ -89,7 +89,7 @@ def test_strides_order_and_memory(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_measured_equals_its_reference(name: str, tokens: int) -> None:
     """As `dsc bench` compares them on a GPU; without tokens too, where gradients of weights are zero."""
-    (module,) = kernels((name,), MODELS.get(name, "tiny"), **KEYS)
+    (module,) = kernels((name,), MODELS.get(name, "tiny"), **KEYS, training__documents="apart")
     torch.manual_seed(0)
     for case in functions(name, module, tokens):
         assert checked(name, case).correct, case.name
