@@ -35,6 +35,14 @@ def normal(*shape: int, device: str, std: float = 1.0) -> Tensor:
     return x.normal_(std=std) if filled() else x
 
 
+def turns(tokens: int, width: int, device: str) -> Tensor:
+    """cos and signed sin of one angle for each token: float32 [2, tokens, width], of pairs of neighbours and of pairs
+    half the width apart alike, if that is even."""
+    angle, place = 7 * torch.randn(tokens, 1, device=device), torch.arange(width, device=device)
+    sign = 1 - 2 * ((place + (place >= width // 2)) % 2)
+    return torch.stack((angle.cos().expand(-1, width), angle.sin() * sign))
+
+
 DOCUMENTS = 4
 
 

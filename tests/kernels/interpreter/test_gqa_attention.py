@@ -33,9 +33,9 @@ def attention(shape: str, arch: str = "sm_90") -> ModuleType:
     return kernels(NAMES, "llama-3.1-8b", arch, training__documents="apart", **changes)[0]
 
 
-def in_window(window: int, arch: str = "sm_90") -> ModuleType:
+def in_window(window: int, arch: str = "sm_90", documents: str = "apart") -> ModuleType:
     changes = {key.replace(".", "__"): value for key, value in keys("two on one").items()}
-    return kernels(NAMES, "mistral-7b", arch, training__documents="apart", attention__window=window, **changes)[0]
+    return kernels(NAMES, "mistral-7b", arch, training__documents=documents, attention__window=window, **changes)[0]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
@@ -110,11 +110,14 @@ def test_a_row_of_one_document_at_any_length(length: int) -> None:
     check(attention("two on one"), "two on one", torch.zeros(1, length, dtype=torch.int32), dtype)
 
 
-@pytest.mark.parametrize("window", [1, 63, 64, 65, 150, 1000])
-def test_a_window(window: int) -> None:
-    """A window of one token moves no q and no k: float32 there."""
+WINDOWS = [(1, "apart"), (63, "apart"), (64, "apart"), (65, "apart"), (150, "joined"), (50, "joined"), (1000, "apart")]
+
+
+@pytest.mark.parametrize(("window", "documents"), WINDOWS)
+def test_a_window(window: int, documents: str) -> None:
+    """Of rows that hold documents or not. A window of one token moves no q and no k: float32 there."""
     dtype = torch.float32 if window < 3 else torch.bfloat16
-    module = in_window(window)
+    module = in_window(window, documents=documents)
     first = torch.arange(1 - window, 301 - window).clamp(min=0).int().expand(2, 300)
     check(module, "two on one", first, dtype, module.windowed_attention)
 
@@ -185,13 +188,13 @@ FAULTS = {
         "mask=offs_m < end, other=0.0)\n            scores",
     ),
     "the last queries of a document are cut off": (BACKWARD, "right=True", "right=False"),
-    "the block in which a document begins": (ROWS, "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": (ROWS, "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": (ROWS, "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": (ROWS, "begin + from_n,", "begin + from_n + BLOCK_N,"),
+    "blocks that some see take no mask": (ROWS, "begin + from_all, start_m", "begin + from_n, start_m"),
+    "rows after the first begin at its tokens": (ROWS, "return begin + own", "return own"),
     "blocks by the documents of the first row": (
         ROWS,
-        "lowest = tl.load(starts_ptr + start_m)",
-        "lowest = tl.load(starts_ptr + start_m - begin)",
+        "tl.load(starts_ptr + start_m), 0)",
+        "tl.load(starts_ptr + start_m - begin), 0)",
     ),
 }
 

@@ -268,13 +268,13 @@ OF_DOCUMENTS = {
         "first[None, :] <= row_n[:, None] + 1",
     ),
     "the last queries of a document are cut off": ("mla_attention_backward", "right=True", "right=False"),
-    "the block in which a document begins": ("attention_rows", "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": ("attention_rows", "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": ("attention_rows", "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": ("attention_rows", "begin + from_n,", "begin + from_n + BLOCK_N,"),
+    "blocks that some see take no mask": ("attention_rows", "begin + from_all, start_m", "begin + from_n, start_m"),
+    "rows after the first begin at its tokens": ("attention_rows", "return begin + own", "return own"),
     "blocks by the documents of the first row": (
         "attention_rows",
-        "lowest = tl.load(starts_ptr + start_m)",
-        "lowest = tl.load(starts_ptr + start_m - begin)",
+        "tl.load(starts_ptr + start_m), 0)",
+        "tl.load(starts_ptr + start_m - begin), 0)",
     ),
 }
 
