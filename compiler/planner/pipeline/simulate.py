@@ -164,17 +164,21 @@ def _order(actions: Actions, stages: int) -> tuple[tuple[int, int, list[int]], .
     order = []
     while ready:
         rank = ready.pop()
-        mine = range(first[rank], past[rank])
-        for index in range(position[rank], past[rank]):
+        begin, end = first[rank], past[rank]
+        for index in range(position[rank], end):
             senders = waits[index]
-            if not all(map(done.__getitem__, senders)):
-                blocked.setdefault(next(other for other in senders if not done[other]), []).append(rank)
-                break
-            order.append((index, rank, [other for other in senders if other not in mine]))
-            done[index] = 1
-            position[rank] = index + 1
-            if index in blocked:
-                ready.extend(blocked.pop(index))
+            for other in senders:
+                if not done[other]:
+                    blocked.setdefault(other, []).append(rank)
+                    break
+            else:
+                order.append((index, rank, [other for other in senders if not begin <= other < end]))
+                done[index] = 1
+                position[rank] = index + 1
+                if index in blocked:
+                    ready.extend(blocked.pop(index))
+                continue
+            break
     if len(order) < len(flat):
         raise Deadlock(_who_waits(flat, position, past, waits, done))
     return tuple(order)
