@@ -16,7 +16,8 @@ def forward(
 
     `shapes`: meta tensors like those that each stage receives.
     """
-    ours, values = pp.rank(), tuple[Tensor, ...]()
+    ours = pp.rank()
+    values: tuple[Tensor, ...] = ()
     for index, rank in enumerate(RANK_OF_STAGE):
         before = RANK_OF_STAGE[max(index - 1, 0)]
         if ours == before != rank:
