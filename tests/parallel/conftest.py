@@ -117,6 +117,24 @@ def placed_spec() -> Any:
     return placed
 
 
+def placed_in_fp8(placement: dict[str, Any], width: int = 128) -> dict[str, Any]:
+    """The deepseek model with two blocks of FP8 along most dims, for GPUs that have it; a CPU runs the references."""
+    found = placed("deepseek", placement)
+    attention = {**found["attention"], "q_lora_rank": 128, "kv_lora_rank": 64}
+    moe = {**found["ffn"]["moe"], "moe_intermediate_size": width}
+    ffn = {"dense": {"intermediate_size": 128}, "moe": moe}
+    precision = {"linear": {"kind": "fp8_block"}}
+    ranks = found["cluster"]["nodes"]
+    layers = [{"repeat": 1, "ffn": kind} for kind in ffn]
+    changed = {"hidden_size": 128, "attention": attention, "ffn": ffn, "precision": precision, "layers": layers}
+    return {**found, **changed, "cluster": {"kind": "h100", "gpus": ranks}}
+
+
+@pytest.fixture(scope="session")
+def fp8_spec() -> Any:
+    return placed_in_fp8
+
+
 def write_package(spec: dict[str, Any], folder: Path, change: Callable[[str, str], str] | None = None) -> str:
     """Emits a spec into a folder, each file changed by a function; the package's name."""
     model = ModelSpec.model_validate(spec)
