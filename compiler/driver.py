@@ -113,7 +113,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     if pairs(step.sharing) and not apart:
         step = replace(step, turns=verify(in_turns(stepped, step.stages)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
-    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(training, step)
+    choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(step)
     written = without_graphs(target, serving)
     layout = *alone, *apart, *_answers(spec, step)
     notes = tuple(dict.fromkeys((*cautions(spec), *choices, *written, *layout, *wide_state(spec))))
@@ -215,22 +215,26 @@ def problem_of(spec: ModelSpec) -> Problem:
 
 def planned(spec: ModelSpec) -> tuple[Graph, Graph]:
     """What the planner reads: the training graph as it is emitted, and the same where ranks share the experts out."""
-    return _planned(spec, read_in_rows(spec, verify(build_graph(spec))))
+    return _planned(spec, _in_rows(spec))
 
 
 def in_context(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share sequences."""
-    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions,)), CAUSAL)
+    return _planned(spec, run(_in_rows(spec), (predict_at_all_positions,)), CAUSAL)
 
 
 def in_tensor(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share heads, widths and the vocabulary."""
-    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)))
+    return _planned(spec, run(_in_rows(spec), (predict_at_all_positions, sharing_tensors)))
 
 
 def in_both(spec: ModelSpec) -> tuple[Graph, Graph]:
     """The same two graphs where ranks share heads, widths and the vocabulary, and others each sequence."""
-    return _planned(spec, run(verify(build_graph(spec)), (predict_at_all_positions, sharing_tensors)), CAUSAL)
+    return _planned(spec, run(_in_rows(spec), (predict_at_all_positions, sharing_tensors)), CAUSAL)
+
+
+def _in_rows(spec: ModelSpec) -> Graph:
+    return read_in_rows(spec, verify(build_graph(spec)))
 
 
 def _planned(spec: ModelSpec, plain: Graph, without: Collection[Pass] = ()) -> tuple[Graph, Graph]:
@@ -245,10 +249,11 @@ CAUSAL: tuple[Pass, ...] = (fuse_latent_attention, fuse_masked_attention)
 """Kernels whose queries see as many keys before them as there are queries, which a part of a sequence does not."""
 
 
-def _plain_attention(training: Graph, step: TrainingStep) -> Iterator[str]:
+def _plain_attention(step: TrainingStep) -> Iterator[str]:
+    """What one process attends by, and ranks that share sequences do not."""
     if step.sharing is not None and step.sharing.cp > 1:
-        for kernel in ("gqa_attention", "mla_attention"):
-            if kernel in called(training) and kernel not in called(step.graph):
+        for kernel in called(step.graph):
+            if kernel in ("gqa_attention", "mla_attention"):
                 yield f"train: PyTorch's attention instead of kernels/{kernel}.py where ranks share sequences"
 
 

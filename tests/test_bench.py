@@ -122,7 +122,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory, shrunk: Any) -> list[Path
     return folders
 
 
-@pytest.mark.slow
 def test_four_packages_with_a_case_that_raises(
     packages: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,11 +145,35 @@ def test_four_packages_with_a_case_that_raises(
     assert all(line["correct"] for line in lines if not line["error"])
     for folder, result in zip(packages, done, strict=True):
         assert re.search(r"add_rms_norm .*FAILED ZeroDivisionError", result.output), folder
+        mine = [line for line in lines if line["package"] == folder.name]
+        for line in mine:
+            assert re.search(rf"^ *{re.escape(line['case'])} ", result.output, re.M), line["case"]
+        right, bad = (sum(line["correct"] is wanted for line in mine) for wanted in (True, False))
+        assert f"{right} of {right + bad} cases are right\n  not add_rms_norm" in result.output
     assert {line["phase"] for line in lines} == {"check", "time"}
 
     again = CliRunner().invoke(main, ["bench", str(packages[0]), *arguments])
     added = [json.loads(line) for line in output.read_text().splitlines()[len(lines) :]]
     assert again.exit_code == 1 and added and all(line["error"] for line in added)  # only what failed runs again
+
+
+def test_a_wrong_result_is_measured_again(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the last of several calls with one file tells of every case that is not right."""
+
+    def wrong(subject: Subject, *arguments: Any) -> Any:
+        for case in right(subject, *arguments):
+            yield replace(case, reference=lambda: 2 * case.run()) if case.name.startswith("swiglu 5") else case  # noqa: B023
+
+    right = Subject.cases
+    monkeypatch.setattr(Subject, "cases", wrong)
+    output = tmp_path / "results.jsonl"
+    arguments = [str(package), "--device", "cpu", "--no-compile", "--tokens", "5", "--kernel", "swiglu"]
+    counts = []
+    for _ in range(2):
+        done = CliRunner().invoke(main, ["bench", *arguments, "-o", str(output)])
+        assert done.exit_code == 1 and "WRONG" in done.output and "\n  not swiglu 5" in done.output
+        counts.append(len(output.read_text().splitlines()))
+    assert counts[1] - counts[0] == output.read_text().count('"correct": false') / 2 > 0
 
 
 def test_it_runs_with_torch_and_triton_alone(package: Path, tmp_path: Path) -> None:

@@ -17,10 +17,6 @@ from torch.nn.functional import pad
 
 from dsc.compiler.driver import build, emit, planned
 from dsc.compiler.passes.stages import LOSS
-from dsc.compiler.planner.machine.hardware import hardware
-from dsc.compiler.planner.search.emitted import choose
-from dsc.compiler.planner.search.problem import Problem
-from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
 from dsc.spec.shrink import shrunk
@@ -240,15 +236,3 @@ def test_the_plan_prices_what_the_step_runs(kind: str) -> None:
     joined = planned(spec_of("tiny", "joined", cluster=cluster))[0]
     sizes = {"B": 2, "S": 4096}
     assert timed.flops(LOSS).value(sizes) == joined.flops(LOSS).value(sizes)
-    chosen = choose(Problem(spec, *planned(spec), hardware(spec.cluster)))
-    assert chosen.best is not None and chosen.best.layout.cp == 1
-
-
-def test_ranks_that_share_a_row_are_refused() -> None:
-    """A pin that a deployment may keep to, tp, trains on one device; cp nothing can keep to."""
-    pins, cluster = {"pp": 1, "dp": 1}, {"kind": "cpu", "nodes": 2}
-    with pytest.raises(DscError, match=r"cp = 2, but training\.documents is apart"):
-        build(spec_of("tiny", "apart", cluster=cluster, placement={**pins, "cp": 2}))
-    program = build(spec_of("tiny", "apart", cluster=cluster, placement={**pins, "tp": 2}))
-    (said,) = (note for note in program.notes if note.startswith("train: on one device"))
-    assert program.step.sharing is None and "tp 2 of documents that are kept apart" in said

@@ -67,6 +67,20 @@ def test_generate_takes_the_smallest_temperature(package: Any, checkpoint: Path)
     started(package, "infer.generate", "--checkpoint", checkpoint, "--temperature", 1e-40, "--max-new-tokens", 2, "hi")
 
 
+@pytest.mark.parametrize("flags", [[], ["--pack"]])
+@pytest.mark.parametrize("module", ["infer.generate", "infer.serve"])
+def test_weights_are_packed_where_that_is_asked_for(
+    package: Any, checkpoint: Path, module: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[Any] = []
+    monkeypatch.setattr(package("infer.generate"), "show", lambda engine, *_: engines.append(engine))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server: engines.append(server.config.app.loop.engine))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    prompt = ["hi"] if module == "infer.generate" else []
+    started(package, module, "--checkpoint", checkpoint, *flags, *prompt)
+    assert [engine.module.lm_head.is_mkldnn for engine in engines] == [bool(flags)]
+
+
 BROKEN = {
     "nothing": {},
     "no safetensors": {"model.safetensors": "no\n"},

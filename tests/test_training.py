@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,30 @@ def test_resume_is_exact(trainer: Trainer, text: Path, tmp_path: Path, dtype: st
     folders = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert folders == ["latest", "step_000010", "step_000020"]
     assert_same_checkpoint(tmp_path / "whole/step_000020", tmp_path / "parts/step_000020")
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_others(
+    trainer: Trainer, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced by torch.compile and differentiated ahead of time; --resume compiles without being told."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain, compiled = ((tmp_path / f"{name}.jsonl", tmp_path / name) for name in ("plain", "compiled"))
+    arguments = ("--data", text, "--save-every", 2, *SMALL)
+    said = trainer.here(*arguments, "--metrics", plain[0], "--checkpoint", plain[1], "--steps", 4)
+    assert not graphs and "compiled" not in said
+    said = trainer.here(*arguments, "--metrics", compiled[0], "--checkpoint", compiled[1], "--steps", 2, "--compile")
+    assert len(graphs) >= 2, "a dense and a sparse layer at least"
+    assert "layers are compiled" in said
+    said = trainer.here(*arguments, "--metrics", compiled[0], "--checkpoint", compiled[1], "--steps", 4, "--resume")
+    assert "layers are compiled" in said
+    assert losses(compiled[0]) == pytest.approx(losses(plain[0]), rel=1e-6)
 
 
 def test_resumes_in_the_package_for_a_gpu(trainer: Trainer, text: Path, tmp_path: Path, package_at: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from dsc.compiler.bench.machine import measure_machine
 from dsc.compiler.bench.run import subjects
 from dsc.compiler.bench.session import Sitting, run
-from dsc.compiler.bench.table import COLUMNS, ceilings, row
+from dsc.compiler.bench.table import COLUMNS, ceilings, line, row, summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     machine = measure_machine(given.device)
     name = given.package.resolve().name
     sitting = Sitting(name, given.device, given.tokens or (4096,), given.check, given.compiled, given.output)
-    print(*ceilings(machine), "  ".join(COLUMNS), sep="\n")
-    right = True
+    print(*ceilings(machine), line(COLUMNS), sep="\n")
+    results = []
     for result in run(kernels, machine, sitting):
-        print("  ".join(row(result)), flush=True)
-        right &= result.correct
-    return 0 if right else 1
+        print(line(row(result)), flush=True)
+        results.append(result)
+    print(summary(results))
+    return 0 if all(result.correct for result in results) else 1
 
 
 if __name__ == "__main__":

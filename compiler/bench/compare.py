@@ -71,8 +71,8 @@ def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x.reshape(1, -1)
+    return x.flatten(0, -2) if x.dim() > 1 else x.reshape(1, -1)
 
 
 def _bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.uint8) if x.dim() else x.reshape(1).view(torch.uint8)
+    return x.contiguous().flatten().view(torch.uint8)

@@ -24,7 +24,7 @@ class Sitting:
     """Rows at which results are only checked."""
     compiled: bool = True
     output: Path | None = None
-    """Results are appended, one JSON object a line; what stands there of this machine is not run again."""
+    """Results are appended, one JSON object a line; what stands there of this machine and is right is not run again."""
 
 
 def run(
@@ -53,10 +53,10 @@ def _work(phase: str, kernel: Subject, machine: Machine, sitting: Sitting) -> Ca
 
 
 def _known(sitting: Sitting, machine: Machine) -> set[tuple[str, str, str]]:
-    """Phase, kernel and case of what was measured on such a machine with these versions, and did not raise."""
+    """Phase, kernel and case of what was found right on such a machine with these versions."""
     if sitting.output is None or not sitting.output.exists():
         return set()
     ours = (sitting.package, machine.device, machine.torch, machine.triton)
     rows = [json.loads(line) for line in sitting.output.read_text(encoding="utf-8").splitlines()]
     mine = [row for row in rows if tuple(row.get(key) for key in ("package", "device", "torch", "triton")) == ours]
-    return {(row["phase"], row["kernel"], row["case"]) for row in mine if not row["error"]}
+    return {(row["phase"], row["kernel"], row["case"]) for row in mine if row["correct"]}

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dsc.compiler.bench.machine import Machine
 from dsc.compiler.bench.run import Result
-from dsc.compiler.bench.table import COLUMNS, ceilings, row
+from dsc.compiler.bench.table import COLUMNS, ceilings, row, summary
 from dsc.compiler.cli.console import say, show
 
 
@@ -21,3 +21,4 @@ def show_results(results: list[Result], machine: Machine) -> None:
     for result in results:
         table.add_row(*row(result))
     show(table)
+    say(summary(results))

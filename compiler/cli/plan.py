@@ -88,9 +88,10 @@ def plan_command(
     it. Exits with 1 if none fits, or is fast enough.
     Of a spec without a cluster, what training takes on one device that holds it all.
     """
-    from dsc.compiler.planner.search.garbage import nothing_collected
+    from dsc.compiler.planner.search.garbage import nothing_collected, nothing_collected_at_exit
 
     ctx.with_resource(nothing_collected())  # also while the rest is imported
+    nothing_collected_at_exit()
     from dsc.compiler.cli.located import pins_located
     from dsc.compiler.cli.planned import NAME_ONE, nowhere, placed, training
     from dsc.compiler.cli.planned_serving import Asked, serving, two_pools

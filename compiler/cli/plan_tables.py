@@ -62,8 +62,9 @@ def show_plan(plan: Plan) -> None:
     if plan.faster is not None and plan.fits:
         faster = plan.faster
         missing = (faster.bytes - problem.capacity) / GIB
-        device, better = problem.hardware.device, ", ".join(choices(plan))
-        tell(f"with {missing:.1f} GiB more a {device}, a step would take {faster.seconds:.2f} s: {better}")
+        device, less = problem.hardware.device, 1 - faster.seconds / time.seconds
+        better = f"{faster.seconds:.2f} s, {less:.1%} less: {', '.join(choices(plan))}"
+        tell(f"with {missing:.1f} GiB more a {device}, a step would take {better}")
     if plan.elsewhere is not None:
         tell(_elsewhere(plan.elsewhere))
     say(searched_text(plan.found))

@@ -14,7 +14,6 @@ from dsc.compiler.driver import build, problem_of
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.report.engines import ENGINES
 from dsc.compiler.planner.report.package import found_plan
-from dsc.compiler.planner.report.page import plan_html
 from dsc.compiler.planner.report.pictures.trace import chrome_trace
 from dsc.compiler.planner.report.plan import Plan
 from dsc.compiler.planner.report.record import record
@@ -77,13 +76,19 @@ def training(spec: ModelSpec) -> Planned:
     return Planned(
         record(plan),
         lambda: plan_yaml(plan),
-        lambda: plan_html(plan),
+        lambda: _page(plan),
         lambda: chrome_trace(plan.timeline, f"a training step of {spec.name}"),
         lambda: show_plan(plan),
         None if plan.fits else lambda: _too_small(plan),
         lambda key, as_json: print_json(why_record(why(plan, key))) if as_json else show_why(why(plan, key)),
         lambda engine: ENGINES[engine](plan),
     )
+
+
+def _page(plan: Plan) -> str:
+    from dsc.compiler.planner.report.page import plan_html  # and jinja2, which few ask for
+
+    return plan_html(plan)
 
 
 def _too_small(plan: Plan) -> str:

@@ -3,20 +3,23 @@ tensor.py its heads, columns and vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dsc.compiler.emit.classes import Method, describe, holders
+from dsc.compiler.emit.documents import document_helpers, from_documents, told_class
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported, module_body, requirements
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.ops.call import CallModule
 from dsc.compiler.ops.context import GatherContext, LeaveOut
 from dsc.compiler.ops.moe import GroupedLinear
 from dsc.compiler.ops.tensor import CrossEntropyAndZLossOfShards, GatherSequences
 from dsc.compiler.passes import context, tensor
+from dsc.compiler.passes.context import STARTS
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
 
@@ -46,9 +49,17 @@ class _Share:
     methods: tuple[Method, ...]
     of_mtp: bool
     has_width: bool
+    plain: str
+    """The class of model.py: the base, unless that is told where documents begin."""
+    kept: tuple[str, ...]
+    """Of a layer of multi-token prediction, the modules that are no longer those that its class makes."""
     groups: tuple[str, ...]
     """Attributes that hold ranks."""
     balances: bool
+
+    @property
+    def told(self) -> bool:
+        return self.base != self.plain
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -59,10 +70,10 @@ class _Share:
 def context_file(files: FilePrinter, graph: Graph, model: Sequence[Definition], tensor: bool) -> File:
     """The classes that the pass made, less what they inherit. `tensor`: none, for those of tensor.py do this too."""
     shared, body, text = _classes(files, graph, context.PREFIX, context.OF_CONTEXT, model)
-    used = names(text) | {one.base for one in shared} | {"CP", "all_gather_single_autograd"}
+    used = names(text) | _bases(shared) | {"CP", "all_gather_single_autograd"}
     used |= set() if tensor else {"Model", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
-    offered = [*imported(graph, "..", "."), (".plan", "CP"), *(("..model", part.name) for part in model)]
+    offered = [*imported(graph, "..", "."), (".plan", "CP"), *_definitions(files, graph, model)]
     return files.file(
         "train/context.py",
         "train/context.py",
@@ -83,11 +94,10 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
     )
     assert step.sharing is not None
     ops = [node.op for block in graph.blocks.values() for node in block.nodes()]
-    used = names(text) | {one.base for one in shared} | {"TP", "Model", "F", "upcast"}
+    used = names(text) | _bases(shared) | {"TP", "Model", "F", "upcast"}
     used |= {"all_gather_single_autograd", "all_reduce", "reduce_scatter_single_autograd", "Callable", "nn"}
     used |= {"MultiTokenPredictor"} if any(one.of_mtp for one in shared) else set()
-    offered = [*imported(graph, "..", "."), (".plan", "CP"), (".plan", "TP")]
-    offered += [("..model", part.name) for part in model]
+    offered = [*imported(graph, "..", "."), (".plan", "CP"), (".plan", "TP"), *_definitions(files, graph, model)]
     return files.file(
         "train/tensor.py",
         "train/tensor.py",
@@ -104,6 +114,11 @@ def tensor_file(files: FilePrinter, step: TrainingStep, plain: Graph, model: Seq
         routed=MOE in plain.blocks,
         context=step.sharing.cp > 1,
     )
+
+
+def _definitions(files: FilePrinter, graph: Graph, model: Sequence[Definition]) -> list[tuple[str, str]]:
+    """What model.py and document_layers.py define: (module, name)."""
+    return [*(("..model", part.name) for part in model), *from_documents(graph, Printer(files.templates), model)]
 
 
 def _of_mtp(shared: Sequence[_Share]) -> dict[str, _Share | None] | None:
@@ -129,7 +144,7 @@ def _classes(
     blocks = {key: one for key, one in graph.blocks.items() if one.class_name.startswith(prefix)}
     only = Graph({key: one for key, one in blocks.items() if one.class_name != whole}, graph.constants)
     shared = [_share(only, printer, name) for name in dict.fromkeys(one.class_name for one in only.blocks.values())]
-    defined = {part.name for part in model}
+    defined = {part.name for part in (*model, *document_helpers(graph, printer, model))}
     calling = Graph({**only.blocks, **{block.key: block for block in stages}}, graph.constants)
     body = module_body([part for part in helpers(calling, printer) if part.name not in defined]).strip("\n")
     lines = "\n".join(line for one in shared for method in one.methods for line in method.lines)
@@ -144,7 +159,20 @@ def _share(graph: Graph, printer: Printer, name: str) -> _Share:
     gathers = (node.op.group for block in blocks for node in block.nodes() if isinstance(node.op, GatherContext))
     groups = tuple(dict.fromkeys(("group", *gathers)))
     balances = any(map(context.balances, blocks))
-    return _Share(name, tensor.of_plain(name), described.doc, described.methods, of_mtp, has_width, groups, balances)
+    base, kept = told_class(blocks[0]), tuple(_kept(blocks))
+    plain = tensor.of_plain(name)
+    return _Share(name, base, described.doc, described.methods, of_mtp, has_width, plain, kept, groups, balances)
+
+
+def _bases(shared: Sequence[_Share]) -> set[str]:
+    """The classes that shares name: what they inherit, and what a layer of multi-token prediction is given."""
+    return {one.base for one in shared} | {one.plain for one in shared if one.of_mtp and not one.has_width}
+
+
+def _kept(blocks: Sequence[Block]) -> Iterator[str]:
+    """The modules of a layer that are told of documents, and what may be this rank's share of the experts."""
+    calls = [node.op for block in blocks for node in block.nodes() if isinstance(node.op, CallModule)]
+    yield from (op.name for op in calls if STARTS in op.operands or op.name == "mlp")
 
 
 def _imports(used: set[str]) -> str:

@@ -25,13 +25,15 @@ from dsc.compiler.ops.projection import BiasedLinear, Embedding, TiedHead
 from dsc.compiler.ops.router import UpdateEveryRouter
 from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.recompute import drops
-from dsc.compiler.passes.shard import MOE, Sharing
+from dsc.compiler.passes.shard import MOE, SENDS, Sharing
 from dsc.compiler.passes.stages import MTP_WEIGHT, Stage
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 from dsc.spec.training import Spike, Training
 
-PLAIN = tuple(f"train/{name}.py" for name in ("optimizer", "checkpoint", "curves", "data", "shards", "documents"))
+PLAIN = tuple(
+    f"train/{name}.py" for name in ("optimizer", "checkpoint", "curves", "data", "shards", "documents", "stop")
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def training_files(
     mtp, ramp = files.spec.mtp, files.spec.training.batch_ramp is not None
     values = {"bias": bias, "sharing": sharing, "tied": tied, "guard": guard, "recompute": recompute, "ramp": ramp}
     values |= {"apart": apart, "ahead": apart and mtp is not None, "weighs": mtp is not None and mtp.later is not None}
+    values["compiles"] = compiles(step)
     printed = [*_recompute_file(files, step), *([documents_file(files, step.graph, model)] if apart else [])]
     biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(training.blocks.values())))
     printed += [stages_file(files, step, model), files.file("train/init.py", "train/init.py", biases=biases)]
@@ -102,12 +105,29 @@ def training_files(
     printed += [
         files.file(path, path, apart=apart, ramp=ramp, weighs=values["weighs"], slices=slices) for path in PLAIN
     ]
-    optional = [*(["train/guard.py"] if guard else []), *(["train/ramp.py"] if ramp else [])]
+    optional = [f"train/{name}.py" for name, used in (("guard", guard), ("ramp", ramp)) if used]
     paths = ("train/single.py", "train/log.py", "train/train.py", *optional)
     printed += [files.file(path, path, **values) for path in paths]
+    if values["compiles"]:
+        printed.append(files.file("train/compiled.py", "train/compiled.py", **values, layer_names=_layer_names(step)))
     stacks, fp8 = _stacks_experts(plain), _stored_in_fp8(files.spec, plain)
     printed.append(files.file("train/export.py", "train/export.py", experts=stacks, mtp=mtp is not None, fp8=fp8))
     return printed if sharing is None else [*printed, *sharing_files(files, step, sharing, plain, model, values)]
+
+
+def compiles(step: TrainingStep) -> bool:
+    """Whether layers can be compiled: in one process, or where ranks share nothing but weights.
+
+    What is compiled saves what it likes, so it keeps to no plan of what to recompute; codes that a step keeps are told
+    apart by objects, which it does not have; and its gradients are one node, while the V-shaped schedules ask for two.
+    """
+    alone = step.sharing is None or step.sharing.dp == step.sharing.world
+    dealt = step.sharing is not None and step.sharing.copy > 1
+    return alone and not (dealt or step.recompute or _keeps_codes(step))
+
+
+def _keeps_codes(step: TrainingStep) -> bool:
+    return step.sharing is not None and step.sharing.keeps_codes and multiplies_in_fp8(step.graph)
 
 
 def moves_selection_bias(training: Graph) -> bool:
@@ -258,7 +278,7 @@ def sharing_files(
         "overlap": step.turns is not None,
         "by_layer": sharing.pp > 1 and sharing.zero > 1,
         "shared": "_".join(name for name in ("dp", "cp", "tp") if name == "dp" or getattr(sharing, name) > 1),
-        "codes": sharing.keeps_codes and multiplies_in_fp8(step.graph),
+        "codes": _keeps_codes(step),
     }
     printed = [
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
@@ -267,7 +287,9 @@ def sharing_files(
         files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
     ]
     if sharing.pp > 1:
-        printed.append(files.file("train/received.py", "train/received.py", several=len(step.stages) > sharing.pp))
+        several = len(step.stages) > sharing.pp
+        printed.append(files.file("train/received.py", "train/received.py", several=several, sends=SENDS))
+        printed.append(files.file("train/forward.py", "train/forward.py"))
     if sharing.etp > 1:
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:
@@ -307,8 +329,13 @@ def _weights_file(files: FilePrinter, step: TrainingStep, plain: Graph, values: 
         **values,
         stacked=_stacks_experts(plain),
         layers=f"({layers[0]},)" if len(layers) == 1 else f"({', '.join(layers)})",
-        layer_names=sorted(layers),
+        layer_names=_layer_names(step),
     )
+
+
+def _layer_names(step: TrainingStep) -> list[str]:
+    """The classes of layers."""
+    return sorted(step.whole.layer_kinds)
 
 
 def _rank_of_stage(sharing: Sharing) -> str:

@@ -12,7 +12,7 @@ from enum import Enum
 from fractions import Fraction
 
 # A sum of products: {("B", "S"): 2} is 2 B S. A factor that is no symbol is an Atom.
-Polynomial = Mapping[tuple[str, ...], Fraction]
+Polynomial = Mapping[tuple[str, ...], int | Fraction]
 
 
 class Axis(Enum):
@@ -86,7 +86,7 @@ class Int(Dim):
         return self.number
 
     def polynomial(self) -> Polynomial:
-        return {(): Fraction(self.number)} if self.number else {}
+        return {(): self.number} if self.number else {}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return self
@@ -122,7 +122,7 @@ class Symbol(Dim):
     def polynomial(self) -> Polynomial:
         if self.definition is not None:
             return self.definition.polynomial()
-        return Int(self.size).polynomial() if self.size is not None else {(self.name,): Fraction(1)}
+        return Int(self.size).polynomial() if self.size is not None else {(self.name,): 1}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         if self.name in bindings or self.definition is None:
@@ -157,7 +157,7 @@ class Sum(Dim):
     def polynomial(self) -> Polynomial:
         terms = dict(self.left.polynomial())
         for names, coefficient in self.right.polynomial().items():
-            terms[names] = terms.get(names, Fraction(0)) + coefficient
+            terms[names] = terms.get(names, 0) + coefficient
         return {names: coefficient for names, coefficient in terms.items() if coefficient}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
@@ -191,11 +191,11 @@ class Product(Dim):
         return self.left.value(bindings) * self.right.value(bindings)
 
     def polynomial(self) -> Polynomial:
-        terms: dict[tuple[str, ...], Fraction] = {}
+        terms: dict[tuple[str, ...], int | Fraction] = {}
         for left, a in self.left.polynomial().items():
             for right, b in self.right.polynomial().items():
                 names = tuple(sorted(left + right))
-                terms[names] = terms.get(names, Fraction(0)) + a * b
+                terms[names] = terms.get(names, 0) + a * b
         return {names: coefficient for names, coefficient in terms.items() if coefficient}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
@@ -230,7 +230,7 @@ class Quotient(Dim):
 
     def polynomial(self) -> Polynomial:
         divisor = self.divisor.value()
-        return {names: coefficient / divisor for names, coefficient in self.numerator.polynomial().items()}
+        return {names: Fraction(coefficient, divisor) for names, coefficient in self.numerator.polynomial().items()}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return replace(self, numerator=self.numerator.substitute(bindings))
@@ -283,7 +283,7 @@ class Beyond(Dim):
         return max(self.size.value(bindings) - self.limit.value(bindings), 0)
 
     def polynomial(self) -> Polynomial:
-        return {(Atom.of(self),): Fraction(1)}
+        return {(Atom.of(self),): 1}
 
     def substitute(self, bindings: Mapping[str, Dim]) -> Dim:
         return Beyond(self.size.substitute(bindings), self.limit.substitute(bindings))
@@ -305,9 +305,9 @@ def as_dim(value: Dim | int) -> Dim:
 def simplify_sum(left: Dim, right: Dim) -> Dim:
     if isinstance(left, Int) and isinstance(right, Int):
         return Int(left.number + right.number)
-    if right == Int(0):
+    if isinstance(right, Int) and right.number == 0:
         return left
-    if left == Int(0):
+    if isinstance(left, Int) and left.number == 0:
         return right
     if left == right:
         return Product(Int(2), left)
@@ -319,12 +319,9 @@ def simplify_sum(left: Dim, right: Dim) -> Dim:
 def simplify_product(left: Dim, right: Dim) -> Dim:
     if isinstance(left, Int) and isinstance(right, Int):
         return Int(left.number * right.number)
-    if left == Int(1):
-        return right
-    if right == Int(1):
-        return left
-    if Int(0) in (left, right):
-        return Int(0)
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, Int) and one.number in (0, 1):
+            return other if one.number else one
     return Product(left, right)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from dsc.compiler.graph.block import Node, Value
+from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import Dim, total
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Saved
@@ -71,6 +71,14 @@ def _sized(type: TensorType, sizes: Mapping[str, Dim]) -> TensorType:
     return TensorType(tuple(dim.substitute(sizes) for dim in type.shape), type.dtype)
 
 
+class _Wiring(NamedTuple):
+    """Of a block, by their places among its inputs, what was prepared, and all that its nodes make."""
+
+    inputs: list[list[int]]
+    """Of each node."""
+    outputs: list[int]
+
+
 @dataclass
 class _Run:
     """One forward, followed op by op through all calls."""
@@ -79,6 +87,7 @@ class _Run:
     steps: list[Step] = field(default_factory=list)
     prepared: set[Value] = field(default_factory=set)
     """Weights that were made before the run; as parameters, they are no memory of it."""
+    wirings: dict[str, _Wiring] = field(default_factory=dict)
     known: dict[tuple[int, int], Any] = field(default_factory=dict)
     """By the identity of a node and of its sizes, what is the same each time that its block runs in them: of a call the
     sizes within, of an op the types of its memory and of what it saves."""
@@ -88,18 +97,30 @@ class _Run:
     ) -> list[Storage | None]:
         """The memory of a block's results; `sizes` are the block's symbols in the terms of the whole run."""
         block = self.graph.blocks[key]
-        held: dict[Value, Storage | None] = dict(zip(block.inputs, arguments, strict=True))
-        held.update(dict.fromkeys(block.prepared))
+        assert len(arguments) == len(block.inputs), f"{key} is called with {len(arguments)} values"
         self.prepared |= block.prepared
-        for node in block.nodes():
-            inputs = [held[value] for value in node.inputs]
+        wiring = self._wired(block)
+        held: list[Storage | None] = [*arguments, *(None for _ in block.prepared)]
+        for node, places in zip(block.nodes(), wiring.inputs, strict=True):
+            inputs = [held[place] for place in places]
             outputs = self._call(node, inputs, prefix, sizes) if isinstance(node.op, Call) else None
             if outputs is None:
                 outputs = self._memory(node, inputs, prefix, sizes)
                 saved = self._saved(node, inputs, outputs, prefix, sizes)
                 self.steps.append(Step(prefix, node, tuple(inputs), tuple(outputs), saved, sizes))
-            held.update(zip(node.outputs, outputs, strict=True))
-        return [held[value] for value in block.outputs]
+            held += outputs
+        return [held[place] for place in wiring.outputs]
+
+    def _wired(self, block: Block) -> _Wiring:
+        """Found once for a block, which runs in many layers."""
+        if block.key not in self.wirings:
+            values = (*block.inputs, *block.prepared, *(value for node in block.nodes() for value in node.outputs))
+            place = {value: index for index, value in enumerate(values)}
+            self.wirings[block.key] = _Wiring(
+                [[place[value] for value in node.inputs] for node in block.nodes()],
+                [place[value] for value in block.outputs],
+            )
+        return self.wirings[block.key]
 
     def _call(
         self, node: Node, inputs: list[Storage | None], prefix: str, sizes: Mapping[str, Dim]

@@ -15,7 +15,10 @@ from dsc.spec.model import ModelSpec
 
 
 def _form(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, object]:
-    return {**loading(graph, spec, target), "windowed": isinstance(spec.attention, WindowAttention)}
+    """Each query is told the first key that it sees, of a window too. `apart`: rows of a window hold documents."""
+    told = loading(graph, spec, target)
+    windowed = isinstance(spec.attention, WindowAttention)
+    return {**told, "documents": True, "windowed": windowed, "apart": told["documents"]}
 
 
 def _shared_memory(resident: str, tensors: int, tile: Numbers, spec: ModelSpec, target: Target) -> int:

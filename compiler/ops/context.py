@@ -9,6 +9,7 @@ from dataclasses import field
 
 from dsc.compiler.graph.dim import Dim, Product, total
 from dsc.compiler.graph.op import Op, Saved, Types, register, retyped, tensor
+from dsc.compiler.graph.types import TensorType
 from dsc.compiler.ops.attention import CausalAttention
 
 FUNCTIONS = "train.context."
@@ -51,6 +52,17 @@ class LabelsAhead(Ahead):
     """The same of labels, filled with -100."""
 
     kind = "labels_ahead"
+
+
+@register
+class LabelsAheadInDocument(Ahead):
+    """The same of labels, with -100 too where those are of another document."""
+
+    kind = "labels_ahead_in_document"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("labels", "documents")
 
 
 @register
@@ -104,6 +116,34 @@ class ContextAttention(CausalAttention):
         """Two products of this rank's part of half a square, the same for every rank: S * CP S H (qk + v)."""
         q, k, v = (tensor(t) for t in inputs)
         return q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2] * (q.shape[3] + v.shape[3])
+
+
+@register
+class ContextDocumentAttention(ContextAttention):
+    """The same over the keys of each query's document, which begins at starts [B, CP * S]."""
+
+    kind = "context_document_attention"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("q", "k", "v", "starts")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"visible_attention_{self.variant}", self.over, self.kind)
+
+    def infer(self, inputs: Types) -> Types:
+        return super().infer(inputs[:3])
+
+    def flops(self, inputs: Types, outputs: Types) -> Dim:
+        return super().flops(inputs[:3], outputs)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        """PyTorch's operator keeps what it adds to the logits instead of a mask: of each half [B, S / 2, its keys]."""
+        q, k = tensor(inputs[0]), tensor(inputs[1])
+        half = q.shape[1] // 2
+        mask = TensorType((q.shape[0], half, k.shape[1] + half), q.dtype)
+        return (*super().saved(inputs[:3], outputs), Saved("own", 3, mask))
 
 
 @register

@@ -124,14 +124,14 @@ class AllToAll(Op):
 
 @register
 class OrderByExpert(Op):
-    """Received rows in the order of experts: [ranks, experts of a rank] counts -> [rows]."""
+    """Received rows in the order of experts: [ranks, experts of a rank] counts, [R, D] -> [R]."""
 
     kind = "order_by_expert"
     rows: Dim
 
     @property
     def operands(self) -> tuple[str, ...]:
-        return ("received",)
+        return ("received", "x")
 
     @property
     def requires(self) -> tuple[str, ...]:

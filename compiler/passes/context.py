@@ -15,8 +15,10 @@ from dsc.compiler.ops.call import CallFunction, CallListed, CallModule
 from dsc.compiler.ops.context import (
     Ahead,
     ContextAttention,
+    ContextDocumentAttention,
     GatherContext,
     LabelsAhead,
+    LabelsAheadInDocument,
     LeaveOut,
     OwnPart,
     PutBack,
@@ -27,6 +29,13 @@ from dsc.compiler.ops.context import (
     SumProbability,
 )
 from dsc.compiler.ops.moe import EveryExpert
+from dsc.compiler.ops.packed import (
+    DocumentAttention,
+    DocumentAttentionInWindow,
+    DocumentStarts,
+    LabelsInDocument,
+    VisibleInDocument,
+)
 from dsc.compiler.ops.rope import RotaryTable
 from dsc.compiler.ops.router import (
     CountExperts,
@@ -42,10 +51,12 @@ PREFIX = "ContextParallel"
 """Of the classes that stand in for the model's own."""
 OF_CONTEXT = f"{PREFIX}Model"
 """The one stage where there is no pipeline."""
-TOKENS, LABELS = "tokens", "labels"
+TOKENS, LABELS, DOCUMENTS = "tokens", "labels", "documents"
 LOSS = "Model.loss"
-WHOLE_SEQUENCES = (TOKENS, LABELS)
+WHOLE_SEQUENCES = (TOKENS, LABELS, DOCUMENTS)
 """What a step is given of all ranks' parts."""
+STARTS = "starts"
+"""Where documents begin, which blocks that attend are handed (passes/packed.py): of whole sequences too."""
 
 
 def context_ranks(count: int) -> Symbol:
@@ -83,22 +94,38 @@ def share_attention(block: Block, ranks: Dim, group: str = "group") -> Block:
         Value("gather_context", index, name, type) for index, (name, type) in enumerate(zip(names, types, strict=True))
     )
     gather = Node("gather_context", op, rows, gathered, paragraph=True)
-    nodes = [_over_context(node, group) for node in block.nodes()]
+    nodes = [new for node in block.nodes() for new in _over_context(block, node, group)]
     last = max(index for index, node in enumerate(nodes) if set(node.outputs) & set(rows))
     nodes.insert(last + 1, gather)
-    shared = replace(block, class_name=f"{PREFIX}{block.class_name}", class_doc=ATTENTION_DOC, cached=())
-    return shared.with_nodes(nodes).reinfer(dict(zip(rows, gathered, strict=True)), leave=(gather.id,))
+    starts = {value: widened(value, ranks) for value in block.inputs if value.name == STARTS}
+    given = tuple(starts.get(value, value) for value in block.inputs)
+    name = f"{PREFIX}{block.class_name}"
+    shared = replace(block, inputs=given, class_name=name, class_doc=ATTENTION_DOC, cached=())
+    whole = {**starts, **dict(zip(rows, gathered, strict=True))}
+    return shared.with_nodes(nodes).reinfer(whole, leave=(gather.id,))
 
 
 ATTENTION_DOC = "The queries of this rank's part of a sequence over the keys of all parts."
 
 
-def _over_context(node: Node, group: str) -> Node:
+def _over_context(block: Block, node: Node, group: str) -> Iterator[Node]:
+    """Attention as that of two halves, each of which makes its own mask."""
     op = node.op
-    if not isinstance(op, CausalAttention):
-        return node
-    over = "windowed_attention" if isinstance(op, WindowedAttention) else "prefix_attention"
-    return replace(node, op=ContextAttention(op.variant, op.prefix, over=over, group=group))
+    if isinstance(op, VisibleInDocument):
+        return
+    if isinstance(op, DocumentAttention):
+        windowed = isinstance(op, DocumentAttentionInWindow)
+        over = "windowed_document_prefix_attention" if windowed else "document_prefix_attention"
+        *rows, visible = node.inputs
+        mask = block.producer(visible)
+        assert mask is not None
+        within = ContextDocumentAttention(op.variant, op.prefix, over=over, group=group)
+        yield replace(node, op=within, inputs=(*rows, *mask.inputs), paragraph=mask.paragraph)
+    elif isinstance(op, CausalAttention):
+        over = "windowed_attention" if isinstance(op, WindowedAttention) else "prefix_attention"
+        yield replace(node, op=ContextAttention(op.variant, op.prefix, over=over, group=group))
+    else:
+        yield node
 
 
 def share_balance(block: Block, prefix: str = PREFIX) -> Block:
@@ -188,7 +215,9 @@ def at_all_positions(block: Block) -> Block:
     same: dict[Value, Value] = {}
     nodes = []
     for node in block.nodes():
-        if isinstance(node.op, SkipLast):
+        if isinstance(node.op, LabelsInDocument):
+            nodes.append(replace(node, op=LabelsAheadInDocument(node.op.ahead)))
+        elif isinstance(node.op, SkipLast):
             same[node.outputs[0]] = same.get(node.inputs[0], node.inputs[0])
         elif isinstance(node.op, SkipFirst):
             source, before = found[node.inputs[0]]
@@ -210,7 +239,8 @@ def share_step(step: Block, count: int, whole_inputs: Collection[str] = WHOLE_SE
     body = [_own(value, wide, f"own_{value.name}", ranks, own) for value, wide in whole.items()]
     for node in step.nodes():
         cut = isinstance(node.op, Ahead | RotaryTable)
-        reads_whole = cut or (isinstance(node.op, CallFunction) and not node.op.path())  # the same module's
+        of_module = isinstance(node.op, CallFunction) and not node.op.path()
+        reads_whole = cut or of_module or isinstance(node.op, DocumentStarts)
         inputs = tuple(whole[v] if reads_whole and v in whole else own.get(v, v) for v in node.inputs)
         if not cut:
             body.append(replace(node, inputs=inputs))

@@ -79,7 +79,7 @@ def _within_documents(block: Block) -> Block:
             nodes.append(Node(visible.producer, see, (starts,), (visible,), node.paragraph))
             node = _within(replace(node, paragraph=False), visible)
         nodes.append(node)
-    return replace(block, inputs=(*block.inputs, starts), cached=()).with_nodes(nodes)
+    return replace(block, inputs=(*block.inputs, starts)).with_nodes(nodes)
 
 
 def _within(node: Node, visible: Value) -> Node:

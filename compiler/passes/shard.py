@@ -42,6 +42,8 @@ from dsc.compiler.passes.resize import resized
 
 MOE = "MixtureOfExperts.forward"
 EXPERT_PARALLEL = "ExpertParallel"
+SENDS = 4
+"""Of one of a rank's several stages, on their way at once: so far behind may a neighbour be before the rank waits."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def multiply(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights
     split, weigh = find(moe, SplitGateUp)[1], find(moe, WeighSlots)[1]
     gate_up, down = (_share(node.op, copy) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
-    by_expert = block.add("by_expert", OrderByExpert(rows), received)
+    by_expert = block.add("by_expert", OrderByExpert(rows), received, h)
     ends = block.add("ends", ReceivedEnds(), received)
     h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
     gate_half, up = block.add_many(("gate", "up"), replace(split, width=quotient(split.width, copy.slices)), h)

@@ -94,7 +94,7 @@ def _shared(moe: Block, ranks: Dim, redundant: Dim) -> Block:
     block.paragraph()
     source = block.add("source", source_op, order)
     h = block.add("h", SendRows(sort.rows), block.add("h", gather, flat, source), to, of)
-    by_expert = block.add("by_expert", OrderByExpert(sort.rows), received)
+    by_expert = block.add("by_expert", OrderByExpert(sort.rows), received, h)
     ends = block.add("ends", ReceivedEnds(), received)
     h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
     halves = block.add_many(("gate", "up"), split, h)

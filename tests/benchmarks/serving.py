@@ -13,6 +13,7 @@ average.
 import argparse
 import importlib
 import json
+import os
 import platform
 import random
 import sys
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load = round(os.getloadavg()[0], 1)  # of the machine, before this begins: it slows even processor time
     with tempfile.TemporaryDirectory() as name:
         dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
         model, generators = contenders(Path(name), dtype, arguments.compile)
@@ -197,6 +199,7 @@ def main() -> None:
             print(json.dumps(records[-1]), flush=True)
     machine = {"torch": torch.__version__, "machine": platform.machine(), "clock": "process", "threads": 1}
     machine |= {"dtype": "bfloat16" if arguments.bfloat16 else "float32"}
+    machine |= {"cpu": torch.backends.cpu.get_cpu_capability(), "load": load}
     if arguments.out is not None:
         with arguments.out.open("a") as file:
             for record in records:

@@ -1,11 +1,14 @@
-"""One training step of the emitted model against transformers', side by side in one process.
+"""One training step of the emitted model against transformers', or of its trainer, side by side in one process.
 
-    python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--profile] [--out FILE.jsonl]
+    python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--trainer] [--profile]
 
 Both are eager, in float32, start from the same weights (written by transformers' save_pretrained and read by the
 emitted load_hf) and do the same: forward, cross-entropy, backward, fused AdamW. transformers runs with sdpa attention
 and its grouped_mm experts. The balance and multi-token losses that transformers lacks are left out of the spec.
 Rounds alternate which model goes first; the figure is the median over rounds of transformers' time / ours.
+
+--trainer compares train/train.py instead, a step of Run.loop with its data, log and guards, with a bare loop over the
+same model: the same loss of one batch, backward, clipping, the same optimizer, no determinism asked for.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -104,6 +108,43 @@ def step(model: torch.nn.Module, logits: Callable[[Any], Tensor], tokens: Tensor
     return run
 
 
+def trainer(size: str, folder: Path) -> tuple[Step, Step]:
+    """A step of the package's trainer, and of a bare loop over a model of its own."""
+    spec = loads(SPEC.format(size=size, **SIZES[size][0]), "benchmark.yaml")
+    (batch, length), package = SIZES[size][1], spec.package_name
+    write(emit(build(spec)), folder / package)
+    sys.path.insert(0, str(folder))
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, SIZES[size][0]["vocab"], 200_000, np.uint16))
+    module, logs, stops = (importlib.import_module(f"{package}.train.{name}") for name in ("train", "log", "stop"))
+    flags = f"--data {folder}/tokens.npy --steps 1 --metrics {folder}/m.jsonl --batch-size {batch} --learning-rate 1e-4"
+    given, sys.argv = sys.argv, ["train", *flags.split(), "--sequence-length", str(length), "--dtype", "float32"]
+    run = module.Run(module.parse_arguments())
+    sys.argv = given
+    stop, log = stops.Stop(), logs.Log(run.args.metrics, 0, 1 << 20, None)
+    stop.asked = False
+
+    def trained() -> Tensor:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        assert run.loop(stop, log, lambda: None) == ""
+        torch.use_deterministic_algorithms(False)
+        run.start, run.args.steps = run.args.steps, run.args.steps + 1
+        return torch.zeros(())
+
+    model = importlib.import_module(f"{package}.model").Model()
+    optimizer = importlib.import_module(f"{package}.train.optimizer").make_optimizer(model.named_parameters(), 0.1)
+    tokens, labels = run.batches.batch(0, slice(0, batch))
+
+    def bare() -> Tensor:
+        loss, _ = model.loss(tokens, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return trained, bare
+
+
 def measure(ours: Step, theirs: Step, rounds: int, clock: Callable[[], float]) -> list[float]:
     """transformers' time / ours, a figure for each round."""
     ratios = []
@@ -129,11 +170,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="process time instead of wall time, for a busy machine")
+    parser.add_argument("--trainer", action="store_true", help="the trainer against a bare loop over the same model")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="append the result as a line of JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
+    if arguments.trainer:
+        with tempfile.TemporaryDirectory() as folder:
+            report(arguments, "bare_loop_over_trainer", *trainer(arguments.size, Path(folder)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         our_model, their_model = models(arguments.size, Path(folder))
     tokens = torch.randint(SIZES[arguments.size][0]["vocab"], SIZES[arguments.size][1])
@@ -143,13 +189,17 @@ def main() -> None:
     first = [run().item() for run in (ours, theirs)]
     assert abs(first[0] - first[1]) < 1e-5 * first[1], f"the models differ: {first}"
 
+    report(arguments, "transformers_over_ours", ours, theirs)
+
+
+def report(arguments: argparse.Namespace, figure: str, ours: Step, theirs: Step) -> None:
     measure(ours, theirs, 5, time.perf_counter)
     ratios = measure(ours, theirs, arguments.rounds, time.process_time if arguments.cpu_time else time.perf_counter)
     low, median, high = statistics.quantiles(ratios, n=4)
     result = {
         "benchmark": "train_step",
         "size": arguments.size,
-        "transformers_over_ours": round(median, 3),
+        figure: round(median, 3),
         "quartiles": [round(low, 3), round(high, 3)],
         "rounds": arguments.rounds,
         "threads": arguments.threads,
@@ -164,7 +214,7 @@ def main() -> None:
             file.write(json.dumps(result) + "\n")
     if arguments.profile:
         profile("ours", ours)
-        profile("transformers", theirs)
+        profile("theirs", theirs)
 
 
 if __name__ == "__main__":

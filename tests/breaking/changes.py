@@ -136,7 +136,6 @@ MACHINE_CHANGES = {
     **{key: value / 2 for key, value in MACHINE.items() if isinstance(value, float)},
     **{key: value // 2 for key, value in MACHINE.items() if isinstance(value, int)},
     **dict.fromkeys(("name", "gpu", "source", "links_source"), "another"),
-    "architecture": "blackwell",
 }
 FP8 = {"kind": "fp8_block"}
 FP8_WEIGHTS: Sections = {**MLA, "precision": {**MLA["precision"], "linear": FP8}}
@@ -178,19 +177,19 @@ REWARD_CHANGES = {
     "length_penalty.weight": 0.5,
 }
 
-PINS = {
-    "pp": 2,
-    "vpp": 2,
-    "schedule": "1f1b",
-    "tp": 2,
-    "cp": 2,
-    "ep": 2,
-    "etp": 2,
-    "dp": 2,
-    "zero": 1,
-    "micro_batch": 2,
-    "recompute": ["norms"],
-    "activations": "bf16",
+PINS: dict[str, tuple[Any, str]] = {  # where layers cannot be compiled, the trainer has nothing that does it
+    "pp": (2, "python plan"),
+    "vpp": (2, "python plan"),
+    "schedule": ("1f1b", "plan"),
+    "tp": (2, "python plan"),
+    "cp": (2, "python plan"),
+    "ep": (2, "python plan"),
+    "etp": (2, "python plan"),
+    "dp": (2, "python plan"),
+    "zero": (1, "plan"),
+    "micro_batch": (2, "plan"),
+    "recompute": (["norms"], "python plan"),
+    "activations": ("bf16", "plan"),
 }
 FP8_CHANGES: dict[str, tuple[Any, str]] = {  # without FP8, export has nothing that writes codes
     "products": ({"experts": "bf16"}, "python"),
@@ -367,7 +366,8 @@ CHANGES = (
     Change("h800", "cluster.nodes", 4, "plan"),
     Change("gpus", "cluster.gpus", 12, "plan"),
     *(Change("mine", f"cluster.machine.{key}", value, "plan") for key, value in MACHINE_CHANGES.items()),
-    *(Change("h800", f"placement.{name}", value, "plan") for name, value in PINS.items()),
+    Change("mine", "cluster.machine.architecture", "blackwell", "python plan"),
+    *(Change("h800", f"placement.{name}", value, breaks) for name, (value, breaks) in PINS.items()),
     *(Change("fp8", f"precision.linear.{key}", value, breaks) for key, (value, breaks) in FP8_CHANGES.items()),
 )
 

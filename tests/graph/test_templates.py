@@ -182,7 +182,7 @@ def programs() -> list[Program]:
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
     makes again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some
-    with sequences shared out, or heads and widths, or the width of experts.
+    with sequences shared out, of several documents too, or heads and widths, or the width of experts.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -201,6 +201,7 @@ def programs() -> list[Program]:
     softmax = {"score": "softmax", "selection_bias": False, "balance": {"sequence_aux_loss_alpha": 0.0001}}
     shared.append(in_context(load("tiny"), **softmax))
     shared += [in_tensor(load("tiny")), in_tensor(with_z_loss("tiny")), in_both(load("tiny"))]
+    shared += [in_context(documents_apart("tiny")), in_context(documents_apart("tiny-window"))]
     gpus = [
         *specs,
         *map(documents_apart, ("tiny", "llama-3.1-8b", "mistral-7b")),

@@ -23,6 +23,26 @@ def test_every_operator_is_registered_in_one_way() -> None:
     assert found == {"launch.py.jinja", "grouped_mm.py.jinja"}
 
 
+CODES = {"fp8_gemm.py.jinja", "fp8_grouped_gemm.py.jinja"}
+"""They multiply codes of eight bits alone, which have no precision to name."""
+PRECISE = 'input_precision="ieee"'
+PRODUCT = re.compile(r"tl\.dot\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)")
+
+
+def products(text: str) -> list[str]:
+    found = PRODUCT.findall(text)
+    assert len(found) == text.count("tl.dot(")
+    return found
+
+
+def test_every_product_names_its_precision() -> None:
+    """Where it is left out, a GPU rounds operands in float32 to TF32."""
+    texts = {path.name: path.read_text() for path in TEMPLATES.glob("*.jinja")}
+    named = {name: [PRECISE in product for product in products(text)] for name, text in texts.items()}
+    assert {name for name, all_of in named.items() if not all(all_of)} == CODES
+    assert not any(any(named[name]) for name in CODES) and sum(map(len, named.values())) > 30
+
+
 def test_an_operator_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     (launch,) = kernels(("launch",))
     asked: list[Tensor] = []

@@ -73,9 +73,8 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-MODELS |= {
-    f"{name}, documents": {**MODELS[name], "training": {"documents": "apart"}} for name in ("deepseek", "window")
-}
+APART = {"training": {"documents": "apart"}}
+MODELS |= {f"{name}, documents": {**MODELS[name], **APART} for name in ("deepseek", "llama", "window")}
 MODELS["deepseek, weighed"] = {
     **MODELS["deepseek"],
     "mtp": {"depth": 1, "loss_weight": 0.3, "later": {"after_tokens": 1024, "loss_weight": 0.1}},
@@ -116,6 +115,24 @@ def placed(model: str, placement: dict[str, Any], moments: str = "fp32") -> dict
 @pytest.fixture(scope="session")
 def placed_spec() -> Any:
     return placed
+
+
+def placed_in_fp8(placement: dict[str, Any], width: int = 128) -> dict[str, Any]:
+    """The deepseek model with two blocks of FP8 along most dims, for GPUs that have it; a CPU runs the references."""
+    found = placed("deepseek", placement)
+    attention = {**found["attention"], "q_lora_rank": 128, "kv_lora_rank": 64}
+    moe = {**found["ffn"]["moe"], "moe_intermediate_size": width}
+    ffn = {"dense": {"intermediate_size": 128}, "moe": moe}
+    precision = {"linear": {"kind": "fp8_block"}}
+    ranks = found["cluster"]["nodes"]
+    layers = [{"repeat": 1, "ffn": kind} for kind in ffn]
+    changed = {"hidden_size": 128, "attention": attention, "ffn": ffn, "precision": precision, "layers": layers}
+    return {**found, **changed, "cluster": {"kind": "h100", "gpus": ranks}}
+
+
+@pytest.fixture(scope="session")
+def fp8_spec() -> Any:
+    return placed_in_fp8
 
 
 def write_package(spec: dict[str, Any], folder: Path, change: Callable[[str, str], str] | None = None) -> str:
@@ -171,6 +188,17 @@ def _furthest(rows: list[list[float]], expected: list[list[float]]) -> float:
 @pytest.fixture(scope="session")
 def compared() -> Any:
     return compare
+
+
+@pytest.fixture
+def same_steps(tmp_path: Path) -> Callable[..., None]:
+    """Asserts that a spec's ranks take the steps of one process: figures within a bound, biases bit by bit."""
+
+    def check(spec: dict[str, Any], dtype: str = "float64", within: float = 1e-13) -> None:
+        difference, equal_biases = compare(spec, tmp_path, dtype)
+        assert difference <= within and equal_biases
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,17 @@ class Peak(TorchDispatchMode):
         return results
 
 
-def measured(layout: Any, make_optimizer: Any, batch: int, length: int) -> tuple[int, ...]:
+def measured(layout: Any, make_optimizer: Any, batch: int, length: int, apart: bool) -> tuple[int, ...]:
+    """`apart`: the package keeps documents apart, of which every row holds two."""
     optimizer = make_optimizer(layout.named_parameters(), 0.1)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(256, (batch, length + 1), generator=generator)[layout.rows]
-    tokens, labels = ids[:, :-1].clone(), ids[:, 1:].clone()
+    given = [ids[:, :-1].clone(), ids[:, 1:].clone()]
+    if apart:
+        given.append((torch.arange(length) >= length // 3).long().repeat(len(ids), 1))
 
     def step() -> None:
-        layout.step(tokens, labels)
+        layout.step(*given)
         layout.clip(0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +88,8 @@ def rank_main(rank: int, world: int, folder: str, package: str, batch: int, leng
     parallel = importlib.import_module(f"{package}.train.parallel")
     layout = parallel.Parallel(torch.device("cpu"), torch.float32, 0, batch, length)
     make_optimizer = importlib.import_module(f"{package}.train.optimizer").make_optimizer
-    Path(folder, f"{rank}.json").write_text(json.dumps(measured(layout, make_optimizer, batch, length)))
+    apart = find_spec(f"{package}.train.document_layers") is not None
+    Path(folder, f"{rank}.json").write_text(json.dumps(measured(layout, make_optimizer, batch, length, apart)))
     dist.barrier()
     dist.destroy_process_group()
 

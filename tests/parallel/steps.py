@@ -4,7 +4,7 @@
 
 prints the losses of every step, gradients' norms, held-out losses, routers' overloads and biases of both as JSON, and
 of every weight's first gradient two numbers that follow from all of it. Ranks are forked, so that each does not import
-torch anew; nothing has run threads before.
+torch anew; nothing has run threads before. COMPILED in the environment is a backend that compiles the ranks' layers.
 """
 
 import importlib
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,20 @@ def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dty
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     parallel = importlib.import_module(f"{package}.train.parallel")
-    found = steps(parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH), package)
+    layout = parallel.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH)
+    if backend := os.environ.get("COMPILED"):
+        compile_with(layout, backend)
+    found = steps(layout, package)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def compile_with(layout: Any, backend: str) -> None:
+    given = torch.compile
+    torch.compile = partial(given, backend=backend)  # type: ignore[assignment]
+    layout.compile()
+    torch.compile = given
 
 
 def main(folder: str, package: str, dtype_name: str) -> None:

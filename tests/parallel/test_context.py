@@ -15,6 +15,7 @@ from dsc.compiler.graph.saved import Step, saved_storages, trace
 from dsc.compiler.passes.context import PREFIX, attends, context_ranks, share_attention
 from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.parts.context import rows_of, whole
+from dsc.compiler.planner.parts.masks import in_halves, masks
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.time.sharing import PartSharing
 from dsc.spec.loader import load
@@ -46,11 +47,12 @@ def planned_bytes(spec: ModelSpec) -> float:
     return micro_batches * gathered
 
 
+@pytest.mark.parametrize("documents", ["joined", "apart"])
 @pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-8b", "mistral-7b", "tiny"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_plan_counts_what_the_pass_makes(name: str, ranks: int) -> None:
+def test_the_plan_counts_what_the_pass_makes(name: str, ranks: int, documents: str) -> None:
     """The plan marks in the plain graph what is of whole sequences; the pass makes it so."""
-    plain = in_context(pinned(name, ranks))[0]
+    plain = in_context(pinned(name, ranks, documents))[0]
     own = {B.name: 1, S.name: LENGTH // ranks}
     for block in [block for block in plain.blocks.values() if attends(block)]:
         shared = share_attention(block, context_ranks(ranks))
@@ -60,8 +62,11 @@ def test_the_plan_counts_what_the_pass_makes(name: str, ranks: int) -> None:
         marked = whole(steps, rows_of(plain))
         kept = dict.fromkeys(one for step in steps for one in step.saved)
         sizes = {B.name: 1, S.name: LENGTH}
+        halved = set(masks(steps))
         in_plan = sum(
-            one.type.bytes.value(sizes) * (ranks if one in marked.storages else 1)
+            in_halves(one.type.bytes.value(sizes), ranks)
+            if one in halved
+            else one.type.bytes.value(sizes) * (ranks if one in marked.storages else 1)
             for one in kept
             if one.type.shape != window_mask(one.type.shape)
         )
@@ -85,7 +90,7 @@ def window_mask(shape: Any) -> Any:
     return (S, S) if len(shape) == 2 else None
 
 
-def pinned(name: str, ranks: int) -> ModelSpec:
-    data = load(name).model_dump()
+def pinned(name: str, ranks: int, documents: str) -> ModelSpec:
+    data = load(name).model_dump() | {"training": {"documents": documents}}
     pins = {"cp": ranks, "pp": 1, "tp": 1}
     return ModelSpec.model_validate({**data, "cluster": {"kind": "h100", "nodes": 8}, "placement": pins})

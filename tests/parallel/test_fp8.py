@@ -46,24 +46,6 @@ FAULTS: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.fixture
-def fp8_spec(placed_spec: Any) -> Callable[..., dict[str, Any]]:
-    """The deepseek model with two blocks of FP8 along most dims, for GPUs that have it; a CPU runs the references."""
-
-    def spec(placement: dict[str, Any], width: int = 128) -> dict[str, Any]:
-        found: dict[str, Any] = placed_spec("deepseek", placement)
-        attention = {**found["attention"], "q_lora_rank": 128, "kv_lora_rank": 64}
-        moe = {**found["ffn"]["moe"], "moe_intermediate_size": width}
-        ffn = {"dense": {"intermediate_size": 128}, "moe": moe}
-        precision = {"linear": {"kind": "fp8_block"}}
-        ranks = found["cluster"]["nodes"]
-        layers = [{"repeat": 1, "ffn": kind} for kind in ffn]
-        changed = {"hidden_size": 128, "attention": attention, "ffn": ffn, "precision": precision, "layers": layers}
-        return {**found, **changed, "cluster": {"kind": "h100", "gpus": ranks}}
-
-    return spec
-
-
 @pytest.mark.parametrize("layout", [EP, pytest.param({**EP, "ep": 1}, marks=pytest.mark.slow)], ids=str)
 def test_as_in_one_process(
     layout: dict[str, Any], fp8_spec: Callable[..., Any], compared: Callable[..., Any], tmp_path: Path

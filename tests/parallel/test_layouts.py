@@ -4,7 +4,6 @@ Real processes on gloo. In float64 nothing but rounding may be between them; a w
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from dsc.compiler.driver import build
 from dsc.spec.model import ModelSpec
 
-Compared = Callable[..., tuple[float, bool]]
+SameSteps = Callable[..., None]
 EP = {"dp": 2, "ep": 2}
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -116,29 +115,25 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_step_is_that_of_one_process(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float64")
-    assert difference <= 1e-13 and equal_biases
+def test_a_step_is_that_of_one_process(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*LAYOUTS[layout]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", MORE)
-def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*MORE[layout]), tmp_path, "float64")
-    assert difference <= 1e-13 and equal_biases
+def test_so_it_is_on_more_layouts(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*MORE[layout]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
-    difference, equal_biases = compared(placed_spec(*LAYOUTS[layout]), tmp_path, "float32")
-    assert difference <= 1e-4 and equal_biases
+def test_float32_is_as_close_as_its_sums(layout: str, placed_spec: Any, same_steps: SameSteps) -> None:
+    same_steps(placed_spec(*LAYOUTS[layout]), "float32", within=1e-4)
 
 
-def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, compared: Compared, tmp_path: Path) -> None:
+def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, same_steps: SameSteps) -> None:
     """A moment that lies between two numbers of bfloat16 may become either: 2^-8 of it, once in very many."""
-    difference, equal_biases = compared(placed_spec("deepseek", {**EP, "zero": 2}, "bf16"), tmp_path, "float64")
-    assert difference <= 1e-6 and equal_biases
+    same_steps(placed_spec("deepseek", {**EP, "zero": 2}, "bf16"), within=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ CASES = [
     pytest.param("deepseek", {"pp": 2}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "dp": 2}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}, marks=pytest.mark.slow),
+    ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
+    pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
+    pytest.param("mixtral", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
 ]
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 PILED: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -93,6 +97,16 @@ def test_every_rank_holds_what_the_ledger_says(
     assert max(map(abs, differences)) <= WITHIN
     shares_left_out = [found / said - 1 for found, said in zip(held, ledger(plan, WEIGHTS), strict=True)]
     assert min(shares_left_out) > WITHIN  # a ledger that lacks a line is noticed
+
+
+@pytest.mark.slow
+def test_masks_of_documents_are_in_the_ledger(placed_spec: Any, measured: Measured) -> None:
+    """Of whole rows on each rank that has some of the heads: by so much more than of rows that are not divided."""
+    specs = [specified(placed_spec, f"llama{kind}", {"tp": 2, "micro_batch": 4}) for kind in ("", ", documents")]
+    joined, apart = ([bytes for bytes, _, _ in measured(spec)] for spec in specs)
+    plans = [ledger(planned(spec)) for spec in specs]
+    for before, after, said_before, said_after in zip(joined, apart, *plans, strict=True):
+        assert after - before == pytest.approx(said_after - said_before, rel=WITHIN)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from dsc.compiler.planner.pipeline.schedule import (
     SCHEDULES,
     Action,
+    Kind,
     ScheduleError,
     actions,
+    fullest_moments,
     holdings,
     in_flight,
     peak_in_flight,
@@ -222,3 +224,15 @@ def test_an_action_knows_its_members():
     backward = Action("BW", 3, 0)
     assert Action("F&B", 1, 5, backward).members == (Action("F", 1, 5), backward)
     assert backward.members == (backward,)
+
+
+def test_gradients_of_weights_wait_between_b_and_w() -> None:
+    """Two micro-batches stand between B and W while a third is held; in 1F1B none ever does."""
+
+    def work(kind: Kind, micro_batch: int) -> Action:
+        return Action(kind, 0, micro_batch)
+
+    run = [work("F", 0), work("F", 1), work("B", 0), work("F", 2), work("B", 1)]
+    run += [work("W", 0), work("W", 1), work("B", 2), work("W", 2)]
+    assert fullest_moments(run) == ((3, 2),)
+    assert fullest_moments([work("F", 0), work("BW", 0)]) == ((1, 0),)

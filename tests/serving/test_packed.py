@@ -76,6 +76,15 @@ def test_a_weight_that_is_held_twice_is_seen(change: Change) -> None:
         each_weight_once(change)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_model_whose_weights_are_gone_is_refused(pack: bool) -> None:
+    emitted = package()
+    model = random_model(emitted, torch.float32)
+    emitted.engine.Engine(model, pack=True)
+    with pytest.raises(ValueError, match="an engine has packed this model's weights and keeps them"):
+        emitted.engine.Engine(model, pack=pack)
+
+
 def test_what_cannot_be_packed_is_refused() -> None:
     emitted = package()
     with pytest.raises(ValueError, match="only float32 on a CPU can be packed"):

@@ -50,9 +50,11 @@ HOW = ("--checkpoint", "weights", "--max-new-tokens", "12", "--temperature", "0"
 
 
 @pytest.mark.slow
-def test_prompts_are_dealt_out_and_printed_in_order(folder: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--pack",)])
+def test_prompts_are_dealt_out_and_printed_in_order(folder: Path, flags: tuple[str, ...]) -> None:
     prompts = ("def ", "class ", "x", "return ")
-    together = run(*TORCHRUN, str(free_port()), "-m", "shared.infer.generate", *HOW, *prompts, folder=folder)
+    command = (*TORCHRUN, str(free_port()), "-m", "shared.infer.generate", *HOW, *flags)
+    together = run(*command, *prompts, folder=folder)
     assert together.returncode == 0, together.stderr
     alone = [run(sys.executable, "-m", "alone.infer.generate", *HOW, prompt, folder=folder) for prompt in prompts]
     texts = [found.stdout.rpartition("\n\n")[0] for found in alone]

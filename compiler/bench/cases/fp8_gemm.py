@@ -26,9 +26,10 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
         dy, dy_scale = _codes(tokens, n, device), _scales(tokens, n, 1, kernel.BLOCK, device)
         w_t = _codes(k, n, device)
         yield _case(kernel, "dgrad", tokens, k, n, dy, dy_scale, w_t, w_scale.mT)
-        dy_t, dy_scale_t = _codes(n, tokens, device), _scales(n, tokens, 1, kernel.BLOCK, device)
-        x_t, x_scale_t = _codes(k, tokens, device), _scales(k, tokens, 1, kernel.BLOCK, device)
-        yield _case(kernel, "wgrad", n, k, tokens, dy_t, dy_scale_t, x_t, x_scale_t)
+        padded = -(-tokens // kernel.BLOCK) * kernel.BLOCK  # as columns are quantized
+        dy_t, dy_scale_t = _codes(n, padded, device), _scales(n, padded, 1, kernel.BLOCK, device)
+        x_t, x_scale_t = _codes(k, padded, device), _scales(k, padded, 1, kernel.BLOCK, device)
+        yield _case(kernel, "wgrad", n, k, padded, dy_t, dy_scale_t, x_t, x_scale_t)
 
 
 def _case(kernel: ModuleType, name: str, rows: int, columns: int, depth: int, *operands: Tensor) -> Case:

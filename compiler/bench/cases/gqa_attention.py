@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, normal
-
-DOCUMENTS = 4
+from dsc.compiler.bench.case import Case, documents, normal
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
@@ -40,13 +38,12 @@ def inputs(sizes: tuple[Any, ...], tokens: int, device: str) -> tuple[Tensor, Te
 
 def seen(kernel: ModuleType, tokens: int, device: str) -> tuple[Tensor, int]:
     """The first position that each token sees [1, S], and how many pairs of a query and a key there are, of half a
-    square as half: of a window where the kernel has one, otherwise of equally long documents."""
-    places = torch.arange(tokens, dtype=torch.int32, device=device)
-    if window := getattr(kernel, "WINDOW", 0):
-        before = max(tokens - window, 0)
-        return (places - window + 1).clamp(min=0).unsqueeze(0), (tokens**2 - before**2) // 2
-    length = tokens // DOCUMENTS if tokens % DOCUMENTS == 0 else tokens
-    return (places // length * length).unsqueeze(0), tokens * length // 2
+    square as half: of a window where the kernel has one, otherwise of documents."""
+    if not (window := getattr(kernel, "WINDOW", 0)):
+        return documents(tokens, device)
+    before = max(tokens - window, 0)
+    first = torch.arange(1 - window, tokens + 1 - window, dtype=torch.int32, device=device).clamp(min=0)
+    return first.unsqueeze(0), (tokens**2 - before**2) // 2
 
 
 def visible(starts: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.case import Case, normal, turns
 
 STEP = 128  # tokens of a decode step
 MAX_POSITIONS = 4096
@@ -22,7 +22,7 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     for count in (STEP, tokens):
         kv, *q_latent = (normal(count, width, device=device) for width in widths)
         kv_weight, *q_weight = (normal(width, device=device) for width in (latent, *widths[1:]))
-        rope = torch.randn(2, MAX_POSITIONS, rotary, device=device)
+        rope = turns(MAX_POSITIONS, rotary, device)
         positions = torch.arange(count, device=device) % MAX_POSITIONS
         slots = torch.randperm(count, device=device)
         pages = -(-count // kernel.PAGE_SIZE)

@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.case import Case, documents, normal
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
     heads, nope, rope, v = sizes
     q, kv, k_rope, angles = inputs(sizes, tokens, device)
     wide = q.transpose(1, 2)
-    count, starts = documents(kernel, tokens, device)
+    pairs, starts = told(kernel, tokens, device)
     yield Case(
         f"mla_attention {tokens} x {heads} x {nope}+{rope}/{v}",
         partial(kernel._forward, q, kv, k_rope, angles, *starts),
         partial(kernel.reference, q, kv, k_rope, angles, *starts),
         bytes=2 * (q.numel() + kv.numel() + k_rope.numel() + tokens * heads * v),
-        flops=tokens**2 // count * heads * (nope + rope + v),
+        flops=2 * pairs * heads * (nope + rope + v),
         library=partial(_sdpa, wide, wide, kv[..., nope:].transpose(1, 2)),
     )
 
@@ -37,13 +37,12 @@ def inputs(sizes: tuple[Any, ...], tokens: int, device: str) -> tuple[Tensor, Te
     return q, kv, k_rope, torch.stack((torch.ones(tokens, rope), torch.zeros(tokens, rope))).to(device)
 
 
-def documents(kernel: ModuleType, tokens: int, device: str) -> tuple[int, tuple[Tensor, ...]]:
-    """How many equally long ones, and where the one of each token begins, if the kernel is told."""
+def told(kernel: ModuleType, tokens: int, device: str) -> tuple[int, tuple[Tensor, ...]]:
+    """Pairs of a query and a key, and where the document of each token begins, if the kernel is told."""
     if not hasattr(kernel, "hides"):
-        return 1, ()
-    count = 4 if tokens % 4 == 0 else 1
-    length = tokens // count
-    return count, ((torch.arange(tokens, dtype=torch.int32, device=device) // length * length).unsqueeze(0),)
+        return tokens**2 // 2, ()
+    starts, pairs = documents(tokens, device)
+    return pairs, (starts,)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

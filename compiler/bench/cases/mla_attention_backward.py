@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dsc.compiler.bench.case import Case, normal
-from dsc.compiler.bench.cases.mla_attention import documents, inputs
+from dsc.compiler.bench.cases.mla_attention import inputs, told
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
@@ -18,12 +18,12 @@ def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) 
     q, kv, k_rope, angles = inputs(sizes, tokens, device)
     dout, out = (normal(1, tokens, heads, v, device=device) for _ in range(2))
     lse = torch.full((1, heads, tokens), 12.0, device=device)
-    count, starts = documents(kernel, tokens, device)
+    pairs, starts = told(kernel, tokens, device)
     arguments = (dout, q, kv, k_rope, angles, *starts, out, lse)
     yield Case(
         f"mla_attention_backward {tokens} x {heads} x {nope}+{rope}/{v}",
         partial(kernel.backward, *arguments),
         partial(kernel.reference_backward, *arguments),
         bytes=4 * (q.numel() + kv.numel() + k_rope.numel() + out.numel()) + 4 * lse.numel(),
-        flops=tokens**2 // count * heads * (3 * (nope + rope) + 2 * v),
+        flops=2 * pairs * heads * (3 * (nope + rope) + 2 * v),
     )

@@ -7,16 +7,14 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from dsc.compiler.bench.case import Case, normal
+from dsc.compiler.bench.case import Case, normal, turns
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
     for heads, width in sizes:
         # The last third of wider heads, as in the queries of multi-head latent attention.
         x = normal(1, tokens, heads, 3 * width, device=device)[..., 2 * width :]
-        rope = torch.randn(2, tokens, width, device=device)
+        rope = turns(tokens, width, device)
         for name, inverse in (("rotate", False), ("rotate_backward", True)):
             yield Case(
                 f"{name} {tokens} x {heads} x {width}",

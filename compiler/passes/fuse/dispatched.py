@@ -25,7 +25,7 @@ def fuse_dispatched(block: Block, size: Int) -> Block:
     by_expert, sort = find(block, OrderByExpert)
     takes = (node for node in block.consumers(by_expert.outputs[0]) if isinstance(node.op, TakeRows))
     x, *weights = (take.inputs[0] for take in takes)
-    (received,) = by_expert.inputs
+    received, _ = by_expert.inputs
     put, ends = (find(block, kind)[0] for kind in (PutRows, ReceivedEnds))
     inside = ancestors(block, put, [x, *weights, received])
     first, last = (node.op for node in inside if isinstance(node.op, GroupedLinear))

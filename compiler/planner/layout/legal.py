@@ -61,8 +61,6 @@ def model_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
     sequence = spec.workload.sequence_length
     if cp > 1:  # causal attention is balanced by giving every rank one chunk from the front and one from the back
         yield from _divides("2 x cp", 2 * cp, "tokens of a sequence", sequence)
-        if spec.training.documents == "apart":
-            yield f"cp = {cp}, but training.documents is apart, and ranks that share a row see all of it"
     if tp > 1:  # sequence parallelism: between the products each tensor rank holds its part of the tokens
         yield from _divides("cp x tp", cp * tp, "tokens of a sequence", sequence)
     yield from _divides("tp", tp, "vocab_size", spec.vocab_size)

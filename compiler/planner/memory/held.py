@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import NamedTuple
 
 from dsc.compiler.graph.dim import Axis, B, S
 from dsc.compiler.graph.saved import Storage
 from dsc.compiler.planner.layout.layout import Activations, Layout
+from dsc.compiler.planner.parts.masks import in_halves, masks
 from dsc.compiler.planner.parts.parts import Part
-from dsc.compiler.planner.parts.recompute import SCALED_TILE, attended, dispatched, fp8_storages, inside, kept
+from dsc.compiler.planner.parts.recompute import SCALED_TILE, Kept, attended, dispatched, fp8_storages, inside, kept
 from dsc.compiler.planner.parts.shard import Extent, extent
-from dsc.compiler.planner.parts.working import backward_peak, forward_peak
+from dsc.compiler.planner.parts.working import Moments, backward_moments, forward_moments
 
 SCALE = 4
 """Bytes of a tile's scale."""
@@ -30,6 +32,9 @@ class Held:
     """The most bytes that forward needs for a moment, less what it keeps."""
     backward: int
     """The same for backward, less what was kept."""
+    put_off: Extent
+    """Gradients that wait beside what is kept where a backward of weights follows that of the input by itself."""
+    keeps_input: bool
 
     @cached_property
     def own(self) -> Extent:
@@ -38,6 +43,23 @@ class Held:
     @cached_property
     def logits(self) -> Extent:
         return sum((size for one, size in self.storages if is_logits(one)), Extent())
+
+
+class Keeping(NamedTuple):
+    """What one part keeps of a micro-batch, whatever the sizes are."""
+
+    part: Part
+    kept: Kept
+    small: frozenset[Storage]
+    """What is kept in FP8."""
+    attended: frozenset[Storage]
+    """What is kept in 12 bits."""
+    extents: tuple[Extent, ...]
+    """One byte of each that is kept."""
+    inside: tuple[Storage, ...]
+    masks: frozenset[Storage]
+    forward: Moments
+    backward: Moments
 
 
 def is_logits(storage: Storage) -> bool:
@@ -56,6 +78,7 @@ class PartMemory:
         self._shared = _shared(parts) | _shared(away)
         self._held: dict[tuple[str, tuple[str, ...], Activations, int, bool, int, int, int], Held] = {}
         self._counted: dict[tuple[Storage, int], int] = {}
+        self._keeping = cache(self._keeps)
 
     def of(
         self,
@@ -95,9 +118,37 @@ class PartMemory:
         tensor: int,
         slices: int,
     ) -> Held:
+        keeps = self._keeping(kind, recompute, activations, away)
+        times = dict.fromkeys(keeps.part.whole.storages, context)
+        times |= {one: times.get(one, 1) * tensor for one in keeps.part.whole_on_each}
+
+        def size(one: Storage) -> int:
+            numbers = self._numbers(one, micro_batch) * times.get(one, 1)
+            numbers = in_halves(numbers, context) if context > 1 and one in keeps.masks else numbers
+            if one in keeps.small or one in keeps.attended:
+                return numbers * (12 if one in keeps.attended else 8) // 8 + numbers // SCALED_TILE * SCALE
+            return numbers * one.type.dtype.bytes
+
+        def of_moment(one: Storage) -> int:
+            return size(one) * (slices if slices > 1 and extent(one.type, 1).rows else 1)
+
+        beside = sum(map(of_moment, keeps.inside))
+        sizes = [(one, size(one), byte) for one, byte in zip(keeps.kept.storages, keeps.extents, strict=True)]
+        sized = [(one, byte.times(bytes)) for one, bytes, byte in sizes]
+        # What is kept lives for a moment like all else; in forward it stays, and backward begins with it.
+        all_kept = sum(of_moment(one) for one in set(keeps.kept.storages))
+        return Held(
+            tuple(pair for pair in sized if pair[0] not in self._shared),
+            tuple(pair for pair in sized if pair[0] in self._shared),
+            keeps.forward.most(of_moment) - all_kept + beside,
+            keeps.backward.most(of_moment) - all_kept + beside,
+            sum((extent(one.type, size(one)) for one in keeps.part.weighed), Extent()),
+            keeps.part.steps[0].inputs[0] in keeps.kept.storages,
+        )
+
+    def _keeps(self, kind: str, recompute: tuple[str, ...], activations: Activations, away: bool) -> Keeping:
         part = (self._away if away else self.examples)[kind]
-        steps, times = part.steps, dict.fromkeys(part.whole.storages, context)
-        times |= {one: times.get(one, 1) * tensor for one in part.whole_on_each}
+        steps = part.steps
         small, twelve = (fp8_storages(steps), attended(steps)) if activations == "fp8" else (frozenset(), frozenset())
         found = kept(steps, recompute, twelve, part.layer)
         received = dispatched(steps) if away else ()
@@ -105,23 +156,16 @@ class PartMemory:
             found = replace(found, remade=(*found.remade, *received))
         else:
             found = replace(found, storages=(*found.storages, *received))
-
-        def size(one: Storage) -> int:
-            numbers = self._numbers(one, micro_batch) * times.get(one, 1)
-            if one in small or one in twelve:
-                return numbers * (12 if one in twelve else 8) // 8 + numbers // SCALED_TILE * SCALE
-            return numbers * one.type.dtype.bytes
-
-        def of_moment(one: Storage) -> int:
-            return size(one) * (slices if slices > 1 and extent(one.type, 1).rows else 1)
-
-        beside = sum(map(of_moment, inside(steps)))
-        sized = [(one, extent(one.type, size(one))) for one in found.storages]
-        return Held(
-            tuple(pair for pair in sized if pair[0] not in self._shared),
-            tuple(pair for pair in sized if pair[0] in self._shared),
-            forward_peak(steps, found, of_moment) + beside,
-            backward_peak(steps, found, of_moment) + beside,
+        return Keeping(
+            part,
+            found,
+            small,
+            twelve,
+            tuple(extent(one.type, 1) for one in found.storages),
+            inside(steps),
+            frozenset(masks(steps)),
+            forward_moments(steps, found),
+            backward_moments(steps, found),
         )
 
     def _numbers(self, storage: Storage, micro_batch: int) -> int:

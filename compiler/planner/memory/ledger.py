@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import ceil
 from operator import mul
+from typing import NamedTuple
 
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.saved import Storage
+from dsc.compiler.passes.shard import SENDS
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.memory.held import is_logits
 from dsc.compiler.planner.memory.lines import (
@@ -31,6 +33,7 @@ from dsc.compiler.planner.memory.lines import (
     MASTER,
     MOMENTS,
     NCCL,
+    PUT_OFF,
     RESERVE,
     SOURCES,
     TRANSFERS,
@@ -39,8 +42,8 @@ from dsc.compiler.planner.memory.lines import (
     MemoryLine,
     Role,
 )
-from dsc.compiler.planner.memory.ranks import InFlight, RankContent, RankContents
-from dsc.compiler.planner.memory.stage import Division, StageBytes, StageMemory, division
+from dsc.compiler.planner.memory.ranks import RankContent, RankContents
+from dsc.compiler.planner.memory.stage import Division, StageMemory, division
 from dsc.compiler.planner.parts.parts import parts_of, stream
 from dsc.compiler.planner.parts.recompute import SCALED_TILE
 from dsc.compiler.planner.parts.shard import Elements, share
@@ -51,8 +54,25 @@ from dsc.spec.precision import Precision
 
 CODE = 2 * (1 + 4 / SCALED_TILE**2)
 """Bytes of the codes of a weight's number, as it is and transposed, each with its share of a block's scale."""
-TRANSFERRED = 4
-"""Hidden states in and out, and the gradients of both."""
+ON_THE_WAY = 3
+"""What a rank of one stage receives ahead of its use, a hidden state and a gradient, and the gradient that it sends."""
+RECEIVED = 2
+"""The same of a rank of several, less what it sends."""
+
+
+class Fullest(NamedTuple):
+    """What a rank holds at its fullest moment, in bytes."""
+
+    in_flight: tuple[int, ...]
+    """Micro-batches of each stage."""
+    activations: int
+    logits: int
+    put_off: int
+    """Gradients that wait for a backward of weights."""
+    handed_on: int
+    """Hidden states that are held beside activations: what stages gave away, or received and did not keep."""
+    working: int
+    """For a moment."""
 
 
 class MemoryModel:
@@ -75,7 +95,7 @@ class MemoryModel:
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
         self._widths = _state_widths(spec.precision)
         self._known_outside: dict[tuple[bool, bool], int] = {}
-        self._known_held: dict[tuple[RankContent, Division], tuple[int, int, int]] = {}
+        self._known_held: dict[tuple[RankContent, Division], Fullest] = {}
 
     def split(self, layout: Layout, costs: Sequence[int] | None = None) -> Stages:
         """Parts of each stage, balanced by FLOPs unless costs are given."""
@@ -114,25 +134,45 @@ class MemoryModel:
             amounts[GATHERED] = 2 * width * largest
         if layout.keeps_codes and not self._buffered:
             amounts[CODES] = round(CODE * (content.coded.dense_on(layout) + content.coded.experts_on(layout)))
-        amounts[ACTIVATIONS], amounts[LOGITS], moment = self._held(content, layout)
-        amounts[WORKING] = moment if working else 0
-        if layout.pp > 1:
-            amounts[TRANSFERS] = TRANSFERRED * self._stream_bytes_on(layout)
+        held = self._held(content, layout)
+        amounts |= {ACTIVATIONS: held.activations, PUT_OFF: held.put_off, LOGITS: held.logits}
+        amounts[WORKING] = held.working if working else 0
+        amounts[TRANSFERS] = held.handed_on + self._on_the_way(content, layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
         return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.copy > 1)
 
-    def _held(self, content: RankContent, layout: Layout) -> tuple[int, int, int]:
-        """Activations and logits at the fullest moment, and what lives for a moment; once for all ZeRO stages."""
+    def _held(self, content: RankContent, layout: Layout) -> Fullest:
+        """At the fullest moment; once for all ZeRO stages."""
         key = (content, division(layout))
         if key not in self._known_held:
-            stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
-            fullest = tuple(zip(_fullest(content.in_flight, stages), stages, strict=True))
-            self._known_held[key] = (
-                sum(count * one.activations for count, one in fullest),
-                sum(count * one.logits for count, one in fullest),
-                max(one.working for one in stages),
-            )
+            self._known_held[key] = self._fullest(content, layout)
         return self._known_held[key]
+
+    def _fullest(self, content: RankContent, layout: Layout) -> Fullest:
+        stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
+        hidden = self._stream_bytes_on(layout)
+        beside = [hidden * (more + (not one.keeps_input)) for more, one in zip(content.handed_on, stages, strict=True)]
+        # Where pairs run from cut to cut, what waits for W is all that is kept: inputs of products, and gradients.
+        apart = layout.schedule in ("dualpipe", "dualpipe-v") and layout.copy > 1
+        waiting = [0 if apart else hidden + one.put_off for one in stages]
+        each = [*(one.kept + more for one, more in zip(stages, beside, strict=True)), *waiting]
+        moment = max(content.in_flight, key=lambda counts: sum(map(mul, counts, each)))
+        counts, put_off = moment[: len(stages)], moment[len(stages) :]
+        return Fullest(
+            counts,
+            sum(count * one.activations for count, one in zip(counts, stages, strict=True)),
+            sum(count * one.logits for count, one in zip(counts, stages, strict=True)),
+            sum(map(mul, put_off, waiting)),
+            sum(map(mul, counts, beside)),
+            max(one.working for one in stages),
+        )
+
+    def _on_the_way(self, content: RankContent, layout: Layout) -> int:
+        """Of a stage's last SENDS one in two is a gradient; the other is held as what was handed on."""
+        if layout.pp == 1:
+            return 0
+        several = len(content.kinds) > 1
+        return self._stream_bytes_on(layout) * (RECEIVED + SENDS // 2 * content.senders if several else ON_THE_WAY)
 
     def _outside_bytes(self, several: bool, exchanges: bool) -> int:
         key = (several, exchanges)
@@ -189,7 +229,7 @@ class MemoryModel:
     def _activation_lines(self, layout: Layout, content: RankContent) -> Iterator[MemoryLine]:
         """One line for each kind of part."""
         stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
-        fullest = _fullest(content.in_flight, stages)
+        fullest = self._held(content, layout).in_flight
         totals: dict[str, int] = {}
         for count, one in zip(fullest, stages, strict=True):
             for kind, size in one.by_kind if count else ():
@@ -213,12 +253,6 @@ def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:
         (MASTER, master, 1),
         (MOMENTS, 2 * BYTES[optimizer.moments], 1),
     )
-
-
-def _fullest(in_flight: InFlight, stages: Sequence[StageBytes]) -> tuple[int, ...]:
-    """The moment that costs most."""
-    kept = [one.kept for one in stages]
-    return max(in_flight, key=lambda counts: sum(map(mul, counts, kept)))
 
 
 def _describe(storage: Storage) -> str:

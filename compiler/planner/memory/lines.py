@@ -56,7 +56,7 @@ WEIGHTS, GATHERED, GRADIENTS = "weights", "gathered weights", "gradients"
 CODES = "codes of weights"
 MASTER, MOMENTS, LOGITS = "master weights", "optimizer moments", "logits"
 ACTIVATIONS = "activations of "
-WORKING, TRANSFERS = "working memory", "pipeline transfers"
+WORKING, TRANSFERS, PUT_OFF = "working memory", "pipeline transfers", "gradients put off"
 ALLOCATOR, CUDA, COLLECTIVES, EXPERT_BUFFERS = (
     "allocator reserve",
     "CUDA context",
@@ -73,5 +73,6 @@ SOURCES = {
     MOMENTS: "two for each parameter, over those who share it where zero >= 1",
     LOGITS: "what the loss keeps of the vocabulary, for each micro-batch in flight",
     WORKING: "results and gradients that live for a moment, and the gradient of the largest weight",
-    TRANSFERS: "hidden states and their gradients on their way, in and out",
+    TRANSFERS: "what micro-batches in flight have handed on; hidden states and their gradients on their way",
+    PUT_OFF: "of micro-batches whose weights' gradients wait for their W: what products' results have, and the input",
 }

@@ -12,10 +12,11 @@ from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.shard import Elements, added, coded, elements
 from dsc.compiler.planner.parts.stages import Stages
-from dsc.compiler.planner.pipeline.schedule import Schedule, actions, held_by
+from dsc.compiler.planner.pipeline.schedule import Schedule, actions, fullest_moments
 
 InFlight = tuple[tuple[int, ...], ...]
-"""Micro-batches of each stage that a rank holds at once; every moment that no other one exceeds."""
+"""Micro-batches of each stage that a rank holds at once, then those of each whose weights' gradients wait for their W;
+every moment that no other one exceeds."""
 
 FALLING: tuple[Schedule, ...] = ("1f1b", "interleaved")
 """Schedules whose ranks never hold more of their first, second, ... stage than the rank before holds of its own: they
@@ -28,9 +29,8 @@ ENOUGH = 2
 def most_held(schedule: Schedule, pp: int, vpp: int, micro_batches: int, rank: int) -> InFlight:
     """What a rank holds at its fullest, stages in the order of the model."""
     if schedule == "1f1b":  # its warm-up, and one more
-        return ((min(micro_batches, pp - rank),),)
-    count = min(micro_batches, ENOUGH * pp)
-    return tuple(tuple(held.values()) for held in held_by(actions(schedule, pp, vpp, count)[rank]))
+        return ((min(micro_batches, pp - rank), 0),)
+    return fullest_moments(actions(schedule, pp, vpp, min(micro_batches, ENOUGH * pp))[rank])
 
 
 @dataclass(frozen=True, eq=False)  # each is made once, and is a key of what is known of it
@@ -48,6 +48,10 @@ class RankContent:
     coded: Elements
     """Of weights that products read as FP8 codes."""
     in_flight: InFlight
+    handed_on: tuple[int, ...]
+    """Of each stage, whether a micro-batch in flight holds what it handed on; less what the stage before it holds."""
+    senders: int
+    """Stages that send gradients to another rank."""
 
 
 class _Run(NamedTuple):
@@ -101,7 +105,7 @@ class RankContents:
             for rank in range(layout.pp):
                 held = most_held(layout.schedule, layout.pp, layout.vpp, count, rank)
                 one = self._of_rank(layout, stages, rank, held)
-                same = (one.kinds, one.elements, one.in_flight)
+                same = (one.kinds, one.elements, one.in_flight, one.handed_on, one.senders)
                 known = together.get(same)
                 together[same] = one if known is None else replace(known, ranks=(*known.ranks, rank))
             self._known[key] = tuple(together.values())
@@ -112,6 +116,7 @@ class RankContents:
         runs = [self._run(stage) for stage in own]
         everything = tuple(index for stage in own for index in stage)
         elements = added(run.elements for run in runs)
+        numbers = layout.stages(rank)
         return RankContent(
             (rank,),
             tuple(self._parts[index].name for index in everything),
@@ -120,6 +125,8 @@ class RankContents:
             max((run.largest for run in runs), key=Elements.total),
             added(run.coded for run in runs),
             held,
+            tuple((stage < layout.chunks - 1) - (stage - 1 in numbers) for stage in numbers),
+            sum(stage > 0 and stage - 1 not in numbers for stage in numbers),
         )
 
     def _run(self, parts: tuple[int, ...]) -> _Run:

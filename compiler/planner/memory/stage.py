@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.memory.held import Held, PartMemory
-from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.parts import EMBEDDING, Part
 from dsc.compiler.planner.parts.shard import Elements, Extent, elements, share
 
 Division = tuple[object, ...]
@@ -34,6 +34,10 @@ class StageBytes:
     """Of one micro-batch."""
     working: int
     """Of the part that needs most, forward or backward, whatever the number of micro-batches."""
+    put_off: int
+    """Gradients of one micro-batch that wait for its backward of weights."""
+    keeps_input: bool
+    """What other ranks sent, if anything, is among the activations."""
 
     @property
     def kept(self) -> int:
@@ -88,7 +92,10 @@ class StageMemory:
             peak = max(peak, parts[kind].working - later)
             later += parts[kind].kept
         logits = sum(parts[kind].logits for kind in kinds)
-        return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak)
+        # Without an input, no backward of it: that of all is put off.
+        put_off = 0 if EMBEDDING in kinds else sum(parts[kind].held.put_off.on(layout) for kind in kinds)
+        keeps_input = EMBEDDING in kinds or parts[kinds[0]].held.keeps_input
+        return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak, put_off, keeps_input)
 
     def _part(self, kind: str, layout: Layout) -> PartBytes:
         key = (kind, division(layout))

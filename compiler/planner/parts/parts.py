@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, Storage, trace
-from dsc.compiler.graph.types import TensorType
+from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.passes.recompute import layer_blocks
-from dsc.compiler.planner.parts.context import Whole, rows_of, whole
+from dsc.compiler.planner.parts.context import Rows, Whole, rows_of, whole
 from dsc.compiler.planner.parts.tensor import whole_on_each
 
 EMBEDDING, HEAD = "embedding", "head"
 LOSS, BACKBONE = "Model.loss", "Model.backbone"
+FLOATS = (DType.BF16, DType.FP32, DType.FP8)
+"""Types of what has a gradient."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,27 @@ class Part:
     """Those of earlier parts that this one uses too: on another rank, that is a copy kept in step."""
     steps: tuple[Step, ...]
     """Every op that runs in training, in order."""
-    whole: Whole
-    """What is of whole sequences where ranks share them."""
-    whole_on_each: frozenset[Storage]
-    """What tensor parallelism does not divide."""
+    rows: Rows
+    """Of the model, what ranks send each other that share sequences."""
     layer: str | None
     """The path of the layer in it, ending in a dot; None where there is none."""
+
+    @cached_property
+    def weighed(self) -> tuple[Storage, ...]:
+        """Results of the ops that have parameters, whose gradients tell those of the parameters."""
+        ops = ((step.node.op, step.outputs) for step in self.steps)
+        made = (one for op, outputs in ops if op.parameters() or op.borrowed() for one in outputs)
+        return tuple(dict.fromkeys(one for one in made if one is not None and one.type.dtype in FLOATS))
+
+    @cached_property
+    def whole(self) -> Whole:
+        """What is of whole sequences where ranks share them."""
+        return whole(self.steps, self.rows)
+
+    @cached_property
+    def whole_on_each(self) -> frozenset[Storage]:
+        """What tensor parallelism does not divide."""
+        return whole_on_each(self.steps)
 
 
 class _Same:
@@ -121,7 +138,8 @@ def _places(graph: Graph, names: list[str]) -> dict[int, str]:
 def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Step, ...]]) -> Iterator[Part]:
     every, layers = graph.parameters(), layer_blocks(graph)
     owner: dict[str, str] = {}
-    used = {name: tuple(_used(run)) for name, run in steps.items()}
+    known: dict[int, tuple[list[str], tuple[str, ...]]] = {}
+    used = {name: tuple(_used(run, known)) for name, run in steps.items()}
     rows = rows_of(graph)
     for name, parameters in used.items():
         for parameter in parameters:
@@ -132,8 +150,7 @@ def _parts(graph: Graph, kinds: Mapping[str, str], steps: Mapping[str, tuple[Ste
         borrowed = {parameter: every[parameter] for parameter in parameters if owner[parameter] != name}
         kind = kinds.get(name, name)
         layer = _layer(graph, layers, kind, f"{name}.")
-        run = steps[name]
-        yield Part(name, kind, own, borrowed, run, whole(run, rows), whole_on_each(run), layer)
+        yield Part(name, kind, own, borrowed, steps[name], rows, layer)
 
 
 def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | None:
@@ -146,9 +163,13 @@ def _layer(graph: Graph, layers: Container[str], kind: str, path: str) -> str | 
     return next((f"{path}{name}." for op in calls for callee, name in op.runs() if callee in layers), None)
 
 
-def _used(steps: tuple[Step, ...]) -> Iterator[str]:
-    """Full names of the parameters that ops read."""
+def _used(steps: tuple[Step, ...], known: dict[int, tuple[list[str], tuple[str, ...]]]) -> Iterator[str]:
+    """Full names of the parameters that ops read. `known`: those of a node, by its identity."""
     for step in steps:
-        for parameter in step.node.op.parameters():
-            yield f"{step.path}{parameter.name}"
-        yield from step.node.op.borrowed()
+        key = id(step.node)
+        if key not in known:
+            op = step.node.op
+            known[key] = ([parameter.name for parameter in op.parameters()], tuple(op.borrowed()))
+        own, borrowed = known[key]
+        yield from (f"{step.path}{name}" for name in own)
+        yield from borrowed

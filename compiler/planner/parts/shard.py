@@ -101,6 +101,9 @@ class Extent:
             self.whole + other.whole,
         )
 
+    def times(self, count: int) -> Extent:
+        return Extent(self.tokens * count, self.rows * count, self.positions * count, self.whole * count)
+
     def on(self, layout: Layout) -> int:
         """Bytes on one rank."""
         ranks = layout.cp * layout.tp

@@ -15,7 +15,7 @@ same way. Times and deadlocks are the matter of `simulate`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count, islice
 from operator import ge
@@ -288,23 +288,45 @@ def holdings(actions: Actions, rank: int) -> tuple[dict[int, int], ...]:
 
 def held_by(run: Sequence[Action]) -> tuple[dict[int, int], ...]:
     """`holdings` of a rank that runs these."""
-    stages = sorted({one.stage for one in run} | {one.backward.stage for one in run if one.backward})
+    stages = _stages(run)
+    held = {counts[: len(stages)] for counts in fullest_moments(run)}
+    return tuple(dict(zip(stages, counts, strict=True)) for counts in _not_exceeded(held))
+
+
+def fullest_moments(run: Sequence[Action]) -> tuple[tuple[int, ...], ...]:
+    """Micro-batches that a rank holds of each stage, then those of each between B and W, whose gradients wait.
+
+    Of all moments those that no other has as many of each of.
+    """
+    stages = _stages(run)
     column = {stage: index for index, stage in enumerate(stages)}
-    held = [0] * len(stages)
+    held, waiting = [0] * len(stages), [0] * len(stages)
     seen: set[tuple[int, ...]] = set()  # before something is given back for the first time since more was taken
     rose = False
     for kind, stage, _, backward in run:
         if kind in ("F", "F&B"):
             held[column[stage]] += 1
             rose = True
+        if kind == "B":
+            waiting[column[stage]] += 1
+            rose = True
         given = stage if backward is None else backward.stage
         if kind not in ("F", "B"):
             if rose:
-                seen.add(tuple(held))
+                seen.add((*held, *waiting))
             held[column[given]] -= 1
+            waiting[column[given]] -= kind == "W"
             rose = False
+    return _not_exceeded(seen)
+
+
+def _stages(run: Sequence[Action]) -> list[int]:
+    return sorted({one.stage for one in run} | {one.backward.stage for one in run if one.backward})
+
+
+def _not_exceeded(moments: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     fullest: list[tuple[int, ...]] = []
-    for one in sorted(seen, reverse=True):  # so that what has as many of each comes before
+    for one in sorted(moments, reverse=True):  # so that what has as many of each comes before
         if not any(all(map(ge, other, one)) for other in fullest):
             fullest.append(one)
-    return tuple(dict(zip(stages, counts, strict=True)) for counts in fullest)
+    return tuple(fullest)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
+from operator import sub
 
 from dsc.compiler.planner.pipeline.schedule import Action, Actions
 
@@ -61,10 +62,7 @@ class Timeline:
     @cached_property
     def busy(self) -> tuple[float, ...]:
         """Seconds of work of each rank."""
-        return tuple(
-            sum(end - start for start, end in zip(starts, ends, strict=True))
-            for starts, ends in zip(self.start, self.end, strict=True)
-        )
+        return tuple(sum(map(sub, ends, starts)) for starts, ends in zip(self.start, self.end, strict=True))
 
     @property
     def idle(self) -> tuple[float, ...]:
@@ -166,17 +164,21 @@ def _order(actions: Actions, stages: int) -> tuple[tuple[int, int, list[int]], .
     order = []
     while ready:
         rank = ready.pop()
-        mine = range(first[rank], past[rank])
-        for index in range(position[rank], past[rank]):
-            missing = [other for other in waits[index] if not done[other]]
-            if missing:
-                blocked.setdefault(missing[0], []).append(rank)
-                break
-            order.append((index, rank, [other for other in waits[index] if other not in mine]))
-            done[index] = 1
-            position[rank] = index + 1
-            if index in blocked:
-                ready.extend(blocked.pop(index))
+        begin, end = first[rank], past[rank]
+        for index in range(position[rank], end):
+            senders = waits[index]
+            for other in senders:
+                if not done[other]:
+                    blocked.setdefault(other, []).append(rank)
+                    break
+            else:
+                order.append((index, rank, [other for other in senders if not begin <= other < end]))
+                done[index] = 1
+                position[rank] = index + 1
+                if index in blocked:
+                    ready.extend(blocked.pop(index))
+                continue
+            break
     if len(order) < len(flat):
         raise Deadlock(_who_waits(flat, position, past, waits, done))
     return tuple(order)

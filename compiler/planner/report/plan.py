@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from dsc.compiler.planner.memory.lines import (
     LOGITS,
     MASTER,
     MOMENTS,
+    PUT_OFF,
     TRANSFERS,
     WEIGHTS,
     WORKING,
@@ -43,6 +45,7 @@ GROUPS = {
     GRADIENTS: "gradients",
     MASTER: "optimizer",
     MOMENTS: "optimizer",
+    PUT_OFF: "activations",
     LOGITS: "logits",
     TRANSFERS: "communication",
     COLLECTIVES: "communication",
@@ -91,10 +94,8 @@ class Plan:
         """The fastest layout in other engines that is not emitted, for comparison; None where none is faster."""
         if not self.compared or self.problem.others is not None:
             return None
-        best = fastest(self.problem.elsewhere())
-        if best is None or next(missing(best.layout, self.problem.graph), None) is None:
-            return None
-        return best if best.seconds < self.time.seconds or not self.fits else None
+        best = fastest(self.problem.elsewhere(), below=self.time.seconds if self.fits else math.inf)
+        return None if best is None or next(missing(best.layout, self.problem.graph), None) is None else best
 
     @property
     def shown(self) -> tuple[Neighbour, ...]:

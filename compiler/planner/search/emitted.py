@@ -9,7 +9,6 @@ from functools import cache
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.fused.fp8 import Fp8RoutedAndSharedExperts, Fp8RoutedExperts
-from dsc.compiler.passes.packed import handed_starts
 from dsc.compiler.passes.shard import MOE, PlannedStep, Sharing
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.turns import why_one_by_one
@@ -102,8 +101,8 @@ def emitted(problem: Problem) -> Offer:
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
     scheduled = every if pins.schedule else _scheduled(every, BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES)
-    apart, whole = bool(handed_starts(problem.graph)), cache(lambda etp: not _cuts_blocks(etp, problem.graph))
-    some = tuple(family for family in _shared(scheduled, apart) if whole(family.etp))
+    whole = cache(lambda etp: not _cuts_blocks(etp, problem.graph))
+    some = tuple(family for family in scheduled if whole(family.etp))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
         return everything(problem)
     pinned = {name for name, value in pins if value is not None}
@@ -135,11 +134,6 @@ def _scheduled(every: Iterable[LayoutFamily], schedules: Container[str]) -> Iter
 def _choices(text: str) -> set[str]:
     """That a reason of `missing` speaks of."""
     return Placement.model_fields.keys() & text.split()
-
-
-def _shared(every: Iterable[LayoutFamily], apart: bool) -> Iterator[LayoutFamily]:
-    """Less those whose ranks share heads and widths beside what nothing is emitted for beside them."""
-    return (family for family in every if family.tp == 1 or not apart)
 
 
 def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
@@ -186,8 +180,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
     if _cuts_blocks(layout.etp, graph):
         yield f"etp {layout.etp} of experts whose width is not so many times the blocks of FP8"
-    if layout.tp > 1 and handed_starts(graph):
-        yield f"tp {layout.tp} of documents that are kept apart"
     if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
         yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,4 +16,11 @@ def nothing_collected() -> Iterator[None]:
         yield
     finally:
         if collects:
+            gc.freeze()  # and thaw: what was made meanwhile is old now, and not looked through at once
+            gc.unfreeze()
             gc.enable()
+
+
+def nothing_collected_at_exit() -> None:
+    """Of a process that ends with its plan: all memory goes then, and nobody need look through it first."""
+    atexit.register(gc.freeze)

@@ -94,7 +94,13 @@ class Problem:
         """What other engines make of it: their all-to-alls, their FP8, overlap beside whatever runs again."""
         has_fp8 = self.hardware.cluster.fp8_flops is not None
         products = self.spec.precision.fp8_products() if has_fp8 else frozenset()
-        return replace(self, others=OtherEngines(products, recompute_hides=True))
+        other = replace(self, others=OtherEngines(products, recompute_hides=True))
+        alike = not products and "moe" not in self.spec.ffn_kinds and self._run == self.spec
+        if not alike or self.spec.precision.parameters == "fp32":
+            return other
+        for name in ("_sizes", "_bounds", "_steps"):  # dense layers in wide types are the same there
+            vars(other)[name] = getattr(self, name)
+        return self._knowing(other)
 
     @property
     def _run(self) -> ModelSpec:
@@ -111,6 +117,14 @@ class Problem:
 
     @cached_property
     def _steps(self) -> dict[Layout, StepTime]:
+        return {}
+
+    @cached_property
+    def _sizes(self) -> dict[Layout, int]:
+        return {}
+
+    @cached_property
+    def _bounds(self) -> dict[Layout, float]:
         return {}
 
     def on(self, nodes: int) -> Problem:
@@ -148,14 +162,18 @@ class Problem:
 
     def bytes(self, layout: Layout) -> int:
         """Of the fullest rank."""
-        return self.of(layout).memory.fullest(layout, self.batch, self.stages(layout))
+        if layout not in self._sizes:
+            self._sizes[layout] = self.of(layout).memory.fullest(layout, self.batch, self.stages(layout))
+        return self._sizes[layout]
 
     def kept_bytes(self, layout: Layout) -> int:
         """The same without what lives for a moment."""
         return self.of(layout).memory.fullest(layout, self.batch, self.stages(layout), working=False)
 
     def bound(self, layout: Layout) -> float:
-        return self.of(layout).cost.bound(layout, self.stages(layout), self.batch)
+        if layout not in self._bounds:
+            self._bounds[layout] = self.of(layout).cost.bound(layout, self.stages(layout), self.batch)
+        return self._bounds[layout]
 
     def step(self, layout: Layout) -> StepTime:
         if layout not in self._steps:

@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.layout.space import LayoutFamily
@@ -58,17 +59,20 @@ def search(problem: Problem, offer: Offer | None = None) -> Found:
     )
 
 
-def fastest(problem: Problem, offer: Offer | None = None) -> Candidate | None:
-    """The best of a search, without what stands around it."""
+def fastest(problem: Problem, below: float = math.inf) -> Candidate | None:
+    """The best of all that is legal, alone; None where no step is shorter than so many seconds."""
     with nothing_collected():
-        return _Search(problem, offer or everything(problem)).best()
+        return _Search(problem, everything(problem)).best(below)
 
 
 # What stands in the queue, of equal seconds in this order: families that divide tokens alike, by their work spread
-# evenly over all ranks with nothing exchanged; a family by all its work; one sharing of the GPUs by the same in its
-# pipeline and with the ZeRO stage that it needs; a layout by its pipeline's bound; what was simulated by its step.
-GROUP, FAMILY, GRID, VARIANT, SIMULATED = range(5)
-Entry = tuple[LayoutFamily, ...] | LayoutFamily | Layout
+# evenly over all ranks with nothing exchanged; those of them that divide experts alike, by all the work of the largest
+# micro-batch, which takes least for a token; a family by its own; one sharing of the GPUs by the same in its pipeline
+# and with the ZeRO stage that it needs; the same with each ZeRO stage by what follows the pipeline, too; a layout by
+# its pipeline's bound; what was simulated by its step.
+TOKENS, EXPERTS, FAMILY, GRID, SHARDED, VARIANT, SIMULATED = range(7)
+Alike = tuple[LayoutFamily, ...]
+Entry = tuple[Alike, ...] | Alike | LayoutFamily | Layout
 
 # Bounds are sums in another order than a simulation's: so much lower, no layout of equal time comes too late.
 ROUNDING = 1 - 1e-9
@@ -89,38 +93,48 @@ class _Search:
         self.types = offer.activations
         self.queue: list[tuple[float, int, Entry]] = []
 
-    def best(self) -> Candidate | None:
-        groups: dict[tuple[int, int, int], list[LayoutFamily]] = {}
+    def best(self, below: float = math.inf) -> Candidate | None:
+        groups: dict[tuple[int, int], dict[tuple[int, int], list[LayoutFamily]]] = {}
         for family in self.families:
-            groups.setdefault((family.micro_batch, family.tp, family.cp), []).append(family)
+            group = groups.setdefault((family.tp, family.cp), {})
+            group.setdefault((family.ep, family.etp), []).append(family)
         for group in groups.values():
-            least = self._least(group[0], exchanges=False)  # they differ in what is exchanged, and in nothing else
-            self._push(least, GROUP, tuple(group))
+            alike = tuple(map(tuple, group.values()))
+            every = tuple(family for some in alike for family in some)
+            self._push(self._least(every, exchanges=False), TOKENS, alike)
         while self.queue:
             seconds, what, found = heapq.heappop(self.queue)
-            if what == SIMULATED and isinstance(found, Layout):
+            if seconds >= below:
+                return None
+            if what == SIMULATED:
+                assert isinstance(found, Layout)
                 return Candidate(found, self.bytes(found), seconds)
-            self._look_into(found, what, seconds)
+            self._look_into(what, found, seconds)
         return None
 
-    def _look_into(self, found: Entry, what: int, seconds: float) -> None:
+    def _look_into(self, what: int, found: Any, seconds: float) -> None:
         """Puts back what it consists of, each with a bound of its own."""
-        if isinstance(found, Layout):
-            if what == GRID:
-                self._open(found)
-            else:
-                self._try(found)
-        elif isinstance(found, LayoutFamily):
+        if what == TOKENS:
+            for alike in found:
+                self._push(max(seconds, self._least(alike)), EXPERTS, alike)
+        elif what == EXPERTS:
+            for family in found:
+                self._push(max(seconds, self._least((family,))), FAMILY, family)
+        elif what == FAMILY:
             for grid in found.grids():
                 self._classify(grid, seconds)
+        elif what == GRID:
+            self._open(found, seconds)
+        elif what == SHARDED:
+            self._push(self.problem.bound(found), VARIANT, found)
         else:
-            for family in found:
-                self._push(max(seconds, self._least(family)), FAMILY, family)
+            self._try(found)
 
-    def _least(self, family: LayoutFamily, exchanges: bool = True) -> float:
-        """Of the pipelines of a family one that pairs takes least, where there is any."""
-        pipeline = next((one for one in family.pipelines if one.schedule in PAIRING), family.pipelines[0])
-        grid = family.grid(pipeline)
+    def _least(self, some: Alike, exchanges: bool = True) -> float:
+        """Of their largest micro-batch, and of pipelines one that pairs, where there is any."""
+        largest = max(some, key=lambda family: family.micro_batch)
+        pipelines = (one for family in some for one in family.pipelines if one.schedule in PAIRING)
+        grid = largest.grid(next(pipelines, largest.pipelines[0]))
         return self.problem.of(grid).cost.least(grid, self.problem.batch, exchanges)
 
     def _push(self, seconds: float, what: int, found: Entry) -> None:
@@ -138,14 +152,17 @@ class _Search:
         """A sharing of the GPUs waits for what its schedule and its least ZeRO stage take at least."""
         zeros = self._zeros(grid)
         if zeros:
-            floor = self.problem.of(grid).cost.floor(replace(grid, zero=zeros[0]), self.problem.batch)
+            least = grid if zeros[0] <= 1 else replace(grid, zero=zeros[0])  # of which 0 and 1 take as long
+            floor = self.problem.of(grid).cost.floor(least, self.problem.batch)
             self._push(max(seconds, floor), GRID, grid)
 
-    def _open(self, grid: Layout) -> None:
+    def _open(self, grid: Layout, seconds: float) -> None:
         """The variants that recompute least, of each ZeRO stage."""
+        cost = self.problem.of(grid).cost
         for zero in self._zeros(grid):
             layout = replace(grid, zero=zero, recompute=self.sets[0], activations=self.types[0])
-            self._push(self.problem.bound(layout), VARIANT, layout)
+            floor = cost.floor(layout, self.problem.batch) + cost.tail.least(layout)
+            self._push(max(seconds, floor), SHARDED, layout)
 
     def _try(self, layout: Layout) -> None:
         """What activations are kept as costs no time: the first type that fits. Else what recomputes more."""

@@ -19,8 +19,9 @@ def pipeline_bound(layout: Layout, micro_batches: int, times: Sequence[StageTime
     """Seconds; `times` of the stages in the model's order, `transfer` from rank to rank."""
     fill = [0.0, *accumulate(stage.forward + transfer for stage in times)]
     if layout.schedule in ("1f1b", "interleaved"):
-        drain = [0.0, *accumulate(stage.backward + transfer for stage in times)]
-        serial = [_serial(stage) for stage in times]  # rank r has every pp-th, from r on
+        backward = [stage.backward_input + stage.backward_weight for stage in times]
+        drain = [0.0, *accumulate(time + transfer for time in backward)]
+        serial = [stage.forward + time for stage, time in zip(times, backward, strict=True)]  # rank r: every pp-th
         works = (micro_batches * sum(serial[rank :: layout.pp]) for rank in range(layout.pp))
         return max(before + work + after for before, work, after in zip(fill, works, drain, strict=False))
     drain = [0.0, *accumulate(stage.backward_input + transfer for stage in times)]
@@ -30,19 +31,25 @@ def pipeline_bound(layout: Layout, micro_batches: int, times: Sequence[StageTime
     )
 
 
-def even_bound(layout: Layout, micro_batches: int, serial: float, paired: float) -> float:
+def even_bound(
+    layout: Layout, micro_batches: int, serial: float, paired: float, least: tuple[float, float] = (0.0, 0.0)
+) -> float:
     """Seconds that `pipeline_bound` cannot fall below, however the work of a micro-batch is split into stages.
 
     `serial` is that work on all ranks together, `paired` what remains of it in F&B pairs. 1F1B is shortest where each
-    stage is lighter than the one before by what its rank waits longer, the others where all ranks work alike.
+    stage is lighter than the one before by what its rank waits longer, the others where all ranks work alike but for
+    what they wait: for as many stages as stand before them, which take at least `least`, forward or both ways.
     """
     if layout.schedule == "1f1b":
         return serial / (1 - (1 - 1 / micro_batches) ** layout.pp)
+    forward, both = least
+    mean_place = ((layout.pp // 2 if layout.schedule == "dualpipe" else layout.pp) - 1) / 2
+    waits = mean_place * (both if layout.schedule == "interleaved" else forward)
     hidden = 0.0
     if layout.schedule in ("dualpipe", "dualpipe-v"):
         depth, lane = _lane(layout, micro_batches)
         hidden = (serial - paired) * max(_pairs(depth, lane, place) for place in range(depth)) / (2 * lane)
-    return micro_batches * (serial - hidden) / layout.pp
+    return micro_batches * (serial - hidden) / layout.pp + waits
 
 
 def _lane(layout: Layout, micro_batches: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
@@ -28,7 +29,7 @@ Vector = tuple[float, ...]  # seconds by class of kernel, in the order of CLASSE
 
 
 class Seconds(NamedTuple):
-    """One part on one rank, with nothing else running."""
+    """One part, or some of its kernels, on one rank, with nothing else running."""
 
     forward: Vector
     input_gradient: Vector
@@ -41,12 +42,14 @@ class Seconds(NamedTuple):
         return add([time for names, time in self.again if any(name in chosen or name == ALWAYS for name in names)])
 
 
+NOTHING: Vector = (0.0,) * len(CLASSES)
+
+
 def add(vectors: Iterable[Vector]) -> Vector:
-    result = [0.0] * len(CLASSES)
+    result = NOTHING
     for vector in vectors:
-        for position, value in enumerate(vector):
-            result[position] += value
-    return tuple(result)
+        result = tuple(map(operator.add, result, vector))
+    return result
 
 
 def scaled(vector: Vector, factor: float) -> Vector:
@@ -74,6 +77,11 @@ class KernelTime(NamedTuple):
     idle: float = 0.0
     """That the GPU has nothing to do behind it, because the host reads what it made."""
 
+    @property
+    def of_experts(self) -> bool:
+        """How many ranks share the experts tells its time."""
+        return self.routed or self.of_rows
+
 
 class Kernels(NamedTuple):
     """Of one part."""
@@ -85,14 +93,28 @@ class Kernels(NamedTuple):
     recast: tuple[tuple[KernelTime, tuple[str, ...]], ...]
     """Of backward alone, and what asks for them."""
 
+    def parted(self) -> tuple[Kernels, Kernels]:
+        """Those that take as long however the experts are shared, and the others."""
+        alike, divided = (
+            Kernels(
+                tuple(pair for pair in self.forward if pair[0].of_experts is which),
+                tuple(one for one in self.input_gradient if one.of_experts is which),
+                tuple(one for one in self.weight_gradient if one.of_experts is which),
+                tuple(pair for pair in self.recast if pair[0].of_experts is which),
+            )
+            for which in (False, True)
+        )
+        return alike, divided
+
 
 def seconds(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int, share: Share) -> Seconds:
     """A part on one rank: `batch` sequences of `length` tokens."""
-    return on_rank(kernels(ops, hardware, batch, length), hardware, share)
+    part = kernels(ops, hardware, batch, length)
+    return launched(on_rank(part, hardware, share), part, hardware)
 
 
 def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
-    """Every kernel as long as what limits it; the host's launches bound each pass from below."""
+    """Every kernel as long as what limits it."""
     floor = hardware.calibration.kernel_floor.value
     tokens, dense, experts, slices = share
 
@@ -114,20 +136,38 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
     for times, some in ((data, part.input_gradient), (weight, part.weight_gradient)):
         for kernel in some:
             times[kernel.kernel_class] += time(kernel)
-    return Seconds(
-        _launched(forward, len(part.forward), hardware),
-        _launched(data, len(part.input_gradient), hardware),
-        _launched(weight, len(part.weight_gradient), hardware),
-        tuple((names, tuple(times)) for names, times in sorted(again.items())),
+    return Seconds(tuple(forward), tuple(data), tuple(weight), _sorted(again))
+
+
+def both(one: Seconds, other: Seconds) -> Seconds:
+    """Of two sets of kernels."""
+    again = {names: list(times) for names, times in one.again}
+    for names, times in other.again:
+        again[names] = [a + b for a, b in zip(again.get(names, NOTHING), times, strict=True)]
+    forward, data, weight = (tuple(map(operator.add, a, b)) for a, b in zip(one[:3], other[:3], strict=True))
+    return Seconds(forward, data, weight, _sorted(again))
+
+
+def _sorted(again: dict[tuple[str, ...], list[float]]) -> tuple[tuple[tuple[str, ...], Vector], ...]:
+    return tuple((names, tuple(times)) for names, times in sorted(again.items()))
+
+
+def launched(times: Seconds, part: Kernels, hardware: Hardware) -> Seconds:
+    """The host's launches bound each pass of a whole part from below."""
+    return times._replace(
+        forward=_launched(times.forward, len(part.forward), hardware),
+        input_gradient=_launched(times.input_gradient, len(part.input_gradient), hardware),
+        weight_gradient=_launched(times.weight_gradient, len(part.weight_gradient), hardware),
     )
 
 
-def _launched(times: list[float], kernels: int, hardware: Hardware) -> Vector:
+def _launched(times: Vector, kernels: int, hardware: Hardware) -> Vector:
     """Where the host is slower than the GPU, the GPU waits: told as time of memory-bound ops, the smallest."""
     wait = kernels * hardware.calibration.launch.value - sum(times)
-    if wait > 0:
-        times[POSITION["memory"]] += wait
-    return tuple(times)
+    if wait <= 0:
+        return times
+    place = POSITION["memory"]
+    return (*times[:place], times[place] + wait, *times[place + 1 :])
 
 
 def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int) -> Kernels:

@@ -7,12 +7,25 @@ from functools import cache
 from typing import NamedTuple
 
 from dsc.compiler.planner.machine.hardware import Hardware
-from dsc.compiler.planner.time.kernels import CLASSES, Kernels, Seconds, Share, Vector, add, kernels, on_rank, scaled
+from dsc.compiler.planner.time.kernels import (
+    CLASSES,
+    Kernels,
+    Seconds,
+    Share,
+    Vector,
+    add,
+    both,
+    kernels,
+    launched,
+    on_rank,
+    scaled,
+)
 from dsc.compiler.planner.time.ops import OpCost, by_kept_codes
 from dsc.compiler.planner.time.sharing import PartSharing, StageSharing
 from dsc.compiler.planner.time.traffic import Communication, Traffic
 
 UNSHARED = ("cast", "memory")  # classes that wait for memory: fewer multiprocessors do not slow them down
+SHARED = tuple(place for place, name in enumerate(CLASSES) if name not in UNSHARED)
 
 
 class Pass(NamedTuple):
@@ -98,6 +111,8 @@ class PartTimes:
         self._routed = frozenset(kind for kind, some in ops.items() if any(op.routed for op in some))
         self._left = 1 - hardware.calibration.communication_share.value  # of the multiprocessors, in an F&B pair
         self._kernels = cache(self._kernels_of)
+        self._parted = cache(lambda *key: self._kernels(*key).parted())
+        self._alike = cache(self._alike_of)
         self._compute = cache(self._compute_of)
         self._computing = cache(self._computing_of)
         self.sums = cache(self._sums_of)
@@ -155,12 +170,20 @@ class PartTimes:
         compute = self._compute(kind, micro_batch, share, codes and self._keeps_codes)
         again = compute.recompute(recompute)
         vectors = (compute.forward, add((compute.input_gradient, again)), compute.weight_gradient)
-        shared = sum(t for vector in vectors for name, t in zip(CLASSES, vector, strict=True) if name not in UNSHARED)
+        shared = sum(vector[place] for vector in vectors for place in SHARED)
         forward, backward, weight = (sum(vector) for vector in vectors)
         return Computing(vectors, (forward, backward, weight), shared)
 
     def _compute_of(self, kind: str, micro_batch: int, share: Share, codes: bool) -> Seconds:
-        return on_rank(self._kernels(kind, micro_batch, share.experts > 1, codes), self._hardware, share)
+        key = kind, micro_batch, share.experts > 1, codes
+        _, of_experts = self._parted(*key)
+        times = both(self._alike(*key, share.tokens, share.dense), on_rank(of_experts, self._hardware, share))
+        return launched(times, self._kernels(*key), self._hardware)
+
+    def _alike_of(self, kind: str, micro_batch: int, away: bool, codes: bool, tokens: int, dense: int) -> Seconds:
+        """Of the kernels that are none of the experts'."""
+        alike, _ = self._parted(kind, micro_batch, away, codes)
+        return on_rank(alike, self._hardware, Share(tokens, dense))
 
     def _kernels_of(self, kind: str, micro_batch: int, away: bool, codes: bool) -> Kernels:
         """`away`: experts work for other ranks' tokens too. `codes`: those of weights are there already."""

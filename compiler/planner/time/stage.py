@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.parts.parts import Part
+from dsc.compiler.planner.parts.parts import EMBEDDING, Part
 from dsc.compiler.planner.parts.shard import Elements, added
 from dsc.compiler.planner.parts.stages import Stages
 from dsc.compiler.planner.pipeline.simulate import StageTimes
@@ -24,6 +25,17 @@ class StageCost(NamedTuple):
     backward_input: Pass
     backward_weight: Pass
     times: StageTimes
+
+
+class Whole(NamedTuple):
+    """Seconds of a micro-batch on all ranks of a pipeline together."""
+
+    serial: float
+    """With nothing paired."""
+    paired: float
+    """With all of it."""
+    least: tuple[float, float]
+    """Of a stage that has but the lightest part: forward, and both ways. The embedding is never alone in one."""
 
 
 class StageCosts:
@@ -68,8 +80,7 @@ class StageCosts:
                 known[counts] = self._times(counts, sharing, layout.recompute, overlaps)
         return [known[counts] for counts in self._counts(stages)]
 
-    def whole(self, layout: Layout, exchanges: bool = True) -> tuple[float, float]:
-        """Seconds of a micro-batch on all ranks of a pipeline together: with nothing paired, and all of it."""
+    def whole(self, layout: Layout, exchanges: bool = True) -> Whole:
         return self._whole(stage_sharing(layout), layout.recompute, self.overlap.hides(layout), exchanges)
 
     def as_run(self, layout: Layout, times: list[StageTimes]) -> list[StageTimes]:
@@ -133,22 +144,24 @@ class StageCosts:
         paired = max(slowed, exchange) + other + sum(shown)
         return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
 
-    def _whole_of(
-        self, sharing: StageSharing, recompute: tuple[str, ...], overlaps: bool, exchanges: bool
-    ) -> tuple[float, float]:
+    def _whole_of(self, sharing: StageSharing, recompute: tuple[str, ...], overlaps: bool, exchanges: bool) -> Whole:
         """No split into stages falls below: a sum of minima is no more than the minimum of the sums."""
         serial = computing = exchanging = 0.0
+        forward = both = math.inf
         compute = (0.0, 0.0, 0.0)
         for kind, count in self._everything:
             one = self._part_times.sums(kind, self._part_times.sharing(kind, sharing), recompute, exchanges)
             alone = one.forward + one.backward_input + one.backward_weight
             serial += count * alone
+            if kind != EMBEDDING:
+                forward, both = min(forward, one.forward), min(both, alone)
             computing += count * min(alone, one.slowed + one.other)
             exchanging += count * min(alone, one.hidden_exchange + one.other)
             a, b, c = one.compute
             compute = (compute[0] + count * a, compute[1] + count * b, compute[2] + count * c)
         shown = sum(self._sharded_weights(compute, self._everything, sharing, beside=False))
-        return serial + shown, (max(computing, exchanging) if overlaps else serial) + shown
+        paired = max(computing, exchanging) if overlaps else serial
+        return Whole(serial + shown, paired + shown, (forward, both))
 
     def _sharded_weights(
         self, compute: tuple[float, float, float], counts: Counts, sharing: StageSharing, beside: bool = True

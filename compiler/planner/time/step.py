@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from dsc.compiler.facts.stats import compute_stats
 from dsc.compiler.graph.graph import Graph
@@ -88,7 +89,7 @@ class CostModel:
         self.overlap = Overlap(cycles(graph.blocks[BACKBONE]), others)
         self.stages = StageCosts(self.parts, held, part_times, self.communication, self.overlap)
         self.tail = Tail(self.parts, held, self.communication, hardware, spec.precision, others is None)
-        self._flops_per_token = compute_stats(spec, graph).flops_per_token.training
+        self._flops_per_token = cache(lambda: compute_stats(spec, graph).flops_per_token.training)
 
     def weights(self, layout: Layout) -> tuple[int, ...]:
         """Nanoseconds of each part, forward and backward: what a split into stages should balance."""
@@ -105,20 +106,24 @@ class CostModel:
         return pipeline * (1 + self._sync(layout)) + sum(self.tail.longest(layout, stages, alone).values())
 
     def floor(self, layout: Layout, global_batch: int) -> float:
-        """Seconds that `bound` cannot fall below, however the model is split into stages: the pipeline's alone."""
-        serial, paired = self.stages.whole(layout)
-        return even_bound(layout, layout.micro_batches(global_batch), serial, paired) * (1 + self._sync(layout))
+        """Seconds that the pipeline cannot fall below in `bound`, however the model is split into stages."""
+        serial, paired, (forward, both) = self.stages.whole(layout)
+        if layout.schedule == "interleaved" and self.overlap.hides(layout):
+            both = 0.0  # how short a pair of stages is there depends on what they hide
+        pipeline = even_bound(layout, layout.micro_batches(global_batch), serial, paired, (forward, both))
+        return pipeline * (1 + self._sync(layout))
 
     def least(self, layout: Layout, global_batch: int, exchanges: bool = True) -> float:
-        """The same at the best that any pipeline schedule can do that pairs what this one does.
+        """The same at the best that any pipeline schedule can do that pairs what this one does, and any smaller
+        micro-batch: weights, the shortest kernels and latencies are as much for fewer tokens.
 
         Without exchanges: at the best that any sharing of the experts can do, which then exchange nothing either.
         """
         experts, ways = self.communication.experts, [layout]
         if not exchanges and experts is not None:
             ways = [replace(layout, ep=1, etp=1), replace(layout, ep=experts.count, etp=layout.tp)]
-        paired = min(self.stages.whole(one, exchanges)[1] for one in ways)
-        return paired * layout.micro_batches(global_batch) / layout.pp
+        paired = min(self.stages.whole(one, exchanges).paired for one in ways)
+        return paired * (global_batch / (layout.dp * layout.micro_batch)) / layout.pp
 
     def step(self, layout: Layout, stages: Stages, global_batch: int) -> StepTime:
         """Of many micro-batches a few for each rank are simulated, and every line goes on at its rate.
@@ -167,7 +172,7 @@ class CostModel:
             seconds=total,
             lines=lines,
             bubble_fraction=waits / total,
-            mfu=self._flops_per_token * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
+            mfu=self._flops_per_token() * tokens / (total * gpus * self.hardware.cluster.bf16_flops),
             gpu_hours_per_trillion_tokens=total * gpus / tokens * 1e12 / 3600,
             uncertainty=sum(line.seconds * self._band(line) for line in lines) / total,
         )

@@ -44,6 +44,7 @@ class Tail:
         self._casting = hardware.cluster.hbm_bandwidth * hardware.calibration.forward["cast"].value
         kinds = {part.kind: part for part in parts}
         self._coded = {kind: coded(part.steps) if encodes else Elements() for kind, part in kinds.items()}
+        self._everything = [added(some[part.kind] for part in parts) for some in (elements, self._coded)]
         self._longest = cache(self._longest_of)
         self._held = cache(self._held_by)
 
@@ -63,6 +64,17 @@ class Tail:
             REDUCE: beside(lines[REDUCE], backward, len(stages[0])),
             GATHER: beside(lines[GATHER], times[0].forward, len(stages[0])),
         }
+
+    def least(self, layout: Layout) -> float:
+        """Seconds that it cannot take less than, however the model is split into stages: of an even share of it.
+
+        Each line is at least proportional to what a rank holds, so the ranks' longest is no shorter than their mean's.
+        """
+        held, coded = (_even(some, layout) for some in self._everything)
+        lines = self.of_rank(layout, held, coded)
+        if layout.pp == 1 and layout.zero == 1:  # these may be hidden
+            lines[REDUCE] = lines[GATHER] = 0.0
+        return sum(lines.values())
 
     def _alone(self, layout: Layout, stages: Stages) -> dict[str, float]:
         if layout.recompute or layout.activations != "bf16" or layout.micro_batch > 1:  # which tell nothing here
@@ -102,3 +114,12 @@ class Tail:
         if layout.keeps_codes and coded != NOTHING:
             lines[ENCODE] = (coded.dense_on(layout) + coded.experts_on(layout)) * sum(CODES) / self._casting
         return lines
+
+
+def _even(some: Elements, layout: Layout) -> Elements:
+    """Of each pipeline rank, less what rounding up may add to the parts of one that others share."""
+
+    def each(count: int) -> int:
+        return max(0, count * layout.duplicates // layout.pp - layout.world)
+
+    return Elements(each(some.tensor), each(some.replicated), each(some.expert))

@@ -23,6 +23,10 @@ from dsc.spec.model import ModelSpec
 
 FEED_FORWARD = frozenset((Axis.FEED_FORWARD, Axis.SHARED_EXPERTS))
 
+WAITS_OF_HOPS = 3
+"""Of the host in a layer's forward, beyond that of a direct exchange, which is an op of the graph that is timed: for
+the rows of each hop, and once more for what a hop sends."""
+
 
 class Traffic(NamedTuple):
     """Communication of one part, forward, in seconds."""
@@ -69,15 +73,21 @@ class Communication:
         exchange, hidden = self._exchange(sharing) if exchanges else (0.0, 0.0)
         tensor = self._tensor_parallel(kind, ops, sharing)
         context = self._context_parallel(ops, sharing)
+        waits = self._waits(sharing) if exchanges else 0.0
         twice = 2 if full else 1  # forward's communication runs again with forward
         return Traffic(
             exchange,
             hidden,
             twice,
-            tensor + context,
-            twice * (tensor + context),
+            tensor + context + waits,
+            twice * (tensor + context) + (twice - 1) * waits,
             self._hardware.calibration.imbalance.value if exchange else 1.0,
         )
+
+    def _waits(self, sharing: PartSharing) -> float:
+        """Of the host for the second hop, with nothing beside it; backward knows what was sent."""
+        several = self._others is None and collectives.hops(sharing.ep, sharing.etp, self._hardware) > 1
+        return several * WAITS_OF_HOPS * self._hardware.calibration.host_wait.value
 
     def _rows(self, sharing: PartSharing) -> float:
         """Tokens of a micro-batch on one rank."""

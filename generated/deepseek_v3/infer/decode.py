@@ -78,7 +78,7 @@ def latent_attention_expanded(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
     """Attention of a group over keys and values made from the latents of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q_nope.dtype)  # [B, C, L + R]
+    rows = group.rows(pages).to(q_nope.dtype)  # [B, C, L + R]
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..model import Model, Router
+from .compiled import compile_layers
 from .init import draw
 from .stages import LOSSES, WholeModel, counts_of
 
@@ -46,6 +47,10 @@ class Single:
                 buffer.zero_()
             for name, weight in self.named_parameters():
                 draw(name, weight, seed)
+
+    def compile(self) -> None:
+        """Layers, from now on."""
+        compile_layers(self.lent, self.device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Under their names in Model."""

@@ -60,6 +60,10 @@ class Group:
         """Their part of packed tokens: [T, ...] -> [B, S, ...]."""
         return x[self.begin : self.begin + self.texts * self.new].unflatten(0, (self.texts, self.new))
 
+    def rows(self, pages: Tensor) -> Tensor:
+        """All rows of their texts, copied page by page: [pages, PAGE_SIZE, row] -> [B, C, row]."""
+        return pages.index_select(0, self.table.flatten()).view(self.texts, -1, pages.shape[-1])
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -15,20 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining.schedules import OVERLAP_F_B, get_schedule_class
 
 from ..dims import NUM_EXPERTS
 from ..kernels.fp8_weights import keeping_codes
 from ..model import Model, MoeLayer, Router
 from .experts import ExpertParallel
+from .forward import forward
 from .gradients import EMBEDDING, READERS, clip, sum_copies
 from .overlap import OverlapStage, run_pair
 from .plan import DP, EP, LOCAL, MICRO_BATCH, NODES, PP, RANK_OF_STAGE, SCHEDULE, TP, WORLD
 from .stages import LOSSES, STAGES, counts_of, results_of
 from .tape import Wire
 from .tensor import share_tensors
-from .weights import fill, shard, whole
+from .weights import fill, reshard, shard, whole
 
 
 class Parallel:
@@ -152,36 +152,12 @@ class Parallel:
         batch = {"tokens": tokens, "labels": labels, "counts": self.counts(labels)}
         for stage in self.stages.values():
             stage.eval()
-        losses = [losses for part in micro_batches(batch, self.micro_batches) for losses in self.forward(part)]
+        parts = micro_batches(batch, self.micro_batches)
+        losses = [of_part for part in parts for of_part in forward(self.stages, self.shapes, self.pp, part)]
         for stage in self.stages.values():
             stage.train()
-        self.reshard()
+            reshard(stage)
         return self.sum_over_ranks(losses)
-
-    def reshard(self) -> None:
-        """Of whole weights only this rank's shares stay, which backward does otherwise."""
-        for stage in self.stages.values():
-            for module in stage.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
-
-    def forward(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """One micro-batch through all stages, those of other ranks at theirs: the losses, on the last stage's rank."""
-        values: tuple[Tensor, ...] = ()
-        for index, rank in enumerate(RANK_OF_STAGE):
-            before = RANK_OF_STAGE[max(index - 1, 0)]
-            if self.pp_rank == before != rank:
-                for value in values:
-                    dist.send(value.contiguous(), group=self.pp, group_dst=rank)
-            if self.pp_rank != rank:
-                continue
-            if before != rank:
-                values = tuple(torch.empty_like(shape, device=self.device) for shape in self.shapes[index])
-                for value in values:
-                    dist.recv(value, group=self.pp, group_src=before)
-            results = self.stages[index](*values, **batch)
-            values = results if isinstance(results, tuple) else (results,)
-        return [values[0]] if self.pp_rank == RANK_OF_STAGE[-1] else []
 
     def counts(self, labels: Tensor) -> Tensor:
         """What the losses of the whole batch are means over, in every row."""

@@ -16,14 +16,11 @@ import argparse
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -41,6 +38,7 @@ from .optimizer import learning_rate, make_optimizer, moments_of
 from .parallel import Parallel
 from .plan import BATCH_SIZE, WORLD
 from .single import Single
+from .stop import Stop
 
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 LINGER = 3.0  # seconds in which torchrun looks for the lost rank
@@ -49,23 +47,6 @@ FLAGS = (  # that --resume takes from the checkpoint where the command line leav
     *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "min_learning_rate_ratio", "weight_decay",
     "grad_clip", "dtype",
 )  # fmt: skip
-
-
-class Stop:
-    """Asked for by SIGTERM and Ctrl-C: the step that runs is finished and saved first. A second Ctrl-C ends at once."""
-
-    def __enter__(self) -> Self:
-        self.asked = False
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Single | Parallel:

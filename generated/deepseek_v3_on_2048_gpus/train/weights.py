@@ -41,6 +41,13 @@ def shard(stage: nn.Module, dtype: torch.dtype, dp_tp: DeviceMesh, edp: DeviceMe
         module.set_force_sum_reduction_for_comms(True)  # gloo has no reduction that multiplies, not even by one
 
 
+def reshard(stage: nn.Module) -> None:
+    """Of whole weights only this rank's shares stay, which backward does otherwise."""
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @torch.no_grad()
 def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int, tp_rank: int) -> None:
     """Make a sharded stage's tensors on the device: buffers of zeros, and of each weight the rows that are ours."""

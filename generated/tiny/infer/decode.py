@@ -107,12 +107,9 @@ def expands(new: int, seen: int) -> bool:
 
 def each_expert(x: Tensor, weight: Tensor | list[Tensor], counts: list[int]) -> Tensor:
     """The rows of each expert, counts[e] of them, times weight[e].T: [T * K, in] by [E, out, in] -> [T * K, out]."""
-    out, begin = x.new_empty(len(x), weight[0].shape[0]), 0
-    for expert, count in enumerate(counts):
-        if count:
-            out[begin : begin + count] = linear(x[begin : begin + count], weight[expert])
-            begin += count
-    return out
+    parts = zip(x.split(counts), weight, strict=True)
+    products = [linear(rows, expert) for rows, expert in parts if len(rows)]
+    return torch.cat(products) if products else x.new_empty(0, weight[0].shape[0])
 
 
 def chosen_experts(x: Tensor, weight: Tensor | list[Tensor], chosen: Tensor) -> Tensor:
@@ -129,7 +126,7 @@ def latent_attention_expanded(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
     """Attention of a group over keys and values made from the latents of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q_nope.dtype)  # [B, C, L + R]
+    rows = group.rows(pages).to(q_nope.dtype)  # [B, C, L + R]
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H, N + R]
@@ -147,7 +144,7 @@ def latent_attention_absorbed(
     """Attention of a group over the latents of its pages themselves (DeepSeek-V2, section 2.1)."""
     q_latent = by_head(q_nope, module.w_uk)  # [B, S, H, L]
     q = torch.cat((q_latent, q_rope), -1)  # [B, S, H, L + R]
-    rows = pages[group.table].flatten(1, 2).to(q.dtype)  # [B, C, L + R]
+    rows = group.rows(pages).to(q.dtype)  # [B, C, L + R]
     kv_latent, _ = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L]
     out_latent = shared_attention(q, rows, kv_latent, group.visible)  # [B, S, H, L]
     return by_head(out_latent, module.w_uv.mT)  # [B, S, H, V]

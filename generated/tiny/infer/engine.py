@@ -50,12 +50,14 @@ class Engine:
     ) -> None:
         """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
 
-        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16, and in
-        float32 from some sixteen texts at a time on.
+        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16; in float32
+        it depends on the CPU and on how many texts run, so measure it.
         `compile`: steps of up to eight texts that are being written; the first of each size takes a minute or so.
         """
         if pack and not prepare.packable(model.embed_tokens.weight):
             raise ValueError("only float32 on a CPU can be packed, and bfloat16 where the CPU multiplies it")
+        if any(weight.numel() == 0 for weight in model.parameters()):
+            raise ValueError("an engine has packed this model's weights and keeps them: load them into another model")
         if pack and compile:
             raise ValueError("packed weights cannot be compiled for: leave out pack, or compile")
         with torch.no_grad():

@@ -42,7 +42,7 @@ from .questions import Question, Reader, digest, fitting, turn
 from .ranks import Ranks
 from .rewards import Judges, Sample, load_reward, needs_answer
 from .rollout import Rollout, rollout
-from .train import Stop
+from .stop import Stop
 
 SAMPLES_SHOWN = 4  # of each step, in --samples
 SEEDS = 2**23  # each has 2**40 answers before the next one's begin, in the 63 bits of an answer's seed

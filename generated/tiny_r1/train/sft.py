@@ -37,7 +37,8 @@ from .packing import Rows, pack
 from .questions import Reader, digest, turn
 from .ranks import Ranks
 from .stages import LOSSES, counts_of
-from .train import Stop, resume, state_of
+from .stop import Stop
+from .train import resume, state_of
 
 RUN = ("seed", "batch_size", "row_tokens")  # with these, the data and the weights, step k is the same in every run
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out

@@ -14,13 +14,10 @@ import argparse
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,30 +30,14 @@ from .data import Batches, load_tokens, split
 from .log import Log, Silent, traced
 from .optimizer import learning_rate, make_optimizer, moments_of
 from .single import Single
+from .stop import Stop
 
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 RUN = ("seed", "batch_size", "sequence_length")  # with these and the data, step k sees the same batch in every run
 FLAGS = (  # that --resume takes from the checkpoint where the command line leaves them out
     *RUN, "micro_batch", "learning_rate", "warmup_steps", "decay_steps", "min_learning_rate_ratio", "weight_decay",
-    "grad_clip", "dtype",
+    "grad_clip", "dtype", "compile",
 )  # fmt: skip
-
-
-class Stop:
-    """Asked for by SIGTERM and Ctrl-C: the step that runs is finished and saved first. A second Ctrl-C ends at once."""
-
-    def __enter__(self) -> Self:
-        self.asked = False
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Single:
@@ -107,6 +88,10 @@ class Run:
         measured = args.eval_every or args.evaluate
         self.held_out = Batches(held_out_tokens, args.batch_size, args.sequence_length, seed=0) if measured else None
         self.layout = make_layout(args, self.device, getattr(torch, args.dtype))
+        if args.compile:
+            self.layout.compile()
+            if self.layout.first:
+                print("layers are compiled, for which the first steps wait", file=sys.stderr)
         self.optimizer = make_optimizer(self.layout.named_parameters(), args.weight_decay)
         self.settings: dict[str, object] = {
             **{name: getattr(args, name) for name in RUN},
@@ -229,6 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--eval-every", type=positive, metavar="STEPS", help="loss on the held-out end of the data; default: never")
     add("--profile", type=positive, metavar="STEPS", help="a Chrome trace of so many steps, beside the metrics")
+    add("--compile", action=argparse.BooleanOptionalAction, help="layers by torch.compile; the first steps wait for it")
     add("--batch-size", type=positive, default=8, help="sequences of a step, over all ranks; default: %(default)s")
     add("--micro-batch", type=positive, help="sequences at a time in one process; default: all of a step")
     add("--sequence-length", type=positive, default=SEQUENCE_LENGTH, help="default: %(default)s")

@@ -146,21 +146,21 @@ def send_rows(x: Tensor, to: list[int], of: list[int]) -> Tensor:
     return received
 
 
-def order_by_expert(received: Tensor) -> Tensor:
-    """The order in which rows that came rank by rank are expert by expert: counts [ranks, experts] -> [R]."""
+def order_by_expert(received: Tensor, rows: int) -> Tensor:
+    """The order in which rows that came rank by rank are expert by expert: counts [ranks, experts] -> [R].
+
+    R is told, not waited for.
+    """
     ranks, experts = received.shape
     expert = torch.arange(experts, device=received.device).repeat(ranks)  # of each count
-    return expert.repeat_interleave(received.flatten()).argsort(stable=True)
+    return expert.repeat_interleave(received.flatten(), output_size=rows).argsort(stable=True)
 
 
 def each_expert(x: Tensor, weight: Tensor | list[Tensor], counts: list[int]) -> Tensor:
     """The rows of each expert, counts[e] of them, times weight[e].T: [T * K, in] by [E, out, in] -> [T * K, out]."""
-    out, begin = x.new_empty(len(x), weight[0].shape[0]), 0
-    for expert, count in enumerate(counts):
-        if count:
-            out[begin : begin + count] = linear(x[begin : begin + count], weight[expert])
-            begin += count
-    return out
+    parts = zip(x.split(counts), weight, strict=True)
+    products = [linear(rows, expert) for rows, expert in parts if len(rows)]
+    return torch.cat(products) if products else x.new_empty(0, weight[0].shape[0])
 
 
 def gather_tokens(part: Tensor, x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def latent_attention_expanded(
     module: LatentAttention, q_nope: Tensor, q_rope: Tensor, group: Group, pages: Tensor
 ) -> Tensor:
     """Attention of a group over keys and values made from the latents of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q_nope.dtype)  # [B, C, L + R]
+    rows = group.rows(pages).to(q_nope.dtype)  # [B, C, L + R]
     kv_latent, k_rope = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L], [B, C, R]
     k_rope = k_rope.unflatten(-1, (1, QK_ROPE_HEAD_DIM))  # [B, C, 1, R]
     q = torch.cat((q_nope, q_rope), -1)  # [B, S, H / P, N + R]
@@ -210,7 +210,7 @@ def latent_attention_absorbed(
     """Attention of a group over the latents of its pages themselves (DeepSeek-V2, section 2.1)."""
     q_latent = by_head(q_nope, module.w_uk)  # [B, S, H / P, L]
     q = torch.cat((q_latent, q_rope), -1)  # [B, S, H / P, L + R]
-    rows = pages[group.table].flatten(1, 2).to(q.dtype)  # [B, C, L + R]
+    rows = group.rows(pages).to(q.dtype)  # [B, C, L + R]
     kv_latent, _ = rows.split((KV_LORA_RANK, QK_ROPE_HEAD_DIM), -1)  # [B, C, L]
     out_latent = shared_attention(q, rows, kv_latent, group.visible)  # [B, S, H / P, L]
     return by_head(out_latent, module.w_uv.mT)  # [B, S, H / P, V]
@@ -282,7 +282,7 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     source = order // TOP_K
     h = mine.index_select(0, source)  # [T / P * K, D]
     h = send_rows(h, to, of)
-    by_expert = order_by_expert(received)  # [T / P * K]
+    by_expert = order_by_expert(received, len(h))  # [T / P * K]
     counts = received.sum(0).tolist()
     h = h.index_select(0, by_expert)
     h = each_expert(h, module.gate_up_proj, counts)  # [T / P * K, 2 * I]

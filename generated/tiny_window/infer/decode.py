@@ -73,7 +73,7 @@ def sliding_visible_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) 
 
 def full_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
     """Attention of a group over the keys and values of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q.dtype)  # [B, C, 2 * J * N]
+    rows = group.rows(pages).to(q.dtype)  # [B, C, 2 * J * N]
     # [B, C, J * N] each
     k, v = rows.split((FULL_NUM_KV_HEADS * FULL_HEAD_DIM, FULL_NUM_KV_HEADS * FULL_HEAD_DIM), -1)
     k = k.unflatten(-1, (FULL_NUM_KV_HEADS, FULL_HEAD_DIM))  # [B, C, J, N]
@@ -105,7 +105,7 @@ def full_attention(module: FullAttention, x: Tensor, rope: Tensor, batch: Batch,
 
 def sliding_attention_attend(q: Tensor, group: Group, pages: Tensor) -> Tensor:
     """Attention of a group over the keys and values of its pages."""
-    rows = pages[group.table].flatten(1, 2).to(q.dtype)  # [B, C, 2 * J * N]
+    rows = group.rows(pages).to(q.dtype)  # [B, C, 2 * J * N]
     # [B, C, J * N] each
     k, v = rows.split((SLIDING_NUM_KV_HEADS * SLIDING_HEAD_DIM, SLIDING_NUM_KV_HEADS * SLIDING_HEAD_DIM), -1)
     k = k.unflatten(-1, (SLIDING_NUM_KV_HEADS, SLIDING_HEAD_DIM))  # [B, C, J, N]

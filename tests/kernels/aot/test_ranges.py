@@ -72,7 +72,7 @@ FAULTS = {
     ),
     "keys of a document": (
         "mla_attention, deepseek-v3 documents=apart",
-        ("return first, begin + lowest,", "return first, begin + lowest * 4096,"),
+        ("begin + from_n, tl.minimum", "begin + from_n * 4096, tl.minimum"),
     ),
     "precision": (
         "mla_decode, deepseek-v3",

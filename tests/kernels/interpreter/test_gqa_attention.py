@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.interpreter.test_mla_attention import BOUNDS, DOCUMENTS, starts_of
+from kernels.interpreter.test_mla_attention import BOUNDS, DOCUMENTS, UNLIKE, starts_of
 from kernels.lab import calc_diff, kernels, package, poisoned, printed, randn, spec_with, with_fault
 from kernels.watched import Race, watched
 from torch import Tensor
@@ -33,9 +33,9 @@ def attention(shape: str, arch: str = "sm_90") -> ModuleType:
     return kernels(NAMES, "llama-3.1-8b", arch, training__documents="apart", **changes)[0]
 
 
-def in_window(window: int, arch: str = "sm_90") -> ModuleType:
+def in_window(window: int, arch: str = "sm_90", documents: str = "apart") -> ModuleType:
     changes = {key.replace(".", "__"): value for key, value in keys("two on one").items()}
-    return kernels(NAMES, "mistral-7b", arch, training__documents="apart", attention__window=window, **changes)[0]
+    return kernels(NAMES, "mistral-7b", arch, training__documents=documents, attention__window=window, **changes)[0]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
@@ -92,6 +92,13 @@ def test_rows_have_documents_of_their_own(shape: str, arch: str, dtype: torch.dt
     check(attention(shape, arch), shape, starts_of([[7, 63], [1, 1, 68]]), dtype)
 
 
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_90", torch.bfloat16), ("sm_80", torch.float32)])
+def test_rows_of_several_tiles_have_documents_of_their_own(arch: str, dtype: torch.dtype) -> None:
+    """No program leaves its tensors or meets another."""
+    with watched():
+        check(attention("two on one", arch), "two on one", starts_of(UNLIKE), dtype)
+
+
 def test_the_references_equal_the_formula() -> None:
     """float64 runs them wherever it is."""
     check(attention("six on two"), "six on two", starts_of([[7, 30], [37], [1, 1, 35]]), torch.float64)
@@ -103,11 +110,14 @@ def test_a_row_of_one_document_at_any_length(length: int) -> None:
     check(attention("two on one"), "two on one", torch.zeros(1, length, dtype=torch.int32), dtype)
 
 
-@pytest.mark.parametrize("window", [1, 63, 64, 65, 150, 1000])
-def test_a_window(window: int) -> None:
-    """A window of one token moves no q and no k: float32 there."""
+WINDOWS = [(1, "apart"), (63, "apart"), (64, "apart"), (65, "apart"), (150, "joined"), (50, "joined"), (1000, "apart")]
+
+
+@pytest.mark.parametrize(("window", "documents"), WINDOWS)
+def test_a_window(window: int, documents: str) -> None:
+    """Of rows that hold documents or not. A window of one token moves no q and no k: float32 there."""
     dtype = torch.float32 if window < 3 else torch.bfloat16
-    module = in_window(window)
+    module = in_window(window, documents=documents)
     first = torch.arange(1 - window, 301 - window).clamp(min=0).int().expand(2, 300)
     check(module, "two on one", first, dtype, module.windowed_attention)
 
@@ -178,9 +188,14 @@ FAULTS = {
         "mask=offs_m < end, other=0.0)\n            scores",
     ),
     "the last queries of a document are cut off": (BACKWARD, "right=True", "right=False"),
-    "the block in which a document begins": (ROWS, "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": (ROWS, "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": (ROWS, "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": (ROWS, "begin + from_n,", "begin + from_n + BLOCK_N,"),
+    "blocks that some see take no mask": (ROWS, "begin + from_all, start_m", "begin + from_n, start_m"),
+    "rows after the first begin at its tokens": (ROWS, "return begin + own", "return own"),
+    "blocks by the documents of the first row": (
+        ROWS,
+        "tl.load(starts_ptr + start_m), 0)",
+        "tl.load(starts_ptr + start_m - begin), 0)",
+    ),
 }
 
 
@@ -197,8 +212,7 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
     (module,) = package(files, NAMES[:1])
     with pytest.raises(AssertionError):
         check(module, "six on two", starts_of([[7, 63], [1, 1, 68]]), torch.bfloat16)
-        rows = [DOCUMENTS[name] for name in ("of odd lengths", "begun by the last token of a tile", "one")]
-        check(module, "six on two", starts_of(rows), torch.bfloat16)
+        check(module, "six on two", starts_of(UNLIKE), torch.bfloat16)
 
 
 def test_a_window_that_is_a_token_too_wide_is_caught() -> None:

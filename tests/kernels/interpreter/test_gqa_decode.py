@@ -129,10 +129,11 @@ def test_heads_that_are_no_power_of_two_wide(monkeypatch: pytest.MonkeyPatch, wi
     check(module, [5, 70], 2, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("page", [1, 16, 32])
-def test_pages_smaller_than_a_tile(page: int) -> None:
+@pytest.mark.parametrize("page", [1, 16, 32, 96, 128])
+def test_pages_of_other_sizes_than_a_tile(page: int) -> None:
+    """Smaller, larger but not by whole tiles, and of several tiles."""
     module = kernel()
-    assert page < module.SPLIT["BLOCK_N"]
+    assert module.SPLIT["BLOCK_N"] == 64
     setting = Setting(module, [1, 63, 65, 130], 2, torch.float32, page)
     assert calc_diff(setting.run(module), setting.exact(module)) <= FP32
 

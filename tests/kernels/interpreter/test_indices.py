@@ -4,10 +4,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from kernels.interpreter import test_gqa_attention, test_mla_attention
 from kernels.interpreter.test_mla_decode import Setting
-from kernels.lab import kernels, randn
+from kernels.lab import calc_diff, kernels, randn
 from kernels.paged import kernels as cache_kernels
 from kernels.paged import turns
+from kernels.watched import watched
 from torch import Tensor
 
 VOCAB, WIDTH = 600, 100
@@ -50,6 +52,49 @@ def test_a_page_outside_the_cache_gives_nan(rows: str, fault: str) -> None:
     assert torch.equal(wrong[0], right[0]) and wrong[1].isnan().all()
     with pytest.raises(IndexError):
         setting.exact(modules[1])
+
+
+STARTS = {
+    "negative": (slice(140, 141), -1, [140]),
+    "far before the row": (slice(128, 129), -(2**31), [128]),
+    "behind its token": (slice(140, 150), 145, [140, 141, 142, 143, 144]),
+    "out of order": (slice(140, 141), 20, [140]),
+    "far behind the row": (slice(140, 141), 2**31 - 1, [140]),
+}
+"""Tokens of the second row whose documents begin elsewhere than at 0, where, and which of them cannot."""
+
+
+@pytest.mark.parametrize("fault", STARTS)
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+@pytest.mark.parametrize("kind", ["gqa", "mla"])
+def test_a_document_that_begins_nowhere_gives_nan(kind: str, arch: str, fault: str) -> None:
+    """To its own tokens alone, in the gradient of q too. Nothing beside the tensors is read."""
+    if kind == "gqa":
+        attend = test_gqa_attention.attention("two on one", arch).document_attention
+        given = [randn(2, 150, heads, 16, seed=heads) for heads in (2, 1, 1)]
+    else:
+        module = test_mla_attention.attention("one head", arch, "apart")
+        attend = module.document_attention
+        nope, rotary, v = module.QK_NOPE_HEAD_DIM, module.QK_ROPE_HEAD_DIM, module.V_HEAD_DIM
+        given = [randn(2, 150, 1, width, seed=width) for width in (nope + rotary, nope + v, rotary)]
+        given.append(test_mla_attention.rope_table(module, "one head", 150))
+    tokens, start, unknown = STARTS[fault]
+    known = torch.ones(2, 150, dtype=torch.bool)
+    known[1, unknown] = False
+    right, wrong = torch.zeros(2, 2, 150, dtype=torch.int32)
+    wrong[1, tokens] = start
+    if len(unknown) > 1:
+        right[1, tokens] = torch.arange(150, dtype=torch.int32)[tokens].clamp(max=start)
+    given[0].requires_grad_()
+    with watched():
+        out = attend(*given, wrong)
+        (dq,) = torch.autograd.grad(out, given[0], torch.ones_like(out))
+    for found in (out, dq):
+        assert torch.equal(found.isnan().all(3).all(2), ~known) and torch.equal(found.isnan().any(3).any(2), ~known)
+    wide = [t.detach().double() for t in given]
+    assert calc_diff(out[known], attend(*wide, right)[known]) < 1e-11
+    with pytest.raises(IndexError, match="documents have to begin"):
+        attend(*wide, wrong)
 
 
 def written(positions: list[int], slots: list[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

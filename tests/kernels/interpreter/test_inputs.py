@@ -15,6 +15,7 @@ from kernels.watched import OutOfRange, Race, watched
 from torch import Tensor
 
 from dsc.compiler.bench.case import Case
+from dsc.compiler.bench.run import checked
 from dsc.compiler.bench.sizes import SIZES
 from dsc.compiler.kernels.registry import KERNELS
 
@@ -82,6 +83,16 @@ def test_strides_order_and_memory(name: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "num_splits", lambda batch, rows, tokens: 3)
         monkeypatch.setattr(module, "MIN_SPLIT", module.SPLIT["BLOCK_N"])
     check(name, module)
+
+
+@pytest.mark.parametrize("tokens", [0, 20])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_measured_equals_its_reference(name: str, tokens: int) -> None:
+    """As `dsc bench` compares them on a GPU; without tokens too, where gradients of weights are zero."""
+    (module,) = kernels((name,), MODELS.get(name, "tiny"), **KEYS, training__documents="apart")
+    torch.manual_seed(0)
+    for case in functions(name, module, tokens):
+        assert checked(name, case).correct, case.name
 
 
 FAULTS = {

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernels.lab import calc_diff, kernels, mutated, package, poisoned, printed, randn, spec_with
+from kernels.watched import watched
 from torch import Tensor
 
 NAME = "linear_cross_entropy"
@@ -130,6 +131,17 @@ def test_large_logits() -> None:
     hidden, weight, labels = inputs(kernel(), 20, torch.float32)
     loss = kernel().linear_cross_entropy(200 * hidden, weight, labels)
     assert calc_diff(loss, exact_loss(200 * hidden.double(), weight.double(), labels)) <= 1e-12
+
+
+def test_labels_at_the_edges_of_tiles() -> None:
+    """The logit of a label has one program to write it."""
+    module = kernel()
+    tile = module.FORWARD["BLOCK_N"]
+    labels = torch.tensor([at for edge in range(0, module.VOCAB_SIZE, tile) for at in (edge - 1, edge, edge + 1)][1:])
+    hidden, weight, _ = inputs(module, len(labels), torch.float32)
+    with watched():
+        loss = module.linear_cross_entropy(hidden, weight, labels)
+    assert len(labels) > 5 and calc_diff(loss, exact_loss(hidden.double(), weight.double(), labels)) <= 1e-12
 
 
 def test_operators() -> None:

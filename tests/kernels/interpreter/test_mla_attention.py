@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.lab import calc_diff, kernels, package, poisoned, printed, randn, spec_with
+from kernels.watched import watched
 from torch import Tensor
 
 NAMES = ("mla_attention", "mla_attention_backward", "mla_common")
@@ -32,6 +33,8 @@ DOCUMENTS = {
     "begun by the last token of a tile": [127, 100, 73],
 }
 """Lengths of the documents of a row."""
+UNLIKE = [DOCUMENTS[name] for name in ("begun by the last token of a tile", "one", "of odd lengths")]
+"""Rows of which each begins documents before and after the others do, in tiles of their own."""
 
 
 def attention(shape: str, arch: str = "sm_90", documents: str = "joined") -> ModuleType:
@@ -138,6 +141,13 @@ def test_rows_have_documents_of_their_own() -> None:
     for dtype in (torch.bfloat16, torch.float64):  # float64 runs the references
         check(attention("v of 48, rope of 8", documents="apart"), "v of 48, rope of 8", 3, 70, dtype, rows)
     check(attention("halves", "sm_80", "apart"), "halves", 3, 70, torch.float32, rows)
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_90", torch.bfloat16), ("sm_80", torch.float32)])
+def test_rows_of_several_tiles_have_documents_of_their_own(arch: str, dtype: torch.dtype) -> None:
+    """No program leaves its tensors or meets another."""
+    with watched():
+        check(attention("one head", arch, "apart"), "one head", 3, 300, dtype, UNLIKE)
 
 
 def test_a_row_of_one_document_needs_no_starts() -> None:
@@ -258,9 +268,14 @@ OF_DOCUMENTS = {
         "first[None, :] <= row_n[:, None] + 1",
     ),
     "the last queries of a document are cut off": ("mla_attention_backward", "right=True", "right=False"),
-    "the block in which a document begins": ("attention_rows", "begin + lowest,", "begin + lowest + BLOCK_N,"),
-    "blocks that some see take no mask": ("attention_rows", "begin + highest, start_m", "begin + lowest, start_m"),
-    "rows after the first begin at its tokens": ("attention_rows", "first = begin + tl.load", "first = tl.load"),
+    "the block in which a document begins": ("attention_rows", "begin + from_n,", "begin + from_n + BLOCK_N,"),
+    "blocks that some see take no mask": ("attention_rows", "begin + from_all, start_m", "begin + from_n, start_m"),
+    "rows after the first begin at its tokens": ("attention_rows", "return begin + own", "return own"),
+    "blocks by the documents of the first row": (
+        "attention_rows",
+        "tl.load(starts_ptr + start_m), 0)",
+        "tl.load(starts_ptr + start_m - begin), 0)",
+    ),
 }
 
 
@@ -273,5 +288,4 @@ def test_a_fault_at_a_boundary_is_caught(fault: str) -> None:
     files[f"{name}.py"] = files[f"{name}.py"].replace(old, new)
     (module,) = package(files, NAMES[:1])
     with pytest.raises(AssertionError):
-        rows = [DOCUMENTS["of odd lengths"], DOCUMENTS["begun by the last token of a tile"]]
-        check(module, "one head", 2, 300, torch.bfloat16, rows)
+        check(module, "one head", 3, 300, torch.bfloat16, UNLIKE)

@@ -105,17 +105,34 @@ def test_fp8_rows(monkeypatch: pytest.MonkeyPatch, q: torch.dtype, splits: int) 
     check(modules, PAGE_EDGES, 2, q, torch.bfloat16, BF16 if q is torch.bfloat16 else FP32)
 
 
-@pytest.mark.parametrize(("rows", "page"), [("plain", 1), ("plain", 16), ("plain", 32), ("fp8", 1), ("fp8", 16)])
-def test_pages_smaller_than_a_tile(rows: str, page: int) -> None:
-    """The same cache cut into smaller pages gives the same bits."""
+PAGES = [
+    ("plain", 1),
+    ("plain", 16),
+    ("plain", 32),
+    ("plain", 96),
+    ("plain", 128),
+    ("fp8", 1),
+    ("fp8", 16),
+    ("fp8", 96),
+]
+
+
+@pytest.mark.parametrize(("rows", "page"), PAGES)
+def test_pages_of_other_sizes_than_a_tile(rows: str, page: int) -> None:
+    """Smaller, larger but not by whole tiles, and of several tiles: the same rows there give the same bits."""
     modules = kernels(rows, **FP8)
-    assert page < modules[1].SPLIT["BLOCK_N"]
+    assert page != modules[1].SPLIT["BLOCK_N"]
     setting = Setting(modules, [1, 63, 65, 130], 2, torch.float32, torch.bfloat16)
     expected = setting.run(modules[1].mla_decode)
-    parts = 64 // page
-    setting.cache = setting.cache.view(-1, page, setting.cache.shape[-1])
-    smaller = setting.block_table[..., None] * parts + torch.arange(parts, dtype=torch.int32)
-    setting.block_table = smaller.where(setting.block_table[..., None] != NO_PAGE, NO_PAGE).flatten(1)
+    counts = -(-setting.lengths // page)
+    pages = torch.arange(int(counts.sum())).flip(0).split(counts.tolist())
+    table = torch.full((len(counts), int(counts.max()) + 2), NO_PAGE, dtype=torch.int32)
+    cache = poisoned_cache(modules[0], 1, torch.bfloat16)[:, :1].repeat(int(counts.sum()), page, 1)
+    for index, (mine, length) in enumerate(zip(pages, setting.lengths.tolist(), strict=True)):
+        token = torch.arange(length)
+        cache[mine[token // page], token % page] = setting.cache[setting.block_table[index, token // 64], token % 64]
+        table[index, : len(mine)] = mine
+    setting.cache, setting.block_table = cache, table
     assert torch.equal(setting.run(modules[1].mla_decode), expected)
     assert calc_diff(expected, setting.exact(modules[1])) <= FP32
 
