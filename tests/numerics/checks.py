@@ -4,6 +4,8 @@ Each gives relative errors, so that one test can ask that they are small and ano
 are not.
 """
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +36,17 @@ def errors_against_transformers(package: Package, oracle: Oracle, folder: Path) 
     tokens = some_tokens()
     found = outputs_of_package(package, package.load(oracle.folder), tokens)
     return errors(found, outputs_of_oracle(oracle, tokens, folder))
+
+
+def errors_apart(package: Package, oracle: Oracle, folder: Path) -> dict[str, float]:
+    """The same in two parts: the package against transformers in float64, and the package's rounding to float32."""
+    tokens, wide = some_tokens(), replace(oracle, model=copy.deepcopy(oracle.model).double())
+    exact = outputs_of_package(package, package.load(oracle.folder).double(), tokens)
+    rounded = errors(outputs_of_package(package, package.load(oracle.folder), tokens), exact)
+    return {
+        **errors(exact, outputs_of_oracle(wide, tokens, folder)),
+        **{f"{name}, rounded": error for name, error in rounded.items()},
+    }
 
 
 def outputs_of_oracle(oracle: Oracle, tokens: Tensor, folder: Path) -> Tensors:
