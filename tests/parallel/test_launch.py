@@ -87,7 +87,8 @@ def stand_ins(folder: Path) -> Path:
     for name, text in {
         "torchrun": 'echo "torchrun $*"; echo "at $PYTHONPATH"',
         "srun": 'while [[ $1 == --* ]]; do shift; done; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
-        "scontrol": '[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"',
+        # More names than a pipe holds: whoever stops reading after the first would end it with SIGPIPE.
+        "scontrol": '[ "$*" = "show hostnames node[7-8]" ] && echo node7 && seq --format node%g 8 20000',
     }.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (folder / name).chmod(0o755)
