@@ -1,6 +1,6 @@
 """The search: exact against brute force, blind to order, and what it says of DeepSeek-V3 on 2048 H800."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsc.compiler.driver import in_context, planned
-from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
 from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.layout.space import LayoutFamily, families, variants
+from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.memory.lines import ACTIVATIONS, GRADIENTS, MASTER, MOMENTS, WEIGHTS
 from dsc.compiler.planner.search.capacity import smallest_cluster
 from dsc.compiler.planner.search.emitted import emitted
@@ -174,6 +175,26 @@ def test_the_answer_is_the_same_again_and_in_another_order() -> None:
     assert found.best == v3_found().best
     assert (found.faster, found.legal) == (v3_found().faster, v3_found().legal)
     assert search(v3()) == v3_found()
+
+
+@pytest.mark.parametrize(
+    "gpus, sizes, changes",
+    [
+        (8, {"dp": 4, "tp": 2}, ("pp 1 -> 2", "tp 2 -> 4", "tp 2 -> 1", "cp 1 -> 2", "ep 1 -> 2")),
+        (7, {"pp": 7}, ("pp 7 -> 1",)),
+        (15, {"pp": 3, "dp": 5}, ("pp 3 -> 5", "pp 3 -> 1", "tp 1 -> 5", "cp 1 -> 5", "ep 1 -> 5")),
+        (12, {"dp": 6, "tp": 2}, ("pp 1 -> 2", "tp 2 -> 4", "tp 2 -> 1", "cp 1 -> 2", "ep 1 -> 2")),
+        (12, {"dp": 3, "pp": 4}, ("pp 4 -> 6", "pp 4 -> 2", "tp 1 -> 3", "cp 1 -> 3", "ep 1 -> 3")),
+    ],
+)
+def test_neighbours_are_sizes_that_the_ranks_can_have(gpus: int, sizes: dict[str, int], changes: Sequence[str]) -> None:
+    """Twice and half where they divide, else the next that do; ZeRO only where there are ranks to share with."""
+    spec = load("deepseek-v2-lite").model_copy(update={"cluster": Machines(kind="h100", gpus=gpus)})
+    problem = Problem(spec, *planned(spec), hardware(spec.cluster), in_context(spec))
+    plan = replace(TRIVIAL, **sizes)
+    found = [one.change for one in neighbours(problem, plan, 1.0, everything(problem).lacks)]
+    assert tuple(one for one in found if one.split()[0] in ("pp", "tp", "cp", "ep")) == changes
+    assert any(one.startswith("zero") for one in found) == (plan.dp > 1)
 
 
 def test_every_neighbour_says_what_speaks_against_it() -> None:

@@ -16,6 +16,7 @@ from dsc.compiler.planner.pipeline.schedule import SCHEDULES
 from dsc.compiler.planner.search.offer import Lacks
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Candidate
+from dsc.spec.divisors import divisor_near
 from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -106,23 +107,46 @@ def _differs(problem: Problem, layout: Layout, name: str) -> bool:
 
 
 def _changes(problem: Problem, plan: Layout) -> Iterator[tuple[str, Layout]]:
-    """Sizes doubled and halved, data parallelism making up for it; each other choice on its own."""
-    for name in ("pp", "tp", "cp", "ep", "etp", "micro_batch", "vpp"):
+    """The next sizes, data parallelism making up for it; each other choice on its own."""
+    folded = plan.dp * plan.cp * plan.tp
+    wholes = {
+        "pp": plan.pp * plan.dp,
+        "tp": plan.tp * plan.dp,
+        "cp": plan.cp * plan.dp,
+        "ep": folded // plan.etp,
+        "etp": folded // plan.ep,
+        "micro_batch": problem.batch // plan.dp,
+    }
+    for name, whole in wholes.items():
         size = getattr(plan, name)
-        for other in (size * 2, *((size // 2,) if size % 2 == 0 else ())):
+        for other in _next_sizes(size, whole):
             yield f"{name} {size} -> {other}", _resized(plan, name, other)
+    for vpp in (2 * plan.vpp, *((plan.vpp // 2,) if plan.vpp % 2 == 0 else ())):
+        yield f"vpp {plan.vpp} -> {vpp}", replace(plan, vpp=vpp)
     for schedule in SCHEDULES:
         if schedule != plan.schedule:
             vpp = 1 if schedule in ("1f1b", "dualpipe") else max(2, plan.vpp) if schedule == "interleaved" else 2
             also = f", vpp {vpp}" if vpp != plan.vpp else ""
             yield f"schedule {plan.schedule} -> {schedule}{also}", replace(plan, schedule=schedule, vpp=vpp)
     for zero in (plan.zero - 1, plan.zero + 1):
-        if 0 <= zero <= 3:
+        if 0 <= zero <= 3 and plan.dp * plan.cp > 1:  # else there is nobody to share with
             yield f"zero {plan.zero} -> {zero}", replace(plan, zero=zero)
     yield from _recompute_changes(problem, plan)
     if isinstance(problem.spec.precision.linear, Fp8BlockLinear):
         other_type: Literal["bf16", "fp8"] = "bf16" if plan.activations == "fp8" else "fp8"
         yield f"activations {plan.activations} -> {other_type}", replace(plan, activations=other_type)
+
+
+def _next_sizes(size: int, whole: int) -> Iterator[int]:
+    """Twice and half a size; where these do not divide the whole, the next that do: beside 1 of 7 stands 7."""
+    if whole % (2 * size) == 0:
+        yield 2 * size
+    elif size < whole:
+        yield next(other for other in range(size + 1, whole + 1) if whole % other == 0)
+    if size % 2 == 0 and whole % (size // 2) == 0:
+        yield size // 2
+    elif size > 1:
+        yield divisor_near(whole, size - 1)
 
 
 def _resized(plan: Layout, name: str, size: int) -> Layout:
