@@ -24,9 +24,10 @@ from dsc.spec.shrink import shrunk
 Rows = list[list[int]]
 ROWS: Rows = [[7, 1, 2, 20, 3, 1], [34], [1] * 30 + [4], [5, 29]]  # lengths of documents, 34 in a row
 KERNELS = {"kernels": "tiny", "grouped kernels": "llama-3.1-8b", "window kernels": "mistral-7b"}
-"""As the kernels' references have it: of latents, of grouped queries, of a window of 8 tokens."""
+KERNELS["kernels in turn"] = "tiny-window"
+"""As the kernels' references have it: of latents, of grouped queries, of a window, of a window in every other layer."""
 NAMES = ("tiny", "two depths", "tiny-window", "minicpm3-4b", *KERNELS)
-"""With experts, twice; in a window; with a tied head."""
+"""With experts, twice; in a window; with a tied head. Windows are of 8 tokens, less than many documents have."""
 
 
 def spec_of(name: str, documents: str, **changes: Any) -> ModelSpec:
@@ -34,6 +35,8 @@ def spec_of(name: str, documents: str, **changes: Any) -> ModelSpec:
     data = (spec if spec.name.startswith("tiny") else shrunk(spec)).model_dump()
     if name == "window kernels":
         data["attention"]["window"] = 8
+    if spec.name == "tiny-window":
+        data["attention"]["sliding"]["window"] = 8
     if name == "two depths":
         data["mtp"]["depth"] = 2
         del data["ffn"]["moe"]["router"]["balance"]["sequence_aux_loss_alpha"]

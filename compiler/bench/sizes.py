@@ -43,15 +43,27 @@ def quantized(dims: Dims) -> tuple[int, tuple[int, ...]]:
     return dims["HIDDEN_SIZE"], widths(*FEED_FORWARDS, "EXPERT_SIZE")(dims)
 
 
+def attentions(dims: Dims) -> tuple[str, ...]:
+    """What stands before the dims of each attention of the model: nothing where it has one."""
+    return tuple(name.removesuffix("NUM_HEADS") for name in dims if name.endswith("NUM_HEADS"))
+
+
 def rotated(dims: Dims) -> tuple[tuple[int, int], ...]:
     """Heads, and the components of each that are rotated, of queries and of keys, for each attention of the model."""
     found: list[tuple[int, int]] = []
-    for prefix in (name.removesuffix("NUM_HEADS") for name in dims if name.endswith("NUM_HEADS")):
+    for prefix in attentions(dims):
         if f"{prefix}QK_ROPE_HEAD_DIM" in dims:
             width, shared = dims[f"{prefix}QK_ROPE_HEAD_DIM"], 1
         else:
             width, shared = dims[f"{prefix}HEAD_DIM"], dims[f"{prefix}NUM_KV_HEADS"]
         found += [(dims[f"{prefix}NUM_HEADS"], width), (shared, width)]
+    return tuple(dict.fromkeys(found))
+
+
+def attended(dims: Dims) -> tuple[tuple[int, int, int, int | None], ...]:
+    """Query heads, key heads, how wide they are, and the window where there is one, of each attention of the model."""
+    names = ("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM")
+    found = [(*(dims[f"{prefix}{name}"] for name in names), dims.get(f"{prefix}WINDOW")) for prefix in attentions(dims)]
     return tuple(dict.fromkeys(found))
 
 
@@ -61,7 +73,6 @@ def cached(dims: Dims) -> tuple[int, int, int | None]:
 
 
 EXPERTS = named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE", "EXPERT_SIZE")
-GROUPED = named("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM")
 HEADS = named("NUM_HEADS", "QK_NOPE_HEAD_DIM", "QK_ROPE_HEAD_DIM", "V_HEAD_DIM")
 SIZES: Mapping[str, Sizes] = {
     "expert_dispatch": named("NUM_EXPERTS", "TOP_K", "HIDDEN_SIZE"),
@@ -69,9 +80,9 @@ SIZES: Mapping[str, Sizes] = {
     "fp8_grouped_gemm": EXPERTS,
     "fp8_grouped_gemm_backward": EXPERTS,
     "fp8_quantize": quantized,
-    "gqa_attention": GROUPED,
-    "gqa_attention_backward": GROUPED,
-    "gqa_decode": GROUPED,
+    "gqa_attention": attended,
+    "gqa_attention_backward": attended,
+    "gqa_decode": named("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM"),
     "grouped_gemm": EXPERTS,
     "grouped_gemm_backward": EXPERTS,
     "latent_cache": cached,

@@ -16,8 +16,13 @@ def loading(graph: Graph, spec: ModelSpec, target: Target) -> Mapping[str, objec
     """`padded`: some head dim is no width of a tile, so that columns are masked. `tma`: tiles are loaded by tensor
     descriptors, which need no registers for addresses but cannot mask columns. `documents`: a row may hold several."""
     padded = tile_widths(spec) != head_dims(spec)
-    documents = spec.training.documents == "apart" or spec.rl is not None
-    return {"padded": padded, "tma": target.arch in ("sm_90", "sm_100") and not padded, "documents": documents}
+    tma = target.arch in ("sm_90", "sm_100") and not padded
+    return {"padded": padded, "tma": tma, "documents": within_documents(spec)}
+
+
+def within_documents(spec: ModelSpec) -> bool:
+    """Whether rows hold several documents, each as if alone."""
+    return spec.training.documents == "apart" or spec.rl is not None
 
 
 def tile_widths(spec: ModelSpec) -> dict[str, int]:
@@ -29,10 +34,14 @@ def head_dims(spec: ModelSpec) -> dict[str, int]:
     match spec.attention:
         case MlaAttention() as mla:
             return {"nope": mla.qk_nope_head_dim, "rope": mla.qk_rope_head_dim, "v": mla.v_head_dim}
-        case GroupedQueries() as grouped:
-            return {"head": grouped.head_dim}
-        case several:
-            raise AssertionError(several)
+        case _:
+            (width,) = grouped_widths(spec)
+            return {"head": width}
+
+
+def grouped_widths(spec: ModelSpec) -> set[int]:
+    """Of the heads of its kinds of grouped queries."""
+    return {one.head_dim for one in spec.attentions.values() if isinstance(one, GroupedQueries)}
 
 
 def tile_width(width: int) -> int:

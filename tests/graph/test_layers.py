@@ -7,13 +7,21 @@ import pytest
 from dsc.compiler.blocks.layer import build_layer
 from dsc.compiler.blocks.model import _context
 from dsc.compiler.blocks.schedule import build_attention
-from dsc.compiler.driver import build, emit
+from dsc.compiler.driver import Program, build, emit
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.cache_rows import cache_rows
 from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.op import Op, OpClass
 from dsc.compiler.graph.verify import VerifyError, verify
+from dsc.compiler.ops.attention import CausalAttention, WindowedAttention
 from dsc.compiler.ops.call import LayerLoop
+from dsc.compiler.ops.fused.attention import (
+    FusedGroupedAttention,
+    FusedWindowAttention,
+    FusedWindowDocumentAttention,
+)
+from dsc.compiler.ops.packed import DocumentAttention, DocumentAttentionInWindow
 from dsc.compiler.ops.projection import Embedding
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -62,6 +70,50 @@ def test_layers_of_their_own_loops_are_given_what_they_want_alone() -> None:
     blocks = build(ModelSpec.model_validate(data)).training.blocks
     assert [value.name for value in blocks["SlidingDenseLayer.forward"].inputs] == ["x", "sliding_rope"]
     assert [value.name for value in blocks["FullDenseLayer.forward"].inputs] == ["x", "full_rope"]
+
+
+GPUS = {"kind": "h100", "nodes": 1}
+APART = {"documents": "apart"}
+
+
+def attention_of(program: Program) -> list[type[Op]]:
+    """How layers with a window attend in a step, and those without."""
+    blocks = program.step.graph.blocks
+    found = []
+    for name in ("SlidingAttention.forward", "FullAttention.forward"):
+        ops = [node.op for node in blocks[name].nodes() if node.op.op_class is OpClass.ATTENTION]
+        found += [type(op) for op in ops]
+    return found
+
+
+def test_layers_with_a_window_and_without_share_a_kernel() -> None:
+    """Each with its own window and scale; what sees all keys of a row stays with PyTorch's operator."""
+    joined = build(changed(cluster=GPUS))
+    assert attention_of(joined) == [FusedWindowAttention, CausalAttention]
+    apart = build(changed(cluster=GPUS, training=APART))
+    assert attention_of(apart) == [FusedWindowDocumentAttention, FusedGroupedAttention]
+    text = emit(apart)["train/document_layers.py"]
+    assert "windowed_document_attention(q, k, v, starts, SLIDING_WINDOW, SLIDING_ATTENTION_SCALE)" in text
+    assert " document_attention(q, k, v, starts, FULL_ATTENTION_SCALE)" in text
+    assert not any("kernels/gqa_attention.py" in note for note in (*joined.notes, *apart.notes))
+
+
+def test_layers_whose_heads_differ_in_width_keep_the_mask_and_a_note_says_so() -> None:
+    data = load("tiny-window").model_dump()["attention"]
+    wider = {**data, "full": {**data["full"], "head_dim": 64}}
+    program = build(changed(attention=wider, cluster=GPUS, training=APART))
+    assert attention_of(program) == [DocumentAttentionInWindow, DocumentAttention]
+    note = "kernels/gqa_attention.py: its tiles are cut for heads of one width"
+    assert sum(text.endswith(note) for text in program.notes) == 1
+    assert "kernels/gqa_attention.py" not in emit(program)
+
+
+def test_layers_in_a_window_beside_latent_attention_keep_the_mask_and_a_note_says_so() -> None:
+    data = {**load("tiny-window").model_dump()["attention"], "full": load("tiny").model_dump()["attention"]}
+    program = build(changed(attention=data, cluster=GPUS))
+    assert attention_of(program) == [WindowedAttention, CausalAttention]
+    note = "kernels/gqa_attention.py: it is for grouped queries alone"
+    assert sum(text.endswith(note) for text in program.notes) == 1
 
 
 def test_token_ids_reach_the_feed_forward_that_wants_them() -> None:

@@ -204,7 +204,7 @@ def programs() -> list[Program]:
     shared += [in_context(documents_apart("tiny")), in_context(documents_apart("tiny-window"))]
     gpus = [
         *specs,
-        *map(documents_apart, ("tiny", "llama-3.1-8b", "mistral-7b")),
+        *map(documents_apart, ("tiny", "llama-3.1-8b", "mistral-7b", "tiny-window")),
         in_fp8("mixtral-8x7b"),
         with_fp8_rows("deepseek-v3"),
     ]

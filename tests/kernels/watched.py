@@ -1,12 +1,17 @@
 """A watch over launches in Triton's interpreter: which bytes programs touch, and in which order the programs run.
 
-Within `watched`, a load or store outside the tensors of its launch raises OutOfRange, though the memory there may
-exist; and two programs of a launch that touch the same element, one of them writing it, raise Race: on a GPU, which of
-them comes first is chance. Programs run in a shuffled order, so a result that depends on it differs as well.
+Within `guarded`, a load or store outside the tensors of its launch raises OutOfRange before memory is touched, though
+the memory there may exist: what a fault would corrupt stays whole, and the process lives to say so. Every test of the
+interpreter's lane runs within it.
+
+Within `watched`, also two programs of a launch that touch the same element, one of them writing it, raise Race: on a
+GPU, which of them comes first is chance. Programs run in a shuffled order, so a result that depends on it differs as
+well.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,25 +21,66 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 NOBODY, SEVERAL = -1, -2  # in place of a program
+NOWHERE = (-(1 << 63), -(1 << 63))
+"""A span before all others, for what lies before the first tensor."""
 
 
-class OutOfRange(Exception):
+class OutOfRange(AssertionError):
     """A program touched what is in none of the tensors of its launch."""
 
 
-class Race(Exception):
+class Race(AssertionError):
     """Two programs touched one element, and one of them wrote it."""
 
 
-class Launch:
-    """The memory of one launch, and who touched what of it. Elements are known by the address of their first byte."""
+class Memory:
+    """The memory of one launch. Elements are known by the address of their first byte."""
 
     def __init__(self, function: str, tensors: list[Tensor]) -> None:
         self.function, self.program = function, NOBODY
-        spans = _merged(_span(tensor) for tensor in tensors if tensor.numel())
+        spans = [NOWHERE, *_merged(_span(tensor) for tensor in tensors if tensor.numel())]
         self.begins, self.ends = (np.array([span[side] for span in spans], np.int64) for side in (0, 1))
+
+    def begin(self, *grid: int) -> None:
+        self.program = NOBODY
+
+    def place(self, *at: int) -> tuple[int, ...]:
+        """Where in the grid the next program is, that would be at `at`."""
+        self.program += 1
+        return at
+
+    def read(self, addresses: np.ndarray, width: int) -> None:
+        self.spans(addresses, width, "reads")
+
+    def write(self, addresses: np.ndarray, width: int) -> None:
+        self.spans(addresses, width, "writes")
+
+    def spans(self, addresses: np.ndarray, width: int, verb: str) -> np.ndarray:
+        """The tensors that addresses lie in, by number."""
+        span = np.searchsorted(self.begins, addresses, "right") - 1
+        outside = addresses + width > self.ends[span]
+        if outside.any():
+            raise OutOfRange(f"{self.function}, program {self.program} {verb} {outside.sum()} elements of no tensor")
+        return span
+
+
+class Launch(Memory):
+    """The same, and who touched what of it. Programs come in a shuffled order."""
+
+    def __init__(self, function: str, tensors: list[Tensor], seed: int) -> None:
+        super().__init__(function, tensors)
         self.starts = np.cumsum([0, *(self.ends - self.begins)])[:-1]
         self.readers, self.writers = (np.full(sum(self.ends - self.begins), NOBODY, np.int64) for _ in range(2))
+        self.seed, self.order = seed, torch.empty(0, 3)
+
+    def begin(self, *grid: int) -> None:
+        super().begin(*grid)
+        coordinates = torch.cartesian_prod(*(torch.arange(size) for size in grid)).view(-1, 3)
+        self.order = coordinates[torch.randperm(len(coordinates), generator=torch.Generator().manual_seed(self.seed))]
+
+    def place(self, *at: int) -> tuple[int, ...]:
+        super().place(*at)
+        return tuple(self.order[self.program].tolist())
 
     def read(self, addresses: np.ndarray, width: int) -> None:
         at = self._places(addresses, width, "reads")
@@ -49,11 +95,7 @@ class Launch:
         self.writers[at] = self.program
 
     def _places(self, addresses: np.ndarray, width: int, verb: str) -> np.ndarray:
-        addresses = addresses.astype(np.int64)
-        span = np.searchsorted(self.begins, addresses, "right") - 1
-        outside = (span < 0) | (addresses + width > self.ends[span])
-        if outside.any():
-            raise OutOfRange(f"{self.function}, program {self.program} {verb} {outside.sum()} elements of no tensor")
+        span = self.spans(addresses, width, verb)
         return addresses - self.begins[span] + self.starts[span]
 
     def _refuse(self, owners: np.ndarray, what: str) -> None:
@@ -81,7 +123,7 @@ def _merged(spans: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
 def _unmasked(ptrs: TensorHandle, mask: Any) -> np.ndarray:
     """The addresses that are touched. Masks of tensor descriptors come as plain arrays."""
     flags = mask.data if isinstance(mask, TensorHandle) else mask
-    return ptrs.data[np.asarray(flags, bool)]
+    return ptrs.data[np.asarray(flags, bool)].astype(np.int64)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -90,61 +132,55 @@ def _root(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def watched(seed: int = 0) -> Iterator[set[str]]:
-    """Yields the names of the functions that were launched."""
+def _noted(memory_of: Callable[[str, list[Tensor]], Memory]) -> Iterator[set[str]]:
+    """Launches tell a Memory of their own what they read and write. Yields the names of the functions launched."""
     launched: set[str] = set()
-    launch: Launch | None = None
-    order: list[tuple[int, int, int]] = []
-    call, load, store = (
-        GridExecutor.__call__,
-        InterpreterBuilder.create_masked_load,
-        InterpreterBuilder.create_masked_store,
-    )
-    set_dim, set_idx = InterpreterBuilder.set_grid_dim, InterpreterBuilder.set_grid_idx
+    launch: Memory
+    call, builder = GridExecutor.__call__, InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
 
-    def watched_call(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+    def noted_call(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         nonlocal launch
         given = [getattr(value, "base", value) for value in (*args, *kwargs.values())]  # of tensor descriptors
-        tensors = [value for value in given if isinstance(value, Tensor)]
-        launch = Launch(self.fn.__name__, tensors)
+        launch = memory_of(self.fn.__name__, [value for value in given if isinstance(value, Tensor)])
         launched.add(self.fn.__name__)
-        call(self, *args, **kwargs)
+        try:
+            call(self, *args, **kwargs)
+        except InterpreterError as error:
+            raise _root(error) from None
 
-    def watched_dim(self: InterpreterBuilder, *grid: int) -> None:
+    def noted_dim(self: InterpreterBuilder, *grid: int) -> None:
         set_dim(self, *grid)
-        coordinates = torch.cartesian_prod(*(torch.arange(size) for size in grid)).view(-1, 3)
-        shuffled = torch.randperm(len(coordinates), generator=torch.Generator().manual_seed(seed))
-        order[:] = [(x, y, z) for x, y, z in coordinates[shuffled].tolist()]
-        assert launch is not None
-        launch.program = NOBODY
+        launch.begin(*grid)
 
-    def watched_idx(self: InterpreterBuilder, *_: int) -> None:
-        assert launch is not None
-        launch.program += 1
-        set_idx(self, *order[launch.program])
+    def noted_idx(self: InterpreterBuilder, *at: int) -> None:
+        set_idx(self, *launch.place(*at))
 
-    def watched_load(
-        self: InterpreterBuilder, ptrs: TensorHandle, mask: TensorHandle, *rest: Any, **options: Any
-    ) -> Any:
-        assert launch is not None
+    def noted_load(self: InterpreterBuilder, ptrs: TensorHandle, mask: Any, *rest: Any, **options: Any) -> Any:
         launch.read(_unmasked(ptrs, mask), ptrs.get_element_ty().primitive_bitwidth // 8)
         return load(self, ptrs, mask, *rest, **options)
 
-    def watched_store(
-        self: InterpreterBuilder, ptrs: TensorHandle, value: TensorHandle, mask: TensorHandle, *rest: Any
-    ) -> Any:
-        assert launch is not None
+    def noted_store(self: InterpreterBuilder, ptrs: TensorHandle, value: TensorHandle, mask: Any, *rest: Any) -> Any:
         launch.write(_unmasked(ptrs, mask), ptrs.get_element_ty().primitive_bitwidth // 8)
         return store(self, ptrs, value, mask, *rest)
 
-    GridExecutor.__call__ = watched_call
-    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = watched_load, watched_store
-    InterpreterBuilder.set_grid_dim, InterpreterBuilder.set_grid_idx = watched_dim, watched_idx
+    GridExecutor.__call__ = noted_call
+    builder.set_grid_dim, builder.set_grid_idx = noted_dim, noted_idx
+    builder.create_masked_load, builder.create_masked_store = noted_load, noted_store
     try:
         yield launched
-    except InterpreterError as error:
-        raise _root(error) from None
     finally:
         GridExecutor.__call__ = call
-        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
-        InterpreterBuilder.set_grid_dim, InterpreterBuilder.set_grid_idx = set_dim, set_idx
+        builder.set_grid_dim, builder.set_grid_idx = set_dim, set_idx
+        builder.create_masked_load, builder.create_masked_store = load, store
+
+
+def guarded() -> AbstractContextManager[set[str]]:
+    """Yields the names of the functions that were launched."""
+    return _noted(Memory)
+
+
+def watched(seed: int = 0) -> AbstractContextManager[set[str]]:
+    """The same."""
+    return _noted(partial(Launch, seed=seed))

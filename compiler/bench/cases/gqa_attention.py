@@ -1,4 +1,5 @@
-"""Attention of grouped queries of one row, forward: to the keys of its documents, or of a window."""
+"""Attention of grouped queries of one row, forward, for each attention of the model: to the keys of documents, or of a
+window."""
 
 from __future__ import annotations
 
@@ -15,31 +16,34 @@ from dsc.compiler.bench.case import Case, documents, normal
 
 
 def cases(kernel: ModuleType, sizes: tuple[Any, ...], tokens: int, device: str) -> Iterator[Case]:
-    heads, kv_heads, width = sizes
-    q, k, v = inputs(sizes, tokens, device)
-    starts, pairs = seen(kernel, tokens, device)
-    yield Case(
-        f"gqa_attention {tokens} x {heads} on {kv_heads} x {width}",
-        partial(kernel._forward, q, k, v, starts),
-        partial(kernel.reference, q, k, v, starts),
-        bytes=2 * q.nbytes + k.nbytes + v.nbytes,
-        flops=4 * pairs * heads * width,
-        library=partial(_sdpa, q, k, v, visible(starts)),
-    )
+    for heads, kv_heads, width, window in sizes:
+        q, k, v = inputs(heads, kv_heads, width, tokens, device)
+        starts, pairs = seen(window, tokens, device)
+        yield Case(
+            f"gqa_attention {label(tokens, heads, kv_heads, width, window)}",
+            partial(kernel._forward, q, k, v, starts, width**-0.5),
+            partial(kernel.reference, q, k, v, starts, width**-0.5),
+            bytes=2 * q.nbytes + k.nbytes + v.nbytes,
+            flops=4 * pairs * heads * width,
+            library=partial(_sdpa, q, k, v, visible(starts)),
+        )
 
 
-def inputs(sizes: tuple[Any, ...], tokens: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def label(tokens: int, heads: int, kv_heads: int, width: int, window: int | None) -> str:
+    return f"{tokens} x {heads} on {kv_heads} x {width}" + (f" in {window}" if window else "")
+
+
+def inputs(heads: int, kv_heads: int, width: int, tokens: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v of one row."""
-    heads, kv_heads, width = sizes
     shapes = ((heads, width), (kv_heads, width), (kv_heads, width))
     q, k, v = (normal(1, tokens, *shape, device=device) for shape in shapes)
     return q, k, v
 
 
-def seen(kernel: ModuleType, tokens: int, device: str) -> tuple[Tensor, int]:
+def seen(window: int | None, tokens: int, device: str) -> tuple[Tensor, int]:
     """The first position that each token sees [1, S], and how many pairs of a query and a key there are, of half a
-    square as half: of a window where the kernel has one, otherwise of documents."""
-    if not (window := getattr(kernel, "WINDOW", 0)):
+    square as half: of a window, otherwise of documents."""
+    if window is None:
         return documents(tokens, device)
     before = max(tokens - window, 0)
     first = torch.arange(1 - window, tokens + 1 - window, dtype=torch.int32, device=device).clamp(min=0)

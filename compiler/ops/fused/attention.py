@@ -64,12 +64,13 @@ class FusedDocumentAttention(FusedLatentAttention):
 class FusedGroupedAttention(Op):
     """q [B, S, H, N], k and v [B, S, J, N], rotated -> [B, S, H, N], within documents, which begin at starts [B, S].
 
-    Keys and values are not repeated for the H / J heads that share them. Its cost is that of a row of a single
-    document, as of FusedDocumentAttention.
+    Keys and values are not repeated for the H / J heads that share them. `prefix`: of the constants of the attention's
+    kind, where the model has several. Its cost is that of a row of a single document, as of FusedDocumentAttention.
     """
 
     kind = "gqa_document_attention"
     op_class = OpClass.ATTENTION
+    prefix: str = ""
 
     @property
     def operands(self) -> tuple[str, ...]:

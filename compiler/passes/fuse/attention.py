@@ -37,12 +37,14 @@ def _without_mask(block: Block, attention: Node) -> Block:
     seeing = [node for mask in masks if (node := block.producer(mask)) is not None]
     starts = [value for node in seeing for value in node.inputs]
     match attention.op:
-        case DocumentAttentionInWindow() as op:
-            kind: Op = FusedWindowDocumentAttention(window=op.window)
-        case WindowedAttention() as op:
-            kind = FusedWindowAttention(window=op.window)
-        case _:
-            kind = FusedGroupedAttention()
+        case DocumentAttentionInWindow(prefix=prefix, window=window):
+            kind: Op = FusedWindowDocumentAttention(prefix, window=window)
+        case WindowedAttention(prefix=prefix, window=window):
+            kind = FusedWindowAttention(prefix, window=window)
+        case DocumentAttention(prefix=prefix):
+            kind = FusedGroupedAttention(prefix)
+        case op:
+            raise AssertionError(op)
     return collapse(block, [attention, *seeing], replace(attention, op=kind, inputs=(q, k, v, *starts)))
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.verify import verify
+from dsc.compiler.kernels.gqa_attention import GQA_ATTENTION, masked
 from dsc.compiler.kernels.latent_cache import MLA_DECODE, cache_rows
 from dsc.compiler.kernels.lowering import lowered_for, mixtures
 from dsc.compiler.kernels.mla_attention import MLA_ATTENTION
@@ -25,7 +26,7 @@ from dsc.compiler.passes.fuse.loss import fuse_linear_cross_entropy
 from dsc.compiler.passes.fuse.norms import fuse_norms
 from dsc.compiler.passes.fuse.pages import fuse_grouped_pages, fuse_latent_pages, read_fp8_latents
 from dsc.compiler.passes.fuse.router import fuse_router
-from dsc.spec.attention import GqaAttention, GroupedQueries, MlaAttention
+from dsc.spec.attention import GqaAttention, MlaAttention
 from dsc.spec.model import ModelSpec
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -72,10 +73,12 @@ def choose_kernels(spec: ModelSpec, target: Target | None) -> Choice:
                 serving.append(read_fp8_latents)
         else:
             notes.append(f"infer: expanded attention instead of kernels/mla_decode.py: {reason}")
-    elif isinstance(spec.attention, GroupedQueries):
+    elif (reason := GQA_ATTENTION.refusal(spec, target)) is None:
         passes.append(fuse_masked_attention)
         if isinstance(spec.attention, GqaAttention):
             serving.append(fuse_grouped_pages)
+    elif masked(spec):
+        notes.append(f"attention: PyTorch's attention instead of kernels/gqa_attention.py: {reason}")
     if mixtures(spec) > 1:
         notes.append("ffn: plain PyTorch for routers and experts: the kernels have the sizes of one mixture of experts")
     else:

@@ -1,5 +1,6 @@
 """kernels/gqa_attention.py in the interpreter, forward and backward, against plain formulas in float64."""
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,8 @@ SHAPES = {
     "of 8": (3, 1, 8),
 }
 """Query heads, key heads, and how wide they are."""
+SCALE = 0.21
+"""No head's own, so that it is seen where it comes from."""
 
 
 def keys(shape: str) -> dict[str, Any]:
@@ -33,9 +36,14 @@ def attention(shape: str, arch: str = "sm_90") -> ModuleType:
     return kernels(NAMES, "llama-3.1-8b", arch, training__documents="apart", **changes)[0]
 
 
-def in_window(window: int, arch: str = "sm_90", documents: str = "apart") -> ModuleType:
+def in_window(arch: str = "sm_90", documents: str = "apart") -> ModuleType:
     changes = {key.replace(".", "__"): value for key, value in keys("two on one").items()}
-    return kernels(NAMES, "mistral-7b", arch, training__documents=documents, attention__window=window, **changes)[0]
+    return kernels(NAMES, "mistral-7b", arch, training__documents=documents, **changes)[0]
+
+
+def of_two_kinds(arch: str = "sm_90", documents: str = "apart") -> ModuleType:
+    """Some layers see a window, others all of a document."""
+    return kernels(NAMES, "tiny-window", arch, training__documents=documents)[0]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float) -> Tensor:
@@ -59,11 +67,11 @@ def check(module: ModuleType, shape: str, starts: Tensor, dtype: torch.dtype, ru
         for seed, count in enumerate((heads, kv_heads, kv_heads))
     ]
     dout = randn(batch, length, heads, width, dtype=dtype, seed=5)
-    out = run(*given) if run else module.document_attention(*given, poisoned(starts))
+    out = run(*given) if run else module.document_attention(*given, poisoned(starts), SCALE)
     actual = torch.autograd.grad(out, given, dout)
 
     wide = [t.detach().double().requires_grad_() for t in given]
-    exact = formula(*wide, starts, module.ATTENTION_SCALE)
+    exact = formula(*wide, starts, SCALE)
     expected = torch.autograd.grad(exact, wide, dout.double())
     assert out.dtype == dtype and calc_diff(out, exact) <= BOUNDS[dtype]
     for a, e, t in zip(actual, expected, given, strict=True):
@@ -117,23 +125,46 @@ WINDOWS = [(1, "apart"), (63, "apart"), (64, "apart"), (65, "apart"), (150, "joi
 def test_a_window(window: int, documents: str) -> None:
     """Of rows that hold documents or not. A window of one token moves no q and no k: float32 there."""
     dtype = torch.float32 if window < 3 else torch.bfloat16
-    module = in_window(window, documents=documents)
+    module = in_window(documents=documents)
     first = torch.arange(1 - window, 301 - window).clamp(min=0).int().expand(2, 300)
-    check(module, "two on one", first, dtype, module.windowed_attention)
+    check(module, "two on one", first, dtype, lambda *x: module.windowed_attention(*x, window, SCALE))
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
 def test_a_window_within_documents(arch: str) -> None:
-    module, starts = in_window(50, arch), starts_of([DOCUMENTS["of odd lengths"], DOCUMENTS["as long as tiles"]])
+    module, starts = in_window(arch), starts_of([DOCUMENTS["of odd lengths"], DOCUMENTS["as long as tiles"]])
     first = torch.maximum(starts, torch.arange(-49, 251)).int()
-    check(module, "two on one", first, torch.bfloat16, lambda *x: module.windowed_document_attention(*x, starts))
+    run = partial(windowed_in_documents, module, starts, 50)
+    check(module, "two on one", first, torch.bfloat16, run)
+
+
+def windowed_in_documents(module: ModuleType, starts: Tensor, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return module.windowed_document_attention(q, k, v, starts, window, SCALE)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_one_file_for_layers_with_a_window_and_without(arch: str) -> None:
+    """Each call says which it is: two windows, whole documents, and a window within them."""
+    module, starts = of_two_kinds(arch), starts_of([[7, 63, 90]])
+    check(module, "each its own", starts, torch.bfloat16)
+    for window in (20, 70):
+        first = torch.arange(1 - window, 161 - window).clamp(min=0).int().unsqueeze(0)
+        check(module, "each its own", first, torch.bfloat16, lambda *x: module.windowed_attention(*x, window, SCALE))  # noqa: B023
+        run = partial(windowed_in_documents, module, starts, window)
+        check(module, "each its own", torch.maximum(starts, first), torch.bfloat16, run)
+
+
+def test_without_documents_only_layers_with_a_window_call_it() -> None:
+    """What sees all keys before it is left to PyTorch's operator."""
+    assert not hasattr(of_two_kinds(documents="joined"), "document_attention")
+    assert not hasattr(of_two_kinds(documents="joined"), "windowed_document_attention")
 
 
 def test_an_expanded_gradient() -> None:
     """The gradient of a sum has no memory of its own."""
     module, starts = attention("six on two"), starts_of([[7, 13]])
     q, k, v = randn(1, 20, 6, 16).requires_grad_(), randn(1, 20, 2, 16), randn(1, 20, 2, 16)
-    out = module.document_attention(q, k, v, starts)
+    out = module.document_attention(q, k, v, starts, SCALE)
     grads = [
         torch.autograd.grad(out, q, dout, retain_graph=True)[0]
         for dout in (torch.ones(1).expand(out.shape), torch.ones(out.shape))
@@ -145,7 +176,7 @@ def test_no_tokens() -> None:
     module = attention("six on two")
     for dtype in (torch.float32, torch.float64):  # the kernels, and the reference
         given = [torch.empty(1, 0, heads, 16, dtype=dtype).requires_grad_() for heads in (6, 2, 2)]
-        out = module.document_attention(*given, torch.empty(1, 0, dtype=torch.int32))
+        out = module.document_attention(*given, torch.empty(1, 0, dtype=torch.int32), SCALE)
         assert out.shape == (1, 0, 6, 16)
         assert [g.shape for g in torch.autograd.grad(out.sum(), given)] == [t.shape for t in given]
 
@@ -154,9 +185,9 @@ def test_fake_tensors_are_like_real_ones() -> None:
     module = attention("six on two")
     given = (randn(1, 20, 6, 16), randn(1, 20, 2, 16), randn(1, 20, 2, 16), starts_of([[7, 13]]))
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(module._forward, given, test_utils=tests)
-    out, lse = module._forward(*given)
-    torch.library.opcheck(module.backward, (randn(*out.shape), *given, out, lse), test_utils=tests)
+    torch.library.opcheck(module._forward, (*given, SCALE), test_utils=tests)
+    out, lse = module._forward(*given, SCALE)
+    torch.library.opcheck(module.backward, (randn(*out.shape), *given, out, lse, SCALE), test_utils=tests)
 
 
 FORWARD, BACKWARD, ROWS = "gqa_attention", "gqa_attention_backward", "attention_rows"
@@ -166,6 +197,8 @@ FAULTS = {
     "another key head": (FORWARD, "kv_head = head // (H // J)", "kv_head = head % J"),
     "a block that is hidden from a query": (FORWARD, "-1e30", 'float("-inf")'),
     "the sum of exponentials is not rescaled": (FORWARD, "l_i * alpha + ", "l_i + "),
+    "a scale of its own": (FORWARD, "SCALE_LOG2=scale * LOG2_E", "SCALE_LOG2=width**-0.5 * LOG2_E"),
+    "gradients by a scale of their own": (BACKWARD, '"SCALE": scale', '"SCALE": width**-0.5'),
     "lse without the maximum": (FORWARD, "m_i + tl.log2(l_i)", "tl.log2(l_i)"),
     "blocks of keys are skipped": (
         FORWARD,
@@ -216,11 +249,10 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
 
 
 def test_a_window_that_is_a_token_too_wide_is_caught() -> None:
-    module = in_window(64)
-    module.WINDOW = 65
+    module = in_window()
     first = torch.arange(-63, 37).clamp(min=0).int().expand(1, 100)
     with pytest.raises(AssertionError):
-        check(module, "two on one", first, torch.bfloat16, module.windowed_attention)
+        check(module, "two on one", first, torch.bfloat16, lambda *x: module.windowed_attention(*x, 65, SCALE))
 
 
 def test_heads_that_add_to_dk_without_order_are_a_race() -> None:
@@ -230,9 +262,9 @@ def test_heads_that_add_to_dk_without_order_are_a_race() -> None:
     arguments = [randn(1, 20, heads, 16, seed=heads) for heads in (6, 2, 2)]
 
     def backward(module: ModuleType) -> None:
-        out, lse = module._forward(*arguments, starts)
+        out, lse = module._forward(*arguments, starts, SCALE)
         with watched():
-            module.backward(out, *arguments, starts, out, lse)
+            module.backward(out, *arguments, starts, out, lse, SCALE)
 
     files = printed(NAMES, spec)
     backward(package(files, NAMES[:1])[0])

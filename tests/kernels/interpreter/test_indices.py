@@ -1,5 +1,6 @@
 """Indices that point nowhere, in the interpreter: NaN for what they belong to, nothing read or written out of range."""
 
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -70,7 +71,8 @@ STARTS = {
 def test_a_document_that_begins_nowhere_gives_nan(kind: str, arch: str, fault: str) -> None:
     """To its own tokens alone, in the gradient of q too. Nothing beside the tensors is read."""
     if kind == "gqa":
-        attend = test_gqa_attention.attention("two on one", arch).document_attention
+        module = test_gqa_attention.attention("two on one", arch)
+        attend = partial(module.document_attention, scale=test_gqa_attention.SCALE)
         given = [randn(2, 150, heads, 16, seed=heads) for heads in (2, 1, 1)]
     else:
         module = test_mla_attention.attention("one head", arch, "apart")

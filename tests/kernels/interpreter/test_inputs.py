@@ -32,9 +32,9 @@ IN_PLACE = {"latent_cache": 2}
 """Leading arguments of a case that stay: its function, and the cache that it writes to."""
 
 
-def functions(name: str, module: ModuleType, tokens: int) -> Iterator[Case]:
-    """A case for each function that is measured."""
-    sizes = SIZES[name](dims(MODELS.get(name, "tiny"), **KEYS))
+def functions(name: str, module: ModuleType, tokens: int, **changes: int) -> Iterator[Case]:
+    """A case for each function that is measured; `changes` are those of the module's spec."""
+    sizes = SIZES[name](dims(MODELS.get(name, "tiny"), **KEYS, **changes))
     seen = set()
     cases = import_module(f"{CASES}.{name}").cases(module, sizes, tokens, "cpu")
     for case in islice(cases, WHOLE.get(name, 0), 12):
@@ -58,11 +58,11 @@ def outputs(result: Any) -> list[Tensor]:
     return [t for t in (result if isinstance(result, tuple | list) else [result]) if isinstance(t, Tensor)]
 
 
-def check(name: str, module: ModuleType) -> None:
+def check(name: str, module: ModuleType, **changes: int) -> None:
     """Strided inputs, programs in any order: the same bits. No program leaves its tensors or meets another."""
     torch.manual_seed(0)
     launched = set()
-    for case in functions(name, module, 150 if name in SPLIT else 20):
+    for case in functions(name, module, 150 if name in SPLIT else 20, **changes):
         kept = IN_PLACE.get(name, 0)
         arguments = case.run.args  # type: ignore[attr-defined]
         given = [*arguments[:kept], *map(strided, arguments[kept:])]

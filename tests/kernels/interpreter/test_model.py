@@ -12,6 +12,7 @@ from kernels.lab import calc_diff
 from torch import Tensor, nn
 
 from dsc.compiler.driver import build, emit
+from dsc.spec.attention import WindowAttention
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
@@ -21,6 +22,7 @@ Importer = Callable[[str], ModuleType]
 Emitted = Callable[[Mapping[str, str]], Importer]
 
 FAMILIES = ["tiny", "deepseek-v2-lite", "llama-3.1-8b", "mixtral-8x7b", "qwen3-30b-a3b", "minicpm3-4b"]
+FAMILIES += ["mistral-7b", "tiny-window"]
 FAMILIES_IN_FP8 = ["deepseek-v3", "mixtral-8x7b", "llama-3.1-8b"]
 BATCH, LENGTH = 2, 9
 SEEDS = 5
@@ -64,6 +66,12 @@ def step(
     return loss.item(), {key: weight.grad for key, weight in model.named_parameters()}
 
 
+def shape_of(spec: ModelSpec) -> tuple[int, int]:
+    """Rows longer than the window of any layer."""
+    windows = [one.window for one in spec.attentions.values() if isinstance(one, WindowAttention)]
+    return BATCH, max([LENGTH, *(window + 7 for window in windows)])
+
+
 def with_z_loss(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"z_loss": 0.3})
 
@@ -82,7 +90,9 @@ def test_one_step(name: str, emitted: Emitted) -> None:
     if name.endswith("clamped"):
         spec = with_clamp(spec)
     fused, plain = pair(spec, emitted)
-    (loss, gradients), (expected_loss, expected) = (step(m, torch.float32, spec.vocab_size) for m in (fused, plain))
+    (loss, gradients), (expected_loss, expected) = (
+        step(m, torch.float32, spec.vocab_size, shape_of(spec)) for m in (fused, plain)
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for key, gradient in gradients.items():
         assert calc_diff(gradient, expected[key]) <= 1e-9, key
@@ -102,8 +112,10 @@ def test_one_step_in_bfloat16(name: str, emitted: Emitted) -> None:
         for model in (fused, plain):
             model.bfloat16()
         exact = copy.deepcopy(plain)
-        (loss, gradients), (plain_loss, others) = (step(m, torch.bfloat16, spec.vocab_size) for m in (fused, plain))
-        exact_loss, expected = step(exact, torch.float32, spec.vocab_size)
+        (loss, gradients), (plain_loss, others) = (
+            step(m, torch.bfloat16, spec.vocab_size, shape_of(spec)) for m in (fused, plain)
+        )
+        exact_loss, expected = step(exact, torch.float32, spec.vocab_size, shape_of(spec))
         assert loss == pytest.approx(exact_loss, rel=2e-3) and plain_loss == pytest.approx(exact_loss, rel=2e-3)
         errors = {key: (calc_diff(gradients[key], one), calc_diff(others[key], one)) for key, one in expected.items()}
         found.append({key: ours / (1.5 * theirs + 1e-5) for key, (ours, theirs) in errors.items()})

@@ -33,6 +33,14 @@ def test_what_lies_beside_a_tensor_is_out_of_range() -> None:
         shift_kernel[(2,)](x, y[:4], 0, SIZE=6, ALL=False)
 
 
+def test_every_test_is_guarded() -> None:
+    """The fault is raised before memory is touched."""
+    memory = torch.zeros(64)
+    with pytest.raises(OutOfRange, match="shift_kernel, program 1 writes 2 elements of no tensor"):
+        shift_kernel[(2,)](randn(6), memory[:4], 0, SIZE=6, ALL=False)
+    assert memory[:4].all() and not memory[4:].any()
+
+
 def test_programs_that_meet_are_a_race() -> None:
     x = randn(8)
     with pytest.raises(Race, match="program 1 reads what program 0 writes"), watched():
