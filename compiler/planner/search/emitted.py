@@ -186,8 +186,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:
         yield f"schedule {layout.schedule}"
-    if layout.pp > 1 and layout.zero > 1 and layout.schedule not in BY_LAYER and layout.schedule in SCHEDULES:
-        yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
     if layout.copy > 1 and MOE not in graph.blocks:
         chosen = f"ep {layout.ep}" if layout.ep > 1 else f"etp {layout.etp}"
         yield f"{chosen} for several kinds of mixtures of experts"
