@@ -110,8 +110,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
     apart = one_by_one(step.sharing, step.stages)
-    if pairs(step.sharing) and not apart:
-        step = replace(step, turns=verify(in_turns(stepped, step.stages)))
+    if step.sharing is not None and pairs(step.sharing) and not apart:
+        step = replace(step, turns=verify(in_turns(stepped, step.stages, step.sharing.zero)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(step)
     written = without_graphs(target, serving)

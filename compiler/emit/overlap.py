@@ -26,10 +26,9 @@ def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Defini
         return []
     ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
     stacked = any(isinstance(op, GroupedProduct) for op in ops)
-    two_hops = step.sharing is not None and step.sharing.nodes > 1
-    same = [
-        files.file(path, path, stacked=stacked, two_hops=two_hops) for path in ("train/tape.py", "train/overlap.py")
-    ]
+    assert step.sharing is not None
+    values = {"stacked": stacked, "two_hops": step.sharing.nodes > 1, "zero": step.sharing.zero}
+    same = [files.file(path, path, **values) for path in ("train/tape.py", "train/overlap.py")]
     return [turns_file(files, step, step.turns, model), *same]
 
 

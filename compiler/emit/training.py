@@ -266,6 +266,7 @@ def sharing_files(
 ) -> list[File]:
     """plan.py, parallel.py and what it stands on, and files of what ranks share of a module."""
     experts, sequences = sharing.copy > 1, _sequence_ranks(sharing)
+    by_layer = sharing.pp > 1 and sharing.zero > 1
     values = {
         **values,
         "pipeline": sharing.pp > 1,
@@ -276,7 +277,8 @@ def sharing_files(
         "context": sharing.cp > 1,
         "tensor": sharing.tp > 1,
         "overlap": step.turns is not None,
-        "by_layer": sharing.pp > 1 and sharing.zero > 1,
+        "by_layer": by_layer,
+        "splits": by_layer and step.turns is None and sharing.splits_backward,
         "shared": "_".join(name for name in ("dp", "cp", "tp") if name == "dp" or getattr(sharing, name) > 1),
         "codes": _keeps_codes(step),
     }
@@ -290,6 +292,8 @@ def sharing_files(
         several = len(step.stages) > sharing.pp
         printed.append(files.file("train/received.py", "train/received.py", several=several, sends=SENDS))
         printed.append(files.file("train/forward.py", "train/forward.py"))
+    if values["splits"]:
+        printed.append(files.file("train/split.py", "train/split.py", **values))
     if sharing.etp > 1:
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:

@@ -74,6 +74,28 @@ class Cut(Op):
 
 
 @register
+class EnterLayer(Op):
+    """From here on the layer's weights are read, which ranks share; backward reduces their gradients where it ends."""
+
+    kind = "enter_layer"
+    operands = ("tape",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
+class LeaveLayer(Op):
+    """Up to here: of whole weights each rank keeps its share."""
+
+    kind = "leave_layer"
+    operands = ("tape",)
+
+    def infer(self, inputs: Types) -> Types:
+        return ()
+
+
+@register
 class GroupedProduct(GroupedLinear):
     """Each expert's rows times its own weight.T; the weight's gradient is put off."""
 

@@ -42,6 +42,8 @@ from dsc.compiler.passes.resize import resized
 
 MOE = "MixtureOfExperts.forward"
 EXPERT_PARALLEL = "ExpertParallel"
+SPLITTING = ("ZBVZeroBubble", "DualPipeV")
+"""Schedules of torch.distributed.pipelining that put off the gradients of weights."""
 SENDS = 4
 """Of one of a rank's several stages, on their way at once: so far behind may a neighbour be before the rank waits."""
 
@@ -107,6 +109,11 @@ class Sharing:
     def copy(self) -> int:
         """Ranks that share one copy of the experts."""
         return self.ep * self.etp
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the schedule has a backward of inputs and one of weights."""
+        return self.schedule in SPLITTING
 
     @property
     def keeps_codes(self) -> bool:

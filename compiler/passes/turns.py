@@ -24,11 +24,14 @@ from dsc.compiler.ops.turns import (
     CallTurns,
     CountsBeside,
     Cut,
+    EnterLayer,
     GroupedProduct,
+    LeaveLayer,
     LoopTurns,
     LoopTurnsSum,
     StartExchange,
 )
+from dsc.compiler.passes.recompute import layer_blocks
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import BATCH, Stage
 from dsc.compiler.passes.tensor import PREFIXES
@@ -63,11 +66,16 @@ def cycles(block: Block) -> bool:
     return any(isinstance(node.op, LayerLoop) and len(node.op.callees()) > 1 for node in block.nodes())
 
 
-def in_turns(graph: Graph, stages: Iterable[Stage]) -> Graph:
-    """The graph with generators beside the blocks that stop, callees first; a stage without an all-to-all has none."""
+def in_turns(graph: Graph, stages: Iterable[Stage], zero: int = 1) -> Graph:
+    """The graph with generators beside the blocks that stop, callees first; a stage without an all-to-all has none.
+
+    Beyond ZeRO 1 every layer has one, for it says where its weights are read.
+    """
     stages = tuple(stages)
     listed = (node.op for stage in stages for node in stage.block.nodes() if isinstance(node.op, CallListed))
-    writer = _Writer(graph, frozenset(key for op in listed for key in op.callees()))
+    layers = layer_blocks(graph) if zero > 1 else frozenset()
+    of_shares = {f"{prefix}{key}" for prefix in PREFIXES for key in layers}
+    writer = _Writer(graph, frozenset(key for op in listed for key in op.callees()), layers | of_shares, zero)
     for stage in stages:
         block = graph.blocks[stage.block.key]
         if writer.stops(block.key):
@@ -80,6 +88,9 @@ class _Writer:
     graph: Graph
     predictors: frozenset[str]
     """The blocks of multi-token prediction."""
+    layers: frozenset[str]
+    """The blocks of layers that share weights or gradients."""
+    zero: int
     written: dict[str, Block] = field(default_factory=dict)
 
     def block(self, key: str) -> Block:
@@ -92,6 +103,8 @@ class _Writer:
         return shares[0] if shares and caller.key in self.predictors else self.block(key)
 
     def stops(self, key: str) -> bool:
+        if key in self.layers:
+            return True
         nodes = self.block(key).nodes()
         inner = (one for node in nodes if isinstance(node.op, Call) for one in node.op.callees())
         return any(isinstance(node.op, AllToAll) for node in nodes) or any(map(self.stops, inner))
@@ -116,7 +129,13 @@ class _Writer:
             made = {*block.inputs, *(value for one in nodes[:position] for value in one.outputs)}
             kept = (*(value for value in _ordered(made & later & flows, block, nodes)), *alive)
             body.append(self._turned(block, node, flows, kept))
-        return body
+        return self._in_layer(body) if block.key in self.layers else body
+
+    def _in_layer(self, body: list[Node]) -> list[Node]:
+        """With where its weights begin to be read; and where that ends, if they go there."""
+        begin = Node("enter", EnterLayer(), (TAPE_VALUE,), ())
+        end = [Node("leave", LeaveLayer(), (TAPE_VALUE,), ())] if self.zero == 3 else []
+        return [begin, *body, *end]
 
     def _turned(self, block: Block, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
         op = node.op

@@ -144,12 +144,12 @@ def in_both(spec: ModelSpec) -> ModelSpec:
     return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 4}, "placement": pins})
 
 
-def in_turns(balanced: bool) -> ModelSpec:
+def in_turns(balanced: bool, zero: int = 1) -> ModelSpec:
     """With pairs of a forward and a backward that take turns; layers with a balance loss, or without."""
     data = load("tiny").model_dump()
     if not balanced:
         del data["ffn"]["moe"]["router"]["balance"]
-    pins = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2, "zero": 1, "schedule": "dualpipe-v", "recompute": []}
+    pins = {"pp": 2, "vpp": 2, "ep": 2, "dp": 2, "zero": zero, "schedule": "dualpipe-v", "recompute": []}
     return ModelSpec.model_validate({**data, "cluster": {"kind": "cpu", "nodes": 4}, "placement": pins})
 
 
@@ -181,7 +181,7 @@ def programs() -> list[Program]:
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
-    makes again; two with pairs that take turns; one whose tokens take two hops; some that several ranks serve; some
+    makes again; some with pairs that take turns, one of them with weights that ranks share; one whose tokens take two hops; some that several ranks serve; some
     with sequences shared out, of several documents too, or heads and widths, or the width of experts.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
@@ -193,7 +193,7 @@ def programs() -> list[Program]:
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), 8, "mla_up_proj", "norms"),
         shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts"),
     ]
-    shared += [in_turns(balanced=True), in_turns(balanced=False)]
+    shared += [in_turns(balanced=True), in_turns(balanced=False), in_turns(balanced=True, zero=3)]
     shared += [in_two_hops(load("tiny")), in_two_hops(load("tiny"), etp=2), in_slices(load("tiny"))]
     shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
     shared.append(on_gpus(served_on_ranks("deepseek-v3")))

@@ -24,6 +24,8 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, cp 2 x ep 2": ("deepseek", {"cp": 2, "ep": 2}),
     "documents, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek, documents", {**V, "schedule": "dualpipe-v"}),
     "weighed, dp 2": ("deepseek, weighed", {"dp": 2}),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, zero 3": ("deepseek", {**V, "schedule": "dualpipe-v", "zero": 3}),
+    "llama, pp 2 x dp 2, zbv, zero 3, tied": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv", "zero": 3}),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -77,6 +79,47 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral, pp 2 x dp 2 x tp 2 x ep 2, zero 3, full": (
         "mixtral",
         {"pp": 2, "dp": 2, "tp": 2, "ep": 2, "zero": 3, "recompute": ["full"]},
+    ),
+    "llama, pp 2 x dp 2, zbv, zero 2, tied": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv", "zero": 2}),
+    "llama, pp 2 x dp 2, dualpipe-v, zero 2, tied": (
+        "llama",
+        {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v", "zero": 2},
+    ),
+    "llama, pp 2 x dp 2, dualpipe-v, zero 3, tied": (
+        "llama",
+        {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v", "zero": 3},
+    ),
+    "deepseek, pp 2 x dp 2 x ep 2, zbv, zero 2": ("deepseek", {**V, "schedule": "zbv", "zero": 2}),
+    "deepseek, pp 2 x dp 2 x ep 2, zbv, zero 3": ("deepseek", {**V, "schedule": "zbv", "zero": 3}),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, zero 2": ("deepseek", {**V, "schedule": "dualpipe-v", "zero": 2}),
+    "deepseek, pp 2 x dp 2, dualpipe-v, zero 3": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "dp": 2, "schedule": "dualpipe-v", "zero": 3},
+    ),
+    "deepseek, pp 2 x dp 4 x ep 2, dualpipe-v, zero 3": (
+        "deepseek",
+        {**V, "dp": 4, "schedule": "dualpipe-v", "zero": 3},
+    ),
+    "deepseek, pp 2 x dp 2 x ep 2, zbv, zero 3, recompute": (
+        "deepseek",
+        {**V, "schedule": "zbv", "zero": 3, "recompute": ["experts", "mla_up_proj", "norms", "swiglu"]},
+    ),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, zero 2, full": (
+        "deepseek",
+        {**V, "schedule": "dualpipe-v", "zero": 2, "recompute": ["full"]},
+    ),
+    "documents, pp 2 x dp 2 x ep 2, dualpipe-v, zero 3": (
+        "deepseek, documents",
+        {**V, "schedule": "dualpipe-v", "zero": 3},
+    ),
+    "window, pp 2 x dp 2, zbv, zero 3": ("window", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv", "zero": 3}),
+    "deepseek, pp 2 x tp 2 x ep 2, dualpipe-v, zero 3": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "tp": 2, "ep": 2, "schedule": "dualpipe-v", "zero": 3},
+    ),
+    "deepseek, pp 2 x cp 2 x ep 2, dualpipe-v, zero 2": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "cp": 2, "ep": 2, "schedule": "dualpipe-v", "zero": 2},
     ),
     "llama, pp 2 x dp 2, zbv": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv"}),
     "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v": ("mixtral", {**V, "schedule": "dualpipe-v"}),
@@ -136,9 +179,7 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, same_steps: SameSt
     same_steps(placed_spec("deepseek", {**EP, "zero": 2}, "bf16"), within=1e-6)
 
 
-@pytest.mark.parametrize(
-    "pins", [{"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, {"pp": 2, "schedule": "dualpipe"}]
-)
+@pytest.mark.parametrize("pins", [{"pp": 2, "schedule": "dualpipe"}, {"dp": 2, "activations": "fp8"}])
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None

@@ -6,6 +6,7 @@ reserve, which the ledger adds, is of CUDA's allocator.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,24 @@ import pytest
 from dsc.compiler.driver import problem_of
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.memory.lines import ALLOCATOR, WEIGHTS
+from dsc.compiler.planner.pipeline.schedule import actions
 from dsc.compiler.planner.report.plan import Plan, given_plan
 from dsc.spec.model import ModelSpec
 
 MEMORY = Path(__file__).with_name("memory.py")
 Measured = Callable[..., list[list[int]]]
 BATCH, LENGTH = 16, 128
+V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 WITHIN = 0.05
 PIPED = [
     (model, {"pp": 2, "dp": 2, "zero": zero, "micro_batch": 4}) for model in ("llama", "deepseek") for zero in (2, 3)
+]
+SPLIT = [
+    ("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "schedule": "zbv"}),
+    *(("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": zero, "schedule": "dualpipe-v"}) for zero in (2, 3)),
+    ("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}),
+    *(("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "zero": zero, "schedule": "dualpipe-v"}) for zero in (2, 3)),
+    ("deepseek", {"pp": 2, "vpp": 2, "dp": 4, "ep": 2, "zero": 3, "schedule": "dualpipe-v"}),
 ]
 FLAT = [("llama", {"dp": 2, "zero": 1}), ("llama", {"dp": 2, "zero": 2}), ("deepseek", {"dp": 2, "zero": 3})]
 CASES = [
@@ -38,10 +48,16 @@ CASES = [
     pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}, marks=pytest.mark.slow),
     ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
     pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 1, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 2, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 3, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
     pytest.param("mixtral", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
 ]
-V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 PILED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "sends": ("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, "SENDS = 4", "SENDS = 400"),
     "losses": ("llama", {"pp": 2, "dp": 2}, "loss.detach_()", "pass"),
@@ -64,6 +80,15 @@ FAULTS: dict[str, tuple[int, tuple[str, str, str]]] = {
     "gradients are never reduced": (
         3,
         ("train/weights.py", "set_gradient_divide_factor(1.0)", "set_requires_gradient_sync(False)"),
+    ),
+}
+IN_TURNS: dict[str, tuple[str, str, str]] = {
+    "weights stay after forward": ("train/tape.py", "        layer.reshard()\n\n    def", "        pass\n\n    def"),
+    "weights go after each segment": ("train/tape.py", "if layer not in before:", "if True:"),
+    "gradients are reduced once a step": (
+        "train/tape.py",
+        "        group.post_backward()",
+        "        group.reduce_grads = False",
     ),
 }
 
@@ -141,7 +166,10 @@ def piled(placed_spec: Any, measured: Measured, model: str, placement: dict[str,
 
 @pytest.mark.parametrize(
     ("model", "placement"),
-    [PIPED[1], FLAT[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in (PIPED[0], *PIPED[2:], *FLAT[1:]))],
+    [
+        *(PIPED[1], SPLIT[0], FLAT[0]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (PIPED[0], *PIPED[2:], *SPLIT[1:], *FLAT[1:])),
+    ],
     ids=str,
 )
 def test_ranks_gather_and_reduce_as_often_as_is_priced(
@@ -161,22 +189,39 @@ def test_a_planted_fault_gathers_or_reduces_otherwise(
     assert [tuple(moved) for _, *moved in measured(spec, planted(*change))] != priced(spec)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", IN_TURNS)
+def test_so_it_does_where_pairs_take_turns(fault: str, placed_spec: Any, measured: Measured, planted: Any) -> None:
+    spec = specified(placed_spec, "deepseek", {**V, "zero": 3, "schedule": "dualpipe-v"})
+    assert [tuple(moved) for _, *moved in measured(spec, planted(*IN_TURNS[fault]))] != priced(spec)
+
+
 def priced(spec: dict[str, Any]) -> list[tuple[int, int]]:
     """Bytes of whole weights that a rank gathers in a step, and of whole gradients that it reduces.
 
-    ZeRO 3 gathers for each forward and each backward, the others once; ZeRO 1 reduces once, the others after each
-    backward.
+    ZeRO 3 gathers a stage for each of its passes, the others once; ZeRO 1 reduces once, the others after each backward.
     """
-    plain = planned({**spec, "placement": {**spec["placement"], "zero": 0}})
-    whole = {
-        rank: line.bytes for role in plain.roles for rank in role.ranks for line in role.lines if line.name == WEIGHTS
-    }
-    micro_batches = plain.layout.micro_batches(BATCH)
-    gathers = 2 * micro_batches if spec["placement"]["zero"] == 3 else 1
-    reductions = 1 if spec["placement"]["zero"] == 1 else micro_batches
-    each = plain.layout.world // plain.layout.pp
-    ranks = [whole[rank // each] for rank in range(plain.layout.world)]
-    return [(gathers * bytes, reductions * bytes) for bytes in ranks]
+    problem, layout = problem_of(ModelSpec.model_validate(spec)), planned(spec).layout
+    stages, micro_batches = problem.stages(layout), layout.micro_batches(BATCH)
+    moved = []
+    for rank, run in enumerate(actions(layout.schedule, layout.pp, layout.vpp, micro_batches)):
+        done = Counter((one.kind, one.stage) for action in run for one in action.members)
+        gathered = reduced = 0
+        for stage in layout.stages(rank):
+            held = problem.memory.ranks.elements(stages[stage])
+            whole = 4 * (held.dense_on(layout) + held.experts_on(layout) * (layout.edp > 1))
+            passes = sum(done[kind, stage] for kind in gathering(layout, first=stage == 0))
+            gathered += whole * (passes if layout.zero == 3 else 1)
+            reduced += whole * (1 if layout.zero == 1 else micro_batches)
+        moved += [(gathered, reduced)] * (layout.world // layout.pp)
+    return moved
+
+
+def gathering(layout: Layout, first: bool) -> tuple[str, ...]:
+    """Passes that read weights. What pairs put off reads none; of the first stage a backward of inputs does nothing."""
+    if layout.schedule == "dualpipe-v" and layout.copy > 1:
+        return ("F", "B", "BW")
+    return ("F", "BW", "W") if first else ("F", "B", "BW", "W")
 
 
 @pytest.fixture

@@ -58,6 +58,13 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "answers, kernels": ("llama", {"dp": 8, "zero": 2}),
     "pipeline, weights shared, experts": ("mixtral", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}),
     "pipeline, gradients shared": ("llama", {"pp": 2, "dp": 2, "zero": 2}),
+    "backward split, weights shared": ("llama", {**V, "ep": 1, "schedule": "zbv", "zero": 3}),
+    "backward split, gradients shared": ("deepseek", {**V, "schedule": "zbv", "zero": 2, "recompute": ["norms"]}),
+    "in turns, weights shared": ("deepseek", {**V, "schedule": "dualpipe-v", "zero": 3}),
+    "two hops, in turns, gradients shared": (
+        "deepseek",
+        {"pp": 2, "vpp": 2, "dp": 8, "ep": 8, "schedule": "dualpipe-v", "zero": 2},
+    ),
     "answers, pipeline": ("mixtral", {"pp": 2, "dp": 2, "ep": 2}),
 }
 

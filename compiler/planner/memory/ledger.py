@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import permutations
 from math import ceil
 from operator import mul
 from typing import NamedTuple
@@ -129,9 +130,9 @@ class MemoryModel:
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
         if layout.zero in (1, 2) and layout.world > 1 and self._keeps_shares:
             amounts[WEIGHTS] += width * sharded
-        if layout.zero == 3:  # the part that runs, and the next one on its way
+        if layout.zero == 3:  # the part that runs, and the next one on its way; of both stages where pairs take turns
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
-            amounts[GATHERED] = 2 * width * largest
+            amounts[GATHERED] = width * min(2 * largest * (1 + _take_turns(layout)), dense + experts)
         if layout.keeps_codes and not self._buffered:
             amounts[CODES] = round(CODE * (content.coded.dense_on(layout) + content.coded.experts_on(layout)))
         held = self._held(content, layout)
@@ -153,8 +154,8 @@ class MemoryModel:
         hidden = self._stream_bytes_on(layout)
         beside = [hidden * (more + (not one.keeps_input)) for more, one in zip(content.handed_on, stages, strict=True)]
         # Where pairs run from cut to cut, what waits for W is all that is kept: inputs of products, and gradients.
-        apart = layout.schedule in ("dualpipe", "dualpipe-v") and layout.copy > 1
-        waiting = [0 if apart else hidden + one.put_off for one in stages]
+        turns = _take_turns(layout)
+        waiting = [0 if turns else hidden + one.put_off for one in stages]
         each = [*(one.kept + more for one, more in zip(stages, beside, strict=True)), *waiting]
         moment = max(content.in_flight, key=lambda counts: sum(map(mul, counts, each)))
         counts, put_off = moment[: len(stages)], moment[len(stages) :]
@@ -164,7 +165,9 @@ class MemoryModel:
             sum(count * one.logits for count, one in zip(counts, stages, strict=True)),
             sum(map(mul, put_off, waiting)),
             sum(map(mul, counts, beside)),
-            max(one.working for one in stages),
+            max((a.forward + b.backward for a, b in permutations(stages, 2)), default=0)
+            if turns
+            else max(one.working for one in stages),
         )
 
     def _on_the_way(self, content: RankContent, layout: Layout) -> int:
@@ -241,6 +244,11 @@ class MemoryModel:
             held = self.stages.parts.on(kind, layout)
             tensors = tuple(_describe(one) for one, _ in (*held.storages, *held.shared) if not is_logits(one))
             yield MemoryLine(f"{ACTIVATIONS}{kind}", size, "derived", f"micro-batches in flight: {in_flight}", tensors)
+
+
+def _take_turns(layout: Layout) -> bool:
+    """Whether a forward of one stage and a backward of another run at once."""
+    return layout.schedule in ("dualpipe", "dualpipe-v") and layout.copy > 1
 
 
 def _state_widths(precision: Precision) -> tuple[tuple[str, int, int], ...]:

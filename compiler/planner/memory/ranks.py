@@ -115,13 +115,16 @@ class RankContents:
         own = [stages[stage] for stage in layout.stages(rank)]
         runs = [self._run(stage) for stage in own]
         everything = tuple(index for stage in own for index in stage)
-        elements = added(run.elements for run in runs)
+        with_lent = (
+            self._with_lent(run.elements, stage) if run.borrowers else run.elements
+            for run, stage in zip(runs, own, strict=True)
+        )
         numbers = layout.stages(rank)
         return RankContent(
             (rank,),
             tuple(self._parts[index].name for index in everything),
             tuple(run.kinds for run in runs),
-            self._with_lent(elements, everything) if any(run.borrowers for run in runs) else elements,
+            added(with_lent),  # a stage has a copy of its own, of what another stage of the rank has too
             max((run.largest for run in runs), key=Elements.total),
             added(run.coded for run in runs),
             held,
@@ -148,7 +151,7 @@ class RankContents:
         return self._with_lent(added(self._own[index] for index in held), held)
 
     def _with_lent(self, own: Elements, held: tuple[int, ...]) -> Elements:
-        """With what such parts borrow of others."""
+        """With what such parts borrow of other stages."""
         found: dict[str, Parameter] = {}
         for index in held:
             found.update(self._parts[index].borrowed)

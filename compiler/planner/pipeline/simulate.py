@@ -23,6 +23,7 @@ class StageTimes:
     backward_input: float
     backward_weight: float
     overlapped: float  # a forward and a full backward of this stage as one F&B pair
+    alone: float = 0.0  # more of a backward of weights that does not follow that of the input at once
 
     @property
     def backward(self) -> float:
@@ -131,7 +132,7 @@ def _durations(actions: Actions, times: Sequence[StageTimes]) -> list[float]:
     alone = {
         "F": [stage.forward for stage in times],
         "B": [stage.backward_input for stage in times],
-        "W": [stage.backward_weight for stage in times],
+        "W": [stage.backward_weight + stage.alone for stage in times],
         "BW": [stage.backward for stage in times],
     }
     paired: dict[tuple[int, int], float] = {}

@@ -31,9 +31,6 @@ SCHEDULES = {
 }
 """By the planner's names those of torch.distributed.pipelining, which does the same actions in the same order."""
 
-BY_LAYER = ("1f1b", "interleaved")
-"""Schedules under which layers may shard gradients and weights: they split no backward, so FSDP's hooks see its end."""
-
 EMITTED: dict[str, object] = {"activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
 
@@ -100,7 +97,7 @@ def emitted(problem: Problem) -> Offer:
     free = {name: value for name, value in EMITTED.items() if getattr(pins, name) is None}
     spec = problem.spec.model_copy(update={"placement": pins.model_copy(update=free)})
     every = families(spec, problem.world, problem.batch, problem.hardware.cluster.scale_up_domain)
-    scheduled = every if pins.schedule else _scheduled(every, BY_LAYER if (pins.zero or 0) > 1 else SCHEDULES)
+    scheduled = every if pins.schedule else _scheduled(every, SCHEDULES)
     whole = cache(lambda etp: not _cuts_blocks(etp, problem.graph))
     some = tuple(family for family in scheduled if whole(family.etp))
     if not some or any(choice_problems(replace(TRIVIAL, recompute=tuple(sorted(pins.recompute or ()))), spec)):
@@ -120,8 +117,8 @@ def emitted(problem: Problem) -> Offer:
 
 
 def _zeros(grid: Layout) -> tuple[int, ...]:
-    """The trainer shards the optimizer's state wherever several ranks have it; what else, the pipeline says."""
-    return (0,) if grid.dp * grid.cp == 1 else (1, 2, 3) if grid.pp == 1 or grid.schedule in BY_LAYER else (1,)
+    """The trainer shards the optimizer's state wherever several ranks have it."""
+    return (0,) if grid.dp * grid.cp == 1 else (1, 2, 3)
 
 
 def _scheduled(every: Iterable[LayoutFamily], schedules: Container[str]) -> Iterator[LayoutFamily]:
@@ -186,8 +183,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:
         yield f"schedule {layout.schedule}"
-    if layout.pp > 1 and layout.zero > 1 and layout.schedule not in BY_LAYER and layout.schedule in SCHEDULES:
-        yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
     if layout.copy > 1 and MOE not in graph.blocks:
         chosen = f"ep {layout.ep}" if layout.ep > 1 else f"etp {layout.etp}"
         yield f"{chosen} for several kinds of mixtures of experts"

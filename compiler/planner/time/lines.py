@@ -78,7 +78,7 @@ def _seconds(kind: str, forward: StageTimes, backward: StageTimes) -> float:
     return {
         "F": forward.forward,
         "B": backward.backward_input,
-        "W": backward.backward_weight,
+        "W": backward.backward_weight + backward.alone,
         "BW": backward.backward,
         "F&B": pair_time(forward, backward),
     }[kind]

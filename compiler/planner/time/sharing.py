@@ -10,6 +10,9 @@ from dsc.compiler.planner.time.kernels import Share
 PAIRING = ("dualpipe", "dualpipe-v")
 """Schedules that hide expert all-to-alls in F&B pairs of their own."""
 
+SPLITTING = ("zbv", "dualpipe-v")
+"""Schedules that put off the gradients of weights, of which the package has code."""
+
 Counts = tuple[tuple[str, int], ...]
 """How many parts of each kind a stage has."""
 
@@ -39,11 +42,13 @@ class StageSharing(NamedTuple):
     """Ranks that share a dense parameter."""
     expert_ranks: int
     zero: int
+    splits: bool
+    """The gradients of weights may be made by themselves."""
 
 
 def stage_sharing(layout: Layout) -> StageSharing:
     """ZeRO-1 shards nothing that a stage reads, so it is as good as none."""
     sharing = PartSharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp, layout.keeps_codes)
     if layout.zero > 1:
-        return StageSharing(sharing, layout.dp * layout.cp, layout.edp, layout.zero)
-    return StageSharing(sharing, 1, 1, 0)
+        return StageSharing(sharing, layout.dp * layout.cp, layout.edp, layout.zero, layout.schedule in SPLITTING)
+    return StageSharing(sharing, 1, 1, 0, False)

@@ -142,7 +142,8 @@ class StageCosts:
         forward, backward, weight = forward + shown[0], backward + shown[1], weight + shown[2]
         serial = forward + backward + weight
         paired = max(slowed, exchange) + other + sum(shown)
-        return StageTimes(forward, backward, weight, overlapped=min(serial, paired) if overlaps else serial)
+        alone = 0.0 if overlaps else self._gathered_again(compute[2], counts, sharing)
+        return StageTimes(forward, backward, weight, min(serial, paired) if overlaps else serial, alone)
 
     def _whole_of(self, sharing: StageSharing, recompute: tuple[str, ...], overlaps: bool, exchanges: bool) -> Whole:
         """No split into stages falls below: a sum of minima is no more than the minimum of the sums."""
@@ -171,6 +172,14 @@ class StageCosts:
             return 0.0, 0.0, 0.0
         parts = sum(count for _, count in counts)
         return self._communication.sharded_weights(compute, self._elements_of(counts), sharing, parts, beside)
+
+    def _gathered_again(self, computing: float, counts: Counts, sharing: StageSharing) -> float:
+        """Not where pairs take turns, for what they put off reads no weight; nor of the first stage, whose backward is
+        put off as a whole."""
+        if sharing.zero < 3 or not sharing.splits or any(kind == EMBEDDING for kind, _ in counts):
+            return 0.0
+        parts = sum(count for _, count in counts)
+        return self._communication.gathered_again(computing, self._elements_of(counts), sharing, parts)
 
     def _elements_of_counts(self, counts: Counts) -> Elements:
         return added(self._elements[kind] for kind, count in counts for _ in range(count))

@@ -185,6 +185,12 @@ class Communication:
             self.exposed(gradients, weight, parts, beside),
         )
 
+    def gathered_again(self, computing: float, held: Elements, sharing: StageSharing, parts: int) -> float:
+        """Seconds more of a backward of weights by itself, for which ZeRO-3 gathers them a third time."""
+        gradients = self.across_data(held, self._gradient_width, sharing)
+        both = gradients + self.across_data(held, self._width, sharing)
+        return self.exposed(both, computing, parts) - self.exposed(gradients, computing, parts)
+
     def exposed(self, moving: float, computing: float, parts: int, beside: bool = True) -> float:
         """Seconds more that a collective of each of so many parts takes beside compute: what that does not hide, and
         what it slows down."""
