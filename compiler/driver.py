@@ -27,6 +27,7 @@ from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_maske
 from dsc.compiler.passes.fuse.choose import called, choose_kernels, fused
 from dsc.compiler.passes.handing import as_functions_of_modules
 from dsc.compiler.passes.inference import for_inference, last_position
+from dsc.compiler.passes.let_go import let_go
 from dsc.compiler.passes.mtp_weight import weight_of_step
 from dsc.compiler.passes.pack import pack
 from dsc.compiler.passes.packed import documents_apart, packed
@@ -107,7 +108,7 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     rows = verify(as_functions_of_modules(learned[0], training)) if learned else None
     learning = _policies(spec, training, stepped, plain, step)
     inference = verify(as_functions(inference, training))
-    training, stepped = (verify(make_again(graph, step.recompute), graph) for graph in (training, stepped))
+    training, stepped = (verify(let_go(make_again(graph, step.recompute)), graph) for graph in (training, stepped))
     step = replace(step, graph=stepped)
     apart = one_by_one(step.sharing, step.stages)
     if step.sharing is not None and pairs(step.sharing) and not apart:

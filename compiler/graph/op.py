@@ -167,6 +167,10 @@ class Op:
         """What backward needs of forward, parameters left out."""
         return ()
 
+    def passing(self, inputs: Types) -> tuple[TensorType, ...]:
+        """What its backward writes for a moment beside the gradients of its operands."""
+        return ()
+
     def memory(self, inputs: Types, outputs: Types) -> tuple[int | ValueType | None, ...]:
         """The memory of each output: an input by position whose memory it shares, a parameter (None), or its own."""
         return tuple(0 if self.is_view else output for output in outputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +45,12 @@ class Step:
     saved: tuple[Storage, ...]
     sizes: Mapping[str, Dim]
     """The module's own symbols in the terms of the whole run."""
+
+    @cached_property
+    def passing(self) -> tuple[Storage, ...]:
+        """What its backward writes for a moment."""
+        types = (_sized(one, self.sizes) for one in self.node.op.passing(self.node.input_types))
+        return tuple(Storage(f"{self.path}{self.node.id}.passing[{index}]", one) for index, one in enumerate(types))
 
 
 def trace(graph: Graph, key: str, sizes: Mapping[str, Dim] = MappingProxyType({})) -> tuple[Step, ...]:

@@ -31,6 +31,10 @@ class CrossEntropy(Op):
         logits, labels = (tensor(t) for t in inputs)
         return (Saved("own", 0, TensorType(logits.shape, DType.FP32)), Saved("own", 1, labels))
 
+    def passing(self, inputs: Types) -> tuple[TensorType, ...]:
+        """The gradient of the log-probabilities, beside that of the logits."""
+        return (TensorType(tensor(inputs[0]).shape, DType.FP32),)
+
 
 @register
 class CrossEntropyAndZLoss(CrossEntropy):

@@ -1,4 +1,4 @@
-"""What a training step does not keep for backward: the lines that say so."""
+"""What a training step does not keep, for backward or for what follows: the lines that say so."""
 
 from dsc.compiler.graph.dim import Dim
 from dsc.compiler.graph.op import Op, Parameter, Saved, Types, record, register
@@ -65,4 +65,18 @@ class Drop(_Dropping):
 
     def infer(self, inputs: Types) -> Types:
         assert self.maker.infer(inputs[1:]) == inputs[:1], f"{self.maker.kind} does not make {inputs[0]}"
+        return ()
+
+
+@register
+class LetGo(Op):
+    """del x: a name that nothing reads any more, and with it the memory, if backward does not want it."""
+
+    kind = "let_go"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x",)
+
+    def infer(self, inputs: Types) -> Types:
         return ()

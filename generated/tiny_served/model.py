@@ -355,6 +355,7 @@ class Model(nn.Module):
         hidden = self.norm(x)
         logits = self.lm_head(hidden)  # [B, S, W]
         main_loss = cross_entropy(logits, labels)
+        del logits
 
         mtp_tokens = tokens[:, 1:]  # [B, S - 1]
         mtp_labels = labels[:, 1:]  # [B, S - 1]

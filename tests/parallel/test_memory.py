@@ -46,6 +46,17 @@ CASES = [
     pytest.param("deepseek", {"pp": 2}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "dp": 2}, marks=pytest.mark.slow),
     pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2, "zero": 3}, marks=pytest.mark.slow),
+    ("llama", {"tp": 2}),
+    pytest.param("deepseek", {"tp": 2}, marks=pytest.mark.slow),
+    pytest.param("llama", {"cp": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"cp": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"dp": 2, "ep": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"dp": 2, "etp": 2}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {"pp": 2, "dp": 2, "ep": 2}, marks=pytest.mark.slow),
+    *(
+        pytest.param("deepseek", {"dp": 2, "recompute": [one]}, marks=pytest.mark.slow)
+        for one in ("norms", "swiglu", "mla_up_proj", "experts", "full")
+    ),
     ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
     pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}, marks=pytest.mark.slow),

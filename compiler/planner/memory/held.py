@@ -120,6 +120,7 @@ class PartMemory:
     ) -> Held:
         keeps = self._keeping(kind, recompute, activations, away)
         times = dict.fromkeys(keeps.part.whole.storages, context)
+        times |= dict.fromkeys(keeps.part.whole.halves, 2 if context > 1 else 1)
         times |= {one: times.get(one, 1) * tensor for one in keeps.part.whole_on_each}
 
         def size(one: Storage) -> int:

@@ -30,6 +30,8 @@ class Whole:
     """What it has of whole sequences, those among them."""
     steps: frozenset[int]
     """Positions of the steps that run for whole sequences on every rank."""
+    halves: frozenset[Storage]
+    """What attention keeps of each half of a rank's tokens, and a copy that joins the halves is kept too."""
 
 
 def rows_of(graph: Graph) -> Rows:
@@ -48,11 +50,13 @@ def whole(steps: tuple[Step, ...], rows: Rows) -> Whole:
     storages, again = set(sent), set[int]()
     modules = {step.path for step in steps if id(step.node) in rows}
     behind: set[str] = set()
+    halves: set[Storage] = set()
     for index, step in enumerate(steps):
         if step.path not in modules:
             continue
         if step.node.op.op_class is OpClass.ATTENTION:
             storages.update(_keys_kept(step))
+            halves.update(one for one in step.outputs if one in step.saved)
             behind.add(step.path)
         elif isinstance(step.node.op, GatherSequence):  # among ranks that share heads: of each row by itself
             pairs = zip(step.inputs, step.outputs, strict=True)
@@ -60,7 +64,7 @@ def whole(steps: tuple[Step, ...], rows: Rows) -> Whole:
         elif id(step.node) not in rows and step.path not in behind and storages & set(step.inputs):
             again.add(index)
             storages |= made_in(step)
-    return Whole(sent, frozenset(storages), frozenset(again))
+    return Whole(sent, frozenset(storages), frozenset(again), frozenset(halves))
 
 
 def _keys_kept(attention: Step) -> Iterator[Storage]:

@@ -66,9 +66,11 @@ def backward_moments(steps: Sequence[Step], kept: Kept) -> Moments:
     start = 0
     for index, step in backwards:
         found.come(_with_gradients(step.inputs), gradients)
+        passing = {one: len(found.tensors) + place for place, one in enumerate(step.passing)}
+        found.tensors.extend(passing)
         done = [gradients.pop(one) for one in [one for one in gradients if makers.get(one) == index]]
         done += [held.pop(one) for one in [one for one in held if last_use.get(one) == index]]
-        found.ops.append((range(start, len(found.tensors)), done))
+        found.ops.append((range(start, len(found.tensors)), [*done, *passing.values()]))
         start = len(found.tensors)
     return found
 

@@ -102,8 +102,9 @@ def cross_entropy_of_shards(group: dist.ProcessGroup, logits: Tensor, labels: Te
     largest = all_reduce(logits.detach().amax(-1), "max", group)  # [B, TP * S]
     logits = logits - largest.unsqueeze(-1)
     column, elsewhere = place_in_shard(group, labels, logits.shape[-1])
-    target = logits.gather(-1, column.unsqueeze(-1)).squeeze(-1).masked_fill(elsewhere, 0)
-    total, target = own_sum(group, torch.stack((logits.exp().sum(-1), target), -1)).unbind(-1)  # [B, S] each
+    token = torch.arange(labels.numel(), device=labels.device).view_as(labels)
+    target = logits.flatten(0, 1)[token, column].masked_fill(elsewhere, 0)  # gather would keep the logits
+    total, target = own_sum(group, torch.stack((logits.exp_().sum(-1), target), -1)).unbind(-1)  # [B, S] each
     losses = total.log() - target
     ignored = own_part(group, labels) == -100
     return losses.masked_fill(ignored, 0).sum() / (labels != -100).sum().clamp(min=1)

@@ -289,7 +289,7 @@ def mixture_of_experts(module: MixtureOfExperts, x: Tensor) -> Tensor:
     gate, up = h.chunk(2, -1)  # [T / P * K, I] each
     h = F.silu(gate) * up
     h = each_expert(h, module.down_proj, counts)  # [T / P * K, D]
-    h = torch.empty_like(h).index_copy(0, by_expert, h)
+    h = torch.empty_like(h).index_put((by_expert,), h)
     h = send_rows(h, of, to)
 
     slot_weights = weights.to(mine.dtype).flatten().index_select(0, order).unsqueeze(1)  # [T / P * K, 1]

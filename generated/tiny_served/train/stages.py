@@ -54,6 +54,7 @@ class WholeModel(nn.Module):
         hidden = self.norm(x)
         logits = self.lm_head(hidden)  # [B, S, W]
         main_loss = cross_entropy(logits, labels)
+        del logits
         main_loss = main_loss * ((labels != -100).sum() / counts[0, 0])
 
         mtp_tokens = tokens[:, 1:]  # [B, S - 1]
