@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from numerics.families import VOCABULARY
-from numerics.harness import random_model
+from numerics.harness import Package, random_model
 from serving.packages import Change, package
 
 SOURCE = random.Random(0)
@@ -33,13 +33,20 @@ class Counted:
         return graph.forward
 
 
-def same_tokens(change: Change | None = None, backend: Any = None, numbers: tuple[int, ...] = (1, 3, 4)) -> None:
+def compiling(change: Change | None, backend: Any) -> tuple[Package, Any, Any]:
+    """A package, a model of it and an engine that compiles with the backend."""
     torch._dynamo.reset()
     emitted = package(change=change)
     model = random_model(emitted)
-    engine, backend = emitted.engine.Engine(model, compile=True), backend or Counted()
+    engine = emitted.engine.Engine(model, compile=True)
     forward = import_module(f"{emitted.name}.infer.decode").model_forward
     engine.compiled.forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
+    return emitted, model, engine
+
+
+def same_tokens(change: Change | None = None, backend: Any = None, numbers: tuple[int, ...] = (1, 3, 4)) -> None:
+    backend = backend or Counted()
+    emitted, model, engine = compiling(change, backend)
     for cache in engine.caches:
         cache[0] = math.nan  # the page of what pads
     for texts in numbers:
@@ -55,6 +62,37 @@ MOST = 6
 
 def test_tokens_are_those_of_the_engine_that_compiles_nothing() -> None:
     same_tokens()
+
+
+def nothing_compiled_later(change: Change | None = None) -> None:
+    """Once each size has been there, with guesses and without: in longer texts, on more pages, in other company."""
+    backend = Counted()
+    _, _, engine = compiling(change, backend)
+    engine.speculation._pays = lambda: True  # and not by the clock
+
+    def write(texts: int, new: int) -> None:
+        for guesses in (True, False):
+            engine.speculation.allowed = guesses
+            engine.generate(PROMPTS[:texts], max_new_tokens=new)
+
+    for texts in (1, 2, 4):
+        write(texts, 6)
+    ready = backend.count
+    assert ready > 0
+    for texts in (1, 2, 3, 4):
+        write(texts, 34)
+    assert backend.count == ready
+
+
+def test_a_size_is_compiled_once() -> None:
+    nothing_compiled_later()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [SEEN, FIXED, UNPADDED])
+def test_a_size_that_is_compiled_again_is_seen(change: Change) -> None:
+    with pytest.raises((AssertionError, torch._dynamo.exc.FailOnRecompileLimitHit)):
+        nothing_compiled_later(change)
 
 
 def test_without_a_compiler_there_is_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,10 @@ class Compiled:
             raise RuntimeError(
                 f"compile=True needs a C++ compiler, and {compiler} is not there: install g++, or set CXX"
             )
-        self.forward: Forward = torch.compile(model_forward, fullgraph=True, dynamic=False)
+        # Inductor would lay some activations out as their products read them, token by token within a channel; the
+        # experts' products of such rows then read single numbers of their weights in place of vectors.
+        by_rows = {"pick_loop_orders": False}
+        self.forward: Forward = torch.compile(model_forward, fullgraph=True, dynamic=False, options=by_rows)
 
     def __call__(self, module: Any, parts: list[Part], rows: Tensor, caches: list[Tensor]) -> Any:
         """Like model_forward over the packed parts; what stands behind their rows belongs to nobody."""
