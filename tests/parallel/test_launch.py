@@ -29,7 +29,8 @@ def shell(script: Path, *arguments: str, path: Path = BIN, **variables: str) -> 
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=300)
+    """Its output. Of torchrun on several machines one may miss that the others have ended, and wait 300 seconds."""
+    out, err = process.communicate(timeout=400)
     assert process.returncode == code, err[-4000:]
     return err if code else out
 
