@@ -23,6 +23,7 @@ from dsc.compiler.kernels import tuning
 from dsc.compiler.kernels.target import TARGETS
 from dsc.spec.cluster import Machines
 from dsc.spec.loader import load
+from dsc.spec.model import ModelSpec
 
 SPEC = "cluster: {kind: h200, nodes: 1}\n"
 
@@ -120,6 +121,24 @@ def packages(tmp_path_factory: pytest.TempPathFactory, shrunk: Any) -> list[Path
             (folders[-1] / path).parent.mkdir(parents=True, exist_ok=True)
             (folders[-1] / path).write_text(text)
     return folders
+
+
+def test_every_attention_of_a_model_is_measured(tmp_path: Path) -> None:
+    """What layers with a window attend by, and those without, and the FP8 products of both."""
+    data = load("tiny-window").model_dump()
+    data["attention"]["full"] |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+    data |= {"cluster": {"kind": "h200", "nodes": 1}, "training": {"documents": "apart"}}
+    data["precision"]["linear"] = {"kind": "fp8_block"}
+    for path, text in emit(build(ModelSpec.model_validate(data))).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    measured = subjects(tmp_path)
+    assert sorted(measured["gqa_attention"].sizes) == [(4, 4, 32, None), (8, 2, 32, 64)]
+    assert measured["gqa_attention_backward"].sizes == measured["gqa_attention"].sizes
+    names = [case.name for case in measured["gqa_attention"].cases(9, "cpu")]
+    assert sorted(names) == ["gqa_attention 9 x 4 on 4 x 32", "gqa_attention 9 x 8 on 2 x 32 in 64"]
+    heads = {(8 * 32, 256), (2 * 32, 256), (256, 8 * 32), (4 * 32, 256), (256, 4 * 32)}
+    assert set(measured["fp8_gemm"].sizes) == heads | {(1024, 256), (256, 1024)}
 
 
 def test_four_packages_with_a_case_that_raises(

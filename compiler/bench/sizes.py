@@ -23,19 +23,30 @@ def widths(*names: str) -> Sizes:
 
 
 def products(dims: Dims) -> tuple[tuple[int, int], ...]:
-    """[N, K] of the linear layers of attention and feed-forwards."""
-    d, heads = dims["HIDDEN_SIZE"], dims["NUM_HEADS"]
-    inner = {dims[name] for name in FEED_FORWARDS if name in dims}
-    feed_forward = {(width, d) for width in inner} | {(d, width) for width in inner}
-    if "KV_LORA_RANK" not in dims:
-        head, kv_heads = dims["HEAD_DIM"], dims["NUM_KV_HEADS"]
-        return tuple(sorted(feed_forward | {(heads * head, d), (kv_heads * head, d), (d, heads * head)}))
-    rank, nope, rope, v = (dims[n] for n in ("KV_LORA_RANK", "QK_NOPE_HEAD_DIM", "QK_ROPE_HEAD_DIM", "V_HEAD_DIM"))
-    queries = {(heads * (nope + rope), dims.get("Q_LORA_RANK", d))}
-    if "Q_LORA_RANK" in dims:
-        queries.add((dims["Q_LORA_RANK"], d))
-    latent = {(rank + rope, d), (heads * (nope + v), rank), (d, heads * v)}
-    return tuple(sorted(feed_forward | queries | latent))
+    """[N, K] of the linear layers of attentions and feed-forwards."""
+    d = dims["HIDDEN_SIZE"]
+    found: set[tuple[int, int]] = set()
+    for width in (dims[name] for name in FEED_FORWARDS if name in dims):
+        found |= {(width, d), (d, width)}
+    for prefix in attentions(dims):
+        own = {name.removeprefix(prefix): size for name, size in dims.items() if name.startswith(prefix)}
+        found |= _latent(own, d) if "KV_LORA_RANK" in own else _grouped(own, d)
+    return tuple(sorted(found))
+
+
+def _grouped(own: Dims, d: int) -> set[tuple[int, int]]:
+    """Of an attention, its dims without its prefix."""
+    heads, kv_heads, head = own["NUM_HEADS"], own["NUM_KV_HEADS"], own["HEAD_DIM"]
+    return {(heads * head, d), (kv_heads * head, d), (d, heads * head)}
+
+
+def _latent(own: Dims, d: int) -> set[tuple[int, int]]:
+    heads = own["NUM_HEADS"]
+    rank, nope, rope, v = (own[n] for n in ("KV_LORA_RANK", "QK_NOPE_HEAD_DIM", "QK_ROPE_HEAD_DIM", "V_HEAD_DIM"))
+    queries = {(heads * (nope + rope), own.get("Q_LORA_RANK", d))}
+    if "Q_LORA_RANK" in own:
+        queries.add((own["Q_LORA_RANK"], d))
+    return {(rank + rope, d), (heads * (nope + v), rank), (d, heads * v)} | queries
 
 
 def quantized(dims: Dims) -> tuple[int, tuple[int, ...]]:
@@ -62,8 +73,10 @@ def rotated(dims: Dims) -> tuple[tuple[int, int], ...]:
 
 def attended(dims: Dims) -> tuple[tuple[int, int, int, int | None], ...]:
     """Query heads, key heads, how wide they are, and the window where there is one, of each attention of the model."""
-    names = ("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM")
-    found = [(*(dims[f"{prefix}{name}"] for name in names), dims.get(f"{prefix}WINDOW")) for prefix in attentions(dims)]
+    found: list[tuple[int, int, int, int | None]] = []
+    for prefix in attentions(dims):
+        heads, kv_heads, width = (dims[f"{prefix}{name}"] for name in ("NUM_HEADS", "NUM_KV_HEADS", "HEAD_DIM"))
+        found.append((heads, kv_heads, width, dims.get(f"{prefix}WINDOW")))
     return tuple(dict.fromkeys(found))
 
 
