@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,60 @@ def test_a_byte_is_held_of_each_number_of_an_expert(copies: Read) -> None:
         assert tensor.nbytes == value.type.bytes.value(), value.name
     codes = held["gate_up_proj"]
     assert codes.nbytes == codes.numel() == 5 * 2 * BLOCK * BLOCK
+
+
+class Alone:
+    """One rank of several, without the others."""
+
+    rank = 0
+
+    def __enter__(self) -> "Alone":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def least(self, pages: int) -> int:
+        return pages
+
+    def add(self, loads: torch.Tensor) -> torch.Tensor:
+        return loads
+
+    def deal(self, parts: list[Any]) -> Any:
+        return parts[0]
+
+
+def weights_left(layout: str, folder: Path, package_at: Any, change: Change | None = None) -> list[bool]:
+    """Whether wide weights are there once the commands of a rank have made codes of them."""
+    write_package({**FP8, "serving": SERVING[layout]}, "shared", folder, change)
+    package = package_at(folder / "shared")
+    package("checkpoint").save_hf(package("model").Model(), folder)
+    generate, load = package("infer.generate"), package("infer.share").load_share
+    wide: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+
+    def loaded(*arguments: Any) -> Any:
+        model = load(*arguments)
+        layer = model.layers[1]
+        wide.extend(map(weakref.ref, (layer.mlp.gate_up_proj, layer.mlp.down_proj, layer.self_attn.o_proj.weight)))
+        return model
+
+    generate.Ranks, generate.load_share = Alone, loaded
+    generate.lead_or_follow = lambda *_: left.extend(weight() is not None for weight in wide)
+    generate.on_ranks(folder, print, *([None] if layout == "copies" else []))
+    return left
+
+
+@pytest.mark.parametrize("layout", ["copies", "experts"])
+def test_wide_weights_are_let_go_once_there_are_codes(layout: str, tmp_path: Path, package_at: Any) -> None:
+    assert weights_left(layout, tmp_path, package_at) == [False] * 3
+
+
+def test_wide_weights_that_stay_are_seen(tmp_path: Path, package_at: Any) -> None:
+    def keep(name: str, source: str) -> str:
+        return source.replace("del model", "pass") if name == "infer/generate.py" else source
+
+    assert weights_left("experts", tmp_path, package_at, keep) == [True] * 3
 
 
 @pytest.mark.slow
