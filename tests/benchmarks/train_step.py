@@ -1,6 +1,6 @@
 """One training step of the emitted model against transformers', or of its trainer, side by side in one process.
 
-    python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--trainer] [--profile]
+    python tests/benchmarks/train_step.py --size large|small [--rounds N] [--threads N] [--trainer | --compile]
 
 Both are eager, in float32, start from the same weights (written by transformers' save_pretrained and read by the
 emitted load_hf) and do the same: forward, cross-entropy, backward, fused AdamW. transformers runs with sdpa attention
@@ -9,9 +9,13 @@ Rounds alternate which model goes first; the figure is the median over rounds of
 
 --trainer compares train/train.py instead, a step of Run.loop with its data, log and guards, with a bare loop over the
 same model: the same loss of one batch, backward, clipping, the same optimizer, no determinism asked for.
+
+--compile runs four steps beside each other: both as above, the emitted model with its layers compiled as the trainer's
+--compile has it (train/compiled.py), and transformers' whole model under torch.compile.
 """
 
 import argparse
+import copy
 import importlib
 import json
 import platform
@@ -95,11 +99,13 @@ def models(size: str, folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
     return ours.train(), theirs.train()
 
 
-def step(model: torch.nn.Module, logits: Callable[[Any], Tensor], tokens: Tensor, labels: Tensor) -> Step:
+def step(model: torch.nn.Module, tokens: Tensor, labels: Tensor) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> Tensor:
-        loss = F.cross_entropy(logits(model(tokens)).flatten(0, 1), labels.flatten())
+        output = model(tokens)
+        logits = getattr(output, "logits", output)  # transformers returns more
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -145,17 +151,27 @@ def trainer(size: str, folder: Path) -> tuple[Step, Step]:
     return trained, bare
 
 
-def measure(ours: Step, theirs: Step, rounds: int, clock: Callable[[], float]) -> list[float]:
-    """transformers' time / ours, a figure for each round."""
-    ratios = []
+def measure(runs: dict[str, Step], rounds: int, clock: Callable[[], float]) -> list[dict[str, float]]:
+    """Seconds of each, by round; every other round in the opposite order."""
+    measured = []
     for index in range(rounds):
         seconds = {}
-        for run in (ours, theirs) if index % 2 else (theirs, ours):
+        for name in list(runs)[:: -1 if index % 2 else 1]:
             start = clock()
-            run()
-            seconds[run] = clock() - start
-        ratios.append(seconds[theirs] / seconds[ours])
-    return ratios
+            runs[name]()
+            seconds[name] = clock() - start
+        measured.append(seconds)
+    return measured
+
+
+def compiled(model: torch.nn.Module, ours: bool) -> torch.nn.Module:
+    """A copy with the same weights: layer by layer as the trainer does it, or whole."""
+    model = copy.deepcopy(model)
+    if not ours:
+        return torch.compile(model)  # type: ignore[return-value]
+    package = type(model).__module__.removesuffix(".model")
+    importlib.import_module(f"{package}.train.compiled").compile_layers(model, torch.device("cpu"))
+    return model
 
 
 def profile(name: str, run: Step) -> None:
@@ -171,36 +187,41 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="process time instead of wall time, for a busy machine")
     parser.add_argument("--trainer", action="store_true", help="the trainer against a bare loop over the same model")
+    parser.add_argument("--compile", action="store_true", help="both models compiled too")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="append the result as a line of JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    if arguments.trainer:
-        with tempfile.TemporaryDirectory() as folder:
-            report(arguments, "bare_loop_over_trainer", *trainer(arguments.size, Path(folder)))
-        return
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.trainer:
+            run, bare = trainer(arguments.size, Path(folder))
+            report(arguments, {"trainer": run, "bare_loop": bare}, [("bare_loop", "trainer")])
+            return
         our_model, their_model = models(arguments.size, Path(folder))
-    tokens = torch.randint(SIZES[arguments.size][0]["vocab"], SIZES[arguments.size][1])
-    labels = tokens.roll(-1, 1)
-    ours = step(our_model, lambda logits: logits, tokens, labels)
-    theirs = step(their_model, lambda output: output.logits, tokens, labels)
-    first = [run().item() for run in (ours, theirs)]
-    assert abs(first[0] - first[1]) < 1e-5 * first[1], f"the models differ: {first}"
+        kinds = {"ours": our_model, "transformers": their_model}
+        pairs = [("transformers", "ours")]
+        if arguments.compile:
+            kinds |= {f"{name}_compiled": compiled(model, name == "ours") for name, model in kinds.items()}
+            pairs += [(name, "ours_compiled") for name in ("transformers_compiled", "transformers", "ours")]
+            pairs.append(("transformers", "transformers_compiled"))
+        tokens = torch.randint(SIZES[arguments.size][0]["vocab"], SIZES[arguments.size][1])
+        runs = {name: step(model, tokens, tokens.roll(-1, 1)) for name, model in kinds.items()}
+        first = {name: run().item() for name, run in runs.items()}
+        assert max(first.values()) - min(first.values()) < 1e-5 * first["ours"], f"the models differ: {first}"
+        report(arguments, runs, pairs)
 
-    report(arguments, "transformers_over_ours", ours, theirs)
 
-
-def report(arguments: argparse.Namespace, figure: str, ours: Step, theirs: Step) -> None:
-    measure(ours, theirs, 5, time.perf_counter)
-    ratios = measure(ours, theirs, arguments.rounds, time.process_time if arguments.cpu_time else time.perf_counter)
-    low, median, high = statistics.quantiles(ratios, n=4)
-    result = {
-        "benchmark": "train_step",
-        "size": arguments.size,
-        figure: round(median, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
+def report(arguments: argparse.Namespace, runs: dict[str, Step], pairs: list[tuple[str, str]]) -> None:
+    """`pairs`: whose times are divided, the one that is first by the other."""
+    measure(runs, 5, time.perf_counter)
+    measured = measure(runs, arguments.rounds, time.process_time if arguments.cpu_time else time.perf_counter)
+    result: dict[str, Any] = {"benchmark": "train_step", "size": arguments.size}
+    for one, other in pairs:
+        low, median, high = statistics.quantiles([seconds[one] / seconds[other] for seconds in measured], n=4)
+        result[f"{one}_over_{other}"] = round(median, 3)
+        result["quartiles" if len(pairs) == 1 else f"quartiles_{one}_over_{other}"] = [round(low, 3), round(high, 3)]
+    result |= {
         "rounds": arguments.rounds,
         "threads": arguments.threads,
         "clock": "process" if arguments.cpu_time else "wall",
@@ -213,8 +234,8 @@ def report(arguments: argparse.Namespace, figure: str, ours: Step, theirs: Step)
         with arguments.out.open("a") as file:
             file.write(json.dumps(result) + "\n")
     if arguments.profile:
-        profile("ours", ours)
-        profile("theirs", theirs)
+        for name, run in runs.items():
+            profile(name, run)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "rows come back to the wrong tokens": (
         "train/experts.py",
-        "torch.empty_like(h).index_copy(0, by_expert, h)",
+        "torch.empty_like(h).index_put((by_expert,), h)",
         "h.index_select(0, by_expert)",
     ),
     "ranks draw the first experts' weights": (

@@ -142,7 +142,7 @@ FAULTS = {
     ),
     "rows come back to other tokens": (
         "infer/decode.py",
-        "torch.empty_like(h).index_copy(0, by_expert, h)",
+        "torch.empty_like(h).index_put((by_expert,), h)",
         "h.index_select(0, by_expert)",
     ),
     "an error is not told": (
