@@ -33,7 +33,7 @@ SPLIT = [
     *(("llama", {"pp": 2, "vpp": 2, "dp": 2, "zero": zero, "schedule": "dualpipe-v"}) for zero in (2, 3)),
     ("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv"}),
     *(("deepseek", {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "zero": zero, "schedule": "dualpipe-v"}) for zero in (2, 3)),
-    ("deepseek", {"pp": 2, "vpp": 2, "dp": 4, "ep": 2, "zero": 3, "schedule": "dualpipe-v"}),
+    ("deepseek", {**V, "dp": 4, "zero": 3, "schedule": "dualpipe-v", "micro_batch": 1}),
 ]
 FLAT = [("llama", {"dp": 2, "zero": 1}), ("llama", {"dp": 2, "zero": 2}), ("deepseek", {"dp": 2, "zero": 3})]
 CASES = [
