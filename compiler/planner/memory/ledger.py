@@ -131,7 +131,9 @@ class MemoryModel:
             amounts[WEIGHTS] += width * sharded
         if layout.zero == 3:  # the part that runs, and the next one on its way; of both stages where pairs take turns
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
-            amounts[GATHERED] = width * min(2 * largest * (1 + _take_turns(layout)), dense + experts)
+            stage = content.of_stage.dense_on(layout) + content.of_stage.experts_on(layout)
+            turns = _take_turns(layout)
+            amounts[GATHERED] = width * (min(4 * largest, dense + experts) if turns else min(2 * largest, stage))
         if layout.keeps_codes and not self._buffered:
             amounts[CODES] = round(CODE * (content.coded.dense_on(layout) + content.coded.experts_on(layout)))
         held = self._held(content, layout)
