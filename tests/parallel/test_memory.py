@@ -53,9 +53,9 @@ CASES = [
     pytest.param("llama", {**ZBV, "zero": 3, "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("deepseek", {**ZBV, "zero": 3, "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("deepseek", {**V, "zero": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
-    pytest.param("deepseek", {**V, "zero": 1, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
-    pytest.param("deepseek", {**V, "zero": 2, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
-    pytest.param("deepseek", {**V, "zero": 3, "schedule": "dualpipe-v"}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 1, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 2, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
+    pytest.param("deepseek", {**V, "zero": 3, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
     pytest.param("mixtral", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
 ]
