@@ -181,8 +181,9 @@ def programs() -> list[Program]:
 
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
-    makes again; some with pairs that take turns, one of them with weights that ranks share; one whose tokens take two hops; some that several ranks serve; some
-    with sequences shared out, of several documents too, or heads and widths, or the width of experts.
+    makes again; some with pairs that take turns, in one of them with weights shared out; one whose tokens take two
+    hops; some that several ranks serve; some with sequences shared out, of several documents too, or heads and widths,
+    or the width of experts.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]

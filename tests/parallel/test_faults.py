@@ -154,3 +154,49 @@ def test_so_it_is_where_heads_and_widths_are_shared(
         placed_spec("deepseek", {"tp": 2}), tmp_path, "float64", planted(*OF_TENSOR[fault])
     )
     assert not difference <= 1e-6 or not equal_biases
+
+
+V = {"pp": 2, "vpp": 2, "dp": 2}
+ZBV, TURNS = {**V, "schedule": "zbv"}, {**V, "ep": 2, "schedule": "dualpipe-v"}
+LATE: dict[str, tuple[str, dict[str, Any], tuple[str, str, str]]] = {
+    "reduced in the backward of inputs, too early": (
+        "llama",
+        {**ZBV, "zero": 2},
+        (
+            "train/split.py",
+            "group.post_backward()\n        fully_shard.state(root)._root_post_backward_final_callback()",
+            "pass",
+        ),
+    ),
+    "reduced before products that are put off": (
+        "deepseek",
+        {**TURNS, "zero": 3},
+        ("train/tape.py", "self.put_off.append(partial(reduce, layer))", "reduce(layer)"),
+    ),
+    "never reduced, split": (
+        "llama",
+        {**ZBV, "zero": 3},
+        ("train/split.py", "group.post_backward()", "group.reduce_grads = False"),
+    ),
+    "never reduced, in turns": (
+        "deepseek",
+        {**TURNS, "zero": 2},
+        ("train/tape.py", "        group.post_backward()", "        group.reduce_grads = False"),
+    ),
+    "the last layer is left out": (
+        "deepseek",
+        {**ZBV, "zero": 3},
+        ("train/split.py", "self.submod.parameters(), own)", "self.submod.parameters(), own if index else [])"),
+    ),
+}
+"""Of gradients of weights that are made after the backward of inputs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LATE)
+def test_so_it_is_where_backward_is_split(
+    fault: str, placed_spec: Any, compared: Callable[..., Any], planted: Any, tmp_path: Path
+) -> None:
+    model, placement, change = LATE[fault]
+    difference, equal_biases = compared(placed_spec(model, placement), tmp_path, "float64", planted(*change))
+    assert not difference <= 1e-6 or not equal_biases

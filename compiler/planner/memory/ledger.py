@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import permutations
 from math import ceil
 from operator import mul
 from typing import NamedTuple
@@ -132,7 +131,9 @@ class MemoryModel:
             amounts[WEIGHTS] += width * sharded
         if layout.zero == 3:  # the part that runs, and the next one on its way; of both stages where pairs take turns
             largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
-            amounts[GATHERED] = width * min(2 * largest * (1 + _take_turns(layout)), dense + experts)
+            stage = content.of_stage.dense_on(layout) + content.of_stage.experts_on(layout)
+            turns = _take_turns(layout)
+            amounts[GATHERED] = width * (min(4 * largest, dense + experts) if turns else min(2 * largest, stage))
         if layout.keeps_codes and not self._buffered:
             amounts[CODES] = round(CODE * (content.coded.dense_on(layout) + content.coded.experts_on(layout)))
         held = self._held(content, layout)
@@ -165,10 +166,15 @@ class MemoryModel:
             sum(count * one.logits for count, one in zip(counts, stages, strict=True)),
             sum(map(mul, put_off, waiting)),
             sum(map(mul, counts, beside)),
-            max((a.forward + b.backward for a, b in permutations(stages, 2)), default=0)
-            if turns
-            else max(one.working for one in stages),
+            max(one.working for one in stages) + (self._rows_of_pairs(layout) if turns else 0),
         )
+
+    def _rows_of_pairs(self, layout: Layout) -> int:
+        """What both halves of a pair have sent to experts and received from others, or back; kernels of other engines
+        have buffers for it."""
+        if self._buffered:
+            return 0
+        return 2 * 2 * self.spec.moe().num_experts_per_tok * layout.etp * self._stream_bytes_on(layout)
 
     def _on_the_way(self, content: RankContent, layout: Layout) -> int:
         """Of a stage's last SENDS one in two is a gradient; the other is held as what was handed on."""

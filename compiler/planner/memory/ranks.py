@@ -45,6 +45,8 @@ class RankContent:
     elements: Elements
     largest: Elements
     """Of the part with most parameters."""
+    of_stage: Elements
+    """Of the stage with most parameters."""
     coded: Elements
     """Of weights that products read as FP8 codes."""
     in_flight: InFlight
@@ -115,10 +117,10 @@ class RankContents:
         own = [stages[stage] for stage in layout.stages(rank)]
         runs = [self._run(stage) for stage in own]
         everything = tuple(index for stage in own for index in stage)
-        with_lent = (
+        with_lent = [
             self._with_lent(run.elements, stage) if run.borrowers else run.elements
             for run, stage in zip(runs, own, strict=True)
-        )
+        ]
         numbers = layout.stages(rank)
         return RankContent(
             (rank,),
@@ -126,6 +128,7 @@ class RankContents:
             tuple(run.kinds for run in runs),
             added(with_lent),  # a stage has a copy of its own, of what another stage of the rank has too
             max((run.largest for run in runs), key=Elements.total),
+            max(with_lent, key=Elements.total),
             added(run.coded for run in runs),
             held,
             tuple((stage < layout.chunks - 1) - (stage - 1 in numbers) for stage in numbers),

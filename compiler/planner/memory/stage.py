@@ -34,10 +34,6 @@ class StageBytes:
     """Of one micro-batch."""
     working: int
     """Of the part that needs most, forward or backward, whatever the number of micro-batches."""
-    forward: int
-    """Of the part that needs most forward."""
-    backward: int
-    """Of the part that needs most backward, with gradients that wait while it sends."""
     put_off: int
     """Gradients of one micro-batch that wait for its backward of weights."""
     keeps_input: bool
@@ -60,10 +56,6 @@ class PartBytes(NamedTuple):
     """Of both together."""
     working: int
     """For a moment, forward or backward."""
-    forward: int
-    """For a moment, forward."""
-    backward: int
-    """For a moment, backward, with gradients that wait for those of weights."""
 
 
 class StageMemory:
@@ -95,19 +87,15 @@ class StageMemory:
             fresh = sum((size for storage, size in one.held.shared if storage not in known), Extent())
             known.update(storage for storage, _ in one.held.shared)
             by_kind[kind] = (one.held.own + fresh).on(layout) + (count - 1) * one.activations
-        later = peak = forward = backward = 0
+        later, peak = 0, 0
         for kind in reversed(kinds):
             peak = max(peak, parts[kind].working - later)
-            forward = max(forward, parts[kind].forward - later)
-            backward = max(backward, parts[kind].backward - later)
             later += parts[kind].kept
         logits = sum(parts[kind].logits for kind in kinds)
         # Without an input, no backward of it: that of all is put off.
         put_off = 0 if EMBEDDING in kinds else sum(parts[kind].held.put_off.on(layout) for kind in kinds)
         keeps_input = EMBEDDING in kinds or parts[kinds[0]].held.keeps_input
-        return StageBytes(
-            tuple(by_kind.items()), sum(by_kind.values()), logits, peak, forward, backward, put_off, keeps_input
-        )
+        return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak, put_off, keeps_input)
 
     def _part(self, kind: str, layout: Layout) -> PartBytes:
         key = (kind, division(layout))
@@ -120,8 +108,6 @@ class StageMemory:
                 one.logits.on(layout),
                 (one.own + one.logits).on(layout),
                 max(share(one.forward, ranks), backward),
-                share(one.forward, ranks),
-                backward + one.put_off.on(layout),
             )
         return self._parts[key]
 
