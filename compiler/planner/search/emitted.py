@@ -191,6 +191,8 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"zero {layout.zero} beside schedule {layout.schedule}, which FSDP's hooks do not see the end of"
     if layout.dispatch == "deepep" and layout.schedule == "dualpipe-v":
         yield "schedule dualpipe-v with dispatch deepep, whose all-to-alls no pair is cut at"
+    if layout.dispatch == "deepep" and "full" in layout.recompute:
+        yield "recompute full with dispatch deepep, for rows that are sent again come in another order"
     if layout.copy > 1 and MOE not in graph.blocks:
         chosen = f"ep {layout.ep}" if layout.ep > 1 else f"etp {layout.etp}"
         yield f"{chosen} for several kinds of mixtures of experts"
