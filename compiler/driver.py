@@ -21,6 +21,7 @@ from dsc.compiler.passes.cache import as_functions, with_cache
 from dsc.compiler.passes.capture import uncaptured
 from dsc.compiler.passes.codes import multiply_by_codes
 from dsc.compiler.passes.context import predict_at_all_positions
+from dsc.compiler.passes.deepep import share_experts_by_deepep
 from dsc.compiler.passes.distribute import TrainingStep, training_step
 from dsc.compiler.passes.divide import deal_tokens, divide_layers
 from dsc.compiler.passes.fuse.attention import fuse_latent_attention, fuse_masked_attention
@@ -46,6 +47,7 @@ from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Placement
 
 if TYPE_CHECKING:
     from jinja2 import BaseLoader
@@ -185,6 +187,10 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
+    if locked is not None and locked.layout.dispatch == "deepep":  # which is another graph to plan
+        spec = spec.model_copy(
+            update={"placement": (spec.placement or Placement()).model_copy(update={"dispatch": "deepep"})}
+        )
     emitted = lowered(spec).spec
     if wrong := impossible_pins(emitted):
         raise DscError(wrong)
@@ -240,7 +246,8 @@ def _in_rows(spec: ModelSpec) -> Graph:
 
 def _planned(spec: ModelSpec, plain: Graph, without: Collection[Pass] = ()) -> tuple[Graph, Graph]:
     target = target_of(spec)
-    graphs = [plain, verify(sharing_experts(plain), plain)]
+    by_deepep = spec.placement is not None and spec.placement.dispatch == "deepep"
+    graphs = [plain, verify(sharing_experts(plain, share_experts_by_deepep if by_deepep else None), plain)]
     passes = tuple(rewrite for rewrite in choose_kernels(spec, target).passes if rewrite not in without)
     alone, shared = fused(graphs, passes, spec, target)[0]
     return alone, shared

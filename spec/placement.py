@@ -8,6 +8,7 @@ from dsc.spec.base import Count, Section
 
 Recompute = Literal["experts", "full", "mla_up_proj", "norms", "swiglu"]
 RECOMPUTE: tuple[str, ...] = get_args(Recompute)
+Dispatch = Literal["all_to_all", "deepep"]
 
 
 class Placement(Section):
@@ -37,3 +38,5 @@ class Placement(Section):
     """What backward recomputes instead of storing."""
     activations: Literal["bf16", "fp8"] | None = None
     """Type in which dispatched tokens and SwiGLU's inputs are stored for backward (DeepSeek-V3, section 3.3.3)."""
+    dispatch: Dispatch | None = None
+    """What takes tokens to other ranks' experts: PyTorch's all-to-all, or DeepEP, which must be installed then."""

@@ -13,6 +13,7 @@ from dsc.compiler.graph.dim import Symbol, T
 IMPORTS = (
     ("math", "import math", 0),
     ("Callable", "from collections.abc import Callable", 0),
+    ("TYPE_CHECKING", "from typing import TYPE_CHECKING", 0),
     ("Any", "from typing import Any", 0),
     ("Self", "from typing import Self", 0),
     ("cast", "from typing import cast", 0),

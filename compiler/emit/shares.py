@@ -21,7 +21,7 @@ from dsc.compiler.ops.tensor import CrossEntropyAndZLossOfShards, GatherSequence
 from dsc.compiler.passes import context, tensor
 from dsc.compiler.passes.context import STARTS
 from dsc.compiler.passes.distribute import TrainingStep
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 
 OF_RANK = {"B": "B batch", "S": "S tokens of a sequence that are this rank's", "T": "T = B * S"}
 COLLECTIVES = "from torch.distributed._functional_collectives import "
@@ -184,8 +184,21 @@ def _imports(used: set[str]) -> str:
     return text.replace("import Tensor", "import Tensor, nn") if "nn" in used else text
 
 
-def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], two_hops: bool) -> File:
-    """The class of the block that the sharding pass made, less what it inherits."""
+def sequence_ranks(sharing: Sharing | None) -> str | None:
+    """As constants of plan.py, how many ranks share each sequence, if any do."""
+    if sharing is None or sharing.cp * sharing.tp == 1:
+        return None
+    return " * ".join(name for name, size in (("CP", sharing.cp), ("TP", sharing.tp)) if size > 1)
+
+
+def experts_files(
+    files: FilePrinter, graph: Graph, plain: Graph, model: Sequence[Definition], sharing: Sharing
+) -> Iterator[File]:
+    """The class of the block that the sharding pass made, less what it inherits, and what it sends by."""
+    if sharing.deepep:
+        constants = ["MICRO_BATCH", *(name for name in ("CP", "TP") if getattr(sharing, name.lower()) > 1)]
+        values = {"constants": ", ".join(sorted(constants)), "sequences": sequence_ranks(sharing)}
+        yield files.file("train/deepep.py", "train/deepep.py", **values)
     printer = Printer(files.templates)
     described = describe(graph, graph, printer, EXPERT_PARALLEL)
     stacked = {op.name for op in holders(graph.methods(EXPERT_PARALLEL)) if isinstance(op, GroupedLinear)}
@@ -197,14 +210,15 @@ def experts_file(files: FilePrinter, graph: Graph, plain: Graph, model: Sequence
     used = (
         names(f"{body}\n{lines}")
         | names(" ".join(one.expression for one in shared))
-        | {"torch", "dist", "nn", "Tensor", "MixtureOfExperts"}
+        | {"torch", "nn", "Tensor", "MixtureOfExperts", *(("TYPE_CHECKING",) if sharing.deepep else ("dist",))}
     )
     offered = [*imported(only, "..", "."), *((".plan", name) for name in ("EP", "ETP", "NODES", "LOCAL"))]
-    return files.file(
+    yield files.file(
         "train/experts.py",
         "train/experts.py",
         described=described,
-        two_hops=two_hops,
+        two_hops=sharing.nodes > 1,
+        deepep=sharing.deepep,
         declarations=shared,
         legend=legend(graph.constants.symbols(), lines),
         imports=imports(used),

@@ -12,7 +12,7 @@ from dsc.compiler.emit.model import Definition, imported, recompute_functions
 from dsc.compiler.emit.overlap import overlap_files
 from dsc.compiler.emit.printer import Printer
 from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
-from dsc.compiler.emit.shares import context_file, experts_file, tensor_file
+from dsc.compiler.emit.shares import context_file, experts_files, sequence_ranks, tensor_file
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.dim import Axis
 from dsc.compiler.graph.graph import Graph
@@ -176,7 +176,7 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
     kinds = {stage.block.class_name: stage for stage in step.stages}
     template = files.templates.get_template("train/stage.py.jinja")
     graph = step.graph
-    pipeline, sequences = len(step.stages) > 1, _sequence_ranks(step.sharing)
+    pipeline, sequences = len(step.stages) > 1, sequence_ranks(step.sharing)
     texts = [template.render({"class": _stage_class(step, step.whole, printer, {})}, pipeline=False, sequences=None)]
     for stage in kinds.values():
         described = _stage_class(step, stage, printer, owners)
@@ -204,13 +204,6 @@ def stages_file(files: FilePrinter, step: TrainingStep, model: Iterable[Definiti
         stages=step.stages,
         results={kind: _results(stage) for kind, stage in kinds.items()},
     )
-
-
-def _sequence_ranks(sharing: Sharing | None) -> str | None:
-    """As constants of plan.py, how many ranks share each sequence, if any do."""
-    if sharing is None or sharing.cp * sharing.tp == 1:
-        return None
-    return " * ".join(name for name, size in (("CP", sharing.cp), ("TP", sharing.tp)) if size > 1)
 
 
 def _losses(block: Block) -> tuple[tuple[str, ...], int]:
@@ -265,7 +258,7 @@ def sharing_files(
     values: Mapping[str, object],
 ) -> list[File]:
     """plan.py, parallel.py and what it stands on, and files of what ranks share of a module."""
-    experts, sequences = sharing.copy > 1, _sequence_ranks(sharing)
+    experts, sequences = sharing.copy > 1, sequence_ranks(sharing)
     by_layer = sharing.pp > 1 and sharing.zero > 1
     values = {
         **values,
@@ -297,7 +290,7 @@ def sharing_files(
     if sharing.etp > 1:
         printed.append(files.file("train/slices.py", "train/slices.py", **values, cut=_cut_by_columns(plain)))
     if experts:
-        printed.append(experts_file(files, step.graph, plain, model, sharing.nodes > 1))
+        printed += experts_files(files, step.graph, plain, model, sharing)
     if sharing.cp > 1:
         printed.append(context_file(files, step.graph, model, sharing.tp > 1))
     if sharing.tp > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.passes import context, tensor
+from dsc.compiler.passes.deepep import share_experts_by_deepep
 from dsc.compiler.passes.shard import MOE, Sharing, copy_over, share_experts
 from dsc.compiler.passes.stages import Stage, cut, part_names, step_block
 from dsc.compiler.passes.two_hops import share_experts_over_nodes
@@ -48,6 +49,8 @@ def training_step(plain: Graph, sharing: Sharing | None) -> TrainingStep:
 
 def _shared(moe: Block, sharing: Sharing) -> Block:
     copy = copy_over(sharing.ep, sharing.etp)
+    if sharing.deepep:
+        return share_experts_by_deepep(moe, copy)
     if sharing.nodes > 1:
         return share_experts_over_nodes(moe, copy, sharing.nodes)
     return share_experts(moe, copy)

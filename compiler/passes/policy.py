@@ -40,7 +40,9 @@ DOC = "Log-probabilities [B, S] of labels [B, S], each the token after tokens[b,
 
 def shares_weights(sharing: Sharing | None, training: Training) -> bool:
     """Whether ranks that learn from answers share the weights as the plan says: of some layouts there is no code."""
-    return sharing is not None and sharing.pp == sharing.tp == sharing.etp == 1 and training.documents == "joined"
+    if sharing is None or sharing.deepep:  # whose buffer has room for a micro-batch, and answers are of any length
+        return False
+    return sharing.pp == sharing.tp == sharing.etp == 1 and training.documents == "joined"
 
 
 def policies(training: Graph, stepped: Graph, plain: Graph, step: TrainingStep, shared: bool, replay: bool) -> Policies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -100,6 +101,8 @@ class Sharing:
     """Of each machine; the last one may have fewer."""
     on_gpus: bool = True
     """Of the machines; else ranks are processes on CPUs."""
+    deepep: bool = False
+    """DeepEP sends tokens to other ranks' experts."""
 
     @property
     def world(self) -> int:
@@ -140,12 +143,12 @@ def copy_over(parts: int, slices: int) -> Copy:
     return Copy(Int(1) if parts == 1 < slices else Symbol("EP", size=parts), by_width)
 
 
-def sharing_experts(graph: Graph) -> Graph:
+def sharing_experts(graph: Graph, share: Callable[[Block, Copy], Block] | None = None) -> Graph:
     """The plain graph as it is where ranks share the experts out, for however many; itself without a mixture."""
     if MOE not in graph.blocks:
         return graph
     moe = graph.blocks[MOE]
-    shared = share_experts(moe, copy_over(1, 1))
+    shared = (share or share_experts)(moe, copy_over(1, 1))
     return replace(graph, blocks={**graph.blocks, MOE: replace(shared, class_name=moe.class_name, method=moe.method)})
 
 
@@ -218,17 +221,22 @@ def record_load(block: BlockBuilder, moe: Block, sent: Value) -> None:
 def multiply(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights: Value, received: Value) -> Value:
     """Received rows through this rank's experts, or its slices of them, in the order in which they came."""
     rows = find(moe, SortByExpert)[1].rows * copy.slices
+    by_expert = block.add("by_expert", OrderByExpert(rows), received, h)
+    ends = block.add("ends", ReceivedEnds(), received)
+    h = block.add("h", TakeRows(), h, by_expert)
+    h = products(block, moe, copy, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert), ends)
+    return block.add("h", PutRows(), h, by_expert)
+
+
+def products(block: BlockBuilder, moe: Block, copy: Copy, h: Value, slot_weights: Value, ends: Value) -> Value:
+    """Rows that lie expert by expert through this rank's experts, or its slices of them."""
     split, weigh = find(moe, SplitGateUp)[1], find(moe, WeighSlots)[1]
     gate_up, down = (_share(node.op, copy) for node in moe.nodes() if isinstance(node.op, GroupedLinear))
     activation = next(node.op for node in moe.nodes() if isinstance(node.op, Swiglu))
-    by_expert = block.add("by_expert", OrderByExpert(rows), received, h)
-    ends = block.add("ends", ReceivedEnds(), received)
-    h = block.add("h", gate_up, block.add("h", TakeRows(), h, by_expert), ends)
+    h = block.add("h", gate_up, h, ends)
     gate_half, up = block.add_many(("gate", "up"), replace(split, width=quotient(split.width, copy.slices)), h)
     h = block.add("h", activation, gate_half, up)
-    h = block.add("h", weigh, h, block.add("slot_weights", TakeRows(), slot_weights, by_expert))
-    h = block.add("h", down, h, ends)
-    return block.add("h", PutRows(), h, by_expert)
+    return block.add("h", down, block.add("h", weigh, h, slot_weights), ends)
 
 
 def _share(op: GroupedLinear, copy: Copy) -> GroupedLinear:

@@ -129,6 +129,13 @@ MIXTRAL = {
 }
 MIXTRAL["attention"]["rope"] = {"layout": "half", "theta": 100.0}
 H800: Sections = {**MLA, "cluster": {"kind": "h800", "nodes": 2}}
+SENT: Sections = {
+    **MLA,
+    "hidden_size": 256,
+    "precision": {"parameters": "bf16"},
+    "cluster": {"kind": "h800", "gpus": 2},
+    "placement": {"pp": 1, "dp": 2, "ep": 2},
+}
 GPUS: Sections = {**MLA, "cluster": {"kind": "h800", "gpus": 8}}
 MACHINE = YAML(typ="safe").load(CLUSTERS / "h800.yaml") | {"name": "mine"}
 MINE: Sections = {**MLA, "cluster": {"kind": "mine", "nodes": 2, "machine": MACHINE}}
@@ -206,6 +213,7 @@ BASES = {
     "gqa": GQA,
     "mixtral": MIXTRAL,
     "h800": H800,
+    "sent": SENT,
     "gpus": GPUS,
     "mine": MINE,
     "window": WINDOW,
@@ -368,6 +376,7 @@ CHANGES = (
     *(Change("mine", f"cluster.machine.{key}", value, "plan") for key, value in MACHINE_CHANGES.items()),
     Change("mine", "cluster.machine.architecture", "blackwell", "python plan"),
     *(Change("h800", f"placement.{name}", value, breaks) for name, (value, breaks) in PINS.items()),
+    Change("sent", "placement.dispatch", "deepep", "plan"),
     *(Change("fp8", f"precision.linear.{key}", value, breaks) for key, (value, breaks) in FP8_CHANGES.items()),
 )
 

@@ -117,6 +117,13 @@ def in_two_hops(spec: ModelSpec, etp: int = 1) -> ModelSpec:
     return ModelSpec.model_validate({**spec.model_dump(), "cluster": {"kind": "cpu", "nodes": 8}, "placement": pins})
 
 
+def by_deepep(spec: ModelSpec) -> ModelSpec:
+    """Tokens go to other ranks' experts by DeepEP."""
+    data = spec.model_dump() | {"hidden_size": 256, "cluster": {"kind": "h100", "nodes": 1}}
+    pins = {"pp": 1, "cp": 1, "tp": 1, "dp": 8, "ep": 8, "micro_batch": 1, "recompute": [], "dispatch": "deepep"}
+    return ModelSpec.model_validate({**data, "placement": pins})
+
+
 def in_slices(spec: ModelSpec) -> ModelSpec:
     """Two ranks share the width of each expert."""
     pins = {"pp": 1, "cp": 1, "dp": 2, "ep": 1, "etp": 2, "tp": 1, "micro_batch": 1, "recompute": []}
@@ -182,8 +189,8 @@ def programs() -> list[Program]:
     All of them in plain PyTorch, and the zoo with the kernels of a GPU; there also FP8 experts without shared ones.
     One of them with its experts shared out over ranks, of CPUs and of GPUs, in FP8 too, and with results that backward
     makes again; some with pairs that take turns, in one of them with weights shared out; one whose tokens take two
-    hops; some that several ranks serve; some with sequences shared out, of several documents too, or heads and widths,
-    or the width of experts.
+    hops, one where DeepEP sends them; some that several ranks serve; some with sequences shared out, of several
+    documents too, or heads and widths, or the width of experts.
     """
     specs = [load(name).model_copy(update={"cluster": None}) for name in names(MODELS)]
     odd = [with_dims("tiny", 16, 16, 32), with_dims("tiny", 8, 8, 32), multi_head(), multi_head_in_a_window()]
@@ -195,6 +202,7 @@ def programs() -> list[Program]:
         shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts"),
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False), in_turns(balanced=True, zero=3)]
+    shared.append(by_deepep(in_fp8("tiny")))
     shared += [in_two_hops(load("tiny")), in_two_hops(load("tiny"), etp=2), in_slices(load("tiny"))]
     shared += [served_on_ranks("tiny"), served_on_ranks("mixtral-8x7b"), served_on_ranks("tiny", tp=2, redundant=4)]
     shared.append(on_gpus(served_on_ranks("deepseek-v3")))

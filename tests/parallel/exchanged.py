@@ -1,8 +1,9 @@
 """Run in a process of its own: what the ranks of a package send each other of rows for experts in a step, in bytes.
 
-    python exchanged.py FOLDER PACKAGE
+    python exchanged.py FOLDER PACKAGE [DTYPE]
 
-Ranks are forked. Each counts what goes into its all-to-alls: rows as wide as a token, and the weights of rows.
+Ranks are forked. Each counts what goes into its all-to-alls: rows as wide as a token, and the weights of rows; and what
+leaves it by the module that stands in for DeepEP, if that is there.
 """
 
 import importlib
@@ -33,24 +34,27 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def rank_main(rank: int, world: int, folder: str, package: str) -> None:
+def rank_main(rank: int, world: int, folder: str, package: str, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     module = importlib.import_module(f"{package}.train.parallel")
-    parallel = module.Parallel(torch.device("cpu"), torch.float32, 0, BATCH, LENGTH)
+    parallel = module.Parallel(torch.device("cpu"), dtype, 0, BATCH, LENGTH)
     ids = torch.randint(256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))[parallel.rows]
     with Sent() as sent:
         parallel.step(ids[:, :-1], ids[:, 1:])
-    Path(folder, f"{rank}.json").write_text(json.dumps(sent.bytes))
+    by_deepep = {"by_deepep": module.sent["rows"]} if (module := sys.modules.get("deep_ep")) else {}
+    Path(folder, f"{rank}.json").write_text(json.dumps(sent.bytes | by_deepep))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def main(folder: str, package: str) -> None:
+def main(folder: str, package: str, dtype: str = "float32") -> None:
     sys.path.insert(0, folder)
     world = importlib.import_module(f"{package}.train.plan").WORLD
     with tempfile.TemporaryDirectory() as results:
-        mp.start_processes(rank_main, (world, results, package), nprocs=world, start_method="fork")
+        mp.start_processes(
+            rank_main, (world, results, package, getattr(torch, dtype)), nprocs=world, start_method="fork"
+        )
         print(json.dumps([json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]))
 
 

@@ -40,6 +40,8 @@ PLACEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**{"pp": 2, "vpp": 2, "cp": 2, "tp": 2, "ep": 2, "etp": 2}, "schedule": "dualpipe-v"},
     ),
     "experts, kernels": ("deepseek", {"dp": 8, "ep": 8}),
+    "DeepEP, kernels": ("deepseek", {"dp": 8, "ep": 8, "dispatch": "deepep"}),
+    "DeepEP, sequences, heads, kernels": ("mixtral", {"cp": 2, "tp": 2, "dp": 2, "ep": 8, "dispatch": "deepep"}),
     "widths of experts": ("mixtral", {"dp": 2, "etp": 2}),
     "heads, widths of experts, two hops, in turns": (
         "deepseek",
@@ -74,6 +76,8 @@ def test_types_lint_and_format(placement: str, placed_spec: Any, package_of: Any
     spec = placed_spec(*PLACEMENTS[placement])
     if "kernels" in placement:
         spec |= {"cluster": {"kind": "h100", "nodes": 1}, "precision": {"parameters": "bf16"}}
+    if "DeepEP" in placement:
+        spec |= {"hidden_size": 256}
     if "answers" in placement:
         spec |= {"rl": {"max_new_tokens": 8, "router_replay": "experts" in placement}, "tokens": {"eos": 255}}
     package = package_of({**spec, "workload": {"sequence_length": 32, "global_batch": 64}}, tmp_path)

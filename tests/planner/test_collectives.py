@@ -14,6 +14,7 @@ from dsc.compiler.planner.machine.collectives import (
     Group,
     all_gather,
     all_reduce,
+    deduplicated_all_to_all,
     distinct_domains,
     expert_all_to_all,
     members,
@@ -133,3 +134,16 @@ def test_limiting_the_groups_never_adds_nodes(domains: int) -> None:
     assert limited == sorted(limited)
     assert limited[-1] == pytest.approx(distinct_domains(Experts(256, 8), domains))
     assert limited[-1] <= min(domains, 8)
+
+
+def test_deepep_sends_a_token_once_to_each_rank() -> None:
+    """Across nodes as often as two hops do; within, once where several of its experts are on one rank."""
+    hops, once = (
+        exchange(4096, 7168, BF16, V3, Group(64), H800) for exchange in (expert_all_to_all, deduplicated_all_to_all)
+    )
+    assert once.network == pytest.approx(hops.network)
+    row = 4096 * 7168 * BF16
+    assert once.scale_up == pytest.approx(row * distinct_domains(V3, 64) * 7 / 8)
+    assert distinct_domains(V3, 64) < V3.top_k and once.scale_up < hops.scale_up
+    alone = deduplicated_all_to_all(4096, 7168, BF16, Experts(8, 8), Group(8), H800)
+    assert (alone.network, alone.scale_up) == (0, row * 8 * 7 / 8)

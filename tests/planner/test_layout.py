@@ -146,6 +146,8 @@ CONTRADICTIONS = [
     ({"schedule": "dualpipe", "pp": 1}, 1024, "dualpipe needs at least 2 pipeline ranks"),
     ({"schedule": "1f1b", "vpp": 2}, 1024, "1f1b has vpp 1, not 2"),
     ({"recompute": ["full", "norms"]}, 1024, "full leaves nothing to norms"),
+    ({"dispatch": "deepep", "ep": 1}, 1024, "with ep = 1 a rank has all"),
+    ({"dispatch": "deepep", "ep": 8, "tp": 2, "etp": 2}, 1024, "etp = 2 cuts them"),
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dsc.compiler.graph.block import Block, Node, Value
 from dsc.compiler.graph.dim import Int
+from dsc.compiler.ops.deepep import Arrived, InOrder
 from dsc.compiler.ops.dispatch import OrderByExpert, PutRows, ReceivedEnds, ReceivedExperts, TakeRows, WholeRows
 from dsc.compiler.ops.fused.experts import FusedSort
 from dsc.compiler.ops.fused.fp8 import Fp8RoutedExperts
@@ -20,6 +21,8 @@ def fuse_dispatched(block: Block, size: Int) -> Block:
 
     `size`: elements that share a scale.
     """
+    if any(isinstance(node.op, Arrived) for node in block.nodes()):
+        return _fuse_in_order(block, size)
     if not any(isinstance(node.op, OrderByExpert) for node in block.nodes()):
         return block
     by_expert, sort = find(block, OrderByExpert)
@@ -50,3 +53,24 @@ def fuse_dispatched(block: Block, size: Int) -> Block:
 def _whole_rows(put: Node, x: Value) -> Node:
     op, id = WholeRows(), f"{put.id}.weights"
     return Node(id, op, (x,), (Value(id, 0, "ones", *op.infer((x.type,))),))
+
+
+def _fuse_in_order(block: Block, size: Int) -> Block:
+    """Of rows that lie expert by expert already."""
+    arrived, of_rows = find(block, Arrived)
+    x, weights, ends = arrived.outputs
+    products = [node for node in block.nodes() if isinstance(node.op, GroupedLinear)]
+    first, last = products
+    inside = ancestors(block, last, [x, weights, ends])
+    assert isinstance(first.op, GroupedLinear) and isinstance(last.op, GroupedLinear)
+
+    op = InOrder()
+    types = zip(("order", "position"), op.infer((x.type,)), strict=True)
+    made = tuple(Value(first.id, index, name, type) for index, (name, type) in enumerate(types))
+    fused = Fp8RoutedExperts(first.op, last.op, of_rows.rows, size)
+    new = {
+        first.id: Node(first.id, op, (x,), made),
+        last.id: Node(last.id, fused, (x, weights, *made, ends), last.outputs),
+    }
+    gone = {node.id for node in inside} - new.keys()
+    return block.with_nodes(new.get(node.id, node) for node in block.nodes() if node.id not in gone)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from dsc.compiler.planner.pipeline.schedule import Schedule, stage_count, stages_of_rank
 from dsc.spec.model import ModelSpec
+from dsc.spec.placement import Dispatch
 
 Activations = Literal["bf16", "fp8"]
 
@@ -41,6 +42,8 @@ class Layout:
     """A sorted subset of RECOMPUTE: what backward computes again instead of keeping."""
     activations: Activations
     """What dispatched tokens and SwiGLU's inputs are cached as; attention's results then take 12 bits (E5M6)."""
+    dispatch: Dispatch = "all_to_all"
+    """What takes tokens to other ranks' experts. Nobody but the spec chooses: only its user knows what is installed."""
 
     @property
     def world(self) -> int:

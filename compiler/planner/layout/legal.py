@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsc.compiler.planner.layout.layout import Layout, step_sizes
+from dsc.compiler.planner.machine.hardware import hardware
 from dsc.compiler.planner.pipeline.schedule import why_not
 from dsc.spec.attention import GroupedQueries
 from dsc.spec.ffn import MoeFfn
@@ -13,12 +14,19 @@ from dsc.spec.placement import RECOMPUTE
 from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
+DEEPEP_RUNS_ON = ("hopper", "blackwell")
+"""Families of GPUs."""
+DEEPEP_COMPONENTS = 256
+"""Of a row, which 32 threads add up 16 bytes each."""
+DEEPEP_TOP_K = 32
+
 
 def problems(layout: Layout, spec: ModelSpec, world: int, batch: int) -> tuple[str, ...]:
     """Why this layout cannot be, each with its arithmetic; empty if it can. `batch` is the global batch."""
     return (
         *_grid(layout, world),
         *model_problems(layout, spec),
+        *dispatch_problems(layout),
         *_pipeline(layout, spec, batch),
         *choice_problems(layout, spec),
     )
@@ -66,6 +74,14 @@ def model_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
     yield from _divides("tp", tp, "vocab_size", spec.vocab_size)
 
 
+def dispatch_problems(layout: Layout) -> Iterator[str]:
+    """Sizes for which DeepEP's kernels have nothing to send, or nothing like it."""
+    if layout.dispatch == "deepep" and layout.ep == 1:
+        yield "dispatch deepep sends tokens to other ranks' experts, and with ep = 1 a rank has all: write all_to_all"
+    if layout.dispatch == "deepep" and layout.etp > 1:
+        yield f"dispatch deepep sends tokens to whole experts, and etp = {layout.etp} cuts them: etp 1, or all_to_all"
+
+
 def _divides(name: str, divisor: int, what: str, count: int) -> Iterator[str]:
     if count % divisor:
         division = f"{count} = {count // divisor} x {divisor} + {count % divisor}"
@@ -101,5 +117,27 @@ def choice_problems(layout: Layout, spec: ModelSpec) -> Iterator[str]:
                 yield f"recompute: {spec.name} has no {name}"
     if layout.zero not in range(4):
         yield f"zero is 0, 1, 2 or 3, not {layout.zero}"
+    if layout.dispatch == "deepep":
+        yield from _without_deepep(spec)
     if layout.activations == "fp8" and not isinstance(spec.precision.linear, Fp8BlockLinear):
         yield "activations are kept in fp8 where products read fp8: precision.linear is bf16"
+
+
+def _without_deepep(spec: ModelSpec) -> Iterator[str]:
+    """What of the spec DeepEP's kernels do not take: their README of version 2.1, and what its sources assert."""
+    machine = None if spec.cluster is None else hardware(spec.cluster).cluster
+    if machine is not None and machine.architecture not in DEEPEP_RUNS_ON:
+        families = " or ".join(one.capitalize() for one in DEEPEP_RUNS_ON)
+        yield f"dispatch deepep needs GPUs of {families}, and {machine.name} has {machine.gpu}: write all_to_all"
+    if spec.precision.parameters != "bf16":
+        text = f"dispatch deepep sends bfloat16, and precision.parameters is {spec.precision.parameters}"
+        yield f"{text}: write bf16, or all_to_all"
+    if spec.hidden_size % DEEPEP_COMPONENTS:
+        rest = f"{spec.hidden_size} = {spec.hidden_size // DEEPEP_COMPONENTS} x {DEEPEP_COMPONENTS} + "
+        yield (
+            f"dispatch deepep adds rows up {DEEPEP_COMPONENTS} components at a time, which do not divide hidden_size: "
+            + (f"{rest}{spec.hidden_size % DEEPEP_COMPONENTS}")
+        )
+    if "moe" in spec.ffn_kinds and spec.moe().num_experts_per_tok > DEEPEP_TOP_K:
+        chosen = spec.moe().num_experts_per_tok
+        yield f"dispatch deepep sends a token to at most {DEEPEP_TOP_K} experts, and num_experts_per_tok is {chosen}"

@@ -87,7 +87,9 @@ def _pinned_product(spec: ModelSpec, world: int) -> Iterator[str]:
 def _pinned_choices(spec: ModelSpec) -> list[str]:
     pins = spec.placement or Placement()
     recompute = tuple(sorted(pins.recompute or ()))
-    return list(choice_problems(replace(TRIVIAL, recompute=recompute, activations=pins.activations or "bf16"), spec))
+    activations, dispatch = pins.activations or TRIVIAL.activations, pins.dispatch or TRIVIAL.dispatch
+    layout = replace(TRIVIAL, recompute=recompute, activations=activations, dispatch=dispatch)
+    return list(choice_problems(layout, spec))
 
 
 def _pinned_layout(spec: ModelSpec, world: int, batch: int) -> list[str]:
@@ -96,5 +98,6 @@ def _pinned_layout(spec: ModelSpec, world: int, batch: int) -> list[str]:
     vpp = pins.vpp or (2 if pins.schedule in ("interleaved", "zbv", "dualpipe-v") else 1)
     schedule = pins.schedule or ("interleaved" if vpp > 1 else "1f1b")
     dp, micro_batch = pins.dp or max(1, world // (pp * tp * cp)), pins.micro_batch or 1
-    layout = Layout(pp, vpp, schedule, tp, cp, pins.ep or 1, pins.etp or 1, dp, pins.zero or 0, micro_batch, (), "bf16")
+    sizes = pp, vpp, schedule, tp, cp, pins.ep or 1, pins.etp or 1, dp, pins.zero or 0, micro_batch
+    layout = Layout(*sizes, (), "bf16", pins.dispatch or TRIVIAL.dispatch)
     return list(problems(layout, spec, world, batch)) or ["no legal layout keeps to all of these pins"]

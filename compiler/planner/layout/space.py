@@ -9,10 +9,10 @@ from itertools import combinations
 from typing import NamedTuple, TypeVar
 
 from dsc.compiler.planner.layout.layout import TRIVIAL, Activations, Layout, step_sizes
-from dsc.compiler.planner.layout.legal import model_problems
+from dsc.compiler.planner.layout.legal import dispatch_problems, model_problems
 from dsc.compiler.planner.pipeline.schedule import SCHEDULES, Schedule, stage_count, why_not
 from dsc.spec.model import ModelSpec
-from dsc.spec.placement import Placement
+from dsc.spec.placement import Dispatch, Placement
 from dsc.spec.placement_checks import recompute_choices
 from dsc.spec.precision import Fp8BlockLinear
 
@@ -49,6 +49,7 @@ class LayoutFamily(NamedTuple):
     ep: int
     etp: int
     pipelines: tuple[Pipeline, ...]
+    dispatch: Dispatch = "all_to_all"
 
     def grids(self) -> Iterator[Layout]:
         """One layout each, what `variants` varies left at nothing."""
@@ -56,7 +57,8 @@ class LayoutFamily(NamedTuple):
 
     def grid(self, pipeline: Pipeline) -> Layout:
         pp, vpp, schedule, dp = pipeline
-        return Layout(pp, vpp, schedule, self.tp, self.cp, self.ep, self.etp, dp, 0, self.micro_batch, (), "bf16")
+        sizes = pp, vpp, schedule, self.tp, self.cp, self.ep, self.etp, dp, 0, self.micro_batch
+        return Layout(*sizes, (), "bf16", self.dispatch)
 
 
 def grids(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> Iterator[Layout]:
@@ -86,7 +88,8 @@ def families(spec: ModelSpec, world: int, batch: int, largest_tp: int) -> tuple[
                     if dp * cp * tp % (ep * etp) == 0:
                         for micro_batch, some in pipelines.items():
                             found.setdefault((micro_batch, tp, cp, ep, etp), []).extend(some)
-    return tuple(LayoutFamily(*sizes, tuple(pipelines)) for sizes, pipelines in sorted(found.items()))
+    dispatch = pins.dispatch or TRIVIAL.dispatch
+    return tuple(LayoutFamily(*sizes, tuple(pipelines), dispatch) for sizes, pipelines in sorted(found.items()))
 
 
 def _pipelines(pp: int, dp: int, spec: ModelSpec, batch: int, pins: Placement) -> dict[int, list[Pipeline]]:
@@ -115,7 +118,8 @@ def _expert_grids(tp: int, cp: int, world: int, spec: ModelSpec, pins: Placement
     most = max(1, spec.moe().n_routed_experts if "moe" in spec.ffn_kinds else 1)
     for ep in _options(pins.ep, _divisors(world, most)):
         for etp in _options(pins.etp, _divisors(tp, tp)):
-            if not any(model_problems(replace(TRIVIAL, tp=tp, cp=cp, ep=ep, etp=etp), spec)):
+            layout = replace(TRIVIAL, tp=tp, cp=cp, ep=ep, etp=etp, dispatch=pins.dispatch or TRIVIAL.dispatch)
+            if not any((*model_problems(layout, spec), *dispatch_problems(layout))):
                 yield ep, etp
 
 

@@ -148,6 +148,18 @@ def expert_all_to_all(
     return ExpertTraffic(row * remote, row * experts.top_k * slices * (local - 1) / local, domains, local)
 
 
+def deduplicated_all_to_all(
+    tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
+) -> ExpertTraffic:
+    """The same as DeepEP sends them: once to each other domain, and there once to each rank that has experts of theirs,
+    however many of these it has."""
+    local = members(group, hardware)
+    domains = -(-group.size // local)
+    row = tokens * hidden * element
+    across, within = distinct_domains(experts, domains), distinct_domains(experts, group.size)
+    return ExpertTraffic(row * across * (domains - 1) / domains, row * within * (local - 1) / local, domains, local)
+
+
 def direct_all_to_all(
     tokens: float, hidden: int, element: float, experts: Experts, group: Group, hardware: Hardware
 ) -> ExpertTraffic:

@@ -16,6 +16,7 @@ from dsc.compiler.graph.graph import Graph
 from dsc.compiler.graph.saved import Storage
 from dsc.compiler.passes.shard import SENDS
 from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.memory.deepep import buffer_bytes
 from dsc.compiler.planner.memory.held import is_logits
 from dsc.compiler.planner.memory.lines import (
     ACTIVATIONS,
@@ -25,6 +26,7 @@ from dsc.compiler.planner.memory.lines import (
     COLLECTIVES,
     CONTEXT,
     CUDA,
+    DEEPEP_BUFFER,
     EXPERT_BUFFER,
     EXPERT_BUFFERS,
     GATHERED,
@@ -82,7 +84,14 @@ class MemoryModel:
     tokens from buffers of their own, and products that read the rows where they arrive.
     """
 
-    def __init__(self, spec: ModelSpec, graph: Graph, on_gpus: bool = True, shared: Graph | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        graph: Graph,
+        on_gpus: bool = True,
+        shared: Graph | None = None,
+        scale_up_domain: int = 1,
+    ) -> None:
         self.spec = spec
         self._on_gpus = on_gpus
         self._buffered = shared is None
@@ -94,7 +103,7 @@ class MemoryModel:
         self.ranks = RankContents(self.parts)
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
         self._widths = _state_widths(spec.precision)
-        self._known_outside: dict[tuple[bool, bool], int] = {}
+        self._scale_up_domain = scale_up_domain
         self._known_held: dict[tuple[RankContent, Division], Fullest] = {}
 
     def split(self, layout: Layout, costs: Sequence[int] | None = None) -> Stages:
@@ -141,7 +150,7 @@ class MemoryModel:
         amounts[WORKING] = held.working if working else 0
         amounts[TRANSFERS] = held.handed_on + self._on_the_way(content, layout)
         reserved = ceil(sum(amounts.values()) * (RESERVE.value - 1))
-        return amounts | {ALLOCATOR: reserved} | self._outside(layout.world > 1, layout.copy > 1)
+        return amounts | {ALLOCATOR: reserved} | self._outside(layout)
 
     def _held(self, content: RankContent, layout: Layout) -> Fullest:
         """At the fullest moment; once for all ZeRO stages."""
@@ -183,13 +192,7 @@ class MemoryModel:
         several = len(content.kinds) > 1
         return self._stream_bytes_on(layout) * (RECEIVED + SENDS // 2 * content.senders if several else ON_THE_WAY)
 
-    def _outside_bytes(self, several: bool, exchanges: bool) -> int:
-        key = (several, exchanges)
-        if key not in self._known_outside:
-            self._known_outside[key] = sum(self._outside(several, exchanges).values())
-        return self._known_outside[key]
-
-    def _outside(self, several: bool, exchanges: bool) -> dict[str, int]:
+    def _outside(self, layout: Layout) -> dict[str, int]:
         """Bytes that PyTorch's allocator knows nothing of: on one of several GPUs, with tokens for others' experts.
 
         A CPU has no context of CUDA, and its libraries keep no buffers for what they send.
@@ -197,11 +200,18 @@ class MemoryModel:
         if not self._on_gpus:
             return {}
         outside = {CUDA: round(CONTEXT.value)}
-        if several:
+        if layout.world > 1:
             outside[COLLECTIVES] = round(NCCL.value)
-        if exchanges and self._buffered:
+        if layout.copy > 1 and self._buffered:
             outside[EXPERT_BUFFERS] = round(EXPERT_BUFFER.value * self.spec.hidden_size * BYTES["bf16"])
+        elif layout.dispatch == "deepep":
+            outside[EXPERT_BUFFERS] = self._deepep_buffer(layout)
         return outside
+
+    def _deepep_buffer(self, layout: Layout) -> int:
+        tokens = layout.micro_batch * self.spec.workload.sequence_length // (layout.cp * layout.tp)
+        local = min(layout.ep, self._scale_up_domain)
+        return buffer_bytes(tokens, self.spec.hidden_size, self.spec.moe().num_experts_per_tok, layout.ep, local)
 
     def least(self, layout: Layout, zero: int) -> float:
         """Bytes that the fullest rank cannot fall below: parameters spread evenly over the ranks, no activations."""
@@ -211,7 +221,7 @@ class MemoryModel:
         whole_on_tensor_ranks = self._everything.replicated * (1 - 1 / layout.tp)
         sharded = (dense - whole_on_tensor_ranks) / replicas + experts / layout.edp
         state = sum(each * (sharded if zero >= sharded_from else whole) for _, each, sharded_from in self._widths)
-        return RESERVE.value * state / layout.pp + self._outside_bytes(layout.world > 1, layout.copy > 1)
+        return RESERVE.value * state / layout.pp + sum(self._outside(layout).values())
 
     @cached_property
     def sharded_bytes(self) -> int:
@@ -230,6 +240,8 @@ class MemoryModel:
         for name, size in self._amounts(layout, content).items():
             if name == ACTIVATIONS:
                 yield from self._activation_lines(layout, content)
+            elif name == EXPERT_BUFFERS and not self._buffered:
+                yield MemoryLine(name, size, "derived", DEEPEP_BUFFER)
             elif name in ASSUMED:
                 yield MemoryLine(name, size, ASSUMED[name].provenance, ASSUMED[name].source)
             elif size:

@@ -18,6 +18,11 @@ EXPERT_BUFFER = Figure(
 )
 
 
+DEEPEP_BUFFER = (
+    "DeepEP 2.1's calculate_buffer_size: a row of each rank for each token, or what combine needs if that is more"
+)
+
+
 @dataclass(frozen=True)
 class MemoryLine:
     """One row of a ledger."""

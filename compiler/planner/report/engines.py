@@ -172,6 +172,10 @@ def _megatron_experts(plan: Plan) -> Lines:
         return
     yield f"--expert-model-parallel-size {layout.ep}"
     yield f"--expert-tensor-parallel-size {layout.etp}"
+    if layout.dispatch == "deepep":
+        yield "--moe-token-dispatcher-type flex"
+        yield "# With DeepEP, which has to be installed."
+        return
     yield "--moe-token-dispatcher-type alltoall"
     if hops(layout.ep, layout.etp, plan.problem.hardware) > 1:
         yield "# So a token goes once to each node: --moe-token-dispatcher-type flex, with DeepEP installed."

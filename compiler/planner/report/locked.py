@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc.compiler.planner.layout.layout import Layout, global_batch
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout, global_batch
 from dsc.compiler.planner.layout.legal import problems
 from dsc.compiler.planner.machine.hardware import Hardware, hardware
 from dsc.compiler.planner.report.difference import read_plan
@@ -103,6 +103,7 @@ def _layout(plan: Any, path: str, text: str) -> Layout:
         said = f"has a placement that cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise DscError([_finding(STALE, path, text, said, "write it as `dsc plan` does", "placement")]) from None
     values = {field.name: getattr(placement, field.name) for field in fields(Layout)}
+    values["dispatch"] = values["dispatch"] or TRIVIAL.dispatch
     if missing := [name for name, value in values.items() if value is None]:
         said = f"has a placement without {', '.join(missing)}"
         raise DscError([_finding(STALE, path, text, said, "write all of it, as `dsc plan` does", "placement")])

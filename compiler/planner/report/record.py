@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dsc.compiler.planner.layout.layout import Layout
+from dsc.compiler.planner.layout.layout import TRIVIAL, Layout
 from dsc.compiler.planner.memory.lines import MemoryLine, Role
 from dsc.compiler.planner.report.hashes import hardware_hash, spec_hash
 from dsc.compiler.planner.report.plan import Plan, memory
@@ -112,5 +112,6 @@ def _elsewhere(plan: Plan) -> dict[str, Any] | None:
 
 
 def placement(layout: Layout) -> dict[str, Any]:
-    """A layout as the spec's `placement` section has it."""
-    return {**asdict(layout), "recompute": list(layout.recompute)}
+    """A layout as the spec's `placement` section has it; what dispatches only where it is not what does by itself."""
+    written = {**asdict(layout), "recompute": list(layout.recompute)}
+    return written if layout.dispatch != TRIVIAL.dispatch else {k: v for k, v in written.items() if k != "dispatch"}

@@ -35,7 +35,7 @@ class Why:
 
     @property
     def value(self) -> Any:
-        return placement(self.plan.layout)[self.key]
+        return placement(self.plan.layout).get(self.key, getattr(self.plan.layout, self.key))
 
     @property
     def reason(self) -> str:

@@ -68,7 +68,8 @@ def sharing_of(problem: Problem, layout: Layout) -> Sharing | str:
         stages=tuple(tuple(problem.memory.parts[part].name for part in stage) for stage in stages),
         planned=planned(problem, layout),
         recompute=layout.recompute,
-        nodes=hops(layout.ep, layout.etp, problem.hardware),
+        nodes=hops(layout.ep, layout.etp, problem.hardware) if layout.dispatch == "all_to_all" else 1,
+        deepep=layout.dispatch == "deepep",
         machines=problem.hardware.nodes,
         machine_ranks=problem.hardware.cluster.gpus_per_node,
         on_gpus=problem.hardware.is_gpu,
@@ -183,6 +184,10 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:
         yield f"schedule {layout.schedule}"
+    if layout.dispatch == "deepep" and layout.schedule == "dualpipe-v":
+        yield "schedule dualpipe-v with dispatch deepep, whose all-to-alls no pair is cut at"
+    if layout.dispatch == "deepep" and "full" in layout.recompute:
+        yield "recompute full with dispatch deepep, for rows that are sent again come in another order"
     if layout.copy > 1 and MOE not in graph.blocks:
         chosen = f"ep {layout.ep}" if layout.ep > 1 else f"etp {layout.etp}"
         yield f"{chosen} for several kinds of mixtures of experts"

@@ -88,7 +88,9 @@ class Problem:
 
     @cached_property
     def memory(self) -> MemoryModel:
-        return MemoryModel(self._run, self.graph, self.hardware.is_gpu, None if self.others else self.shared)
+        shared = None if self.others else self.shared
+        domain = self.hardware.cluster.scale_up_domain
+        return MemoryModel(self._run, self.graph, self.hardware.is_gpu, shared, domain)
 
     def elsewhere(self) -> Problem:
         """What other engines make of it: their all-to-alls, their FP8, overlap beside whatever runs again."""

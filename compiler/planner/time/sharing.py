@@ -27,6 +27,8 @@ class PartSharing(NamedTuple):
     etp: int
     codes: bool
     """FP8 codes of weights are there already."""
+    deduplicates: bool = False
+    """DeepEP sends tokens to their experts."""
 
     @property
     def share(self) -> Share:
@@ -48,7 +50,8 @@ class StageSharing(NamedTuple):
 
 def stage_sharing(layout: Layout) -> StageSharing:
     """ZeRO-1 shards nothing that a stage reads, so it is as good as none."""
-    sharing = PartSharing(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp, layout.keeps_codes)
+    sizes = layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.etp
+    sharing = PartSharing(*sizes, layout.keeps_codes, layout.dispatch == "deepep")
     if layout.zero > 1:
         return StageSharing(sharing, layout.dp * layout.cp, layout.edp, layout.zero, layout.schedule in SPLITTING)
     return StageSharing(sharing, 1, 1, 0, False)

@@ -87,6 +87,7 @@ class Communication:
     def _waits(self, sharing: PartSharing) -> float:
         """Of the host for the second hop, with nothing beside it; backward knows what was sent."""
         several = self._others is None and collectives.hops(sharing.ep, sharing.etp, self._hardware) > 1
+        several &= not sharing.deduplicates
         return several * WAITS_OF_HOPS * self._hardware.calibration.host_wait.value
 
     def _rows(self, sharing: PartSharing) -> float:
@@ -115,14 +116,17 @@ class Communication:
     def _dispatched(self, experts: Experts, width: float, sharing: PartSharing) -> ExpertTraffic:
         """What a rank sends of its tokens to their experts.
 
-        The package sends a token once to each domain that the experts fill, and else a row for each of its experts; and
-        as many where ranks share an expert's width. Others always send it once, in FP8 where its products are.
+        By DeepEP the package sends a token once to each rank of them. Else it sends one once to each domain that the
+        experts fill, or a row for each of its experts; and as many where ranks share an expert's width. Others always
+        send it once to each domain, in FP8 where their products are.
         """
         rows, hardware = self._rows(sharing), self._hardware
         if self._others is not None:
             group = Group(sharing.ep, sharing.etp)
             return collectives.expert_all_to_all(rows, self._hidden, width, experts, group, hardware)
         group, slices = Group(sharing.ep * sharing.etp), sharing.etp
+        if sharing.deduplicates:
+            return collectives.deduplicated_all_to_all(rows, self._hidden, width, experts, group, hardware)
         if collectives.hops(sharing.ep, slices, hardware) > 1:
             return collectives.expert_all_to_all(rows, self._hidden, width, experts, group, hardware, slices)
         return collectives.direct_all_to_all(rows * slices, self._hidden, width, experts, group, hardware)
