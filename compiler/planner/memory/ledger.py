@@ -138,8 +138,10 @@ class MemoryModel:
         amounts = {name: each * kept[layout.zero >= sharded_from] for name, each, sharded_from in self._widths}
         if layout.zero in (1, 2) and layout.world > 1 and self._keeps_shares:
             amounts[WEIGHTS] += width * sharded
+        largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
+        if layout.zero > 1 and _take_turns(layout) and not self._buffered:  # whole until backward has left a layer
+            amounts[GRADIENTS] += BYTES[self.spec.precision.optimizer.gradients] * largest
         if layout.zero == 3:  # the part that runs, and the next one on its way; of both stages where pairs take turns
-            largest = content.largest.dense_on(layout) + content.largest.experts_on(layout)
             stage = content.of_stage.dense_on(layout) + content.of_stage.experts_on(layout)
             turns = _take_turns(layout)
             amounts[GATHERED] = width * (min(4 * largest, dense + experts) if turns else min(2 * largest, stage))
