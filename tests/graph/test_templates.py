@@ -120,6 +120,7 @@ def in_two_hops(spec: ModelSpec, etp: int = 1) -> ModelSpec:
 def by_deepep(spec: ModelSpec) -> ModelSpec:
     """Tokens go to other ranks' experts by DeepEP."""
     data = spec.model_dump() | {"hidden_size": 256, "cluster": {"kind": "h100", "nodes": 1}}
+    data["precision"]["parameters"] = "bf16"
     pins = {"pp": 1, "cp": 1, "tp": 1, "dp": 8, "ep": 8, "micro_batch": 1, "recompute": [], "dispatch": "deepep"}
     return ModelSpec.model_validate({**data, "placement": pins})
 
