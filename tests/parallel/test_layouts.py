@@ -179,7 +179,7 @@ def test_moments_in_bfloat16_are_shared_too(placed_spec: Any, same_steps: SameSt
     same_steps(placed_spec("deepseek", {**EP, "zero": 2}, "bf16"), within=1e-6)
 
 
-@pytest.mark.parametrize("pins", [{"pp": 2, "schedule": "dualpipe"}, {"dp": 2, "activations": "fp8"}])
+@pytest.mark.parametrize("pins", [{"pp": 2, "schedule": "dualpipe"}, {"pp": 2, "dp": 2, "schedule": "dualpipe"}])
 def test_what_has_no_code_is_said(pins: dict[str, Any], placed_spec: Any) -> None:
     program = build(ModelSpec.model_validate(placed_spec("llama", pins)))
     assert program.step.sharing is None
