@@ -117,7 +117,10 @@ def test_so_it_is_on_more_layouts(layout: str, sent_by: Any, in_float64: Any) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(fault: str, sent_by: Any, in_float64: Any, planted: Any) -> None:
+def test_a_planted_fault_is_caught(
+    fault: str, sent_by: Any, in_float64: Any, planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEPS", "1")
     change = planted(*FAULTS[fault])
     try:
         difference, equal_biases = in_float64(sent_by("deepseek", EP), change)
