@@ -163,7 +163,7 @@ def test_resume_is_exact(trainer: Trainer, text: Path, tmp_path: Path, dtype: st
 
 
 @pytest.mark.slow
-def test_compiled_layers_train_as_others(
+def test_a_compiled_model_trains_as_others(
     trainer: Trainer, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced by torch.compile and differentiated ahead of time; --resume compiles without being told."""
@@ -179,10 +179,10 @@ def test_compiled_layers_train_as_others(
     said = trainer.here(*arguments, "--metrics", plain[0], "--checkpoint", plain[1], "--steps", 4)
     assert not graphs and "compiled" not in said
     said = trainer.here(*arguments, "--metrics", compiled[0], "--checkpoint", compiled[1], "--steps", 2, "--compile")
-    assert len(graphs) >= 2, "a dense and a sparse layer at least"
-    assert "layers are compiled" in said
+    assert graphs
+    assert "the model is compiled" in said
     said = trainer.here(*arguments, "--metrics", compiled[0], "--checkpoint", compiled[1], "--steps", 4, "--resume")
-    assert "layers are compiled" in said
+    assert "the model is compiled" in said
     assert losses(compiled[0]) == pytest.approx(losses(plain[0]), rel=1e-6)
 
 

@@ -116,7 +116,7 @@ def training_files(
 
 
 def compiles(step: TrainingStep) -> bool:
-    """Whether layers can be compiled: in one process, or where ranks share nothing but weights.
+    """Whether there is --compile: in one process, or where ranks share nothing but weights.
 
     What is compiled saves what it likes, so it keeps to no plan of what to recompute; codes that a step keeps are told
     apart by objects, which it does not have; and its gradients are one node, while the V-shaped schedules ask for two.

@@ -10,8 +10,8 @@ Rounds alternate which model goes first; the figure is the median over rounds of
 --trainer compares train/train.py instead, a step of Run.loop with its data, log and guards, with a bare loop over the
 same model: the same loss of one batch, backward, clipping, the same optimizer, no determinism asked for.
 
---compile runs four steps beside each other: both as above, the emitted model with its layers compiled as the trainer's
---compile has it (train/compiled.py), and transformers' whole model under torch.compile.
+--compile runs four steps beside each other: both as above, the emitted model compiled as the trainer's --compile has it
+(train/compiled.py), and transformers' under torch.compile; both whole.
 """
 
 import argparse
@@ -165,12 +165,12 @@ def measure(runs: dict[str, Step], rounds: int, clock: Callable[[], float]) -> l
 
 
 def compiled(model: torch.nn.Module, ours: bool) -> torch.nn.Module:
-    """A copy with the same weights: layer by layer as the trainer does it, or whole."""
+    """A copy with the same weights, compiled as the package does it or as one does it by hand."""
     model = copy.deepcopy(model)
     if not ours:
         return torch.compile(model)  # type: ignore[return-value]
     package = type(model).__module__.removesuffix(".model")
-    importlib.import_module(f"{package}.train.compiled").compile_layers(model, torch.device("cpu"))
+    importlib.import_module(f"{package}.train.compiled").compile_model(model, torch.device("cpu"))
     return model
 
 

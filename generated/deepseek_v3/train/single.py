@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..model import Model, Router
-from .compiled import compile_layers
+from .compiled import compile_model
 from .init import draw
 from .stages import LOSSES, WholeModel, counts_of
 
@@ -49,8 +49,8 @@ class Single:
                 draw(name, weight, seed)
 
     def compile(self) -> None:
-        """Layers, from now on."""
-        compile_layers(self.lent, self.device)
+        """Forward and backward, from now on."""
+        compile_model(self.lent.model, self.device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Under their names in Model."""

@@ -91,7 +91,7 @@ class Run:
         if args.compile:
             self.layout.compile()
             if self.layout.first:
-                print("layers are compiled, for which the first steps wait", file=sys.stderr)
+                print("the model is compiled, for which the first steps wait", file=sys.stderr)
         self.optimizer = make_optimizer(self.layout.named_parameters(), args.weight_decay)
         self.settings: dict[str, object] = {
             **{name: getattr(args, name) for name in RUN},
@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--keep", type=positive, default=2, help="checkpoints; default: %(default)s")
     add("--eval-every", type=positive, metavar="STEPS", help="loss on the held-out end of the data; default: never")
     add("--profile", type=positive, metavar="STEPS", help="a Chrome trace of so many steps, beside the metrics")
-    add("--compile", action=argparse.BooleanOptionalAction, help="layers by torch.compile; the first steps wait for it")
+    add("--compile", action=argparse.BooleanOptionalAction, help="by torch.compile; the first steps wait for it")
     add("--batch-size", type=positive, default=8, help="sequences of a step, over all ranks; default: %(default)s")
     add("--micro-batch", type=positive, help="sequences at a time in one process; default: all of a step")
     add("--sequence-length", type=positive, default=SEQUENCE_LENGTH, help="default: %(default)s")
