@@ -10,14 +10,14 @@ FP8 codes of what is made again are made again with it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
-from dsc.compiler.passes.recompute import is_routed, made_in, region
+from dsc.compiler.passes.recompute import METHODS, is_routed, made_in, region
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 
 SCALED_TILE = 128  # FP8 activations carry one float32 scale for 128 numbers (DeepSeek-V3, section 3.3.2)
@@ -29,6 +29,8 @@ class Kept:
 
     storages: tuple[Storage, ...]
     remade: tuple[Storage, ...]
+    until: Mapping[Storage, int]
+    """What a method makes again goes all at once, after backward of the step at this position, its first."""
 
 
 def kept(
@@ -52,7 +54,17 @@ def kept(
         again = index in regions and not wanted.isdisjoint(made_in(step) & set(step.outputs))
         needed = step.inputs if again else step.saved
         held.update((one, None) for one in needed if one is not None and one not in dropped)
-    return Kept(tuple(held), tuple(one for one in everything if one in dropped))
+    until = {
+        one: min(found) for found in _methods(steps, choices, layer) for index in found for one in steps[index].saved
+    }
+    again_made = tuple(one for one in everything if one in dropped)
+    return Kept(tuple(held), again_made, {one: until[one] for one in again_made if one in until})
+
+
+def _methods(steps: tuple[Step, ...], choices: frozenset[str], layer: str | None) -> list[frozenset[int]]:
+    """Positions of what each choice runs again in one go, where it is among the choices."""
+    regions = (region(steps, frozenset((choice,)), layer) for choice in choices & METHODS.keys())
+    return [found for found in regions if found]
 
 
 def again(steps: tuple[Step, ...], choice: str, layer: str | None) -> frozenset[int]:

@@ -52,13 +52,14 @@ def backward_moments(steps: Sequence[Step], kept: Kept) -> Moments:
     """While it runs backward.
 
     A gradient is as large as its tensor and lives from the first reader that makes it to the op whose result it is of.
-    What is made again lives from the start, what was kept until its last use.
+    What is made again lives from the start; that and what was kept go after their last use, or with their method.
     """
     backwards = list(reversed(list(enumerate(steps))))
     stays = {*kept.storages, *kept.remade}
     last_use: dict[Storage, int] = {}
     for index, step in backwards:
         last_use.update((one, index) for one in (*step.saved, *step.inputs, *step.outputs) if one in stays)
+    last_use.update(kept.until)
     makers = {one: index for index, step in backwards for one in _made(step)}
     found, held, gradients = Moments([], []), dict[Storage, int](), dict[Storage, int]()
     found.come((*kept.storages, *kept.remade), held)

@@ -43,8 +43,9 @@ class Compiled:
             )
         # Inductor would lay some activations out as their products read them, token by token within a channel; the
         # experts' products of such rows then read single numbers of their weights in place of vectors.
-        by_rows = {"pick_loop_orders": False}
-        self.forward: Forward = torch.compile(model_forward, fullgraph=True, dynamic=False, options=by_rows)
+        self.forward: Forward = torch.compile(
+            model_forward, fullgraph=True, dynamic=False, options={"pick_loop_orders": False}
+        )
 
     def __call__(self, module: Any, parts: list[Part], rows: Tensor, caches: list[Tensor]) -> Any:
         """Like model_forward over the packed parts; what stands behind their rows belongs to nobody."""
