@@ -1,13 +1,17 @@
 """Generation by an emitted package's engine against transformers' generate, side by side in one process.
 
     python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile]
-        [--bfloat16] [--out FILE.jsonl]
+        [--bfloat16] [--llama-cpp] [--out FILE.jsonl]
 
 Both with the same weights on one thread; `packed` is the engine whose weights are in oneDNN's layout. The clock is the
 process's own time, so that a busy machine does not count. A step is the difference of two lengths divided by the steps
 between: prompts and start cancel. `floor_ms` is the time that reading the weights of a step takes at the rate at which
 this machine reads memory, measured in the same run; of the routed experts, those that the tokens of the step chose on
 average.
+
+`--llama-cpp` adds llama.cpp with the same weights in float32, which is not among what dsc requires: pip install gguf
+llama-cpp-python. It compiles for this machine. `llama_cpp` of a record says how far its logits are from the emitted
+model's after a prompt, and how many greedy tokens of how many are other ones.
 """
 
 import argparse
@@ -97,6 +101,28 @@ def contenders(folder: Path, dtype: torch.dtype, compiled: bool = False) -> tupl
     return model, found | ({"compiled": engine(model, compile=True).generate} if compiled else {})
 
 
+def llama_cpp(folder: Path, positions: int) -> Any:
+    """The contender, with the weights that `contenders` left in the folder; ends the run where it is not installed."""
+    try:
+        from gguf_of_toy import write_gguf
+        from llama_contender import LlamaCpp
+    except ImportError as error:
+        sys.exit(f"--llama-cpp needs {error.name}: pip install gguf llama-cpp-python")
+    write_gguf(folder / "weights", folder / "toy.gguf")
+    return LlamaCpp(folder / "toy.gguf", positions)
+
+
+def apart(llama: Any, model: Any, prompts: Prompts, texts: list[list[int]]) -> dict[str, float]:
+    """How far llama.cpp is from the emitted model and its texts."""
+    with torch.no_grad():
+        ours = model(torch.tensor(prompts))[:, -1]
+    logits = (torch.from_numpy(llama.first_logits(prompts)) - ours).abs().max().item()
+    assert logits < 1e-4, f"llama.cpp computes something else: its logits differ by {logits}"
+    theirs = llama.generate(prompts, len(texts[0]))
+    other = [one != two for pair in zip(theirs, texts, strict=True) for one, two in zip(*pair, strict=True)]
+    return {"logits_apart": logits, "tokens_apart": sum(other), "tokens": len(other)}
+
+
 def random_prompts(lengths: list[int], seed: int = 0) -> Prompts:
     source = random.Random(seed)
     return [[source.randrange(4096) for _ in range(length)] for length in lengths]
@@ -177,16 +203,26 @@ def main() -> None:
         "--compile", action="store_true", help="Engine(compile=True) beside the others; batches up to 8"
     )
     parser.add_argument("--bfloat16", action="store_true", help="in place of float32; texts are not compared")
+    parser.add_argument("--llama-cpp", action="store_true", help="llama.cpp beside the others, in float32")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.llama_cpp and arguments.bfloat16:
+        parser.error("--llama-cpp is compared in float32, not with --bfloat16")
     torch.set_num_threads(1)
     load = round(os.getloadavg()[0], 1)  # of the machine, before this begins: it slows even processor time
+    machine: dict[str, object] = {"torch": torch.__version__, "machine": platform.machine()}
+    machine |= {"clock": "process", "threads": 1, "dtype": "bfloat16" if arguments.bfloat16 else "float32"}
+    machine |= {"cpu": torch.backends.cpu.get_cpu_capability(), "load": load}
     with tempfile.TemporaryDirectory() as name:
         dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
         model, generators = contenders(Path(name), dtype, arguments.compile)
         prompts = random_prompts([PROMPT] * 4, seed=3)
         texts = [generate(prompts, 40) for generate in generators.values()]
         assert arguments.bfloat16 or all(text == texts[0] for text in texts), "the contenders write different texts"
+        if arguments.llama_cpp:
+            llama = llama_cpp(Path(name), positions=PROMPT + max(arguments.new_tokens + 2, 40))
+            machine["llama_cpp"] = llama.record | apart(llama, model, prompts, texts[0])
+            generators["llama.cpp"] = llama.generate
         records: list[dict[str, object]] = []
         for batch in arguments.batches:
             found = steps(generators, batch, arguments.new_tokens, arguments.rounds)
@@ -197,9 +233,6 @@ def main() -> None:
             rates = mixed(generators)
             records.append({"mixed_tokens_per_second": rates, "times": rates["engine"] / rates["transformers"]})
             print(json.dumps(records[-1]), flush=True)
-    machine = {"torch": torch.__version__, "machine": platform.machine(), "clock": "process", "threads": 1}
-    machine |= {"dtype": "bfloat16" if arguments.bfloat16 else "float32"}
-    machine |= {"cpu": torch.backends.cpu.get_cpu_capability(), "load": load}
     if arguments.out is not None:
         with arguments.out.open("a") as file:
             for record in records:
