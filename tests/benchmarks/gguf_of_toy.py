@@ -1,8 +1,8 @@
 """The toy of serving.py as a GGUF file for llama.cpp, float32 throughout, from the folder that save_pretrained wrote.
 
-llama.cpp knows the architecture as `deepseek2`. It attends to latents, as one key head for all queries, so it wants the
-two halves of kv_b_proj apart: the keys' half transposed, for queries, and the values' half as it is. Dimensions of a GGUF
-tensor are listed from the last to the first, so a matrix [out, in] of the checkpoint is written as it stands.
+llama.cpp knows the architecture as `deepseek2`. It attends to latents, as one key head for all queries, so it wants
+the two halves of kv_b_proj apart: the keys' half transposed, for queries, and the values' half as it is. Dimensions of
+a GGUF tensor are listed from the last to the first, so a matrix [out, in] of the checkpoint is written as it stands.
 """
 
 import json

@@ -20,27 +20,34 @@ class Row(NamedTuple):
 
 
 @llama_cpp.llama_log_callback
-def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None: ...
+def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    """It writes pages about what it loads."""
 
 
 class LlamaCpp:
     """On one thread, cache in float32. Flash attention, which it takes by default, has half precision inside."""
 
-    def __init__(self, file: Path, positions: int) -> None:
+    def __init__(self, file: Path, positions: int, unified: bool) -> None:
         llama_cpp.llama_log_set(_silent, None)
         self.model = llama_cpp.llama_model_load_from_file(bytes(file), llama_cpp.llama_model_default_params())
         assert self.model is not None, "llama.cpp does not load the file"
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.positions = positions
+        self.positions, self.unified = positions, unified
         self.contexts: dict[int, Any] = {}
-        self.record = {"llama_cpp_python": llama_cpp.__version__, "flash_attention": False, "cache": "float32"}
+        self.record = {
+            "version": llama_cpp.__version__,
+            "unified": unified,
+            "flash_attention": False,
+            "cache": "float32",
+        }
 
     def context(self, sequences: int) -> Any:
         """Empty, with room for `positions` tokens of each sequence."""
         if sequences not in self.contexts:
             parameters = llama_cpp.llama_context_default_params()
-            parameters.n_ctx = sequences * self.positions
+            parameters.n_ctx = parameters.n_batch = sequences * self.positions
             parameters.n_seq_max = sequences
+            parameters.kv_unified = self.unified
             parameters.n_threads = parameters.n_threads_batch = 1
             parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             parameters.type_k = parameters.type_v = F32

@@ -10,7 +10,8 @@ this machine reads memory, measured in the same run; of the routed experts, thos
 average.
 
 `--llama-cpp` adds llama.cpp with the same weights in float32, which is not among what dsc requires: pip install gguf
-llama-cpp-python. It compiles for this machine. `llama_cpp` of a record says how far its logits are from the emitted
+llama-cpp-python, which compiles it for this machine. It keeps a cache for each sequence, or, as `unified`, one for all
+of them; which is faster depends on the batch. `llama_cpp` of a record says how far its logits are from the emitted
 model's after a prompt, and how many greedy tokens of how many are other ones.
 """
 
@@ -101,15 +102,16 @@ def contenders(folder: Path, dtype: torch.dtype, compiled: bool = False) -> tupl
     return model, found | ({"compiled": engine(model, compile=True).generate} if compiled else {})
 
 
-def llama_cpp(folder: Path, positions: int) -> Any:
-    """The contender, with the weights that `contenders` left in the folder; ends the run where it is not installed."""
+def llama_cpp(folder: Path, positions: int) -> dict[str, Any]:
+    """With the weights that `contenders` left in the folder. Ends the run where it is not installed."""
     try:
         from gguf_of_toy import write_gguf
         from llama_contender import LlamaCpp
     except ImportError as error:
         sys.exit(f"--llama-cpp needs {error.name}: pip install gguf llama-cpp-python")
     write_gguf(folder / "weights", folder / "toy.gguf")
-    return LlamaCpp(folder / "toy.gguf", positions)
+    caches = {"llama.cpp": False, "llama.cpp unified": True}
+    return {name: LlamaCpp(folder / "toy.gguf", positions, unified) for name, unified in caches.items()}
 
 
 def apart(llama: Any, model: Any, prompts: Prompts, texts: list[list[int]]) -> dict[str, float]:
@@ -220,9 +222,9 @@ def main() -> None:
         texts = [generate(prompts, 40) for generate in generators.values()]
         assert arguments.bfloat16 or all(text == texts[0] for text in texts), "the contenders write different texts"
         if arguments.llama_cpp:
-            llama = llama_cpp(Path(name), positions=PROMPT + max(arguments.new_tokens + 2, 40))
-            machine["llama_cpp"] = llama.record | apart(llama, model, prompts, texts[0])
-            generators["llama.cpp"] = llama.generate
+            llamas = llama_cpp(Path(name), positions=PROMPT + max(arguments.new_tokens + 2, 40))
+            machine["llama_cpp"] = [llama.record | apart(llama, model, prompts, texts[0]) for llama in llamas.values()]
+            generators |= {contender: llama.generate for contender, llama in llamas.items()}
         records: list[dict[str, object]] = []
         for batch in arguments.batches:
             found = steps(generators, batch, arguments.new_tokens, arguments.rounds)
