@@ -100,7 +100,7 @@ class MemoryModel:
         self.parts = parts_of(graph)
         away = () if shared is None else parts_of(shared)
         self.stages = StageMemory(self.parts, spec.workload.sequence_length, BYTES[spec.precision.parameters], away)
-        self.ranks = RankContents(self.parts)
+        self.ranks = RankContents(self.parts, copies=not self._buffered)
         self._stream_bytes = stream(graph).bytes.value({B.name: 1, S.name: spec.workload.sequence_length})
         self._widths = _state_widths(spec.precision)
         self._scale_up_domain = scale_up_domain

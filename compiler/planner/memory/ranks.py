@@ -71,8 +71,10 @@ class _Run(NamedTuple):
 class RankContents:
     """Of every rank of a pipeline."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Part], copies: bool = True) -> None:
+        """`copies`: a stage has one of its own of what another stage of its rank has too. DeepSeek's engine has a
+        single one there (DeepSeek-V3, section 3.2.3)."""
+        self._parts, self._copies = parts, copies
         self._own = [elements(part.parameters.values()) for part in parts]
         by_kind = {kind: coded(part.steps) for kind, part in {part.kind: part for part in parts}.items()}
         self._coded = [by_kind[part.kind] for part in parts]
@@ -126,7 +128,7 @@ class RankContents:
             (rank,),
             tuple(self._parts[index].name for index in everything),
             tuple(run.kinds for run in runs),
-            added(with_lent),  # a stage has a copy of its own, of what another stage of the rank has too
+            added(with_lent) if self._copies else self._together(runs, everything),
             max((run.largest for run in runs), key=Elements.total),
             max(with_lent, key=Elements.total),
             added(run.coded for run in runs),
@@ -152,6 +154,10 @@ class RankContents:
         """Parameters of some parts with those that they borrow, each once."""
         held = tuple(parts)
         return self._with_lent(added(self._own[index] for index in held), held)
+
+    def _together(self, runs: Sequence[_Run], held: tuple[int, ...]) -> Elements:
+        own = added(run.elements for run in runs)
+        return self._with_lent(own, held) if any(run.borrowers for run in runs) else own
 
     def _with_lent(self, own: Elements, held: tuple[int, ...]) -> Elements:
         """With what such parts borrow of other stages."""
