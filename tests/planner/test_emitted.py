@@ -8,6 +8,7 @@ import pytest
 
 from dsc.compiler.driver import build, planned
 from dsc.compiler.graph.block import Block
+from dsc.compiler.ops.recompute import LetGo
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.collectives import FP8
@@ -62,7 +63,8 @@ def test_the_graph_that_is_timed_is_the_graph_that_is_emitted(name: str, kind: s
     timed, emitted_graph = planned(spec)[0], build(spec).training
     assert timed.blocks.keys() == emitted_graph.blocks.keys()
     for key, block in emitted_graph.blocks.items():
-        assert [node.op for node in timed.blocks[key].nodes()] == [node.op for node in block.nodes()], key
+        ops = [node.op for node in block.nodes() if not isinstance(node.op, LetGo)]  # a name given up takes no time
+        assert [node.op for node in timed.blocks[key].nodes()] == ops, key
 
 
 def test_shared_experts_are_timed_as_the_step_has_them() -> None:
