@@ -12,11 +12,9 @@ from dsc.spec.model import ModelSpec
 Compared = Callable[..., tuple[float, bool]]
 SameSteps = Callable[..., None]
 DEEPSEEK, WINDOW, LLAMA = (f"{name}, documents" for name in ("deepseek", "window", "llama"))
-LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "deepseek, cp 2 x ep 2": (DEEPSEEK, {"cp": 2, "ep": 2}),
-    "window, tp 2 x cp 2": (WINDOW, {"tp": 2, "cp": 2}),
-}
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {"window, tp 2 x cp 2": (WINDOW, {"tp": 2, "cp": 2})}
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek, cp 2 x ep 2": (DEEPSEEK, {"cp": 2, "ep": 2}),
     "deepseek, cp 2": (DEEPSEEK, {"cp": 2}),
     "deepseek, cp 4, micro-batches of 2": (DEEPSEEK, {"cp": 4, "micro_batch": 2}),
     "deepseek, tp 2": (DEEPSEEK, {"tp": 2}),

@@ -29,10 +29,8 @@ SPILLS = {("mla_decode", "sm_100")}
 """Known and accepted with their bytes."""
 SHARED = "grouped_gemm_tiles_kernel"
 """Of grouped_gemm.py, and launched by every kernel of experts."""
-RELATED = ("sm_80", "gfx950")
-"""Compiled by long runs alone: what breaks there mostly breaks on sm_90, sm_100 and gfx942 too."""
-LONG = {("mla_decode", "sm_100"), ("mla_attention_backward", "sm_100")}
-"""These too, for the time that they take."""
+RELATED = ("sm_80", "sm_100", "gfx950")
+"""Compiled by long runs alone: what breaks there mostly breaks on sm_90 and gfx942 too."""
 NARROW = ("router_", "expert_dispatch_", "mla_attention_", "gqa_attention_", SHARED)
 """Functions without 128-bit loads on sm_90: narrow rows, and tiles that tensor descriptors load."""
 
@@ -64,7 +62,7 @@ def keys(probe: Probe) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("name", "arch"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in RELATED or pair in LONG else []) for pair in TAKEN],
+    [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in RELATED else []) for pair in TAKEN],
 )
 def test_launches(name: str, arch: str) -> None:
     kernel, measured = KERNELS[name], {}
