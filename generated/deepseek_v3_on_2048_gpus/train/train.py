@@ -231,6 +231,7 @@ def train(args: argparse.Namespace) -> None:
     if halted:
         raise SystemExit(halted)
     if dist.is_initialized():
+        dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
         dist.destroy_process_group()
 
 
