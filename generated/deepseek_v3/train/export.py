@@ -161,6 +161,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     export(newest(args.checkpoint), args.out, DTYPES[args.dtype], args.shard_bytes)
     if dist.is_initialized():
+        dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
         dist.destroy_process_group()
 
 

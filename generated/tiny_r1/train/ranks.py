@@ -30,8 +30,10 @@ class Ranks:
             dist.init_process_group(device_id=self.device if self.device.type == "cuda" else None)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: object, *_: object) -> None:
         if self.size > 1:
+            if raised is None:
+                dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
             dist.destroy_process_group()
 
     def share(self, whole: Sequence[One]) -> Sequence[One]:
