@@ -103,7 +103,10 @@ class GroupedProduct(GroupedLinear):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ()
+        return ("train.tape.grouped_product",)
+
+    def holders(self) -> tuple[Op, ...]:
+        return (GroupedLinear(**vars(self)),)
 
 
 @record
