@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsc.compiler.driver import build, problem_of
+from dsc.compiler.driver import build, emit, problem_of
 from dsc.compiler.planner.report.plan import make_plan
 from dsc.spec.model import ModelSpec
 
@@ -183,6 +183,16 @@ def test_what_is_made_again_between_cuts_is_no_hindrance(recompute: list[str], p
     program = build(ModelSpec.model_validate(placed_spec("deepseek", {**V, "recompute": recompute})))
     assert program.step.turns is not None
     assert not any("without overlap" in note for note in program.notes)
+
+
+def test_the_kernel_of_products_that_are_put_off_is_emitted(placed_spec: Any) -> None:
+    """On GPUs one process has kernels of whole experts instead."""
+    spec = placed_spec("deepseek", {**V, "recompute": ["experts"]})
+    precision = {"parameters": "bf16", "kv_cache": "bf16"}
+    files = emit(
+        build(ModelSpec.model_validate({**spec, "cluster": {"kind": "h100", "gpus": 4}, "precision": precision}))
+    )
+    assert "kernels.grouped_mm import" in files["train/tape.py"] and "kernels/grouped_mm.py" in files
 
 
 def test_layers_that_run_again_are_not_cut_and_that_is_said(placed_spec: Any) -> None:
