@@ -41,7 +41,7 @@ from dsc.compiler.passes.shard import sharing_experts
 from dsc.compiler.passes.share import may_idle, share_served_experts
 from dsc.compiler.passes.state import wide_state
 from dsc.compiler.passes.tensor import sharing_tensors
-from dsc.compiler.passes.turns import in_turns, one_by_one, pairs
+from dsc.compiler.passes.turns import in_turns, one_by_one, pairs, put_off_again
 from dsc.compiler.planner.layout.pins import impossible_pins, refused_pins
 from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
@@ -114,7 +114,8 @@ def build(spec: ModelSpec, training_passes: tuple[Pass, ...] = (), locked: Locke
     step = replace(step, graph=stepped)
     apart = one_by_one(step.sharing, step.stages)
     if step.sharing is not None and pairs(step.sharing) and not apart:
-        step = replace(step, turns=verify(in_turns(stepped, step.stages, step.sharing.zero)))
+        stepped = verify(put_off_again(stepped), stepped)
+        step = replace(step, graph=stepped, turns=verify(in_turns(stepped, step.stages, step.sharing.zero)))
     serving = run(served, (multiply_by_codes, prepare, *kernels.prepared, as_functions_of_weights))
     choices = *kernels.notes, *expanded, *gathered, *untiled, *_plain_attention(step)
     written = without_graphs(target, serving)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsc.compiler.emit.classes import signature
+from dsc.compiler.emit.classes import holders, signature
 from dsc.compiler.emit.documents import from_documents
 from dsc.compiler.emit.file import File, FilePrinter
 from dsc.compiler.emit.model import Definition, helpers, imported
@@ -13,6 +13,7 @@ from dsc.compiler.emit.pyfile import imports, legend, local_imports, names
 from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.graph import Graph
 from dsc.compiler.ops.call import function_name
+from dsc.compiler.ops.projection import BiasedLinear
 from dsc.compiler.ops.turns import GroupedProduct
 from dsc.compiler.passes import context, tensor
 from dsc.compiler.passes.distribute import TrainingStep
@@ -27,7 +28,9 @@ def overlap_files(files: FilePrinter, step: TrainingStep, model: Sequence[Defini
     ops = (node.op for block in step.turns.blocks.values() for node in block.nodes())
     stacked = any(isinstance(op, GroupedProduct) for op in ops)
     assert step.sharing is not None
-    values = {"stacked": stacked, "two_hops": step.sharing.nodes > 1, "zero": step.sharing.zero}
+    biases = any(isinstance(op, BiasedLinear) for op in holders(tuple(step.graph.blocks.values())))
+    values = {"stacked": stacked, "two_hops": step.sharing.nodes > 1, "zero": step.sharing.zero, "biases": biases}
+    values["recompute"] = bool(step.recompute)
     same = [files.file(path, path, **values) for path in ("train/tape.py", "train/overlap.py")]
     return [turns_file(files, step, step.turns, model), *same]
 
@@ -51,7 +54,7 @@ def turns_file(files: FilePrinter, step: TrainingStep, turns: Graph, model: Sequ
         *((".experts", name) for name in experts if name not in elsewhere),
         *_shares(step.graph, ".context", context.PREFIX),
         *_shares(step.graph, ".tensor", tensor.PREFIX),
-        *((".tape", name) for name in ("Tape", "Turns", "grouped_product")),
+        *((".tape", name) for name in ("Tape", "Turns")),
         *((".plan", name) for name in ("EP", "ETP", "NODES", "LOCAL")),
     ]
     return files.file(

@@ -103,7 +103,10 @@ class GroupedProduct(GroupedLinear):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ()
+        return ("train.tape.grouped_product", *super().requires)  # the tape builds on the kernel
+
+    def holders(self) -> tuple[Op, ...]:
+        return (GroupedLinear(**vars(self)),)
 
 
 @record

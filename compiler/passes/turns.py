@@ -7,16 +7,17 @@ caller's values that are alive across a call go through the callee's cuts, as `*
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dsc.compiler.graph.block import INPUT, Block, Node, Value
 from dsc.compiler.graph.graph import Call, Graph
-from dsc.compiler.graph.op import Types
+from dsc.compiler.graph.op import Op, Types
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.call import CallListed, CallModule, LayerLoop, RepeatLayersSum, function_name
 from dsc.compiler.ops.dispatch import AllToAll, ExchangeCounts
 from dsc.compiler.ops.moe import GroupedLinear
+from dsc.compiler.ops.projection import Linear
 from dsc.compiler.ops.turns import (
     ALIVE,
     EXCHANGE,
@@ -31,7 +32,7 @@ from dsc.compiler.ops.turns import (
     LoopTurnsSum,
     StartExchange,
 )
-from dsc.compiler.passes.recompute import layer_blocks
+from dsc.compiler.passes.recompute import METHODS, layer_blocks
 from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE, Sharing
 from dsc.compiler.passes.stages import BATCH, Stage
 from dsc.compiler.passes.tensor import PREFIXES
@@ -52,18 +53,38 @@ def one_by_one(sharing: Sharing | None, stages: Iterable[Stage]) -> tuple[str, .
     """A note where pairs run one half after the other, for what cannot be cut yet."""
     if sharing is None or not pairs(sharing):
         return ()
-    uncut = why_one_by_one(bool(sharing.recompute), any(cycles(stage.block) for stage in stages))
+    uncut = why_one_by_one(sharing.recompute, any(cycles(stage.block) for stage in stages))
     return () if uncut is None else (f"train: {PAIRING} without overlap, for there is no code yet that cuts {uncut}",)
 
 
-def why_one_by_one(recomputes: bool, cycles: bool) -> str | None:
-    """What cannot be cut; None where pairs take turns. The planner credits overlap where this does."""
-    return "what recompute makes again" if recomputes else "layers in a cycle" if cycles else None
+def why_one_by_one(recompute: Collection[str], cycles: bool) -> str | None:
+    """What cannot be cut; None where pairs take turns. The planner credits overlap where this does.
+
+    A layer that runs again sends its rows again, in the middle of backward; what less is made again lies between cuts.
+    """
+    return "layers that run again" if "full" in recompute else "layers in a cycle" if cycles else None
 
 
 def cycles(block: Block) -> bool:
     """Whether it runs layers of several kinds in turns."""
     return any(isinstance(node.op, LayerLoop) and len(node.op.callees()) > 1 for node in block.nodes())
+
+
+def puts_off(op: Op) -> bool:
+    """Whether the gradient of its weight is put off where pairs take turns: nothing else of backward waits for it."""
+    return type(op) is Linear or type(op) is GroupedLinear
+
+
+def put_off_again(graph: Graph) -> Graph:
+    """The experts' method that runs once more in backward, if there is one, with the products of the generators."""
+    block = graph.blocks.get(f"{EXPERT_PARALLEL}.{METHODS['experts']}")
+    if block is None:
+        return graph
+    return replace(graph, blocks={**graph.blocks, block.key: block.with_nodes(map(_put_off, block.nodes()))})
+
+
+def _put_off(node: Node) -> Node:
+    return replace(node, op=GroupedProduct(**vars(node.op))) if type(node.op) is GroupedLinear else node
 
 
 def in_turns(graph: Graph, stages: Iterable[Stage], zero: int = 1) -> Graph:
@@ -146,11 +167,9 @@ class _Writer:
             return replace(node, inputs=(TAPE_VALUE, *node.inputs))
         if isinstance(op, ExchangeCounts):
             return replace(node, op=CountsBeside(op.ranks, op.group), inputs=(TAPE_VALUE, *node.inputs))
-        if type(op) is GroupedLinear:
-            return replace(node, op=GroupedProduct(**vars(op)))
         if isinstance(op, Call) and any(map(self.stops, op.callees())):
             return self._call(block, node, flows, kept)
-        return node
+        return _put_off(node)
 
     def _call(self, caller: Block, node: Node, flows: set[Value], kept: tuple[Value, ...]) -> Node:
         op = node.op

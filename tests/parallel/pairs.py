@@ -4,7 +4,8 @@
 
 prints for every rank, as JSON, its actions, torch's own for the same schedule, and for each pair in order: B and F
 where a side's turn begins, "start N" and "wait N" of all-to-alls, "segment" of backward,
-"weights" that were put off.
+"weights" that were put off; of each W its stage, its micro-batch and the bytes of numbers that waited for it; and how
+often each thing was made again that was.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,15 @@ def in_turn(name: str, side: Any) -> Any:
         yield
 
 
-def watch(package: str) -> list[list[str]]:
-    """The events of each pair, filled in as the package runs."""
+def waiting(tape: Any) -> int:
+    """Bytes of the numbers, other than weights, that gradients hold which are put off."""
+    cells = (cell.cell_contents for add in tape.put_off for cell in add.__closure__)
+    held = [one for one in cells if not isinstance(one, torch.nn.Parameter) and one.is_floating_point()]
+    return sum({one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in held}.values())
+
+
+def watch(package: str) -> tuple[list[list[str]], list[tuple[int, int, int]]]:
+    """The events of each pair, and what waits for each W, filled in as the package runs."""
     tape = importlib.import_module(f"{package}.train.tape")
     overlap = importlib.import_module(f"{package}.train.overlap")
     parallel = importlib.import_module(f"{package}.train.parallel")
@@ -73,14 +82,46 @@ def watch(package: str) -> list[list[str]]:
         run(action, context)
         found.append(list(EVENTS))
 
-    overlap.take_turns, parallel.run_pair = take_turns, run_pair
-    return found
+    waited: list[tuple[int, int, int]] = []
+
+    def weights(stage: Any, micro_batch: int, last_backward: bool = False) -> None:
+        waited.append((stage.stage_index, micro_batch, waiting(stage.put_off[micro_batch])))
+        run_weights(stage, micro_batch)
+
+    run_weights = overlap.OverlapStage.backward_weight_one_chunk
+    overlap.take_turns, parallel.run_pair, overlap.OverlapStage.backward_weight_one_chunk = (
+        take_turns,
+        run_pair,
+        weights,
+    )
+    return found, waited
+
+
+def count_makes(package: str) -> list[int]:
+    """Of each function that runs again in backward, how often, filled in as the package runs."""
+    if find_spec(f"{package}.train.recompute") is None:
+        return []
+    recompute = importlib.import_module(f"{package}.train.recompute")
+    times: list[int] = []
+
+    def counting(make: Callable[..., None]) -> Callable[..., None]:
+        def run(maker: Any, *inputs: Any) -> None:
+            maker.number = getattr(maker, "number", len(times))
+            times.extend([0] * (maker.number == len(times)))
+            times[maker.number] += 1
+            make(maker, *inputs)
+
+        return run
+
+    for kind in (recompute.Maker, recompute.MethodMaker):
+        kind.make = counting(kind.make)
+    return times
 
 
 def rank_main(rank: int, world: int, folder: str, package: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    found = watch(package)
+    (found, waited), times = watch(package), count_makes(package)
     layout = importlib.import_module(f"{package}.train.parallel").Parallel(
         torch.device("cpu"), torch.float64, 0, BATCH, LENGTH
     )
@@ -90,7 +131,8 @@ def rank_main(rank: int, world: int, folder: str, package: str) -> None:
     orders = [order.pipeline_order_with_comms[layout.pp_rank] for order in (schedule, plain)]
     actions = [[str(action) for action in order] for order in orders]
     assert sum(action.computation_type == OVERLAP_F_B for action in orders[0]) == len(found)
-    Path(folder, f"{rank}.json").write_text(json.dumps({"pairs": found, "order": actions[0], "torch": actions[1]}))
+    results = {"pairs": found, "order": actions[0], "torch": actions[1], "waited": waited, "times": times}
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 

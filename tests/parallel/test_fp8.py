@@ -74,6 +74,21 @@ def test_pairs_that_take_turns_too(
 
 
 @pytest.mark.slow
+def test_pairs_that_make_something_again_change_no_bit(
+    fp8_spec: Callable[..., Any], compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Experts in FP8 and latent attention, five steps: as far from one process as without."""
+    layout = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2, "schedule": "dualpipe-v", "micro_batch": 2}
+    found = []
+    for recompute in ([], ["experts", "mla_up_proj"]):
+        spec = fp8_spec({**layout, "recompute": recompute})
+        spec["layers"][1]["repeat"] = 3
+        assert "train/turns.py" in emit(build(ModelSpec.model_validate(spec)))
+        found.append(compared(spec, tmp_path / str(len(recompute)), "float64"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
 def test_slices_of_experts_too(
     fp8_spec: Callable[..., Any], compared: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from dsc.spec.model import ModelSpec
 SameSteps = Callable[..., None]
 EP = {"dp": 2, "ep": 2}
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
+ALL = ["experts", "mla_up_proj", "norms", "swiglu"]
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v": ("deepseek", {**V, "schedule": "dualpipe-v"}),
     "deepseek, dp 2 x ep 2, zero 3": ("deepseek", {**EP, "zero": 3}),
@@ -25,6 +26,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "weighed, dp 2": ("deepseek, weighed", {"dp": 2}),
     "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, zero 3": ("deepseek", {**V, "schedule": "dualpipe-v", "zero": 3}),
     "llama, pp 2 x dp 2, zbv, zero 3, tied": ("llama", {"pp": 2, "vpp": 2, "dp": 2, "schedule": "zbv", "zero": 3}),
+    "deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, all recompute": (
+        "deepseek",
+        {**V, "schedule": "dualpipe-v", "recompute": ALL},
+    ),
     "mixtral, dp 2, recompute": ("mixtral", {"dp": 2, "recompute": ["experts", "norms"]}),
 }
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,6 +132,35 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek",
         {**V, "schedule": "dualpipe-v", "recompute": ["norms", "swiglu"]},
     ),
+    **{
+        f"deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, {' and '.join(some)}": (
+            "deepseek",
+            {**V, "schedule": "dualpipe-v", "recompute": some},
+        )
+        for some in (*([one] for one in ALL), ["mla_up_proj", "norms", "swiglu"])
+    },
+    **{
+        f"deepseek, pp 2 x dp 2 x ep 2, dualpipe-v, zero {zero}, recompute": (
+            "deepseek",
+            {**V, "schedule": "dualpipe-v", "zero": zero, "recompute": ALL},
+        )
+        for zero in (2, 3)
+    },
+    "mixtral, pp 2 x dp 2 x ep 2, dualpipe-v, recompute": (
+        "mixtral",
+        {**V, "schedule": "dualpipe-v", "recompute": ["experts", "norms"]},
+    ),
+    "documents, pp 2 x dp 2 x ep 2, dualpipe-v, recompute": (
+        "deepseek, documents",
+        {**V, "schedule": "dualpipe-v", "recompute": ["mla_up_proj", "norms", "swiglu"]},
+    ),
+    **{
+        f"deepseek, pp 2 x {axis} 2 x ep 2, dualpipe-v, recompute": (
+            "deepseek",
+            {"pp": 2, "vpp": 2, axis: 2, "ep": 2, "schedule": "dualpipe-v", "recompute": ALL},
+        )
+        for axis in ("tp", "cp")
+    },
     "mixtral, dp 4 x ep 4": ("mixtral", {"dp": 4, "ep": 4}),
     "llama, cp 2": ("llama", {"cp": 2}),
     "llama, cp 2 x pp 2, tied": ("llama", {"cp": 2, "pp": 2}),

@@ -26,6 +26,7 @@ BATCH, LENGTH = 16, 128
 V = {"pp": 2, "vpp": 2, "dp": 2, "ep": 2}
 ZBV = {**V, "ep": 1, "schedule": "zbv"}
 WITHIN = 0.05
+AGAIN = ["mla_up_proj", "norms", "swiglu"]
 PIPED = [
     (model, {"pp": 2, "dp": 2, "zero": zero, "micro_batch": 4}) for model in ("llama", "deepseek") for zero in (2, 3)
 ]
@@ -67,6 +68,17 @@ CASES = [
     pytest.param("deepseek", {**V, "zero": 1, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("deepseek", {**V, "zero": 2, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("deepseek", {**V, "zero": 3, "schedule": "dualpipe-v", "micro_batch": 1}, marks=pytest.mark.slow),
+    *(
+        pytest.param(
+            "deepseek", {**V, "schedule": "dualpipe-v", "micro_batch": 1, "recompute": some}, marks=pytest.mark.slow
+        )
+        for some in (["norms"], ["swiglu"], ["mla_up_proj"], ["experts"], AGAIN)
+    ),
+    pytest.param(
+        "deepseek",
+        {**V, "zero": 3, "schedule": "dualpipe-v", "micro_batch": 1, "recompute": AGAIN},
+        marks=pytest.mark.slow,
+    ),
     pytest.param("llama", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
     pytest.param("mixtral", {"pp": 2, "vpp": 2, "schedule": "interleaved"}, marks=pytest.mark.slow),
 ]
@@ -94,6 +106,19 @@ FAULTS: dict[str, tuple[int, tuple[str, str, str]]] = {
         ("train/weights.py", "set_gradient_divide_factor(1.0)", "set_requires_gradient_sync(False)"),
     ),
 }
+MORE_THAN_SAID: dict[str, tuple[str, str, str]] = {
+    "what is made again, to the end": (
+        "train/recompute.py",
+        "        self.made = saved | numbered(results)",
+        "        self.made = saved | numbered(results)\n        vars(find).setdefault('kept', []).append(self.made)",
+    ),
+    "what is dropped, from forward": (
+        "train/tape.py",
+        "        ctx.save_for_backward(x)",
+        "        ctx.x = x\n        ctx.save_for_backward(x)",
+    ),
+}
+"""Of pairs beside recompute."""
 IN_TURNS: dict[str, tuple[str, str, str]] = {
     "weights stay after forward": ("train/tape.py", "        layer.reshard()\n\n    def", "        pass\n\n    def"),
     "weights go after each segment": ("train/tape.py", "if layer not in before:", "if True:"),
@@ -134,6 +159,15 @@ def test_every_rank_holds_what_the_ledger_says(
     assert max(map(abs, differences)) <= WITHIN
     shares_left_out = [found / said - 1 for found, said in zip(held, ledger(plan, WEIGHTS, GATHERED), strict=True)]
     assert min(shares_left_out) > WITHIN  # a ledger that lacks what is held of weights is noticed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", MORE_THAN_SAID)
+def test_what_is_held_longer_is_noticed(kept: str, placed_spec: Any, measured: Measured, planted: Any) -> None:
+    placement = {**V, "schedule": "dualpipe-v", "micro_batch": 1, "recompute": AGAIN}
+    spec = specified(placed_spec, "deepseek", placement)
+    held = [bytes for bytes, _, _ in measured(spec, planted(*MORE_THAN_SAID[kept]))]
+    assert max(found / said - 1 for found, said in zip(held, ledger(planned(spec)), strict=True)) > WITHIN
 
 
 @pytest.mark.slow

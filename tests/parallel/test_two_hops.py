@@ -22,6 +22,13 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek",
         {"pp": 2, "vpp": 2, "dp": 4, "ep": 4, "schedule": "dualpipe-v"},
     ),
+    "deepseek, pp 2 x dp 4 x ep 4, dualpipe-v, recompute": (
+        "deepseek",
+        {
+            **{"pp": 2, "vpp": 2, "dp": 4, "ep": 4, "schedule": "dualpipe-v"},
+            "recompute": ["experts", "mla_up_proj", "norms", "swiglu"],
+        },
+    ),
 }
 FAULTS = {
     "experts with little weight are left out": ("weights != -1", "weights > 0.6"),

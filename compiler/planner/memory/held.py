@@ -34,6 +34,8 @@ class Held:
     """The same for backward, less what was kept."""
     put_off: Extent
     """Gradients that wait beside what is kept where a backward of weights follows that of the input by itself."""
+    until_weights: Extent
+    """All that is held between the two where pairs take turns: the rest is gone, and what was made again is there."""
     keeps_input: bool
 
     @cached_property
@@ -144,6 +146,7 @@ class PartMemory:
             keeps.forward.most(of_moment) - all_kept + beside,
             keeps.backward.most(of_moment) - all_kept + beside,
             sum((extent(one.type, size(one)) for one in keeps.part.weighed), Extent()),
+            sum((extent(one.type, size(one)) for one in keeps.part.put_off), Extent()),
             keeps.part.steps[0].inputs[0] in keeps.kept.storages,
         )
 

@@ -31,6 +31,7 @@ from dsc.compiler.planner.memory.lines import (
     EXPERT_BUFFERS,
     GATHERED,
     GRADIENTS,
+    IN_TURNS,
     LOGITS,
     MASTER,
     MOMENTS,
@@ -165,9 +166,9 @@ class MemoryModel:
         stages = [self.stages.of(kinds, layout) for kinds in content.kinds]
         hidden = self._stream_bytes_on(layout)
         beside = [hidden * (more + (not one.keeps_input)) for more, one in zip(content.handed_on, stages, strict=True)]
-        # Where pairs run from cut to cut, what waits for W is all that is kept: inputs of products, and gradients.
+        # Where pairs run from cut to cut, what waits for W stands in the place of what was kept. It may be more.
         turns = _take_turns(layout)
-        waiting = [0 if turns else hidden + one.put_off for one in stages]
+        waiting = [max(0, one.until_weights - one.kept) if turns else hidden + one.put_off for one in stages]
         each = [*(one.kept + more for one, more in zip(stages, beside, strict=True)), *waiting]
         moment = max(content.in_flight, key=lambda counts: sum(map(mul, counts, each)))
         counts, put_off = moment[: len(stages)], moment[len(stages) :]
@@ -244,6 +245,8 @@ class MemoryModel:
                 yield from self._activation_lines(layout, content)
             elif name == EXPERT_BUFFERS and not self._buffered:
                 yield MemoryLine(name, size, "derived", DEEPEP_BUFFER)
+            elif name == PUT_OFF and size and _take_turns(layout):
+                yield MemoryLine(name, size, "derived", IN_TURNS, content.names)
             elif name in ASSUMED:
                 yield MemoryLine(name, size, ASSUMED[name].provenance, ASSUMED[name].source)
             elif size:

@@ -68,6 +68,11 @@ ALLOCATOR, CUDA, COLLECTIVES, EXPERT_BUFFERS = (
     "collective buffers",
     "expert buffers",
 )
+IN_TURNS = (
+    "of micro-batches that wait for their W: what products read, kept or made again, and gradients of their results, "
+    "by how much it is more than was kept"
+)
+"""The source of what is put off where pairs take turns."""
 ASSUMED = {ALLOCATOR: RESERVE, CUDA: CONTEXT, COLLECTIVES: NCCL, EXPERT_BUFFERS: EXPERT_BUFFER}
 SOURCES = {
     WEIGHTS: "parameters of the stages",

@@ -36,6 +36,8 @@ class StageBytes:
     """Of the part that needs most, forward or backward, whatever the number of micro-batches."""
     put_off: int
     """Gradients of one micro-batch that wait for its backward of weights."""
+    until_weights: int
+    """What one micro-batch holds until then where pairs take turns."""
     keeps_input: bool
     """What other ranks sent, if anything, is among the activations."""
 
@@ -95,7 +97,9 @@ class StageMemory:
         # Without an input, no backward of it: that of all is put off.
         put_off = 0 if EMBEDDING in kinds else sum(parts[kind].held.put_off.on(layout) for kind in kinds)
         keeps_input = EMBEDDING in kinds or parts[kinds[0]].held.keeps_input
-        return StageBytes(tuple(by_kind.items()), sum(by_kind.values()), logits, peak, put_off, keeps_input)
+        until_weights = sum(parts[kind].held.until_weights.on(layout) for kind in kinds)
+        activations = sum(by_kind.values())
+        return StageBytes(tuple(by_kind.items()), activations, logits, peak, put_off, until_weights, keeps_input)
 
     def _part(self, kind: str, layout: Layout) -> PartBytes:
         key = (kind, division(layout))

@@ -14,6 +14,7 @@ from dsc.compiler.graph.op import Parameter, tensor
 from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.passes.recompute import layer_blocks
+from dsc.compiler.passes.turns import puts_off
 from dsc.compiler.planner.parts.context import Rows, Whole, rows_of, whole
 from dsc.compiler.planner.parts.tensor import whole_on_each
 
@@ -48,6 +49,14 @@ class Part:
         ops = ((step.node.op, step.outputs) for step in self.steps)
         made = (one for op, outputs in ops if op.parameters() or op.borrowed() for one in outputs)
         return tuple(dict.fromkeys(one for one in made if one is not None and one.type.dtype in FLOATS))
+
+    @cached_property
+    def put_off(self) -> tuple[Storage, ...]:
+        """What products hold whose weights' gradients are put off where pairs take turns, from backward to these: their
+        operands, kept or made again, and the gradients of their results."""
+        steps = [step for step in self.steps if puts_off(step.node.op)]
+        held = (one for step in steps for one in (*step.saved, *step.outputs))
+        return tuple(dict.fromkeys(one for one in held if one is not None))
 
     @cached_property
     def whole(self) -> Whole:

@@ -146,7 +146,7 @@ def _keeps_codes(graph: Graph) -> bool:
 
 def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
     """What of a plan the package does not do, a line each: of its layout, and of the types of the training state."""
-    uncut = why_one_by_one(bool(layout.recompute), problem.cost.overlap.cycles)
+    uncut = why_one_by_one(layout.recompute, problem.cost.overlap.cycles)
     alone = layout.schedule == "dualpipe-v" and layout.copy > 1 and uncut
     return (
         *(

@@ -22,7 +22,7 @@ class OtherEngines:
     """Whether interleaved schedules run the all-to-alls of a forward beside the backward next to it, as Megatron-Core
     can (overlap_moe_expert_parallel_comm)."""
     recompute_hides: bool = False
-    """Whether the halves of a DualPipeV may run anything again."""
+    """Whether the halves of a DualPipeV may run whole layers again."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Overlap:
     def hides(self, layout: Layout) -> bool:
         """DualPipe itself is other engines' and not emitted, so it does as theirs."""
         if layout.schedule == "dualpipe-v":
-            again = layout.recompute and not (self.others and self.others.recompute_hides)
-            return layout.copy > 1 and why_one_by_one(bool(again), self.cycles) is None
+            again = () if self.others and self.others.recompute_hides else layout.recompute
+            return layout.copy > 1 and why_one_by_one(again, self.cycles) is None
         if layout.schedule == "interleaved":
             return self.others is not None and self.others.interleaved_hides
         return layout.schedule == "dualpipe"

@@ -27,12 +27,13 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.weight = weight  # the parameter, which has the gradient; of what is saved, hooks may make another tensor
+        ctx.save_for_backward(x)
         return F.linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         PUT_OFF.append(lambda: add_gradient(weight, dy.flatten(0, -2).T @ x.flatten(0, -2)))
         return dy @ weight if ctx.needs_input_grad[0] else None, None
 
