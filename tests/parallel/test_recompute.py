@@ -29,6 +29,7 @@ SETS = {
 }
 CASES = [(model, recompute) for model, sets in SETS.items() for recompute in sets]
 CLUSTERS = {"plain": ({"kind": "cpu", "nodes": 2}, 2, "fp32"), "kernels": ({"kind": "h100", "nodes": 1}, 8, "bf16")}
+IN_FP8 = [["norms"], ["swiglu"], ["norms", "swiglu"], ["mla_up_proj", "norms", "swiglu"], ALL]
 
 
 class Alive(TorchDispatchMode):
