@@ -1,7 +1,8 @@
 """What backward makes again instead of keeping: lines that drop a result, and methods that run once more.
 
-`norms` and `swiglu` drop the results of element-wise ops, which are made again from what those ops save; products in FP8
-that read these keep no codes of them either, but encode them again. The other choices make a method of the lines between two places of a block; of what it makes nothing is kept, only what it reads:
+`norms` and `swiglu` drop the results of element-wise ops, which are made again from what those ops save; products in
+FP8 that read them keep no codes either, but encode them again. The other choices make a method of the lines between two
+places of a block; of what it makes nothing is kept, only what it reads:
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
     full         a layer, whole
@@ -69,8 +70,8 @@ class _Dropped:
         if node is None:
             return value in block.inputs and self._drops_argument(block, block.inputs.index(value))
         if node.op.recompute in self.choices:
-            kept = [saved.index for saved in node.op.saved(node.input_types, node.output_types) if saved.source == "output"]
-            return value.index not in kept
+            saved = node.op.saved(node.input_types, node.output_types)
+            return all((one.source, one.index) != ("output", value.index) for one in saved)
         of = node.op.memory(node.input_types, node.output_types)[value.index]
         return isinstance(of, int) and self.drops(block, node.inputs[of])
 

@@ -167,8 +167,8 @@ def test_recompute_costs_time_and_no_choice_saves_any() -> None:
 
 
 def test_products_cast_again_what_norms_make_again() -> None:
-    """Of each input of a layer's products that a norm makes, 2 bytes of an element more are read and 1 is written; where
-    MLA's up-projections run again, they cast as they run."""
+    """Of an input that a norm makes, 2 bytes of an element more are read and 1 is written; where MLA's up-projections
+    run again, they cast as they run."""
     problem = emitted("deepseek-v3", "h800", 256)
     spec, graph = problem.spec, problem.graph
     ops = op_costs(parts_of(graph))["MoeLayer.forward"]

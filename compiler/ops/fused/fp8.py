@@ -95,7 +95,7 @@ class Fp8LinearsEncodingAgain(Fp8Linears):
         return (f"kernels.fp8_linear_again.{self.kind}",)
 
     def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
-        """Forward along rows alone; backward both ways, though it reads the columns alone: that is the kernel there is."""
+        """Forward along rows alone; backward both ways, for no kernel writes columns alone."""
         x, results = tensor(inputs[0]).numel, total([tensor(one).numel for one in outputs])
         return along_rows(x), _both_ways(x + results)
 

@@ -20,7 +20,6 @@ from dsc.compiler.planner.search.explain import climb
 from dsc.compiler.planner.search.offer import Offer, everything
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Found, search
-from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
 
 SCHEDULES = {

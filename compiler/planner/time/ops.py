@@ -177,7 +177,7 @@ def _own_casts(step: Step, weights: int) -> Casts:
     forward, backward = (one.substitute(step.sizes) for one in _cast_bytes(node))
     again = Terms()
     if isinstance(node.op, Fp8Linears) and node.op.saves_codes:
-        both = total(_cast_bytes(replace(node, op=node.op.encoding_again()))).substitute(step.sizes)
+        both = total([*_cast_bytes(replace(node, op=node.op.encoding_again()))]).substitute(step.sizes)
         again = terms_of(both - forward - backward)
     return Casts(terms_of(forward), terms_of(backward), weights=(weights * CODES[0], weights * CODES[1]), again=again)
 
