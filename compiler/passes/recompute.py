@@ -1,7 +1,8 @@
 """What backward makes again instead of keeping: lines that drop a result, and methods that run once more.
 
-`norms` and `swiglu` drop the results of element-wise ops, which are made again from what those ops save. The other
-choices make a method of the lines between two places of a block; of what it makes nothing is kept, only what it reads:
+`norms` and `swiglu` drop the results of element-wise ops, which are made again from what those ops save; products in
+FP8 that read them keep no codes either, but encode them again. The other choices make a method of the lines between two
+places of a block; of what it makes nothing is kept, only what it reads:
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
     full         a layer, whole
@@ -10,10 +11,11 @@ choices make a method of the lines between two places of a block; of what it mak
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from dsc.compiler.graph.block import INPUT, Block, Node
-from dsc.compiler.graph.graph import Graph
+from dsc.compiler.graph.block import INPUT, Block, Node, Value
+from dsc.compiler.graph.graph import Call, Graph
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage, trace
 from dsc.compiler.ops.call import LayerLoop, Signature
@@ -21,10 +23,12 @@ from dsc.compiler.ops.context import GatherContext
 from dsc.compiler.ops.dispatch import RecordSent
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts
+from dsc.compiler.ops.fused.fp8 import Fp8Linears
 from dsc.compiler.ops.fused.norm import AddRmsNorm, FusedRmsNorm
 from dsc.compiler.ops.moe import RecordLoad
 from dsc.compiler.ops.recompute import CallAgain, Drop, Remade
 from dsc.compiler.passes.fuse.pattern import used_outside
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, MOE
 from dsc.compiler.passes.tensor import PREFIXES, of_plain
 
 METHODS = {"mla_up_proj": "up_projections", "experts": "multiply", "full": "run"}
@@ -36,8 +40,9 @@ def make_again(graph: Graph, choices: Collection[str]) -> Graph:
     if not choices:
         return graph
     blocks: dict[str, Block] = {}
+    dropped = _Dropped(graph, choices)
     for block in graph.blocks.values():
-        changed = (block,) if block.class_name == graph.root else _changed(graph, block, choices)
+        changed = (block,) if block.class_name == graph.root else _changed(dropped, block, choices)
         blocks.update((each.key, each) for each in changed)
     return replace(graph, blocks=blocks)
 
@@ -53,8 +58,47 @@ def layer_blocks(graph: Graph) -> frozenset[str]:
     return frozenset(callee for op in ops if isinstance(op, LayerLoop) for callee, _ in op.runs())
 
 
-def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[Block]:
+@dataclass(frozen=True)
+class _Dropped:
+    """What element-wise ops drop, through views and calls."""
+
+    graph: Graph
+    choices: Collection[str]
+
+    def drops(self, block: Block, value: Value) -> bool:
+        node = block.producer(value)
+        if node is None:
+            return value in block.inputs and self._drops_argument(block, block.inputs.index(value))
+        if node.op.recompute in self.choices:
+            saved = node.op.saved(node.input_types, node.output_types)
+            return all((one.source, one.index) != ("output", value.index) for one in saved)
+        of = node.op.memory(node.input_types, node.output_types)[value.index]
+        return isinstance(of, int) and self.drops(block, node.inputs[of])
+
+    def _drops_argument(self, block: Block, index: int) -> bool:
+        """Whether all who call the block drop what they give it."""
+        calls = self._calls.get(_stands_in_for(block), ())
+        return bool(calls) and all(self.drops(caller, node.inputs[index]) for caller, node in calls)
+
+    @cached_property
+    def _calls(self) -> dict[str, list[tuple[Block, Node]]]:
+        found: dict[str, list[tuple[Block, Node]]] = {}
+        for block in self.graph.blocks.values():
+            for node in block.nodes():
+                for key in node.op.callees() if isinstance(node.op, Call) else ():
+                    found.setdefault(key, []).append((block, node))
+        return found
+
+
+def _stands_in_for(block: Block) -> str:
+    """The key by which others call what runs as a rank's share: the plain block's."""
+    return MOE if block.class_name == EXPERT_PARALLEL else f"{of_plain(block.class_name)}.{block.method}"
+
+
+def _changed(dropped: _Dropped, block: Block, choices: Collection[str]) -> Iterator[Block]:
     """The methods that the block has come to call, and itself; what generation caches is not its business any more."""
+    graph = dropped.graph
+    encoded = {node.id for node in block.nodes() if _keeps_codes(node) and dropped.drops(block, node.inputs[0])}
     block = replace(block, cached=())
     if "full" in choices:
         block = block.with_nodes(_counting_once(node) for node in block.nodes())
@@ -70,7 +114,11 @@ def _changed(graph: Graph, block: Block, choices: Collection[str]) -> Iterator[B
         if inside := [node for node in block.nodes() if id(node) in again]:
             method, block = _outlined(block, inside, _method_name(block, choice))
             yield method
-    yield block.with_nodes(line for node in block.nodes() for line in _dropping(node, choices))
+    yield block.with_nodes(
+        line
+        for node in block.nodes()
+        for line in ((_encoding_again(node),) if node.id in encoded else _dropping(node, choices))
+    )
 
 
 def _method_name(block: Block, choice: str) -> str:
@@ -112,6 +160,15 @@ def _outlined(block: Block, inside: list[Node], name: str) -> tuple[Block, Block
     ids = {node.id for node in inside} - {last}
     body = [call if node.id == last else node for node in block.nodes() if node.id not in ids]
     return method, block.with_nodes(body).reinfer(dict(zip(left, results, strict=True)))
+
+
+def _keeps_codes(node: Node) -> bool:
+    return isinstance(node.op, Fp8Linears) and node.op.saves_codes
+
+
+def _encoding_again(node: Node) -> Node:
+    assert isinstance(node.op, Fp8Linears)
+    return replace(node, op=node.op.encoding_again())
 
 
 def _dropping(node: Node, choices: Collection[str]) -> Iterator[Node]:

@@ -200,7 +200,7 @@ def programs() -> list[Program]:
     shared = [
         shared_out(load("tiny"), Machines(kind="cpu", nodes=4), 4, "mla_up_proj", "norms"),
         shared_out(load("tiny"), Machines(kind="h100", nodes=1), 8, "mla_up_proj", "norms"),
-        shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts"),
+        shared_out(in_fp8("tiny"), Machines(kind="h100", nodes=1), 8, "experts", "norms"),
     ]
     shared += [in_turns(balanced=True), in_turns(balanced=False), in_turns(balanced=True, zero=3)]
     shared.append(by_deepep(in_fp8("tiny")))

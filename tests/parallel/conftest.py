@@ -155,6 +155,21 @@ def run(*command: str, folder: Path, fails: bool = False) -> str:
     return result.stderr if fails else result.stdout
 
 
+def take_steps(
+    spec: dict[str, Any], folder: Path, dtype: str, change: Callable[[str, str], str] | None = None
+) -> dict[str, Any]:
+    """What steps.py prints of a spec, its files changed by a function: figures of one process, and of every rank."""
+    package = write_package(spec, folder, change)
+    out = run(sys.executable, str(STEPS), str(folder), package, dtype, folder=folder)
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="session")
+def stepped() -> Any:
+    return take_steps
+
+
 def compare(
     spec: dict[str, Any], folder: Path, dtype: str, change: Callable[[str, str], str] | None = None
 ) -> tuple[float, bool]:
@@ -162,8 +177,7 @@ def compare(
 
     Figures differ relatively, gradients by parts of their norms.
     """
-    package = write_package(spec, folder, change)
-    found = json.loads(run(sys.executable, str(STEPS), str(folder), package, dtype, folder=folder).splitlines()[-1])
+    found = take_steps(spec, folder, dtype, change)
     biases = found["one"]["biases"]
     held = {name for rank in found["ranks"] for name in rank["biases"]}
     assert held == biases.keys(), "every router is on some rank"

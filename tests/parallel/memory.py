@@ -1,7 +1,7 @@
 """Run in a process of its own: one step of an emitted trainer on the ranks of its plan; the most that each rank holds,
 and what it gathers and reduces.
 
-    python memory.py FOLDER PACKAGE BATCH LENGTH
+    python memory.py FOLDER PACKAGE BATCH LENGTH DTYPE
 
 prints bytes of each rank: the most held, and of whole weights gathered and whole gradients reduced. A step before it
 makes the optimizer's state, so that it is there as in every later one.
@@ -92,12 +92,12 @@ def unseen(cls: type[CausalBias], *_: Any) -> Any:
         return Tensor.__new__(cls)
 
 
-def rank_main(rank: int, world: int, folder: str, package: str, batch: int, length: int) -> None:
+def rank_main(rank: int, world: int, folder: str, package: str, batch: int, length: int, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     CausalBias.__new__ = unseen  # type: ignore[assignment]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     parallel = importlib.import_module(f"{package}.train.parallel")
-    layout = parallel.Parallel(torch.device("cpu"), torch.float32, 0, batch, length)
+    layout = parallel.Parallel(torch.device("cpu"), dtype, 0, batch, length)
     make_optimizer = importlib.import_module(f"{package}.train.optimizer").make_optimizer
     apart = find_spec(f"{package}.train.document_layers") is not None
     Path(folder, f"{rank}.json").write_text(json.dumps(measured(layout, make_optimizer, batch, length, apart)))
@@ -105,11 +105,11 @@ def rank_main(rank: int, world: int, folder: str, package: str, batch: int, leng
     dist.destroy_process_group()
 
 
-def main(folder: str, package: str, batch: str, length: str) -> None:
+def main(folder: str, package: str, batch: str, length: str, dtype: str) -> None:
     sys.path.insert(0, folder)
     world = importlib.import_module(f"{package}.train.plan").WORLD
     with tempfile.TemporaryDirectory() as results:
-        arguments = (world, results, package, int(batch), int(length))
+        arguments = (world, results, package, int(batch), int(length), getattr(torch, dtype))
         mp.start_processes(rank_main, arguments, nprocs=world, start_method="fork")
         print(json.dumps([json.loads(Path(results, f"{rank}.json").read_text()) for rank in range(world)]))
 

@@ -15,7 +15,7 @@ import pytest
 
 from dsc.compiler.driver import problem_of
 from dsc.compiler.planner.layout.layout import Layout
-from dsc.compiler.planner.memory.lines import ALLOCATOR, GATHERED, WEIGHTS
+from dsc.compiler.planner.memory.lines import ALLOCATOR, CODES, COLLECTIVES, CUDA, EXPERT_BUFFERS, GATHERED, WEIGHTS
 from dsc.compiler.planner.pipeline.schedule import actions
 from dsc.compiler.planner.report.plan import Plan, given_plan
 from dsc.spec.model import ModelSpec
@@ -60,6 +60,9 @@ CASES = [
         for one in ("norms", "swiglu", "mla_up_proj", "experts", "full")
     ),
     ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
+    pytest.param(
+        "deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv", "recompute": ["norms", "swiglu"]}, marks=pytest.mark.slow
+    ),
     pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
     pytest.param("llama", {**ZBV, "zero": 2, "micro_batch": 1}, marks=pytest.mark.slow),
     pytest.param("llama", {**ZBV, "zero": 3, "micro_batch": 1}, marks=pytest.mark.slow),
@@ -135,6 +138,13 @@ def specified(placed_spec: Any, model: str, placement: dict[str, Any], batch: in
     return {**spec, "workload": {"sequence_length": LENGTH, "global_batch": batch}}
 
 
+def specified_in_fp8(fp8_spec: Any, placement: dict[str, Any], batch: int) -> dict[str, Any]:
+    spec: dict[str, Any] = fp8_spec(placement)
+    spec["precision"]["optimizer"] = {"moments": "fp32", "gradients": "fp32"}
+    spec["layers"][1]["repeat"] = 3 if "pp" in placement else 1
+    return {**spec, "workload": {"sequence_length": LENGTH, "global_batch": batch}}
+
+
 def planned(spec: dict[str, Any]) -> Plan:
     layout = Layout(**{**spec["placement"], "recompute": tuple(spec["placement"]["recompute"])})
     return given_plan(problem_of(ModelSpec.model_validate(spec)), layout)
@@ -159,6 +169,26 @@ def test_every_rank_holds_what_the_ledger_says(
     assert max(map(abs, differences)) <= WITHIN
     shares_left_out = [found / said - 1 for found, said in zip(held, ledger(plan, WEIGHTS, GATHERED), strict=True)]
     assert min(shares_left_out) > WITHIN  # a ledger that lacks what is held of weights is noticed
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"dp": 2, "micro_batch": 8},
+        pytest.param({"dp": 2, "micro_batch": 8, "recompute": ["norms", "swiglu"]}, marks=pytest.mark.slow),
+        pytest.param({"dp": 2, "ep": 2, "micro_batch": 8, "recompute": ["norms", "swiglu"]}, marks=pytest.mark.slow),
+        pytest.param({**ZBV, "dp": 1, "micro_batch": 2, "recompute": ["norms", "swiglu"]}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_so_it_is_beside_products_in_fp8(placement: dict[str, Any], fp8_spec: Any, measured: Measured) -> None:
+    """What weights' codes take is told apart (test_fp8.py): they are made inside of ops, where nothing is counted."""
+    spec = specified_in_fp8(fp8_spec, placement, batch=64 if "dp" in placement else BATCH)
+    held, plan = [bytes for bytes, _, _ in measured(spec, dtype="bfloat16")], planned(spec)
+    said = ledger(plan, CODES, CUDA, COLLECTIVES, EXPERT_BUFFERS)
+    differences = [found / bytes - 1 for found, bytes in zip(held, said, strict=True)]
+    print([f"{difference:+.1%}" for difference in differences])
+    assert max(map(abs, differences)) <= WITHIN
 
 
 @pytest.mark.slow
@@ -274,10 +304,12 @@ def gathering(layout: Layout, first: bool) -> tuple[str, ...]:
 def measured(package_of: Any, run_in: Any, tmp_path: Path) -> Measured:
     """Of a spec, its files changed by a function: each rank's bytes, the most held, gathered and reduced."""
 
-    def measure(spec: dict[str, Any], change: Callable[[str, str], str] | None = None) -> list[list[int]]:
+    def measure(
+        spec: dict[str, Any], change: Callable[[str, str], str] | None = None, dtype: str = "float32"
+    ) -> list[list[int]]:
         package = package_of(spec, tmp_path, change)
         batch = str(spec["workload"]["global_batch"])
-        out = run_in(sys.executable, str(MEMORY), str(tmp_path), package, batch, str(LENGTH), folder=tmp_path)
+        out = run_in(sys.executable, str(MEMORY), str(tmp_path), package, batch, str(LENGTH), dtype, folder=tmp_path)
         found: list[list[int]] = json.loads(out.strip().splitlines()[-1])
         return found
 

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from dsc.compiler.planner.layout.layout import Layout
 from dsc.compiler.planner.machine.collectives import Group, all_gather
 from dsc.compiler.planner.machine.hardware import Hardware
+from dsc.compiler.planner.parts.parts import parts_of
 from dsc.compiler.planner.parts.shard import Elements
 from dsc.compiler.planner.pipeline.schedule import Schedule, actions
 from dsc.compiler.planner.pipeline.simulate import StageTimes, simulate
 from dsc.compiler.planner.time.bounds import pipeline_bound
-from dsc.compiler.planner.time.kernels import CLASSES
+from dsc.compiler.planner.time.kernels import CLASSES, Asking
 from dsc.compiler.planner.time.lines import EXPOSED
+from dsc.compiler.planner.time.ops import op_costs
 from dsc.compiler.planner.time.step import MANY, CostModel
 from dsc.compiler.planner.time.tail import REDUCE, UPDATE
 from planner.machines import V3_BATCH, V3_PLAN, balanced, costs, emitted, machine, staged, theirs
@@ -162,6 +164,24 @@ def test_recompute_costs_time_and_no_choice_saves_any() -> None:
         assert (again.forward, again.backward_weight) == (plain.forward, plain.backward_weight)
     full = V3.stages.costs(replace(PLAIN, recompute=("full",)), stages)[8].times
     assert full.backward_input == pytest.approx(plain.backward_input + plain.forward, rel=0.02)
+
+
+def test_products_cast_again_what_norms_make_again() -> None:
+    """Of an input that a norm makes, 2 bytes of an element more are read and 1 is written; where MLA's up-projections
+    run again, they cast as they run."""
+    problem = emitted("deepseek-v3", "h800", 256)
+    spec, graph = problem.spec, problem.graph
+    ops = op_costs(parts_of(graph))["MoeLayer.forward"]
+    attention, hidden = spec.attention, spec.hidden_size
+    latents = attention.q_lora_rank + attention.kv_lora_rank
+    for chosen, width in (
+        (("norms",), 2 * hidden + latents),
+        (("mla_up_proj", "norms"), 2 * hidden),
+        (("full",), 0),
+        (("mla_up_proj",), 0),
+    ):
+        again = (op.casts.again.at(1, 4096) for op in ops if Asking(op.recast, op.unless).among(chosen))
+        assert sum(again) == 3 * 4096 * width, chosen
 
 
 def test_without_expert_parallelism_there_is_no_exchange_and_no_imbalance() -> None:

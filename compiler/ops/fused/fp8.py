@@ -2,7 +2,7 @@
 
 from dsc.compiler.graph.dim import Blocks, Dim, Int, product, total
 from dsc.compiler.graph.op import Op, OpClass, Parameter, Pass, Saved, Types, register, retyped, tensor
-from dsc.compiler.graph.types import DType
+from dsc.compiler.graph.types import DType, TensorType
 from dsc.compiler.ops.fused.experts import RoutedAndSharedExperts, RoutedExperts
 from dsc.compiler.ops.projection import Linear
 
@@ -52,13 +52,21 @@ class Fp8Linears(Op):
         return _both_ways(tensor(inputs[0]).numel), _both_ways(total([tensor(one).numel for one in outputs]))
 
     def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
-        """Not x, but its FP8 form with scales in blocks along the tokens, as the weights' gradients read it."""
+        """Not x, but its codes."""
+        return tuple(Saved("own", index, type) for index, type in enumerate(self.codes(inputs)))
+
+    def codes(self, inputs: Types) -> tuple[TensorType, ...]:
+        """x in FP8 with scales in blocks along the tokens, as the weights' gradients read it."""
         x = tensor(inputs[0])
         blocks = Blocks(product(x.shape[:-1]), self.block)
         return (
-            Saved("own", 0, retyped(x, x.shape[-1], blocks * self.block, dtype=DType.FP8)),
-            Saved("own", 1, retyped(x, x.shape[-1], blocks, dtype=DType.FP32)),
+            retyped(x, x.shape[-1], blocks * self.block, dtype=DType.FP8),
+            retyped(x, x.shape[-1], blocks, dtype=DType.FP32),
         )
+
+    def encoding_again(self) -> "Fp8LinearsEncodingAgain":
+        """The same products of what backward makes again."""
+        return Fp8LinearsEncodingAgain(self.linears, self.block)
 
 
 @register
@@ -70,6 +78,39 @@ class Fp8Linear(Fp8Linears):
     @property
     def requires(self) -> tuple[str, ...]:
         return ("kernels.fp8_linear.fp8_linear",)
+
+    def encoding_again(self) -> "Fp8LinearsEncodingAgain":
+        return Fp8LinearEncodingAgain(self.linears, self.block)
+
+
+@register
+class Fp8LinearsEncodingAgain(Fp8Linears):
+    """The same for an x that backward makes again: no codes are kept, for backward encodes it again too."""
+
+    kind = "fp8_linears_encoding_again"
+    saves_codes = False
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (f"kernels.fp8_linear_again.{self.kind}",)
+
+    def cast_bytes(self, inputs: Types, outputs: Types) -> tuple[Dim, Dim]:
+        """Forward along rows alone; backward both ways, for no kernel writes columns alone."""
+        x, results = tensor(inputs[0]).numel, total([tensor(one).numel for one in outputs])
+        return along_rows(x), _both_ways(x + results)
+
+    def saved(self, inputs: Types, outputs: Types) -> tuple[Saved, ...]:
+        return (Saved("input", 0),)
+
+    def passing(self, inputs: Types) -> tuple[TensorType, ...]:
+        return self.codes(inputs)
+
+
+@register
+class Fp8LinearEncodingAgain(Fp8LinearsEncodingAgain):
+    """The same for one weight."""
+
+    kind = "fp8_linear_encoding_again"
 
 
 @register

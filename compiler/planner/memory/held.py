@@ -168,8 +168,8 @@ class PartMemory:
             tuple(extent(one.type, 1) for one in found.storages),
             inside(steps),
             frozenset(masks(steps)),
-            forward_moments(steps, found),
-            backward_moments(steps, found),
+            forward_moments(found.steps, found),
+            backward_moments(found.steps, found),
         )
 
     def _numbers(self, storage: Storage, micro_batch: int) -> int:

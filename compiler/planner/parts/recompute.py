@@ -5,18 +5,19 @@ choices drop everything that is made between two places of the graph and keep wh
     mla_up_proj  from the latents to q, k and v (DeepSeek-V3, section 3.2.3)
     experts      from the dispatched tokens to the experts' results
     full         a layer, whole
-FP8 codes of what is made again are made again with it.
+FP8 codes of what is made again are made again with it, or by the product that reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsc.compiler.graph.dim import B, S
 from dsc.compiler.graph.op import OpClass
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType
+from dsc.compiler.ops.fused.fp8 import Fp8Linears
 from dsc.compiler.passes.recompute import METHODS, is_routed, made_in, region
 from dsc.compiler.planner.parts.shard import has_row_for_each_expert
 
@@ -31,6 +32,8 @@ class Kept:
     remade: tuple[Storage, ...]
     until: Mapping[Storage, int]
     """What a method makes again goes all at once, after backward of the step at this position, its first."""
+    steps: tuple[Step, ...]
+    """The part's, as they run then."""
 
 
 def kept(
@@ -44,7 +47,12 @@ def kept(
     regions = region(steps, choices, layer)
     dropped = {one for index in regions for one in made_in(steps[index])}
     dropped |= {one for step in steps if step.node.op.recompute in choices for one in _results(step)}
-    dropped |= {one for step in steps if step.inputs[0] in dropped or step.inputs[0] in narrow for one in _codes(step)}
+    steps = tuple(
+        _encoding_again(step)
+        if index not in regions and (step.inputs[0] in dropped or step.inputs[0] in narrow)
+        else step
+        for index, step in enumerate(steps)
+    )
     everything = dict.fromkeys(one for step in steps for one in step.saved)
     remade = {one for one in everything if one in dropped}
     wanted = remade | {one for index in regions for one in steps[index].inputs}
@@ -58,7 +66,7 @@ def kept(
         one: min(found) for found in _methods(steps, choices, layer) for index in found for one in steps[index].saved
     }
     again_made = tuple(one for one in everything if one in dropped)
-    return Kept(tuple(held), again_made, {one: until[one] for one in again_made if one in until})
+    return Kept(tuple(held), again_made, {one: until[one] for one in again_made if one in until}, steps)
 
 
 def _methods(steps: tuple[Step, ...], choices: frozenset[str], layer: str | None) -> list[frozenset[int]]:
@@ -133,6 +141,10 @@ def _results(step: Step) -> set[Storage]:
     return made_in(step) - set(step.saved)
 
 
-def _codes(step: Step) -> tuple[Storage, ...]:
-    """Of a product's input, as the product keeps them."""
-    return tuple(set(step.saved) - set(step.inputs)) if step.node.op.saves_codes else ()
+def _encoding_again(step: Step) -> Step:
+    """A product in FP8 of what is made again, or is kept in other bits, keeps no codes of it."""
+    op = step.node.op
+    if not (isinstance(op, Fp8Linears) and op.saves_codes):
+        return step
+    assert step.inputs[0] is not None
+    return replace(step, node=replace(step.node, op=op.encoding_again()), saved=(step.inputs[0],))

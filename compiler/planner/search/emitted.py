@@ -20,7 +20,6 @@ from dsc.compiler.planner.search.explain import climb
 from dsc.compiler.planner.search.offer import Offer, everything
 from dsc.compiler.planner.search.problem import Problem
 from dsc.compiler.planner.search.search import Found, search
-from dsc.spec.model import ModelSpec
 from dsc.spec.placement import Placement
 
 SCHEDULES = {
@@ -33,9 +32,6 @@ SCHEDULES = {
 
 EMITTED: dict[str, object] = {"activations": "bf16"}
 """What the choice keeps to where the spec leaves it open."""
-
-ELEMENTWISE = ("norms", "swiglu")
-"""What drops results that products read: where they read FP8, they keep codes of their own, which nothing drops."""
 
 
 def choose(problem: Problem) -> Found:
@@ -111,7 +107,7 @@ def emitted(problem: Problem) -> Offer:
     return Offer(
         some,
         _zeros if pins.zero is None else lambda grid: (pins.zero or 0,),
-        emitted_sets(spec, problem.graph) if pins.recompute is None else (tuple(sorted(pins.recompute)),),
+        recompute_sets(spec) if pins.recompute is None else (tuple(sorted(pins.recompute)),),
         (pins.activations or "bf16",),
         lacks,
     )
@@ -132,16 +128,6 @@ def _scheduled(every: Iterable[LayoutFamily], schedules: Container[str]) -> Iter
 def _choices(text: str) -> set[str]:
     """That a reason of `missing` speaks of."""
     return Placement.model_fields.keys() & text.split()
-
-
-def emitted_sets(spec: ModelSpec, graph: Graph) -> tuple[tuple[str, ...], ...]:
-    """What there is code to recompute, the smallest set first."""
-    without = frozenset(ELEMENTWISE if _keeps_codes(graph) else ())
-    return tuple(chosen for chosen in recompute_sets(spec) if without.isdisjoint(chosen))
-
-
-def _keeps_codes(graph: Graph) -> bool:
-    return any(node.op.saves_codes for block in graph.blocks.values() for node in block.nodes())
 
 
 def not_emitted(problem: Problem, layout: Layout) -> tuple[str, ...]:
@@ -178,8 +164,6 @@ def missing(layout: Layout, graph: Graph) -> Iterator[str]:
     """What of a layout there is no code for, each beginning with the choice that it is."""
     if _cuts_blocks(layout.etp, graph):
         yield f"etp {layout.etp} of experts whose width is not so many times the blocks of FP8"
-    if _keeps_codes(graph) and (elementwise := [name for name in ELEMENTWISE if name in layout.recompute]):
-        yield f"recompute {', '.join(elementwise)} of products in FP8, which keep codes"
     if layout.activations != "bf16":
         yield f"activations {layout.activations}"
     if layout.schedule not in SCHEDULES:

@@ -28,18 +28,29 @@ class Share(NamedTuple):
 Vector = tuple[float, ...]  # seconds by class of kernel, in the order of CLASSES
 
 
+class Asking(NamedTuple):
+    """What of a plan's choices runs something in backward."""
+
+    by: tuple[str, ...]
+    unless: tuple[str, ...] = ()
+
+    def among(self, chosen: tuple[str, ...]) -> bool:
+        asked = any(name in chosen or name == ALWAYS for name in self.by)
+        return asked and not any(name in chosen for name in self.unless)
+
+
 class Seconds(NamedTuple):
     """One part, or some of its kernels, on one rank, with nothing else running."""
 
     forward: Vector
     input_gradient: Vector
     weight_gradient: Vector
-    again: tuple[tuple[tuple[str, ...], Vector], ...]
-    """Forward once more, of ops by what asks for it."""
+    again: tuple[tuple[Asking, Vector], ...]
+    """Forward once more, and casts, by what asks for them."""
 
     def recompute(self, chosen: tuple[str, ...]) -> Vector:
         """What backward runs again."""
-        return add([time for names, time in self.again if any(name in chosen or name == ALWAYS for name in names)])
+        return add([time for asking, time in self.again if asking.among(chosen)])
 
 
 NOTHING: Vector = (0.0,) * len(CLASSES)
@@ -86,11 +97,11 @@ class KernelTime(NamedTuple):
 class Kernels(NamedTuple):
     """Of one part."""
 
-    forward: tuple[tuple[KernelTime, tuple[str, ...]], ...]
+    forward: tuple[tuple[KernelTime, Asking], ...]
     """With what asks for each of them once more in backward."""
     input_gradient: tuple[KernelTime, ...]
     weight_gradient: tuple[KernelTime, ...]
-    recast: tuple[tuple[KernelTime, tuple[str, ...]], ...]
+    recast: tuple[tuple[KernelTime, Asking], ...]
     """Of backward alone, and what asks for them."""
 
     def parted(self) -> tuple[Kernels, Kernels]:
@@ -125,14 +136,14 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
         return max(computing / among, moved, floor) + idle
 
     forward, data, weight = ([0.0] * len(CLASSES) for _ in range(3))
-    again: dict[tuple[str, ...], list[float]] = {}
-    for kernel, names in part.forward:
+    again: dict[Asking, list[float]] = {}
+    for kernel, asking in part.forward:
         took = time(kernel)
         forward[kernel.kernel_class] += took
-        if names:
-            again.setdefault(names, [0.0] * len(CLASSES))[kernel.kernel_class] += took
-    for kernel, names in part.recast:
-        again.setdefault(names, [0.0] * len(CLASSES))[kernel.kernel_class] += time(kernel)
+        if asking.by:
+            again.setdefault(asking, [0.0] * len(CLASSES))[kernel.kernel_class] += took
+    for kernel, asking in part.recast:
+        again.setdefault(asking, [0.0] * len(CLASSES))[kernel.kernel_class] += time(kernel)
     for times, some in ((data, part.input_gradient), (weight, part.weight_gradient)):
         for kernel in some:
             times[kernel.kernel_class] += time(kernel)
@@ -141,15 +152,15 @@ def on_rank(part: Kernels, hardware: Hardware, share: Share) -> Seconds:
 
 def both(one: Seconds, other: Seconds) -> Seconds:
     """Of two sets of kernels."""
-    again = {names: list(times) for names, times in one.again}
-    for names, times in other.again:
-        again[names] = [a + b for a, b in zip(again.get(names, NOTHING), times, strict=True)]
+    again = {asking: list(times) for asking, times in one.again}
+    for asking, times in other.again:
+        again[asking] = [a + b for a, b in zip(again.get(asking, NOTHING), times, strict=True)]
     forward, data, weight = (tuple(map(operator.add, a, b)) for a, b in zip(one[:3], other[:3], strict=True))
     return Seconds(forward, data, weight, _sorted(again))
 
 
-def _sorted(again: dict[tuple[str, ...], list[float]]) -> tuple[tuple[tuple[str, ...], Vector], ...]:
-    return tuple((names, tuple(times)) for names, times in sorted(again.items()))
+def _sorted(again: dict[Asking, list[float]]) -> tuple[tuple[Asking, Vector], ...]:
+    return tuple((asking, tuple(times)) for asking, times in sorted(again.items()))
 
 
 def launched(times: Seconds, part: Kernels, hardware: Hardware) -> Seconds:
@@ -174,14 +185,13 @@ def kernels(ops: tuple[OpCost, ...], hardware: Hardware, batch: int, length: int
     forward, data, weight, recast = [], [], [], []
     for op in ops:
         passes = _passes(op, hardware, batch, length)
-        forward += [(kernel, op.recompute) for kernel in passes[0]]
+        forward += [(kernel, Asking(op.recompute)) for kernel in passes[0]]
         data += passes[1]
         weight += passes[2]
         moved = op.casts.again.at(batch, length)
         if op.recast and moved:
-            recast.append(
-                (_kernel(hardware, hardware.calibration.forward, "cast", moved=moved, of_whole=op.of_whole), op.recast)
-            )
+            kernel = _kernel(hardware, hardware.calibration.forward, "cast", moved=moved, of_whole=op.of_whole)
+            recast.append((kernel, Asking(op.recast, op.unless)))
     return Kernels(tuple(forward), tuple(data), tuple(weight), tuple(recast))
 
 

@@ -16,6 +16,7 @@ from dsc.compiler.graph.dim import Axis, B, Dim, Int, S, total
 from dsc.compiler.graph.op import OpClass, Parameter
 from dsc.compiler.graph.saved import Step, Storage
 from dsc.compiler.graph.types import DType, TensorType, ValueType
+from dsc.compiler.ops.fused.fp8 import Fp8Linears
 from dsc.compiler.planner.machine.calibration import KernelClass
 from dsc.compiler.planner.parts.parts import Part
 from dsc.compiler.planner.parts.recompute import again, made_again
@@ -45,7 +46,7 @@ class Casts(NamedTuple):
     weights: tuple[float, float] = (0.0, 0.0)
     """Of the weights: forward, and for the input's gradient."""
     again: Terms = Terms()
-    """What backward casts anew where the input is made again."""
+    """What is cast beside that where the input is made again and the product is not."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class OpCost:
     """Members of layout.RECOMPUTE, or ALWAYS, that run it again in backward."""
     recast: tuple[str, ...]
     """Those that make again what it is the first to cast to FP8."""
+    unless: tuple[str, ...]
+    """Those beside which that is not cast anew: where a product of the package runs again, it casts as it does."""
     flops: Terms
     backward_flops: Terms
     forward_bytes: Terms
@@ -113,9 +116,11 @@ def _op_costs(part: Part, others: OtherEngines | None) -> Iterator[OpCost]:
         casts_first = source is not None and source not in cast
         if source is not None:
             cast.add(source)
-        recast = tuple(choice for choice in RECOMPUTE if source in made[choice]) if casts_first else ()
+        own = bool(step.node.op.in_fp8)
+        recast = tuple(choice for choice in RECOMPUTE if source in made[choice]) if casts_first or own else ()
+        anew = recast, recompute if own else ()
         sent = part.whole.sent if kernel_class == "attention" else ()
-        yield _op_cost(step, kernel_class, casts_first, recompute, recast, index in part.whole.steps, sent)
+        yield _op_cost(step, kernel_class, casts_first, recompute, anew, index in part.whole.steps, sent)
 
 
 @lru_cache(maxsize=4096)  # of a graph that is planned for several engines
@@ -124,7 +129,7 @@ def _op_cost(
     kernel_class: KernelClass,
     casts_first: bool,
     recompute: tuple[str, ...],
-    recast: tuple[str, ...],
+    anew: tuple[tuple[str, ...], tuple[str, ...]],
     of_whole: bool,
     sent: tuple[Storage, ...],
 ) -> OpCost:
@@ -145,7 +150,8 @@ def _op_cost(
         weight_axes=_axes(matrices),
         routed=any(matrix.is_routed for matrix in matrices),
         recompute=recompute,
-        recast=recast,
+        recast=anew[0],
+        unless=anew[1],
         flops=terms_of(flops),
         backward_flops=terms_of(backward),
         forward_bytes=terms_of(read + total([size for size, _ in outputs])),
@@ -168,8 +174,12 @@ def by_kept_codes(op: OpCost) -> OpCost:
 def _own_casts(step: Step, weights: int) -> Casts:
     """As the kernels that the package has do them: rows and columns in one pass, weights in every micro-batch."""
     node = step.node
-    forward, backward = (terms_of(one.substitute(step.sizes)) for one in _cast_bytes(node))
-    return Casts(forward, backward, weights=(weights * CODES[0], weights * CODES[1]))
+    forward, backward = (one.substitute(step.sizes) for one in _cast_bytes(node))
+    again = Terms()
+    if isinstance(node.op, Fp8Linears) and node.op.saves_codes:
+        both = total([*_cast_bytes(replace(node, op=node.op.encoding_again()))]).substitute(step.sizes)
+        again = terms_of(both - forward - backward)
+    return Casts(terms_of(forward), terms_of(backward), weights=(weights * CODES[0], weights * CODES[1]), again=again)
 
 
 def _cast_bytes(node: Node) -> tuple[Dim, Dim]:

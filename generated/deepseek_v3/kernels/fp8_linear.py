@@ -27,7 +27,7 @@ def _linear(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 @operator(__name__, "fp8_linear_training")
 def _training(x: Tensor, weights: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-    q, scale, q_t, scale_t = quantize_rows_and_columns(_padded(x))
+    q, scale, q_t, scale_t = quantize_rows_and_columns(padded(x))
     num_rows = len(x)
     return (
         [multiply(q[:num_rows], scale[:num_rows], *codes_of(weight, quantize_blocks), x.dtype) for weight in weights],
@@ -37,7 +37,7 @@ def _training(x: Tensor, weights: list[Tensor]) -> tuple[list[Tensor], Tensor, T
 
 
 @operator(__name__, "fp8_linear_backward")
-def _backward(dys: list[Tensor], x_q: Tensor, x_scale: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def backward(dys: list[Tensor], x_q: Tensor, x_scale: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """dx and the gradients of the weights."""
     both = [gradients(dy, x_q, x_scale, weight) for dy, weight in zip(dys, weights, strict=True)]
     (first, *others), dweights = zip(*both, strict=True)
@@ -46,12 +46,12 @@ def _backward(dys: list[Tensor], x_q: Tensor, x_scale: Tensor, weights: list[Ten
 
 def gradients(dy: Tensor, x_q: Tensor, x_scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """dx and dw of one product, from codes of the transposed x."""
-    q, scale, q_t, scale_t = quantize_rows_and_columns(_padded(dy))
+    q, scale, q_t, scale_t = quantize_rows_and_columns(padded(dy))
     dweight = multiply_along_rows(q_t, scale_t, x_q, x_scale, weight.dtype)
     return multiply(q[: len(dy)], scale[: len(dy)], *codes_of(weight, transposed_blocks), dy.dtype), dweight
 
 
-def _padded(x: Tensor) -> Tensor:
+def padded(x: Tensor) -> Tensor:
     """x padded with rows of zeros to whole blocks, so that every row of its transposed codes is aligned."""
     return F.pad(x, (0, 0, 0, -len(x) % BLOCK)) if len(x) % BLOCK else x
 
@@ -69,7 +69,7 @@ def _(x: Tensor, weights: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
     return [x.new_empty(len(x), len(weight)) for weight in weights], q_t, scale_t
 
 
-@_backward.register_fake
+@backward.register_fake
 def _(dys: list[Tensor], x_q: Tensor, x_scale: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     dx = dys[0].new_empty(len(dys[0]), len(x_q))
     return dx, [weight.new_empty(weight.shape) for weight in weights]
@@ -83,7 +83,7 @@ def _save(ctx, inputs, output) -> None:
 
 def _gradients(ctx, dys: list[Tensor], *_) -> tuple[Tensor, list[Tensor]]:
     q_t, scale_t, *weights = ctx.saved_tensors
-    return _backward([dy.contiguous() for dy in dys], q_t, scale_t, weights)
+    return backward([dy.contiguous() for dy in dys], q_t, scale_t, weights)
 
 
 _training.register_autograd(_gradients, setup_context=_save)

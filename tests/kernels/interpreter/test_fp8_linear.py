@@ -124,7 +124,7 @@ def test_operators() -> None:
     torch.library.opcheck(linear._linear, (x, weights), test_utils=checks)
     torch.library.opcheck(linear._training, (x, weights), test_utils=checks)
     # Schemas are checked by comparing operands with copies, for which PyTorch lacks float8 on CPUs.
-    torch.library.opcheck(linear._backward, ([dy, dy], q_t, scale_t, weights), test_utils=checks[1])
+    torch.library.opcheck(linear.backward, ([dy, dy], q_t, scale_t, weights), test_utils=checks[1])
 
 
 FAULTS = {
