@@ -47,7 +47,6 @@ from dsc.spec.checks import cautions
 from dsc.spec.errors import DscError
 from dsc.spec.loader import load
 from dsc.spec.model import ModelSpec
-from dsc.spec.placement import Placement
 
 if TYPE_CHECKING:
     from jinja2 import BaseLoader
@@ -188,10 +187,8 @@ def plan_of_package(spec: ModelSpec, locked: LockedPlan | None) -> PackagePlan |
         return None
     from dsc.compiler.planner.report.package import package_plan  # takes long to import
 
-    if locked is not None and locked.layout.dispatch == "deepep":  # which is another graph to plan
-        spec = spec.model_copy(
-            update={"placement": (spec.placement or Placement()).model_copy(update={"dispatch": "deepep"})}
-        )
+    if locked is not None:
+        spec = locked.dispatching(spec)
     emitted = lowered(spec).spec
     if wrong := impossible_pins(emitted):
         raise DscError(wrong)

@@ -27,7 +27,7 @@ from dsc.compiler.passes.distribute import TrainingStep
 from dsc.compiler.passes.policy import Policies
 from dsc.spec.model import ModelSpec
 
-STORAGE, COMMAND = "package/storage.py", "package/command.py"
+STORAGE, COMMAND, TOGETHER = "package/storage.py", "package/command.py", "package/together.py"
 INIT = "__init__.py"
 
 
@@ -77,6 +77,7 @@ def python_files(
         checkpoint_file(printer, training),
         printer.file("storage.py", STORAGE),
         printer.file("command.py", COMMAND),
+        printer.file("together.py", TOGETHER, sharing=step.sharing),
         *serving_files(printer, serving, training, model, captures),
         *training_files(printer, step, training, plain, model),
         *posttraining_files(printer, policies, rows, training, step, serving, model, captures),

@@ -263,6 +263,7 @@ def sharing_files(
     values = {
         **values,
         "pipeline": sharing.pp > 1,
+        "several": len(step.stages) > sharing.pp,
         "experts": experts,
         "slices": sharing.etp > 1,
         "copy": " * ".join(name for name, size in (("EP", sharing.ep), ("ETP", sharing.etp)) if size > 1),
@@ -279,11 +280,12 @@ def sharing_files(
         files.file("train/plan.py", "train/plan.py", **values, rank_of_stage=_rank_of_stage(sharing)),
         _parallel_file(files, step, values),
         _weights_file(files, step, plain, values),
-        files.file("train/gradients.py", "train/gradients.py", **values, readers=_readers(step)),
+        *(files.file(path, path, **values) for path in ("train/mesh.py", "train/batch.py", "train/gradients.py")),
     ]
+    if values["tied"]:
+        printed.append(files.file("train/tied.py", "train/tied.py", readers=_readers(step)))
     if sharing.pp > 1:
-        several = len(step.stages) > sharing.pp
-        printed.append(files.file("train/received.py", "train/received.py", several=several, sends=SENDS))
+        printed.append(files.file("train/received.py", "train/received.py", **values, sends=SENDS))
         printed.append(files.file("train/forward.py", "train/forward.py"))
     if values["splits"]:
         printed.append(files.file("train/split.py", "train/split.py", **values))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 INTERNAL = (
     *("kernels/", "infer/batch.py", "infer/decode.py", "infer/prepare.py", "infer/speculation.py"),
-    *("train/experts.py", "train/gradients.py", "train/parallel.py", "train/plan.py", "train/single.py"),
-    *("train/stages.py", "train/tensor.py", "train/weights.py"),
+    *("train/batch.py", "train/experts.py", "train/forward.py", "train/gradients.py", "train/mesh.py"),
+    *("train/parallel.py", "train/plan.py", "train/single.py", "train/stages.py", "train/tensor.py", "train/tied.py"),
+    "train/weights.py",
 )
 ROOT = "model.Model"
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -52,6 +52,16 @@ class CausalAttention(Op):
             given = (*(Saved("own", 1 + index, type) for index, type in enumerate(wide)), given[2])
         return (*given, result, logsumexp)
 
+    def passing(self, inputs: Types) -> tuple[TensorType, ...]:
+        """Gradients of what was padded, of which one goes before that of the last operand comes. Where v was padded,
+        the result's is padded too, and goes before that of v comes."""
+        q, k, v = (tensor(t) for t in inputs[:3])
+        if self.variant == "padded_v":
+            return retyped(v, *v.shape[:-1], q.shape[-1]), retyped(q, *q.shape[:-1], q.shape[-1] - v.shape[-1])
+        if self.variant == "padded_qk":
+            return retyped(k, *k.shape[:-1], v.shape[-1]), retyped(q, *q.shape[:-1], v.shape[-1] - q.shape[-1])
+        return ()
+
     def cached(self) -> Op:
         """What it becomes where keys and values come from the cache."""
         return CachedAttention(self.variant, self.prefix)

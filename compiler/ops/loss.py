@@ -57,6 +57,13 @@ class CrossEntropyAndZLoss(CrossEntropy):
         lse, none = (TensorType(labels.shape, dtype) for dtype in (DType.FP32, DType.BOOL))
         return (wide, Saved("own", 1, lse), Saved("own", 2, labels), Saved("own", 3, none))
 
+    def passing(self, inputs: Types) -> tuple[TensorType, ...]:
+        """The labels' logits' gradient lies among zeros; beside it that of the log-sum-exp is made: a difference, its
+        exponential, their product with a gradient. One of the four is the logits' gradient, if that is as wide."""
+        logits = tensor(inputs[0])
+        wide = TensorType(logits.shape, DType.FP32)
+        return (wide, wide, wide, *([logits] if logits.dtype is DType.BF16 else []))
+
 
 @register
 class ZeroLoss(Op):

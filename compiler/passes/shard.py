@@ -207,6 +207,16 @@ def _slots(block: BlockBuilder, moe: Block, copy: Copy, chosen: Value, weights: 
     return chosen, weights, order, sent
 
 
+def begin(block: BlockBuilder, moe: Block) -> tuple[Value, Value, Value, Value, list[Value]]:
+    """Of a mixture that sends tokens once: x, its tokens in a row, their experts and what these weigh; losses."""
+    gate = next(node for node in moe.nodes() if isinstance(node.op, CallModule))
+    x = block.input("x", moe.inputs[0].type)
+    experts, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
+    if records_load(moe):
+        record_load(block, moe, block.add("load", CountRows(find(moe, EveryExpert)[1].num_experts), experts))
+    return x, block.add("flat", find(moe, FlattenTokens)[1], x), experts, weights, losses
+
+
 def records_load(moe: Block) -> bool:
     return any(isinstance(node.op, RecordLoad) for node in moe.nodes())
 

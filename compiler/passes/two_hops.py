@@ -9,14 +9,14 @@ from dsc.compiler.graph.block import Block
 from dsc.compiler.graph.builder import BlockBuilder
 from dsc.compiler.graph.dim import Int, M, Symbol
 from dsc.compiler.ops.call import CallModule
-from dsc.compiler.ops.dispatch import AllToAll, CountRows, ExchangeCounts, Splits, TakeRows, quotient
+from dsc.compiler.ops.dispatch import AllToAll, ExchangeCounts, Splits, TakeRows, quotient
 from dsc.compiler.ops.elementwise import Add
 from dsc.compiler.ops.hops import RowsFor, SumRows, WeightByExpert
 from dsc.compiler.ops.moe import EveryExpert, SortByExpert
-from dsc.compiler.ops.shape import FlattenTokens, ViewAs
+from dsc.compiler.ops.shape import ViewAs
 from dsc.compiler.ops.slices import SlicesOfNode
 from dsc.compiler.passes.fuse.pattern import find
-from dsc.compiler.passes.shard import EXPERT_PARALLEL, Copy, multiply, record_load, records_load
+from dsc.compiler.passes.shard import EXPERT_PARALLEL, Copy, begin, multiply
 
 DOC = "This rank's share of the experts: a token goes once to each node, and there to the ranks of its experts."
 NODES, LOCAL = "nodes", "local"
@@ -26,16 +26,11 @@ NODES, LOCAL = "nodes", "local"
 def share_experts_over_nodes(moe: Block, copy: Copy, nodes: int) -> Block:
     """The plain mixture of experts as one whose experts are shared out over so many nodes, on each as many ranks."""
     across, within = Symbol("NODES", size=nodes), Symbol("LOCAL", size=copy.ranks.value() // nodes)
-    gate, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
-    rows, flatten, view = find(moe, SortByExpert)[1].rows, find(moe, FlattenTokens)[1], find(moe, ViewAs)[1]
-    rows, every = rows * copy.slices, find(moe, EveryExpert)[1].num_experts
+    _, *shared = (node for node in moe.nodes() if isinstance(node.op, CallModule))
+    rows, every = find(moe, SortByExpert)[1].rows * copy.slices, find(moe, EveryExpert)[1].num_experts
 
     block = BlockBuilder(EXPERT_PARALLEL, class_doc=DOC)
-    x = block.input("x", moe.inputs[0].type)
-    experts, weights, *losses = block.add_many([value.name for value in gate.outputs], gate.op, x)
-    if records_load(moe):
-        record_load(block, moe, block.add("sent", CountRows(every), experts))
-    flat = block.add("flat", flatten, x)
+    x, flat, experts, weights, losses = begin(block, moe)
     chosen = block.add("chosen", WeightByExpert(every), experts, weights, flat)
 
     block.paragraph()
@@ -65,7 +60,7 @@ def share_experts_over_nodes(moe: Block, copy: Copy, nodes: int) -> Block:
     block.paragraph()
     h = block.add("h", SumRows(), h, row, copies)
     h = block.add("h", AllToAll(M, NODES), h, of_nodes, to_nodes)
-    out = block.add("out", view, block.add("out", SumRows(), h, token, flat), x)
+    out = block.add("out", find(moe, ViewAs)[1], block.add("out", SumRows(), h, token, flat), x)
     for value in shared_out:
         out = block.add("out", Add(), out, value)
     return block.finish(out, *losses)

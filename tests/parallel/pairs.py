@@ -128,7 +128,7 @@ def rank_main(rank: int, world: int, folder: str, package: str) -> None:
     layout.step(*(tensor[layout.rows] for tensor in batch(0, apart=False)))
     schedule = layout.schedule
     plain = ScheduleDualPipeV(schedule._stages, schedule._n_microbatches, loss_fn=layout.keep_losses)
-    orders = [order.pipeline_order_with_comms[layout.pp_rank] for order in (schedule, plain)]
+    orders = [order.pipeline_order_with_comms[layout.mesh.pp.rank()] for order in (schedule, plain)]
     actions = [[str(action) for action in order] for order in orders]
     assert sum(action.computation_type == OVERLAP_F_B for action in orders[0]) == len(found)
     results = {"pairs": found, "order": actions[0], "torch": actions[1], "waited": waited, "times": times}

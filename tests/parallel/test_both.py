@@ -51,9 +51,9 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "the end is another context's": ("train/tensor.py", "context.rank() == 0 and ", "context.rank() == 1 and "),
     "gradients of heads are of one context": (
-        "train/parallel.py",
-        'self.part_mesh["dp_cp"]',
-        'self.sequence_mesh["dp"]',
+        "train/mesh.py",
+        'ranks._unflatten(0, (DP * CP, TP), ("dp_cp", "tp"))["dp_cp"]',
+        'sequences["dp"]',
     ),
     "parts of a context are another's": (
         "train/stages.py",

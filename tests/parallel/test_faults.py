@@ -19,17 +19,17 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "the copy counts in the norm": (
         "train/gradients.py",
-        "for index in READERS[1:]:",
-        "for index in ():",
+        "copies(stages, READERS[1:])",
+        "copies(stages, ())",
     ),
     "the norm leaves out other ranks' experts": (
         "train/gradients.py",
-        "dist.all_reduce(squares[1:], group=ep)",
+        "dist.all_reduce(squares[1:], group=mesh.ep)",
         "pass",
     ),
     "labels are counted on each rank alone": (
-        "train/parallel.py",
-        "        dist.all_reduce(counts, group=self.dp)\n",
+        "train/batch.py",
+        "    dist.all_reduce(counts, group=dp)\n",
         "",
     ),
     "the balance loss is not a share": (
@@ -39,7 +39,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "loads are not summed": (
         "train/parallel.py",
-        "            dist.all_reduce(router.expert_load, group=self.dp)\n",
+        "            dist.all_reduce(router.expert_load, group=self.mesh.dp)\n",
         "",
     ),
     "rows come back to the wrong tokens": (
@@ -70,8 +70,8 @@ OF_CONTEXT: dict[str, tuple[str, str, str]] = {
     "the balance loss is of a part": ("train/context.py", 'all_reduce(counts, "sum", self.group)', "counts"),
     "loads are not summed over cp": (
         "train/parallel.py",
-        'dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_cp"))',
-        "dist.all_reduce(router.expert_load, group=self.dp)",
+        "router.expert_load, group=self.mesh.dp_cp",
+        "router.expert_load, group=self.mesh.dp",
     ),
     "what is beyond the end chooses experts": ("train/context.py", "depth if has_end else 0", "0"),
     "what is beyond the end has labels": ("train/stages.py", "value=-100", "value=0"),
@@ -89,9 +89,17 @@ OF_TENSOR: dict[str, tuple[str, str, str]] = {
         "of_part if weight in parts else dense",
         "of_part",
     ),
-    "a rank has other columns": ("train/weights.py", "tp_rank * len(weight) if dim == 0", "0 if dim == 0"),
-    "a rank has other rows": ("train/weights.py", "chunk(TP, 1)[tp_rank]", "chunk(TP, 1)[TP - 1 - tp_rank]"),
-    "the norm leaves out other ranks' heads": ("train/gradients.py", "dist.all_reduce(squares[1], group=tp)", "pass"),
+    "a rank has other columns": ("train/weights.py", "mesh.tp.rank() * len(weight) if dim == 0", "0 if dim == 0"),
+    "a rank has other rows": (
+        "train/weights.py",
+        "chunk(TP, 1)[mesh.tp.rank()]",
+        "chunk(TP, 1)[TP - 1 - mesh.tp.rank()]",
+    ),
+    "the norm leaves out other ranks' heads": (
+        "train/gradients.py",
+        "dist.all_reduce(squares[1], group=mesh.tp)",
+        "pass",
+    ),
     "the norm counts twice what all have": (
         "train/gradients.py",
         "all_reduce(squares[1], ",
@@ -116,8 +124,8 @@ OF_TENSOR: dict[str, tuple[str, str, str]] = {
     "the balance loss is of a part": ("train/tensor.py", 'all_reduce(counts, "sum", self.group)', "counts"),
     "loads are not summed over tp": (
         "train/parallel.py",
-        'dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_tp"))',
-        "dist.all_reduce(router.expert_load, group=self.dp)",
+        "router.expert_load, group=self.mesh.dp_tp",
+        "router.expert_load, group=self.mesh.dp",
     ),
     "what is beyond the end chooses experts": ("train/tensor.py", "depth if has_end else 0", "0"),
     "the end is another rank's": ("train/tensor.py", "group.rank() + 1 == TP", "group.rank() == 0"),

@@ -61,7 +61,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "weights.unsqueeze(-1)",
         "(weights / ETP).unsqueeze(-1)",
     ),
-    "the norm leaves out other ranks' slices": ("train/gradients.py", "dist.all_reduce(squares[1:], group=ep)", "pass"),
+    "the norm leaves out other ranks' slices": (
+        "train/gradients.py",
+        "dist.all_reduce(squares[1:], group=mesh.ep)",
+        "pass",
+    ),
     "the norm counts twice what all have": ("train/gradients.py", "all_reduce(squares[1:]", "all_reduce(squares"),
 }
 

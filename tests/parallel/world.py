@@ -29,7 +29,7 @@ def held(parallel: Any, optimizer: Any) -> dict[str, Any]:
         "shared": shared,
         "master": sum(weight.to_local().nbytes for weight in weights),
         "moments": sum(moment.to_local().nbytes for moment in moments),
-        "actions": sum(action is not None for action in parallel.schedule.pipeline_order[parallel.pp_rank]),
+        "actions": sum(action is not None for action in parallel.schedule.pipeline_order[parallel.mesh.pp.rank()]),
     }
 
 

@@ -38,6 +38,11 @@ class LockedPlan:
     """On the plan's machines."""
     layout: Layout
 
+    def dispatching(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with the plan's way to other ranks' experts, for another way is another graph to plan."""
+        pins = (spec.placement or Placement()).model_copy(update={"dispatch": self.layout.dispatch})
+        return spec.model_copy(update={"placement": pins})
+
 
 def locked_plan(path: str, spec: ModelSpec, given: bool = False) -> LockedPlan:
     """The plan in a file. Raises DscError where it is none, of something else (DSC071), or does not hold (DSC072).

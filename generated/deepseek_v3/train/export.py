@@ -26,6 +26,7 @@ from ..command import in_a_line, positive
 from ..dims import WEIGHT_BLOCK
 from ..model import Model
 from ..storage import SAVE_ID, STAGING, publish, shard_names, write_file, write_index
+from ..together import together
 from .checkpoint import newest, readable
 
 FP8 = torch.float8_e4m3fn
@@ -157,12 +158,8 @@ def main() -> None:
     add("--shard-bytes", type=positive, default=5_000_000_000, help="of a file, at most; default: %(default)s")
     args = parser.parse_args()
 
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    export(newest(args.checkpoint), args.out, DTYPES[args.dtype], args.shard_bytes)
-    if dist.is_initialized():
-        dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
-        dist.destroy_process_group()
+    with together(torch.device("cpu")):
+        export(newest(args.checkpoint), args.out, DTYPES[args.dtype], args.shard_bytes)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,6 @@ class Single:
         kept = self.model.state_dict().keys()
         return ((name, buffer) for name, buffer in self.model.named_buffers() if name in kept)
 
-    def any(self, flag: bool) -> bool:
-        """Of the flags of all processes: there is one."""
-        return flag
-
     def step(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Forward and backward over a batch, [B, S] each: its losses by name."""
         return self.losses(tokens, labels)

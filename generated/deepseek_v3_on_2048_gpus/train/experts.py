@@ -56,9 +56,9 @@ class ExpertParallel(MixtureOfExperts):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts, weights, balance_loss = self.gate(x)  # [B, S, K], [B, S, K], []
-        sent = experts.flatten().bincount(minlength=NUM_EXPERTS)  # [E]
+        load = experts.flatten().bincount(minlength=NUM_EXPERTS)  # [E]
         if self.training:
-            self.gate.expert_load.add_(sent)
+            self.gate.expert_load.add_(load)
         flat = x.flatten(0, 1)  # [T, D]
         chosen = weight_by_expert(experts, weights, flat)  # [T, E]
 

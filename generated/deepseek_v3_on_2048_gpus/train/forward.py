@@ -2,20 +2,33 @@
 # Yours to read and edit. Regenerate: dsc compile deepseek-v3 --plan deepseek-v3.train.256-h800.yaml
 """A forward alone through the pipeline, which torch's schedules do not run: they want as many backwards."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from .plan import RANK_OF_STAGE
+from .weights import reshard
+
+Stages = dict[int, nn.Module]  # of a rank, by number
+Shapes = list[tuple[Tensor, ...]]  # meta tensors like those that each stage receives
+Batch = dict[str, Tensor]
 
 
-def forward(
-    stages: dict[int, nn.Module], shapes: list[tuple[Tensor, ...]], pp: dist.ProcessGroup, batch: dict[str, Tensor]
-) -> list[Tensor]:
-    """One micro-batch through all stages, those of other ranks at theirs: the losses, on the last stage's rank.
+def evaluate(stages: Stages, shapes: Shapes, pp: dist.ProcessGroup, micro_batches: Iterable[Batch]) -> list[Tensor]:
+    """Losses, on the last stage's rank; every micro-batch passes the stages on its own."""
+    for stage in stages.values():
+        stage.eval()
+    losses = [loss for micro_batch in micro_batches for loss in forward(stages, shapes, pp, micro_batch)]
+    for stage in stages.values():
+        stage.train()
+        reshard(stage)
+    return losses
 
-    `shapes`: meta tensors like those that each stage receives.
-    """
+
+def forward(stages: Stages, shapes: Shapes, pp: dist.ProcessGroup, batch: Batch) -> list[Tensor]:
+    """One micro-batch through all stages, those of other ranks at theirs: the losses, on the last stage's rank."""
     ours = pp.rank()
     values: tuple[Tensor, ...] = ()
     for index, rank in enumerate(RANK_OF_STAGE):

@@ -6,38 +6,33 @@ Copies of the embedding are summed; the norm is taken over all ranks and clipped
 experts over edp and everything else over dp_tp, but over dp what tp shares out.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from .mesh import Mesh
 from .tensor import cut_dim
+from .tied import READERS, copies
 from .weights import is_expert
 
 Stages = dict[int, nn.Module]  # of a rank, by number
 
-EMBEDDING = "embed_tokens.weight"
-READERS = (0, 30)  # stages with a copy of the embedding; the first one's counts in the norm of the gradients
 
-
-def clip(
-    stages: Stages, largest: float, like: Tensor, ep: dist.ProcessGroup, tp: dist.ProcessGroup, pp: dist.ProcessGroup
-) -> Tensor:
+def clip(stages: Stages, largest: float, like: Tensor, mesh: Mesh) -> Tensor:
     """Scale gradients so that their norm over the whole model is at most `largest`; the norm before, `like` another."""
-    second = {id(weight) for weight in copies(stages)}
+    second = {id(weight) for weight in copies(stages, READERS[1:])}
     meshes: list[list[nn.Parameter]] = [[], [], []]  # whole on all of tp, shared out by it, experts
     for stage in stages.values():
         for name, weight in stage.named_parameters():
             kind = 2 if is_expert(weight) else 0 if cut_dim(name) is None else 1
             meshes[kind] += [weight] if weight.grad is not None else []
     squares = torch.stack([square_norm([w for w in of_mesh if id(w) not in second], like) for of_mesh in meshes])
-    dist.all_reduce(squares[1], group=tp)
-    dist.all_reduce(squares[2:], group=ep)
+    dist.all_reduce(squares[1], group=mesh.tp)
+    dist.all_reduce(squares[2:], group=mesh.ep)
     square = squares.sum()
-    dist.all_reduce(square, group=pp)
+    dist.all_reduce(square, group=mesh.pp)
     for of_mesh in meshes:
         clip_grads_with_norm_(of_mesh, largest, square.sqrt())
     return square.sqrt()
@@ -47,23 +42,3 @@ def square_norm(weights: list[nn.Parameter], like: Tensor) -> Tensor:
     """Of the gradients of weights on one mesh, over the ranks that share them."""
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(like).square()
-
-
-def sum_copies(stages: Stages, group: dist.ProcessGroup | None) -> None:
-    """Every copy of the embedding gets the gradients of all, so that all stay the same. `group`: ranks with a copy."""
-    of_stages = [dict(stage.named_parameters()) for stage in stages.values()]
-    gradients = [weights[EMBEDDING].grad for weights in of_stages if EMBEDDING in weights]
-    parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    if parts:
-        total = torch.stack(parts).sum(0)
-        if group is not None:
-            dist.all_reduce(total, group=group)
-        for part in parts:
-            part.copy_(total)
-
-
-def copies(stages: Stages) -> Iterator[nn.Parameter]:
-    """The embedding as these stages have it, but for the first stage's."""
-    for index in READERS[1:]:
-        if index in stages:
-            yield dict(stages[index].named_parameters())[EMBEDDING]

@@ -14,21 +14,22 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.pipelining.schedules import OVERLAP_F_B, get_schedule_class
 
-from ..dims import NUM_EXPERTS
 from ..kernels.fp8_weights import keeping_codes
 from ..model import Model, MoeLayer, Router
+from .batch import batch_of, micro_batches, own_rows, sum_over_ranks
 from .experts import ExpertParallel
-from .forward import forward
-from .gradients import EMBEDDING, READERS, clip, sum_copies
+from .forward import evaluate
+from .gradients import clip
+from .mesh import Mesh
 from .overlap import OverlapStage, run_pair
-from .plan import DP, EP, LOCAL, MICRO_BATCH, NODES, PP, RANK_OF_STAGE, SCHEDULE, TP, WORLD
-from .stages import LOSSES, STAGES, counts_of, results_of
+from .plan import DP, MICRO_BATCH, RANK_OF_STAGE, SCHEDULE, TP
+from .stages import STAGES, results_of
 from .tape import Wire
 from .tensor import share_tensors
-from .weights import fill, reshard, shard, whole
+from .tied import ranks_with_copies, sum_copies
+from .weights import fill, shard, whole
 
 
 class Parallel:
@@ -37,42 +38,22 @@ class Parallel:
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int, batch_size: int, length: int) -> None:
         """Weights are drawn from `seed`; a step takes `batch_size` sequences of `length` tokens over all ranks."""
         self.device, self.dtype, self.wide = device, dtype, torch.promote_types(dtype, torch.float32)
-        self.mesh = init_device_mesh(device.type, (PP, DP * TP), mesh_dim_names=("pp", "dp_tp"))
-        self.pp, self.pp_rank = self.mesh.get_group("pp"), self.mesh.get_local_rank("pp")
-        self.sequence_mesh = self.mesh._unflatten(1, (DP, TP), ("dp", "tp"))
-        self.dp, self.dp_rank = self.sequence_mesh.get_group("dp"), self.sequence_mesh.get_local_rank("dp")
-        self.tp, self.first = self.sequence_mesh.get_group("tp"), dist.get_rank() == 0
-        tp_first = torch.arange(WORLD).view(PP, DP, TP).transpose(1, 2)  # as weights are cut: over dp a part over tp
-        self.tp_dp = DeviceMesh(device.type, tp_first, mesh_dim_names=("pp", "tp", "dp"))["tp", "dp"]
-        self.expert_mesh = self.mesh._unflatten(1, (DP * TP // EP, EP), ("edp", "ep"))
-        hops = self.expert_mesh._unflatten(2, (NODES, LOCAL), ("nodes", "local"))
-        self.hops = {hop: hops.get_group(hop) for hop in ("nodes", "local")}
-        self.first_expert = self.expert_mesh.get_local_rank("ep") * (NUM_EXPERTS // EP)
-        if batch_size % (DP * MICRO_BATCH):
-            raise SystemExit(
-                f"--batch-size {batch_size}: not a multiple of {DP} x {MICRO_BATCH} (plan.py: DP, MICRO_BATCH)"
-            )
-        if length % TP:
-            raise SystemExit(f"--sequence-length {length}: not a multiple of {TP} (plan.py: TP)")
-        rows = batch_size // DP
-        self.rows = slice(self.dp_rank * rows, (self.dp_rank + 1) * rows)
-        self.micro_batches = rows // MICRO_BATCH
+        self.mesh, self.first = Mesh(device.type), dist.get_rank() == 0
+        self.rows = own_rows(batch_size, length, self.mesh.dp.rank())
+        self.micro_batches = batch_size // (DP * MICRO_BATCH)
         self.stages = self.build(seed)
-        self.tied = self.group_of(READERS)
+        self.tied = ranks_with_copies(self.mesh.pp)
         self.losses: list[Tensor] = []  # of a step's micro-batches, where the last stage is ours
         self.shapes = [(), *(results_of(kind, MICRO_BATCH, length // TP, dtype) for kind, _, _ in STAGES)]
-        wires = {hop: Wire(group) for hop, group in self.hops.items()}
+        wires = {hop: Wire(group) for hop, group in self.mesh.hops.items()}
         pipeline = [
             OverlapStage(
-                wires, stage, index, len(STAGES), device, self.shapes[index], self.shapes[index + 1], group=self.pp
+                wires, stage, index, len(STAGES), device, self.shapes[index], self.shapes[index + 1], group=self.mesh.pp
             )
             for index, stage in self.stages.items()
         ]
         self.schedule = get_schedule_class(SCHEDULE)(
-            pipeline if len(pipeline) > 1 else pipeline[0],
-            self.micro_batches,
-            loss_fn=self.keep_losses,
-            scale_grads=False,
+            pipeline, self.micro_batches, loss_fn=self.keep_losses, scale_grads=False
         )
         self.schedule.register_custom_function(OVERLAP_F_B, run_pair)
 
@@ -82,24 +63,17 @@ class Parallel:
             model = Model()
             for layer in model.modules():
                 if isinstance(layer, MoeLayer):
-                    layer.mlp = ExpertParallel(**self.hops)
-            share_tensors(model, self.tp)
+                    layer.mlp = ExpertParallel(**self.mesh.hops)
+            share_tensors(model, self.mesh.tp)
             stages = {
-                index: kind(model, first, end, self.tp).to(self.wide)
+                index: kind(model, first, end, self.mesh.tp).to(self.wide)
                 for index, (kind, first, end) in enumerate(STAGES)
-                if RANK_OF_STAGE[index] == self.pp_rank
+                if RANK_OF_STAGE[index] == self.mesh.pp.rank()
             }
         for stage in stages.values():
-            shard(stage, self.dtype, self.mesh["dp_tp"], self.expert_mesh["edp"], self.sequence_mesh["dp"])
-            fill(stage, self.device, seed, self.first_expert, self.tp.rank())
+            shard(stage, self.dtype, self.mesh)
+            fill(stage, self.device, seed, self.mesh)
         return stages
-
-    def group_of(self, stages: tuple[int, ...]) -> dist.ProcessGroup | None:
-        """The ranks of this pipeline that hold some stages, if there are several and ours is among them."""
-        ranks = sorted({RANK_OF_STAGE[stage] for stage in stages})
-        if len(ranks) == 1 or self.pp_rank not in ranks:
-            return None
-        return dist.new_group([dist.get_global_rank(self.pp, rank) for rank in ranks], use_local_synchronization=True)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Under their names in Model; the embedding once for each of this rank's stages that has it."""
@@ -114,32 +88,16 @@ class Parallel:
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         """This rank's part of a parameter, or of its moments, as part of the whole tensor; it shares its memory."""
-        return whole(name, part, self.expert_mesh["edp", "ep"], self.tp_dp)
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is set on some rank."""
-        found = torch.tensor(flag, dtype=torch.int32, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found.item())
-
-    @torch.no_grad()
-    def share_copies(self, optimizer: torch.optim.AdamW) -> None:
-        """A checkpoint fills one copy of the embedding on each rank, and its moments; the others there get the same."""
-        copies = [weight for name, weight in self.named_parameters() if name == EMBEDDING]
-        for weight in copies[:-1]:
-            weight.copy_(copies[-1])  # the last one, because a name said twice means what was said last
-            for name, moment in optimizer.state[weight].items():
-                moment.copy_(optimizer.state[copies[-1]][name])
+        return whole(name, part, self.mesh)
 
     @keeping_codes()
     def step(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Forward and backward over this rank's sequences, [rows, S] each: the losses of the whole batch, by name."""
-        batch = {"tokens": tokens, "labels": labels, "counts": self.counts(labels)}
+        batch = batch_of(tokens, labels, self.micro_batches, self.mesh.dp, self.wide)
         self.losses.clear()
         self.schedule.step(target=labels, return_outputs=False, **batch)
-        losses = self.losses
         sum_copies(self.stages, self.tied)
-        return self.sum_over_ranks(losses)
+        return sum_over_ranks(self.losses, batch["counts"])
 
     def keep_losses(self, losses: Tensor, _: Tensor) -> Tensor:
         """What the schedule calls with a micro-batch's output: its loss."""
@@ -148,35 +106,14 @@ class Parallel:
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The losses of the whole batch, nothing kept for backward; every micro-batch passes the stages on its own."""
-        batch = {"tokens": tokens, "labels": labels, "counts": self.counts(labels)}
-        for stage in self.stages.values():
-            stage.eval()
-        parts = micro_batches(batch, self.micro_batches)
-        losses = [of_part for part in parts for of_part in forward(self.stages, self.shapes, self.pp, part)]
-        for stage in self.stages.values():
-            stage.train()
-            reshard(stage)
-        return self.sum_over_ranks(losses)
-
-    def counts(self, labels: Tensor) -> Tensor:
-        """What the losses of the whole batch are means over, in every row."""
-        counts = counts_of(labels, self.micro_batches)
-        dist.all_reduce(counts, group=self.dp)
-        return counts.clamp(min=1).to(self.wide).expand(len(labels), -1)
-
-    def sum_over_ranks(self, losses: list[Tensor]) -> dict[str, Tensor]:
-        """Over micro-batches and dp_tp, and over pp, where one rank has them."""
-        total = torch.zeros(len(LOSSES), dtype=self.wide, device=self.device)
-        for of_micro_batch in losses:
-            total += of_micro_batch.detach()
-        dist.all_reduce(total)
-        return dict(zip(LOSSES, total.unbind(), strict=True))
+        """The losses of the whole batch, nothing kept for backward."""
+        batch = batch_of(tokens, labels, self.micro_batches, self.mesh.dp, self.wide)
+        losses = evaluate(self.stages, self.shapes, self.mesh.pp, micro_batches(batch, self.micro_batches))
+        return sum_over_ranks(losses, batch["counts"])
 
     def clip(self, largest: float) -> Tensor:
         """Scale gradients so that their norm over the whole model is at most `largest`; the norm before."""
-        like = torch.zeros((), dtype=self.wide, device=self.device)
-        return clip(self.stages, largest, like, self.expert_mesh.get_group("ep"), self.tp, self.pp)
+        return clip(self.stages, largest, torch.zeros((), dtype=self.wide, device=self.device), self.mesh)
 
     @torch.no_grad()
     def update_selection_bias(self) -> Tensor:
@@ -187,14 +124,8 @@ class Parallel:
         routers = [module for stage in self.stages.values() for module in stage.modules() if isinstance(module, Router)]
         worst = torch.zeros((), device=self.device)
         for router in routers:
-            dist.all_reduce(router.expert_load, group=self.mesh.get_group("dp_tp"))
+            dist.all_reduce(router.expert_load, group=self.mesh.dp_tp)
             worst = torch.maximum(worst, router.expert_load.max() / router.expert_load.float().mean() - 1)
             router.update_selection_bias()
-        dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.pp)
+        dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.mesh.pp)
         return worst
-
-
-def micro_batches(batch: dict[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
-    """The rows of a batch in equal parts."""
-    parts = [tensor.chunk(count) for tensor in batch.values()]
-    return (dict(zip(batch, part, strict=True)) for part in zip(*parts, strict=True))

@@ -23,14 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from ..checkpoint import save_hf
 from ..command import amount, device, in_a_line, natural, positive
 from ..dims import MAX_POSITION_EMBEDDINGS, MTP_DEPTH, SEQUENCE_LENGTH
+from ..together import any_of_all, together
 from .checkpoint import Checkpoints, held
 from .data import Batches, load_tokens, split
 from .log import Log, Silent, measured, traced
@@ -39,6 +37,7 @@ from .parallel import Parallel
 from .plan import BATCH_SIZE, WORLD
 from .single import Single
 from .stop import Stop
+from .tied import share_copies
 
 EVAL_BATCHES = 8  # held-out batches behind each eval_loss, the same ones every time
 LINGER = 3.0  # seconds in which torchrun looks for the lost rank
@@ -51,20 +50,18 @@ FLAGS = (  # that --resume takes from the checkpoint where the command line leav
 
 def make_layout(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Single | Parallel:
     """One process holds the whole model; as many as the plan has share it as it says."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:
+    if processes() == 1:
         return Single(device, dtype, args.seed, args.batch_size, args.micro_batch or args.batch_size)
-    if processes != WORLD:
-        raise SystemExit(
-            f"plan.py shares the model over {WORLD} processes; this run has {processes}: it takes {WORLD}, or 1"
-        )
-    record_collectives(args.metrics)
-    store, rank, world = next(rendezvous("env://"))
-    # torchrun may keep its store when it starts a run again: what ranks of the life before left there is not for us
-    store = PrefixStore(f"life_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    device_id = device if device.type == "cuda" else None
-    dist.init_process_group(store=store, rank=rank, world_size=world, device_id=device_id)
     return Parallel(device, dtype, args.seed, args.batch_size, args.sequence_length)
+
+
+def processes() -> int:
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count not in (1, WORLD):
+        raise SystemExit(
+            f"plan.py shares the model over {WORLD} processes; this run has {count}: it takes {WORLD}, or 1"
+        )
+    return count
 
 
 def record_collectives(metrics: Path) -> None:
@@ -111,7 +108,7 @@ def resume(
     for moments in optimizer.state.values():
         moments["step"].fill_(step.item())
     if isinstance(layout, Parallel):
-        layout.share_copies(optimizer)
+        share_copies(layout.stages, optimizer)
     return int(step.item())
 
 
@@ -199,7 +196,7 @@ class Run:
                 record["eval_loss"] = self.evaluate(self.held_out)
             log.write(record)
             step_is_over()
-            leaving = self.layout.any(stop.asked)
+            leaving = any_of_all(stop.asked, self.device)
             if self.checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
                 self.save(self.checkpoints, step)
             if leaving:
@@ -214,6 +211,14 @@ def to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tens
 
 @in_a_line()
 def train(args: argparse.Namespace) -> None:
+    if processes() > 1 and args.metrics:
+        record_collectives(args.metrics)
+    with together(torch.device(args.device)):
+        take_part(args)
+
+
+def take_part(args: argparse.Namespace) -> None:
+    """What this process does; a function, so that nothing of the run is left when it is over."""
     run = Run(args)
     if args.evaluate:
         assert run.held_out is not None
@@ -230,9 +235,6 @@ def train(args: argparse.Namespace) -> None:
         run.finish()
     if halted:
         raise SystemExit(halted)
-    if dist.is_initialized():
-        dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
-        dist.destroy_process_group()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -28,9 +28,9 @@ from .tensor import TensorParallelMoeLayer, embedding_of_shard, own_sum
 
 def expert_parallel_turns(module: ExpertParallel, tape: Tape, x: Tensor, *alive: Tensor) -> Turns:
     experts, weights, balance_loss = module.gate(x)  # [B, S, K], [B, S, K], []
-    sent = experts.flatten().bincount(minlength=NUM_EXPERTS)  # [E]
+    load = experts.flatten().bincount(minlength=NUM_EXPERTS)  # [E]
     if module.training:
-        module.gate.expert_load.add_(sent)
+        module.gate.expert_load.add_(load)
     flat = x.flatten(0, 1)  # [T, D]
     chosen = weight_by_expert(experts, weights, flat)  # [T, E]
 

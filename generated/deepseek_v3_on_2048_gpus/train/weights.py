@@ -8,30 +8,31 @@ tp shares out (tensor.py) over dp.
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import DTensor, Shard
 
+from ..dims import NUM_EXPERTS
 from ..model import DenseLayer, MoeLayer
 from .init import draw
-from .plan import TP
+from .mesh import Mesh
+from .plan import EP, TP
 from .tensor import cut_dim
 
 LAYERS = (DenseLayer, MoeLayer)  # sharded one by one, so that weights are gathered layer by layer
 
 
-def shard(stage: nn.Module, dtype: torch.dtype, dp_tp: DeviceMesh, edp: DeviceMesh, dp: DeviceMesh) -> None:
+def shard(stage: nn.Module, dtype: torch.dtype, mesh: Mesh) -> None:
     """ZeRO 1: whole weights and gradients within a step, this rank's share of them between steps."""
     policy = MixedPrecisionPolicy(dtype, torch.promote_types(dtype, torch.float32), cast_forward_inputs=False)
-    dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp_tp, shard_mesh_dim=0))
-    experts = ShardPlacementResult(Shard(1), FSDPMeshInfo(edp, shard_mesh_dim=0))
-    of_part = ShardPlacementResult(Shard(0), FSDPMeshInfo(dp, shard_mesh_dim=0))
+    dense = ShardPlacementResult(Shard(0), FSDPMeshInfo(mesh.dense, shard_mesh_dim=0))
+    experts = ShardPlacementResult(Shard(1), FSDPMeshInfo(mesh.experts["edp"], shard_mesh_dim=0))
+    of_part = ShardPlacementResult(Shard(0), FSDPMeshInfo(mesh.parts, shard_mesh_dim=0))
     parts = {weight for name, weight in stage.named_parameters() if cut_dim(name) is not None}
     for module in (*(module for module in stage.modules() if isinstance(module, LAYERS)), stage):
         fully_shard(
             module,
-            mesh=dp_tp,
+            mesh=mesh.dense,
             mp_policy=policy,
             shard_placement_fn=lambda weight: experts if is_expert(weight) else of_part if weight in parts else dense,
             reshard_after_forward=False,
@@ -49,9 +50,10 @@ def reshard(stage: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int, tp_rank: int) -> None:
+def fill(stage: nn.Module, device: torch.device, seed: int, mesh: Mesh) -> None:
     """Make a sharded stage's tensors on the device: buffers of zeros, and of each weight the rows that are ours."""
     stage.to_empty(device=device)
+    first_expert = mesh.ep.rank() * (NUM_EXPERTS // EP)
     for buffer in stage.buffers():
         buffer.zero_()
     for name, weight in stage.named_parameters():
@@ -59,25 +61,25 @@ def fill(stage: nn.Module, device: torch.device, seed: int, first_expert: int, t
         rows = weight.shape[1 if is_expert(weight) else 0]
         first_row = weight.device_mesh.get_local_rank() * -(-rows // weight.device_mesh.size())
         part, dim = weight.to_local(), cut_dim(name)
-        first_row += tp_rank * len(weight) if dim == 0 else 0
+        first_row += mesh.tp.rank() * len(weight) if dim == 0 else 0
         drawn = part.new_empty(len(part), TP * part.shape[1]) if dim == 1 else part
         draw(name, drawn, seed, first_row, first_expert if is_expert(weight) else 0)
         if dim == 1:
-            part.copy_(drawn.chunk(TP, 1)[tp_rank])
+            part.copy_(drawn.chunk(TP, 1)[mesh.tp.rank()])
 
 
-def whole(name: str, part: Tensor, edp_ep: DeviceMesh, tp_dp: DeviceMesh) -> Tensor:
+def whole(name: str, part: Tensor, mesh: Mesh) -> Tensor:
     """A rank's part of a weight, or of its moments, as part of the whole weight; it shares its memory."""
     assert isinstance(part, DTensor)
     if is_expert(part):
-        return DTensor.from_local(part.to_local(), edp_ep, (Shard(1), Shard(0)), run_check=False)
+        return DTensor.from_local(part.to_local(), mesh.experts, (Shard(1), Shard(0)), run_check=False)
     if (dim := cut_dim(name)) is None:
         return part
     shape = [size * TP if index == dim else size for index, size in enumerate(part.shape)]
     like = torch.empty(shape, device="meta")
     placements = (Shard(dim), Shard(0))
     return DTensor.from_local(
-        part.to_local(), tp_dp, placements, run_check=False, shape=like.shape, stride=like.stride()
+        part.to_local(), mesh.tp_dp, placements, run_check=False, shape=like.shape, stride=like.stride()
     )
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..command import amount, device, in_a_line, natural, positive
 from ..dims import EPOCHS, GROUP_SIZE, MAX_NEW_TOKENS, MAX_POSITION_EMBEDDINGS, REFERENCE_REFRESH
 from ..infer.generate import newest
+from ..together import together
 from .checkpoint import Checkpoints, held
 from .experience import Experience
 from .grpo_loss import advantages, token_weights
@@ -211,14 +212,20 @@ def known(rewards: Tensor) -> Tensor:
 
 @in_a_line()
 def learn(args: argparse.Namespace) -> None:
-    with Ranks(torch.device(args.device)) as ranks:
-        run = Run(args, ranks)
-        log = RewardLog(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent()
-        samples = Samples(args.samples, run.start) if ranks.first and args.samples else None
-        judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
-        with Stop() as stop, judging as judges, watching as watchers, log, samples or nullcontext():
-            run.loop(stop, judges, watchers, log, samples)
-            run.checkpoints.finish()
+    ranks = Ranks(torch.device(args.device))
+    with together(ranks.device):
+        take_part(args, ranks)
+
+
+def take_part(args: argparse.Namespace, ranks: Ranks) -> None:
+    """What this process does; a function, so that nothing of the run is left when it is over."""
+    run = Run(args, ranks)
+    log = RewardLog(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent()
+    samples = Samples(args.samples, run.start) if ranks.first and args.samples else None
+    judging, watching = (Judges(names, args.reward_seconds, args.judges) for names in (args.reward, args.watch))
+    with Stop() as stop, judging as judges, watching as watchers, log, samples or nullcontext():
+        run.loop(stop, judges, watchers, log, samples)
+        run.checkpoints.finish()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from what it answered. Gradients are summed, so all ranks take the same step. A 
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,23 +18,12 @@ One = TypeVar("One")
 
 
 class Ranks:
-    """All ranks call its methods together."""
+    """All ranks call its methods together, inside together()."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.first = self.rank == 0
-
-    def __enter__(self) -> Self:
-        if self.size > 1:
-            dist.init_process_group(device_id=self.device if self.device.type == "cuda" else None)
-        return self
-
-    def __exit__(self, raised: object, *_: object) -> None:
-        if self.size > 1:
-            if raised is None:
-                dist.barrier()  # gloo aborts a process that still has threads at work when another one leaves
-            dist.destroy_process_group()
 
     def share(self, whole: Sequence[One]) -> Sequence[One]:
         """This rank's part of what all have; it divides evenly."""

@@ -28,6 +28,7 @@ from ..command import amount, device, in_a_line, natural, positive
 from ..dims import MAX_POSITION_EMBEDDINGS, SEQUENCE_LENGTH
 from ..infer.generate import newest
 from ..model import Model
+from ..together import together
 from .checkpoint import Checkpoints, held
 from .layout import Copies, make_layout
 from .log import Log, Silent
@@ -127,12 +128,18 @@ class Run:
 
 @in_a_line()
 def learn(args: argparse.Namespace) -> None:
-    with Ranks(torch.device(args.device)) as ranks:
-        run = Run(args, ranks)
-        with Stop() as stop, Log(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent() as log:
-            run.loop(stop, log)
-            if run.checkpoints:
-                run.checkpoints.finish()
+    ranks = Ranks(torch.device(args.device))
+    with together(ranks.device):
+        take_part(args, ranks)
+
+
+def take_part(args: argparse.Namespace, ranks: Ranks) -> None:
+    """What this process does; a function, so that nothing of the run is left when it is over."""
+    run = Run(args, ranks)
+    with Stop() as stop, Log(args.metrics, run.start, args.steps, args.wandb) if ranks.first else Silent() as log:
+        run.loop(stop, log)
+        if run.checkpoints:
+            run.checkpoints.finish()
 
 
 def parse_arguments() -> argparse.Namespace:

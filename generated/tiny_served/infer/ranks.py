@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from ..dims import SERVING_RANKS, TENSOR_RANKS
+from ..together import leave
 
 FAILED, TOLD = "failed", "told"  # in the store of all: the error of the first rank that failed, and how many know it
 PATIENCE = 10  # seconds that the store stays for them, where it lives in this process
@@ -52,12 +53,18 @@ class Ranks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Whoever fails says so, then takes the group down: the others' collectives fail, and they read why."""
+        del Ranks.mates, self._orders
+        if error is None:
+            try:
+                return leave()
+            except RuntimeError as found:  # another rank failed when this one was done
+                error = found
         mine = f"rank {self.rank} failed: {type(error).__name__}: {error}"
-        first = self._first(mine) if error is not None else mine
+        first = self._first(mine)
         dist.destroy_process_group()
-        if error is not None and self.rank == 0:
+        if self.rank == 0:
             self._wait_for_others()
-        if first != mine:
+        if first != mine or kind is None:
             raise RankFailed(first) from None
 
     def _first(self, mine: str) -> str:

@@ -161,7 +161,7 @@ class Run:
                 record["eval_loss"] = self.evaluate(self.held_out)
             log.write(record)
             step_is_over()
-            leaving = self.layout.any(stop.asked)
+            leaving = stop.asked
             if self.checkpoints and (leaving or step == args.steps or step % args.save_every == 0):
                 self.save(self.checkpoints, step)
             if leaving:
