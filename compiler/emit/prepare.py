@@ -45,7 +45,7 @@ def prepare_file(
 
 
 def packs(serving: Graph) -> bool:
-    """Whether weights can be packed when they are prepared."""
+    """Whether weights can be prepared in another layout than the model has them in."""
     return any(isinstance(op, ProductWeight) for op in _makers(serving))
 
 
@@ -57,8 +57,8 @@ def _makers(serving: Graph) -> list[Op]:
 def _class(name: str, serving: Graph, printer: Printer) -> str:
     blocks = serving.methods(name)
     doc = next((block.class_doc for block in blocks if block.class_doc), name)
-    told = ("pack",) if packs(serving) else ()
-    arguments = ", ".join(["self", f"module: model.{name}", *(f"{name}: bool" for name in told)])
+    told = ("away",) if packs(serving) else ()
+    arguments = ", ".join(["self", f"module: model.{name}", *(f"{name}: Away | None" for name in told)])
     head = [f"class {name}:", f'    """{doc}"""', "", f"    def __init__({arguments}) -> None:"]
     made = dict.fromkeys(line for block in blocks for line in _made(block, printer))
     return "\n".join([*head, *(f"        {line}" for line in [*made, *_own(blocks, told)])])

@@ -54,6 +54,7 @@ def serving_files(
     optional = {"speculation": guesses, "graphs": captures, "routes": bool(recorded), "reasoning": marks is not None}
     copied = files.spec.serving is not None and files.spec.serving.redundant_experts > 0
     optional |= {**dict.fromkeys(("ranks", "share", "front"), ranks), "placement": copied}
+    optional["layout"] = packs(serving)
     optional["compiled"] = any(isinstance(op, FewRowMultiply) for op in ops) and not (ranks or recorded)
     values = {
         "guesses": guesses,
@@ -68,7 +69,7 @@ def serving_files(
         "replay": bool(recorded),
         "compiles": optional["compiled"],
         "captures": captures,
-        "packs": packs(serving),
+        "packs": optional["layout"],
         "routers": _routers(serving),
         "chosen": recorded[0] if recorded else "",
         "tempered": files.spec.rl is not None and files.spec.rl.temperature != 1,

@@ -34,7 +34,7 @@ class SelectTokens(Op):
 
 @register
 class ExpertWeights(Op):
-    """The weights of all experts, packed one by one if an engine is told to: [E, out, in]."""
+    """The weights of all experts, in oneDNN's layout while many texts are written: [E, out, in]."""
 
     kind = "expert_weights"
     grouped: GroupedLinear
@@ -45,7 +45,7 @@ class ExpertWeights(Op):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("packable", "packed", "expert_weights")
+        return ("away", "packed", "expert_weights")
 
     def infer(self, inputs: Types) -> Types:
         (weight,) = self.grouped.parameters()

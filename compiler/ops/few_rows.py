@@ -1,6 +1,8 @@
 """Products of few rows, for CPUs: what a step of decoding multiplies is a token of each text."""
 
-from dsc.compiler.graph.op import register
+from dsc.compiler.graph.op import Op, Parameter, Types, register
+from dsc.compiler.graph.types import ObjectType
+from dsc.compiler.ops.norm import RmsNorm
 from dsc.compiler.ops.prepared import Multiply, StackedWeight
 from dsc.compiler.ops.projection import TiedHead
 from dsc.compiler.ops.router import RouterLogits
@@ -10,13 +12,13 @@ HELPERS = ("linear",)
 
 @register
 class ProductWeight(StackedWeight):
-    """The same, packed for oneDNN if an engine is told to: [sum of outs, in]."""
+    """The same, in oneDNN's layout while many texts are written: [sum of outs, in]."""
 
     kind = "product_weight"
 
     @property
     def requires(self) -> tuple[str, ...]:
-        return ("stacked", "packable", "packed", "product_weight")
+        return ("stacked", "away", "packed", "product_weight")
 
 
 @register
@@ -50,3 +52,42 @@ class FewRowRouter(RouterLogits):
     @property
     def requires(self) -> tuple[str, ...]:
         return (*HELPERS, "upcast")
+
+
+@register
+class PreparedNorm(Op):
+    """A norm as few rows are normed: an object that is called."""
+
+    kind = "prepared_norm"
+    norm: RmsNorm
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("few_row_norm",)
+
+    def infer(self, inputs: Types) -> Types:
+        return (ObjectType("FewRowNorm"),)
+
+    def holders(self) -> tuple[Op, ...]:
+        return (self.norm,)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.norm.parameters()
+
+
+@register
+class FewRowNorm(RmsNorm):
+    """RMSNorm by such an object."""
+
+    kind = "few_row_norm"
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return ("x", "norm")
+
+    def attribute(self) -> None:
+        return None

@@ -20,7 +20,7 @@ class RmsNorm(Op):
         assert tensor(inputs[0]).shape[-1].same(self.dim), f"{self.name}: {inputs[0]} against {self.dim}"
         return (inputs[0],)
 
-    def attribute(self) -> str:
+    def attribute(self) -> str | None:
         return self.name
 
     def parameters(self) -> tuple[Parameter, ...]:

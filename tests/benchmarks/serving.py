@@ -3,11 +3,11 @@
     python tests/benchmarks/serving.py [--rounds N] [--new-tokens N] [--batches 1 4 32] [--no-mixed] [--compile]
         [--bfloat16] [--llama-cpp] [--out FILE.jsonl]
 
-Both with the same weights on one thread; `packed` is the engine whose weights are in oneDNN's layout. The clock is the
-process's own time, so that a busy machine does not count. A step is the difference of two lengths divided by the steps
-between: prompts and start cancel. `floor_ms` is the time that reading the weights of a step takes at the rate at which
-this machine reads memory, measured in the same run; of the routed experts, those that the tokens of the step chose on
-average.
+Both with the same weights on one thread. The clock is the process's own time, so that a busy machine does not count. A
+step is the difference of two lengths divided by the steps between: prompts and start cancel, but not what it takes the
+engine to lay its weights out for many texts, and back. `floor_ms` is the time that reading the weights of a step takes
+at the rate at which this machine reads memory, measured in the same run; of the routed experts, those that the tokens
+of the step chose on average.
 
 `--llama-cpp` adds llama.cpp with the same weights in float32, which is not among what dsc requires: pip install gguf
 llama-cpp-python, which compiles it for this machine. It keeps a cache for each sequence, or, as `unified`, one for all
@@ -81,9 +81,8 @@ def contenders(folder: Path, dtype: torch.dtype, compiled: bool = False) -> tupl
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().to(dtype)
     theirs.save_pretrained(folder / "weights")
     sys.path.insert(0, str(folder))
-    model, packed = (importlib.import_module("toy.model").Model().to(dtype) for _ in range(2))
-    for copy in (model, packed):
-        importlib.import_module("toy.checkpoint").load_hf(copy, folder / "weights")
+    model = importlib.import_module("toy.model").Model().to(dtype)
+    importlib.import_module("toy.checkpoint").load_hf(model, folder / "weights")
     engine = importlib.import_module("toy.infer.engine").Engine
 
     def generate(prompts: Prompts, new: int) -> list[list[int]]:
@@ -97,8 +96,7 @@ def contenders(folder: Path, dtype: torch.dtype, compiled: bool = False) -> tupl
         rows: list[list[int]] = made[:, longest:].tolist()
         return rows
 
-    found: dict[str, Generate] = {"engine": engine(model).generate, "packed": engine(packed, pack=True).generate}
-    found["transformers"] = generate
+    found: dict[str, Generate] = {"engine": engine(model).generate, "transformers": generate}
     return model, found | ({"compiled": engine(model, compile=True).generate} if compiled else {})
 
 

@@ -50,10 +50,9 @@ HOW = ("--checkpoint", "weights", "--max-new-tokens", "12", "--temperature", "0"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--pack",)])
-def test_prompts_are_dealt_out_and_printed_in_order(folder: Path, flags: tuple[str, ...]) -> None:
+def test_prompts_are_dealt_out_and_printed_in_order(folder: Path) -> None:
     prompts = ("def ", "class ", "x", "return ")
-    command = (*TORCHRUN, str(free_port()), "-m", "shared.infer.generate", *HOW, *flags)
+    command = (*TORCHRUN, str(free_port()), "-m", "shared.infer.generate", *HOW)
     together = run(*command, *prompts, folder=folder)
     assert together.returncode == 0, together.stderr
     alone = [run(sys.executable, "-m", "alone.infer.generate", *HOW, prompt, folder=folder) for prompt in prompts]

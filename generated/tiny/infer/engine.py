@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
-from . import prepare
 from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .compiled import Compiled, fits
 from .decode import empty_caches, model_draft, model_forward
+from .layout import Layout
 from .sampling import Row, Sampling, choose, logprobs
 from .scheduler import Scheduler, Text
 from .speculation import Speculation
@@ -32,9 +32,9 @@ GPU_CACHE_SHARE = 0.9  # of what is free beside the weights
 class Engine:
     """A model with its weights prepared, and the pages of its cache, all taken at the start.
 
-    The weights stay the model's unless they are packed: what is trained in place is what generates. Temperature,
-    length and stops belong to each text. In float32 a text does not depend on the others that run beside it, but for
-    ties of the last bits.
+    The weights are the model's: what is trained in place is what generates. On some CPUs the engine takes them while it
+    writes many texts, and gives them back when it has none to write. Temperature, length and stops belong to each text.
+    In float32 a text does not depend on the others that run beside it, but for ties of the last bits.
     """
 
     def __init__(
@@ -45,23 +45,15 @@ class Engine:
         max_running: int = 32,
         step_tokens: int = 512,
         speculate: bool = True,
-        pack: bool = False,
         compile: bool = False,
     ) -> None:
         """`cache_bytes`: of all pages; by default most of what a GPU has free, or 1 GiB. `step_tokens`: of one step.
 
-        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16; in float32
-        it depends on the CPU and on how many texts run, so measure it.
-        `compile`: steps of up to eight texts that are being written; the first of each size takes a minute or so.
+        `compile`: steps of up to eight texts that are being written; the first of each size takes a minute or so, and
+        weights keep the model's layout.
         """
-        if pack and not prepare.packable(model.embed_tokens.weight):
-            raise ValueError("only float32 on a CPU can be packed, and bfloat16 where the CPU multiplies it")
-        if any(weight.numel() == 0 for weight in model.parameters()):
-            raise ValueError("an engine has packed this model's weights and keeps them: load them into another model")
-        if pack and compile:
-            raise ValueError("packed weights cannot be compiled for: leave out pack, or compile")
         with torch.no_grad():
-            self.module = prepare.Model(model, pack)
+            self.layout = Layout(model, fixed=compile)
         weight = model.embed_tokens.weight.detach()
         self.device = weight.device
         page_bytes = sum(cache.nbytes for cache in empty_caches(1, weight))
@@ -108,6 +100,7 @@ class Engine:
     def cancel(self, text: Text) -> None:
         """Its pages are free for others at once."""
         self.scheduler.drop(text, "cancelled")
+        self._rest()
 
     def stream(self, prompt: list[int], sampling: Sampling | None = None) -> Iterator[int]:
         """New tokens as they come. Whoever stops listening cancels the text."""
@@ -127,6 +120,7 @@ class Engine:
         if not plan:
             return []
         self._clear()
+        self.layout.suit(len(plan))
         parts = [Part(text.pages, text.shared, text.computed, text.known[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
         self.speculation.starts(plan)
@@ -145,15 +139,21 @@ class Engine:
                 self.pool.name(text.pages, page, text.tokens)
             if (why := text.ends) is not None:
                 self.scheduler.drop(text, why)
+        self._rest()
         self.made += sum(len(new) for _, new in made)
         return [(text, new) for text, new in made if new]
 
     def _forward(self, parts: list[Part], rows: torch.Tensor) -> tuple[Tensor, Tensor]:
         caches = self.caches[:-1]
         if self.compiled is not None and fits(parts):
-            return self.compiled(self.module, parts, rows, caches)
+            return self.compiled(self.layout.module, parts, rows, caches)
         tokens, batch = pack(parts, self.device)
-        return model_forward(self.module, tokens, rows, batch, caches)
+        return model_forward(self.layout.module, tokens, rows, batch, caches)
+
+    def _rest(self) -> None:
+        """The model has its weights again when there is nothing to write."""
+        if self.scheduler.idle:
+            self.layout.suit(0)
 
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
@@ -194,7 +194,7 @@ class Engine:
         tokens, batch = pack([part for part, _, _ in pairs], self.device, begins=1)
         rows = on_device([row for _, row in guessing], torch.long, self.device)
         logits = model_draft(
-            self.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
+            self.layout.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
         )
         asked = [Row(text.sampling, len(text.prompt), text.tokens, len(text.tokens)) for text, _ in guessing]
         for (text, _), token in zip(guessing, choose(logits, asked), strict=True):

@@ -43,11 +43,11 @@ def start_from(model: Model, folder: Path, device: str = "cpu") -> None:
         raise SystemExit(f"{folder}: {error}") from None
 
 
-def load_engine(folder: Path, pack: bool = False) -> Engine:
+def load_engine(folder: Path) -> Engine:
     """Weights in the type of torch's default, on a GPU where there is one."""
     model = empty_model()
     start_from(model, folder, "cuda" if torch.cuda.is_available() else "cpu")
-    return Engine(model, pack=pack)
+    return Engine(model)
 
 
 def written(engine: Engine, codec: Codec, prompt: list[int], sampling: Sampling, stops: list[str]) -> Iterator[str]:
@@ -99,7 +99,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text to stop before; may be given several times")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; by default the checkpoint's, or bytes")
-    parser.add_argument("--pack", action="store_true", help="weights in oneDNN's layout, faster on some CPUs")
     arguments = parser.parse_args()
     if (arguments.prompt is None) != arguments.chat:
         parser.error("give a prompt, or --chat")
@@ -122,9 +121,9 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     if arguments.chat:
         conversation = Conversation(load_template(folder))
-        talk(load_engine(folder, arguments.pack), codec, conversation, sampling, arguments.stop)
+        talk(load_engine(folder), codec, conversation, sampling, arguments.stop)
     else:
-        engine, prompt = load_engine(folder, arguments.pack), codec.encode(arguments.prompt)
+        engine, prompt = load_engine(folder), codec.encode(arguments.prompt)
         print(arguments.prompt, end="", flush=True)
         show(engine, codec, prompt, sampling, arguments.stop)
 

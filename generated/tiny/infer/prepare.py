@@ -37,66 +37,85 @@ def _adjacent(weights: list[Tensor]) -> bool:
     return len(storages) == 1 and [weight.data_ptr() for weight in weights[1:]] == ends[:-1]
 
 
-def packable(weight: Tensor) -> bool:
-    """Whether oneDNN has a layout of its own for it: float32 on a CPU, and bfloat16 where the CPU multiplies that."""
-    if not weight.is_cpu or not torch.backends.mkldnn.is_available():
-        return False
-    narrow = weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return narrow or weight.dtype is torch.float32
+Away = list[tuple[Tensor, list[Tensor]]]
+"""Weights without memory, each with its parts in oneDNN's layout."""
 
 
-def packed(weight: Tensor) -> Tensor:
-    """The weight [out, in] in oneDNN's layout for products of some rows; it can be multiplied by, and nothing else."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+def packed(weight: Tensor, away: Away) -> list[Tensor]:
+    """The parts [out, in] of a weight [parts, out, in] in oneDNN's layout: to multiply by, and for nothing else.
+
+    The memory of the weight goes, until `put_back`. A weight that shares it with something else stays as it is.
+    """
+    memory = weight.untyped_storage()
+    if not memory.resizable() or memory.nbytes() != weight.nbytes:
+        return list(weight)
+    parts = [torch.ops.mkldnn._reorder_linear_weight(part, 32) for part in weight]
+    memory.resize_(0)
+    away.append((weight, parts))
+    return parts
 
 
-def product_weight(pack: bool, *linears: nn.Linear) -> Tensor:
-    """The weights of linears that read one x, one above the other: [sum of outs, in]. Packed, it takes theirs."""
+def put_back(away: Away) -> None:
+    """Every weight as it was, bit by bit, and where it was: whoever has a view of it sees it again."""
+    while away:
+        weight, parts = away.pop()
+        weight.untyped_storage().resize_(weight.nbytes)
+        for place, part in zip(weight, parts, strict=True):
+            place.copy_(part.to_dense())
+
+
+def product_weight(away: Away | None, *linears: nn.Linear) -> Tensor:
+    """The weights of linears that read one x, one above the other: [sum of outs, in]; packed if that goes to `away`."""
     whole = stacked(*linears)
-    if not pack:
-        return whole
-    for linear in linears:
-        linear.weight.data = whole.new_empty(0)
-    return packed(whole)
+    return whole if away is None else packed(whole.unsqueeze(0), away)[0]
 
 
-def expert_weights(pack: bool, weight: nn.Parameter) -> Tensor | list[Tensor]:
-    """The weights of all experts [E, out, in]; packed, a list of theirs, which takes the weight from its module."""
-    if not pack:
-        return weight.detach()
-    experts = [packed(expert) for expert in weight.detach()]
-    weight.data = weight.new_empty(0)
-    return experts
+class FewRowNorm:
+    """x / sqrt(mean(x^2) + eps) * weight in five operators, half as many as a CPU runs of PyTorch's RMSNorm."""
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        self.weight = norm.weight
+        self.eps = norm.weight.new_tensor(norm.eps, dtype=torch.promote_types(norm.weight.dtype, torch.float32))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.eps.dtype)
+        inverse_rms = torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (x * inverse_rms * self.weight).to(x.dtype)
+
+
+def expert_weights(away: Away | None, weight: nn.Parameter) -> Tensor | list[Tensor]:
+    """The weights of all experts, [E, out, in]; packed one by one if they go to `away`."""
+    return weight.detach() if away is None else packed(weight.detach(), away)
 
 
 class LatentAttention:
     """Multi-head latent attention, queries through a latent too (DeepSeek-V2, section 2.1)."""
 
-    def __init__(self, module: model.LatentAttention, pack: bool) -> None:
+    def __init__(self, module: model.LatentAttention, away: Away | None) -> None:
         # [H, N, L], [H, V, L]
         self.w_uk, self.w_uv = module.kv_b_proj.weight.unflatten(0, (NUM_HEADS, -1)).split(
             (QK_NOPE_HEAD_DIM, V_HEAD_DIM), 1
         )
-        self.q_a_kv_a_proj = product_weight(pack, module.q_a_proj, module.kv_a_proj_with_mqa)  # [Q + L + R, D]
-        self.q_b_proj = product_weight(pack, module.q_b_proj)  # [H * (N + R), Q]
-        self.o_proj = product_weight(pack, module.o_proj)  # [D, H * V]
+        self.q_a_kv_a_proj = product_weight(away, module.q_a_proj, module.kv_a_proj_with_mqa)  # [Q + L + R, D]
+        self.q_a_layernorm = FewRowNorm(module.q_a_layernorm)
+        self.q_b_proj = product_weight(away, module.q_b_proj)  # [H * (N + R), Q]
+        self.kv_a_layernorm = FewRowNorm(module.kv_a_layernorm)
+        self.o_proj = product_weight(away, module.o_proj)  # [D, H * V]
         self.kv_b_proj = module.kv_b_proj
-        self.q_a_layernorm = module.q_a_layernorm
-        self.kv_a_layernorm = module.kv_a_layernorm
 
 
 class FeedForward:
     """SwiGLU (arXiv 2002.05202)."""
 
-    def __init__(self, module: model.FeedForward, pack: bool) -> None:
-        self.gate_up_proj = product_weight(pack, module.gate_proj, module.up_proj)  # [2 * width, D]
-        self.down_proj = product_weight(pack, module.down_proj)  # [D, width]
+    def __init__(self, module: model.FeedForward, away: Away | None) -> None:
+        self.gate_up_proj = product_weight(away, module.gate_proj, module.up_proj)  # [2 * width, D]
+        self.down_proj = product_weight(away, module.down_proj)  # [D, width]
 
 
 class Router:
     """Top-k over sigmoid scores, within the best groups; the bias affects the choice of experts, not their weights."""
 
-    def __init__(self, module: model.Router, pack: bool) -> None:
+    def __init__(self, module: model.Router, away: Away | None) -> None:
         self.weight = module.weight
         self.e_score_correction_bias = module.e_score_correction_bias
 
@@ -104,55 +123,55 @@ class Router:
 class MixtureOfExperts:
     """Routed experts, each token through its top k (DeepSeekMoE, arXiv 2401.06066)."""
 
-    def __init__(self, module: model.MixtureOfExperts, pack: bool) -> None:
-        self.gate_up_proj = expert_weights(pack, module.gate_up_proj)  # [E, 2 * I, D]
-        self.down_proj = expert_weights(pack, module.down_proj)  # [E, D, I]
-        self.gate = Router(module.gate, pack)
-        self.shared_experts = FeedForward(module.shared_experts, pack)
+    def __init__(self, module: model.MixtureOfExperts, away: Away | None) -> None:
+        self.gate_up_proj = expert_weights(away, module.gate_up_proj)  # [E, 2 * I, D]
+        self.down_proj = expert_weights(away, module.down_proj)  # [E, D, I]
+        self.gate = Router(module.gate, away)
+        self.shared_experts = FeedForward(module.shared_experts, away)
 
 
 class DenseLayer:
     """A layer with a dense feed-forward."""
 
-    def __init__(self, module: model.DenseLayer, pack: bool) -> None:
-        self.input_layernorm = module.input_layernorm
-        self.self_attn = LatentAttention(module.self_attn, pack)
-        self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = FeedForward(module.mlp, pack)
+    def __init__(self, module: model.DenseLayer, away: Away | None) -> None:
+        self.input_layernorm = FewRowNorm(module.input_layernorm)
+        self.post_attention_layernorm = FewRowNorm(module.post_attention_layernorm)
+        self.self_attn = LatentAttention(module.self_attn, away)
+        self.mlp = FeedForward(module.mlp, away)
 
 
 class MoeLayer:
     """A layer with a mixture of experts."""
 
-    def __init__(self, module: model.MoeLayer, pack: bool) -> None:
-        self.input_layernorm = module.input_layernorm
-        self.self_attn = LatentAttention(module.self_attn, pack)
-        self.post_attention_layernorm = module.post_attention_layernorm
-        self.mlp = MixtureOfExperts(module.mlp, pack)
+    def __init__(self, module: model.MoeLayer, away: Away | None) -> None:
+        self.input_layernorm = FewRowNorm(module.input_layernorm)
+        self.post_attention_layernorm = FewRowNorm(module.post_attention_layernorm)
+        self.self_attn = LatentAttention(module.self_attn, away)
+        self.mlp = MixtureOfExperts(module.mlp, away)
 
 
 class MultiTokenPredictor:
     """Predicts one token further ahead from the depth before and the token between (DeepSeek-V3, section 2.2)."""
 
-    def __init__(self, module: model.MultiTokenPredictor, pack: bool) -> None:
-        self.eh_proj = product_weight(pack, module.eh_proj)  # [D, 2 * D]
-        self.enorm = module.enorm
-        self.hnorm = module.hnorm
-        self.layer = MoeLayer(module.layer, pack)
-        self.norm = module.norm
+    def __init__(self, module: model.MultiTokenPredictor, away: Away | None) -> None:
+        self.enorm = FewRowNorm(module.enorm)
+        self.hnorm = FewRowNorm(module.hnorm)
+        self.eh_proj = product_weight(away, module.eh_proj)  # [D, 2 * D]
+        self.norm = FewRowNorm(module.norm)
+        self.layer = MoeLayer(module.layer, away)
 
 
 class Model:
     """tiny: token ids to logits."""
 
-    def __init__(self, module: model.Model, pack: bool) -> None:
+    def __init__(self, module: model.Model, away: Away | None) -> None:
         rope = rotary_table(MAX_POSITION_EMBEDDINGS, module.embed_tokens.weight)  # [2, MAX_POSITION_EMBEDDINGS, R / 2]
         self.rope = spread_pairs(rope)  # [2, MAX_POSITION_EMBEDDINGS, R]
-        self.lm_head = product_weight(pack, module.lm_head)  # [W, D]
+        self.norm = FewRowNorm(module.norm)
+        self.lm_head = product_weight(away, module.lm_head)  # [W, D]
         self.embed_tokens = module.embed_tokens
-        self.norm = module.norm
-        self.mtp = [MultiTokenPredictor(part, pack) for part in module.mtp]
+        self.mtp = [MultiTokenPredictor(part, away) for part in module.mtp]
         self.layers: list[Any] = [
-            *(DenseLayer(layer, pack) for layer in module.layers[:NUM_DENSE_LAYERS]),
-            *(MoeLayer(layer, pack) for layer in module.layers[NUM_DENSE_LAYERS:]),
+            *(DenseLayer(layer, away) for layer in module.layers[:NUM_DENSE_LAYERS]),
+            *(MoeLayer(layer, away) for layer in module.layers[NUM_DENSE_LAYERS:]),
         ]

@@ -158,8 +158,9 @@ def order_by_expert(received: Tensor, rows: int) -> Tensor:
 
 def each_expert(x: Tensor, weight: Tensor | list[Tensor], counts: list[int]) -> Tensor:
     """The rows of each expert, counts[e] of them, times weight[e].T: [T * K, in] by [E, out, in] -> [T * K, out]."""
-    parts = zip(x.split(counts), weight, strict=True)
-    products = [linear(rows, expert) for rows, expert in parts if len(rows)]
+    chosen = [expert for expert, count in enumerate(counts) if count]
+    parts = zip(x.split([counts[expert] for expert in chosen]), chosen, strict=True)
+    products = [linear(rows, weight[expert]) for rows, expert in parts]
     return torch.cat(products) if products else x.new_empty(0, weight[0].shape[0])
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..dims import MAX_POSITION_EMBEDDINGS
 from ..model import Model
-from . import prepare
 from .batch import Part, on_device, pack
 from .cache import PAGE_SIZE, PagePool
 from .decode import empty_caches, model_draft, model_forward
+from .layout import Layout
 from .ranks import Ranks
 from .sampling import Row, Sampling, choose, logprobs
 from .scheduler import Scheduler, Text
@@ -33,9 +33,9 @@ GPU_CACHE_SHARE = 0.9  # of what is free beside the weights
 class Engine:
     """A model with its weights prepared, and the pages of its cache, all taken at the start.
 
-    The weights stay the model's unless they are packed: what is trained in place is what generates. Temperature,
-    length and stops belong to each text. In float32 a text does not depend on the others that run beside it, but for
-    ties of the last bits.
+    The weights are the model's: what is trained in place is what generates. On some CPUs the engine takes them while it
+    writes many texts, and gives them back when it has none to write. Temperature, length and stops belong to each text.
+    In float32 a text does not depend on the others that run beside it, but for ties of the last bits.
     """
 
     def __init__(
@@ -47,22 +47,13 @@ class Engine:
         max_running: int = 32,
         step_tokens: int = 512,
         speculate: bool = True,
-        pack: bool = False,
     ) -> None:
         """`model` holds this rank's share. `cache_bytes`: of a rank's pages; by default most of what its
-        GPU has free, or 1 GiB. `step_tokens`: of one step, on each rank.
-
-        `pack`: weights go over into oneDNN's layout, and the model is left without them: faster in bfloat16; in float32
-        it depends on the CPU and on how many texts run, so measure it.
-        """
+        GPU has free, or 1 GiB. `step_tokens`: of one step, on each rank."""
         self.ranks = ranks
         self.working = False  # whether some rank had something to do in the last step
-        if pack and not prepare.packable(model.embed_tokens.weight):
-            raise ValueError("only float32 on a CPU can be packed, and bfloat16 where the CPU multiplies it")
-        if any(weight.numel() == 0 for weight in model.parameters()):
-            raise ValueError("an engine has packed this model's weights and keeps them: load them into another model")
         with torch.no_grad():
-            self.module = prepare.Model(model, pack)
+            self.layout = Layout(model)
         weight = model.embed_tokens.weight.detach()
         self.device = weight.device
         page_bytes = sum(cache.nbytes for cache in empty_caches(1, weight))
@@ -83,12 +74,13 @@ class Engine:
 
     def loads(self) -> list[list[float]]:
         """How many tokens went to each expert, layer by layer, from all ranks, which call this together."""
-        found = [layer.mlp.loads.cpu() for layer in self.module.layers if hasattr(layer.mlp, "loads")]
+        found = [layer.mlp.loads.cpu() for layer in self.layout.module.layers if hasattr(layer.mlp, "loads")]
         return [self.ranks.add(loads).tolist() for loads in found]
 
     def cancel(self, text: Text) -> None:
         """Its pages are free for others at once."""
         self.scheduler.drop(text, "cancelled")
+        self._rest()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Text, list[int]]]:
@@ -100,10 +92,11 @@ class Engine:
         if not self.working:
             return []
         self._clear()
+        self.layout.suit(len(plan))
         parts = [Part(text.pages, text.shared, text.computed, text.known[text.computed :][:new]) for text, new in plan]
         rows, asked = self._asked(plan)
         tokens, batch = pack(parts, self.device)
-        logits, hidden = model_forward(self.module, tokens, rows, batch, self.caches[:-1])
+        logits, hidden = model_forward(self.layout.module, tokens, rows, batch, self.caches[:-1])
         tokens_chosen = choose(logits, asked)
         chosen = iter(zip(tokens_chosen, logprobs(logits, tokens_chosen, asked), strict=True))
         made = []
@@ -118,8 +111,14 @@ class Engine:
                 self.pool.name(text.pages, page, text.tokens)
             if (why := text.ends) is not None:
                 self.scheduler.drop(text, why)
+        self._rest()
         self.made += sum(len(new) for _, new in made)
         return [(text, new) for text, new in made if new]
+
+    def _rest(self) -> None:
+        """The model has its weights again when there is nothing to write."""
+        if self.scheduler.idle:
+            self.layout.suit(0)
 
     def _clear(self) -> None:
         """Pages are taken empty: rows behind a text weigh nothing, but nothing times NaN would be NaN."""
@@ -160,7 +159,7 @@ class Engine:
         tokens, batch = pack([part for part, _, _ in pairs], self.device, begins=1)
         rows = on_device([row for _, row in guessing], torch.long, self.device)
         logits = model_draft(
-            self.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
+            self.layout.module, hidden[on_device(states, torch.long, self.device)], tokens, rows, batch, self.caches[-1]
         )
         asked = [Row(text.sampling, len(text.prompt), text.tokens, len(text.tokens)) for text, _ in guessing]
         for (text, _), token in zip(guessing, choose(logits, asked), strict=True):

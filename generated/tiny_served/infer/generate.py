@@ -50,7 +50,7 @@ def start_from(model: Model, folder: Path, device: str = "cpu") -> None:
         raise SystemExit(f"{folder}: {error}") from None
 
 
-def on_ranks(folder: Path, lead: Callable[[Front], None], pack: bool, file: Path | None) -> None:
+def on_ranks(folder: Path, lead: Callable[[Front], None], file: Path | None) -> None:
     """Runs `lead` on rank 0, with a front whose texts all ranks write. Raises SystemExit where one of them fails.
 
     Weights in the type of torch's default, each rank's share on a GPU of its own where there are any.
@@ -58,23 +58,18 @@ def on_ranks(folder: Path, lead: Callable[[Front], None], pack: bool, file: Path
     """
     try:
         with Ranks() as ranks:
-            take_part(ranks, folder, lead, pack, file)
+            try:
+                loads: Loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
+                model = load_share(folder, ranks.rank, loads)
+            except (OSError, ValueError) as error:  # what a file is not, or does not hold
+                raise SystemExit(f"{folder}: {error}") from None
+            engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks)
+            lead_or_follow(engine, lead)
+            counted = engine.loads()
+            if file is not None and ranks.rank == 0:
+                write_loads(file, counted)
     except RankFailed as error:
         raise SystemExit(f"error: {error}") from None
-
-
-def take_part(ranks: Ranks, folder: Path, lead: Callable[[Front], None], pack: bool, file: Path | None) -> None:
-    """What this rank does; a function, so that nothing with a group of ranks is left when it is over."""
-    try:
-        loads: Loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
-        model = load_share(folder, ranks.rank, loads)
-    except (OSError, ValueError) as error:  # what a file is not, or does not hold
-        raise SystemExit(f"{folder}: {error}") from None
-    engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks, pack=pack)
-    lead_or_follow(engine, lead)
-    counted = engine.loads()
-    if file is not None and ranks.rank == 0:
-        write_loads(file, counted)
 
 
 def written(tokens: Iterator[int], codec: Codec, sampling: Sampling, stops: list[str]) -> Iterator[str]:
@@ -132,7 +127,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text to stop before; may be given several times")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; by default the checkpoint's, or bytes")
-    parser.add_argument("--pack", action="store_true", help="weights in oneDNN's layout, faster on some CPUs")
     parser.add_argument(
         "--loads", type=Path, help="loads of experts: read at the start where it exists, written at the end"
     )
@@ -141,7 +135,7 @@ def main() -> None:
         parser.error("give a prompt, or --chat")
     try:
         with in_a_line():
-            on_ranks(newest(arguments.checkpoint), partial(generate, arguments), arguments.pack, arguments.loads)
+            on_ranks(newest(arguments.checkpoint), partial(generate, arguments), arguments.loads)
     except ValueError as error:  # what was asked for cannot be, or a file does not hold it
         raise SystemExit(f"error: {error}") from None
 

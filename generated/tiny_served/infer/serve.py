@@ -302,7 +302,6 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--key", help="what clients have to send as their API key; none by default")
-    parser.add_argument("--pack", action="store_true", help="weights in oneDNN's layout, faster on some CPUs")
     parser.add_argument(
         "--loads", type=Path, help="loads of experts: read at the start where it exists, written at the end"
     )
@@ -313,7 +312,7 @@ def main() -> None:
         if os.environ.get("RANK", "0") != "0":  # the others stop when rank 0 has
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        on_ranks(newest(arguments.checkpoint), partial(serve, arguments), arguments.pack, arguments.loads)
+        on_ranks(newest(arguments.checkpoint), partial(serve, arguments), arguments.loads)
 
 
 def serve(arguments: argparse.Namespace, front: Front) -> None:

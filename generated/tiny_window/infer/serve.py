@@ -277,7 +277,7 @@ async def send_event(send: Send, event: Body) -> None:
     await send({"type": "http.response.body", "body": f"data: {json.dumps(event)}\n\n".encode(), "more_body": True})
 
 
-def load_server(folder: Path, tokenizer: Path | None, key: str | None, pack: bool) -> Server:
+def load_server(folder: Path, tokenizer: Path | None, key: str | None) -> Server:
     """Of a checkpoint. Raises SystemExit where a file is not what it should be."""
     codec = load_codec(tokenizer or folder)
     template = None
@@ -288,7 +288,7 @@ def load_server(folder: Path, tokenizer: Path | None, key: str | None, pack: boo
         pass
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    return Server(load_engine(folder, pack), codec, template, stops, key)
+    return Server(load_engine(folder), codec, template, stops, key)
 
 
 def main() -> None:
@@ -298,7 +298,6 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--key", help="what clients have to send as their API key; none by default")
-    parser.add_argument("--pack", action="store_true", help="weights in oneDNN's layout, faster on some CPUs")
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 2**16:
         parser.error("--port: 0 to 65535")
@@ -308,7 +307,7 @@ def main() -> None:
         raise SystemExit("serving needs uvicorn: pip install uvicorn") from None
 
     with in_a_line():
-        app = load_server(newest(arguments.checkpoint), arguments.tokenizer, arguments.key, arguments.pack)
+        app = load_server(newest(arguments.checkpoint), arguments.tokenizer, arguments.key)
     config = uvicorn.Config(
         app, host=arguments.host, port=arguments.port, http="h11", log_level="warning", backlog=MAX_TEXTS,
         timeout_graceful_shutdown=GRACE_SECONDS,
