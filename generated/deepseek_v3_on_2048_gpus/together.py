@@ -42,7 +42,7 @@ def leave() -> None:
     dist.destroy_process_group()
     for found in gc.get_objects():
         if type(found) is DeviceMesh:  # which torch's caches of operations keep
-            found._pg_registry.clear()
+            getattr(found, "_pg_registry", {}).clear()
     gc.collect()  # objects that refer to each other, and one of them to a group
 
 

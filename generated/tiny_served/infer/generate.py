@@ -58,18 +58,23 @@ def on_ranks(folder: Path, lead: Callable[[Front], None], file: Path | None) -> 
     """
     try:
         with Ranks() as ranks:
-            try:
-                loads: Loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
-                model = load_share(folder, ranks.rank, loads)
-            except (OSError, ValueError) as error:  # what a file is not, or does not hold
-                raise SystemExit(f"{folder}: {error}") from None
-            engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks)
-            lead_or_follow(engine, lead)
-            counted = engine.loads()
-            if file is not None and ranks.rank == 0:
-                write_loads(file, counted)
+            take_part(ranks, folder, lead, file)
     except RankFailed as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def take_part(ranks: Ranks, folder: Path, lead: Callable[[Front], None], file: Path | None) -> None:
+    """What this rank does; a function, so that nothing with a group of ranks is left when it is over."""
+    try:
+        loads: Loads = ranks.deal([read_loads(file)] * SERVING_RANKS if ranks.rank == 0 else [])
+        model = load_share(folder, ranks.rank, loads)
+    except (OSError, ValueError) as error:  # what a file is not, or does not hold
+        raise SystemExit(f"{folder}: {error}") from None
+    engine = Engine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ranks)
+    lead_or_follow(engine, lead)
+    counted = engine.loads()
+    if file is not None and ranks.rank == 0:
+        write_loads(file, counted)
 
 
 def written(tokens: Iterator[int], codec: Codec, sampling: Sampling, stops: list[str]) -> Iterator[str]:
