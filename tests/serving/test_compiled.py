@@ -109,7 +109,7 @@ def test_without_a_compiler_there_is_a_line_that_says_so(monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [SEEN, FIXED, CROSSED, UNPADDED])
 def test_a_fault_is_seen(change: Change) -> None:
-    with pytest.raises(Exception):  # noqa: B017  torch gives up, or tokens differ, or too much is compiled
+    with pytest.raises((AssertionError, torch._dynamo.exc.FailOnRecompileLimitHit)):
         same_tokens(change)
 
 
