@@ -112,13 +112,14 @@ def cache_error(package: str) -> float:
     tokens = random_tokens(model)
     full = model(tokens)
     running = engine.Engine(model)
+    holder = getattr(running, "layout", running)  # of prepared weights; for CPUs their layout is chosen as texts come
     pages = [running.pool.take(LENGTH) for _ in tokens]
     worst = 0.0
     for start, end in [(0, PROMPT), *((position, position + 1) for position in range(PROMPT, LENGTH))]:
         parts = [batch.Part(held, 0, start, row[start:end]) for held, row in zip(pages, tokens.tolist(), strict=True)]
         packed, described = batch.pack(parts, running.device)
         rows = torch.arange(1, len(tokens) + 1) * (end - start) - 1
-        made = decode.model_forward(running.module, packed, rows, described, running.caches[: len(model.layers)])
+        made = decode.model_forward(holder.module, packed, rows, described, running.caches[: len(model.layers)])
         logits = made[0] if isinstance(made, tuple) else made
         worst = max(worst, float((logits - full[:, end - 1]).abs().max()))
     return worst / float(full.abs().max())
