@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -39,6 +40,9 @@ def importer(folder: Path) -> Importer:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Emitted packages of one name differ from test to test; two workers would read each other's in one cache.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    os.environ["MYPY_CACHE_DIR"] = str(Path(__file__).parents[1] / ".mypy_cache" / worker)
     config.addinivalue_line("markers", "needs_git: skipped where there is no git")
 
 

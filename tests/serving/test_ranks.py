@@ -201,8 +201,7 @@ def assert_clean(packages: dict[str, Sections], folder: Path) -> None:
     root, names = Path(__file__).parents[2], list(packages)
     for name, sections in packages.items():
         write_package(sections, name, folder)
-    cache = f"--cache-dir={root / '.mypy_cache' / 'generated'}"
-    typed = ("mypy", f"--config-file={root / 'tests/golden/mypy.ini'}", cache, *(f"--package={name}" for name in names))
+    typed = ("mypy", f"--config-file={root / 'tests/golden/mypy.ini'}", *(f"--package={name}" for name in names))
     ruff = ("--isolated", "--no-cache", "--line-length=120", "--target-version=py311")
     linted = ("ruff", "check", *ruff, "--select=E,F,W,I,B,UP,C4,SIM", "--ignore=SIM108", ".")
     for command in (typed, linted, ("ruff", "format", *ruff, "--check", ".")):

@@ -159,14 +159,15 @@ def _own(path: str, node: Node, sizes: Sizes) -> Iterator[Weight]:
 
 
 def _prepared(path: str, block: Block, sizes: Sizes) -> dict[Value, tuple[Weight, ...]]:
-    """What preparing leaves, each in parts as large as the parameters that it is made of."""
+    """The tensors that preparing leaves, each in parts as large as the parameters that it is made of; of an object the
+    parameters are those of the op that calls it."""
     read = {value for node in block.nodes() for value in node.inputs} | set(block.outputs)
     found = {}
     for node in block.once:
         parameters = [parameter.substitute(sizes) for parameter in node.op.parameters()]
         whole = sum(parameter.type.numel.value() for parameter in parameters)
         for value in node.outputs:
-            if value in read:
+            if value in read and isinstance(value.type, TensorType):
                 size = tensor(value.type).bytes.substitute(sizes).value()
                 parts = [(one, size * one.type.numel.value() // whole) for one in parameters]
                 found[value] = tuple(Weight(path + one.name, one, part) for one, part in parts) or (
