@@ -374,7 +374,7 @@ CHANGES = (
     Change("h800", "cluster.nodes", 4, "plan"),
     Change("gpus", "cluster.gpus", 12, "plan"),
     *(Change("mine", f"cluster.machine.{key}", value, "plan") for key, value in MACHINE_CHANGES.items()),
-    Change("mine", "cluster.machine.architecture", "blackwell", "python plan"),
+    Change("mine", "cluster.machine.architecture", "blackwell", "plan"),
     *(Change("h800", f"placement.{name}", value, breaks) for name, (value, breaks) in PINS.items()),
     Change("sent", "placement.dispatch", "deepep", "plan"),
     *(Change("fp8", f"precision.linear.{key}", value, breaks) for key, (value, breaks) in FP8_CHANGES.items()),
