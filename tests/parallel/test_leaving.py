@@ -19,7 +19,7 @@ RL = {"rl": {"max_new_tokens": 8}, "tokens": {"eos": 255}}
 KEPT: dict[str, tuple[str, str]] = {
     "groups are not taken down": ("    dist.destroy_process_group()\n", ""),
     "objects that refer to each other stay": ("    gc.collect()  #", "    #"),
-    "meshes in torch's caches have groups": ("getattr(found, \"_pg_registry\", {}).clear()", "pass"),
+    "meshes in torch's caches have groups": ('getattr(found, "_pg_registry", {}).clear()', "pass"),
 }
 
 

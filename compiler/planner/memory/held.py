@@ -33,7 +33,8 @@ class Held:
     backward: int
     """The same for backward, less what was kept."""
     put_off: Extent
-    """Gradients that wait beside what is kept where a backward of weights follows that of the input by itself."""
+    """What waits beside what is kept where a backward of weights follows that of the input by itself: gradients, and what
+    the first of the two has made again."""
     until_weights: Extent
     """All that is held between the two where pairs take turns: the rest is gone, and what was made again is there."""
     keeps_input: bool
@@ -145,7 +146,7 @@ class PartMemory:
             tuple(pair for pair in sized if pair[0] in self._shared),
             keeps.forward.most(of_moment) - all_kept + beside,
             keeps.backward.most(of_moment) - all_kept + beside,
-            sum((extent(one.type, size(one)) for one in keeps.part.weighed), Extent()),
+            sum((extent(one.type, size(one)) for one in (*keeps.part.weighed, *keeps.kept.remade)), Extent()),
             sum((extent(one.type, size(one)) for one in keeps.part.put_off), Extent()),
             keeps.part.steps[0].inputs[0] in keeps.kept.storages,
         )
