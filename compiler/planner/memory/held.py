@@ -33,8 +33,8 @@ class Held:
     backward: int
     """The same for backward, less what was kept."""
     put_off: Extent
-    """What waits beside what is kept where a backward of weights follows that of the input by itself: gradients, and what
-    the first of the two has made again."""
+    """What waits beside what is kept where a backward of weights follows that of the input by itself: gradients, and
+    what the first of the two has made again."""
     until_weights: Extent
     """All that is held between the two where pairs take turns: the rest is gone, and what was made again is there."""
     keeps_input: bool
