@@ -62,7 +62,7 @@ CASES = [
     ("llama", {"pp": 2, "vpp": 2, "schedule": "zbv"}),
     *(
         pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv", "recompute": some}, marks=pytest.mark.slow)
-        for some in (["norms"], ["swiglu"], ["mla_up_proj"], ["experts"], AGAIN)
+        for some in (["norms"], ["swiglu"], ["mla_up_proj"], ["experts"], AGAIN, ["full"])
     ),
     pytest.param("deepseek", {"pp": 2, "vpp": 2, "schedule": "zbv"}, marks=pytest.mark.slow),
     pytest.param("llama", {**ZBV, "zero": 2, "micro_batch": 1}, marks=pytest.mark.slow),

@@ -32,6 +32,8 @@ class Held:
     """The most bytes that forward needs for a moment, less what it keeps."""
     backward: int
     """The same for backward, less what was kept."""
+    again: int
+    """What of that is made again."""
     put_off: Extent
     """What waits beside what is kept where a backward of weights follows that of the input by itself: gradients, and
     what the first of the two has made again."""
@@ -146,6 +148,7 @@ class PartMemory:
             tuple(pair for pair in sized if pair[0] in self._shared),
             keeps.forward.most(of_moment) - all_kept + beside,
             keeps.backward.most(of_moment) - all_kept + beside,
+            sum(map(of_moment, keeps.kept.remade)),
             sum((extent(one.type, size(one)) for one in (*keeps.part.weighed, *keeps.kept.remade)), Extent()),
             sum((extent(one.type, size(one)) for one in keeps.part.put_off), Extent()),
             keeps.part.steps[0].inputs[0] in keeps.kept.storages,

@@ -172,13 +172,15 @@ class MemoryModel:
         each = [*(one.kept + more for one, more in zip(stages, beside, strict=True)), *waiting]
         moment = max(content.in_flight, key=lambda counts: sum(map(mul, counts, each)))
         counts, put_off = moment[: len(stages)], moment[len(stages) :]
+        waits = any(put_off) and not turns
         return Fullest(
             counts,
             sum(count * one.activations for count, one in zip(counts, stages, strict=True)),
             sum(count * one.logits for count, one in zip(counts, stages, strict=True)),
             sum(map(mul, put_off, waiting)),
             sum(map(mul, counts, beside)),
-            max(one.working for one in stages) + (self._rows_of_pairs(layout) if turns else 0),
+            max(one.beside_waiting if waits else one.working for one in stages)
+            + (self._rows_of_pairs(layout) if turns else 0),
         )
 
     def _rows_of_pairs(self, layout: Layout) -> int:

@@ -34,6 +34,8 @@ class StageBytes:
     """Of one micro-batch."""
     working: int
     """Of the part that needs most, forward or backward, whatever the number of micro-batches."""
+    beside_waiting: int
+    """The same where what backward made again is among what waits for W."""
     put_off: int
     """Gradients of one micro-batch that wait for its backward of weights."""
     until_weights: int
@@ -58,6 +60,8 @@ class PartBytes(NamedTuple):
     """Of both together."""
     working: int
     """For a moment, forward or backward."""
+    beside_waiting: int
+    """The same without what backward makes again."""
 
 
 class StageMemory:
@@ -89,9 +93,10 @@ class StageMemory:
             fresh = sum((size for storage, size in one.held.shared if storage not in known), Extent())
             known.update(storage for storage, _ in one.held.shared)
             by_kind[kind] = (one.held.own + fresh).on(layout) + (count - 1) * one.activations
-        later, peak = 0, 0
+        later, peak, beside_waiting = 0, 0, 0
         for kind in reversed(kinds):
             peak = max(peak, parts[kind].working - later)
+            beside_waiting = max(beside_waiting, parts[kind].beside_waiting - later)
             later += parts[kind].kept
         logits = sum(parts[kind].logits for kind in kinds)
         # Without an input, no backward of it: that of all is put off.
@@ -99,19 +104,22 @@ class StageMemory:
         keeps_input = EMBEDDING in kinds or parts[kinds[0]].held.keeps_input
         until_weights = sum(parts[kind].held.until_weights.on(layout) for kind in kinds)
         activations = sum(by_kind.values())
-        return StageBytes(tuple(by_kind.items()), activations, logits, peak, put_off, until_weights, keeps_input)
+        return StageBytes(
+            tuple(by_kind.items()), activations, logits, peak, beside_waiting, put_off, until_weights, keeps_input
+        )
 
     def _part(self, kind: str, layout: Layout) -> PartBytes:
         key = (kind, division(layout))
         if key not in self._parts:
             one, ranks = self.parts.on(kind, layout), layout.cp * layout.tp
-            backward = share(one.backward, ranks) + self._largest_gradient(kind, layout)
+            gradient = self._largest_gradient(kind, layout)
             self._parts[key] = PartBytes(
                 one,
                 one.own.on(layout),
                 one.logits.on(layout),
                 (one.own + one.logits).on(layout),
-                max(share(one.forward, ranks), backward),
+                max(share(one.forward, ranks), share(one.backward, ranks) + gradient),
+                max(share(one.forward, ranks), share(one.backward - one.again, ranks) + gradient),
             )
         return self._parts[key]
 
